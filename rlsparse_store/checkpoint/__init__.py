@@ -1,0 +1,39 @@
+"""Hugging Face checkpoints as raw bits: found, read and written back file by file."""
+
+from rlsparse_store.checkpoint.folder import Checkpoint, CheckpointFile, TensorRef, open_checkpoint
+from rlsparse_store.checkpoint.hints import BaseHints, hints_from_path
+from rlsparse_store.checkpoint.layout import (
+    INDEX_NAME,
+    FileLayout,
+    IndexLayout,
+    LayoutError,
+    TensorShape,
+    describe_file,
+    describe_index,
+    rebuild_header,
+    rebuild_index,
+)
+from rlsparse_store.checkpoint.sidefiles import SideFiles, copy_side_files, sort_side_files
+from rlsparse_store.checkpoint.writer import CheckpointWriter
+
+__all__ = [
+    "INDEX_NAME",
+    "BaseHints",
+    "Checkpoint",
+    "CheckpointFile",
+    "CheckpointWriter",
+    "FileLayout",
+    "IndexLayout",
+    "LayoutError",
+    "SideFiles",
+    "TensorRef",
+    "TensorShape",
+    "copy_side_files",
+    "describe_file",
+    "describe_index",
+    "hints_from_path",
+    "open_checkpoint",
+    "rebuild_header",
+    "rebuild_index",
+    "sort_side_files",
+]

@@ -1,0 +1,40 @@
+"""Pure coding: (base words, tuned words) to stored bytes of a chunk and back.
+
+No file, no tensor name and no checkpoint is known here.
+"""
+
+from rlsparse_store.codec.chunk import (
+    CodedChunk,
+    DeltaChunk,
+    WholeChunk,
+    decode_delta,
+    decode_whole,
+    encode_chunk,
+    encode_whole,
+    estimate_bits,
+)
+from rlsparse_store.codec.views import (
+    Widening,
+    as_words,
+    cast_to_bf16,
+    narrow,
+    to_bytes,
+    widen,
+)
+
+__all__ = [
+    "CodedChunk",
+    "DeltaChunk",
+    "WholeChunk",
+    "Widening",
+    "as_words",
+    "cast_to_bf16",
+    "decode_delta",
+    "decode_whole",
+    "encode_chunk",
+    "encode_whole",
+    "estimate_bits",
+    "narrow",
+    "to_bytes",
+    "widen",
+]

@@ -1,0 +1,244 @@
+"""A chunk: stored bytes and the numbers that a decoder needs beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlsparse_store.backends import Backend, Histogram, Rows, Words
+from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
+from rlsparse_store.codec.contexts import choose_bounds, key_bins, mask_cost
+from rlsparse_store.codec.cost import ONE_BIT
+from rlsparse_store.codec.frames import compress, decompress
+from rlsparse_store.codec.views import as_words, to_bytes
+from rlsparse_store.dtypes import OrderMap, WordCoding
+from rlsparse_store.errors import StreamError
+
+__all__ = [
+    "CodedChunk",
+    "DeltaChunk",
+    "WholeChunk",
+    "decode_delta",
+    "decode_whole",
+    "encode_chunk",
+    "encode_whole",
+    "estimate_bits",
+]
+
+ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
+"""Row flags must save this much more than they cost to be worth their stream."""
+
+MOSTLY_ACTIVE: Final = 8
+"""Row flags are not tried when fewer than one row in this many is without changes."""
+
+WHOLE_TRIAL: Final = 2
+"""A delta above one part in this many of the raw bytes is compared with storing them whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaChunk:
+    """A chunk stored as changes of the base's words.
+
+    Attributes:
+        stored: The frame.
+        has_row_flags: Whether the content starts with row flags.
+        bounds: Inclusive upper key of each context.
+        changed: Changed words of each context.
+        steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
+    """
+
+    stored: bytes
+    has_row_flags: bool
+    bounds: tuple[int, ...]
+    changed: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeChunk:
+    """A chunk stored whole, as byte planes.
+
+    Attributes:
+        stored: The frame.
+    """
+
+    stored: bytes
+
+
+CodedChunk = DeltaChunk | WholeChunk
+
+
+def encode_chunk(
+    backend: Backend,
+    base: Words,
+    tuned: Words,
+    coding: WordCoding,
+    mantissa_bits: int | None,
+    row: tuple[int, int] | None,
+) -> CodedChunk:
+    """Code the words of a chunk, of which at least one changed, the cheaper way.
+
+    Args:
+        backend: Runs the loops.
+        base: Words before.
+        tuned: Words after.
+        coding: Width and order map of the words.
+        mantissa_bits: Of a floating-point dtype, for the choice of contexts.
+        row: Words of a row of the tensor and the place of the chunk's first word in its row,
+            or ``None`` where rows mean nothing.
+    """
+    bins = key_bins(coding, mantissa_bits)
+    histogram = backend.histogram(base, tuned, coding, bins)
+    rows = None
+    if row is not None:
+        rows, histogram = _try_rows(backend, base, tuned, coding, bins, histogram, row)
+    bounds, _ = choose_bounds(histogram, bins)
+    streams = backend.partition(base, tuned, coding, bounds, rows)
+    flags = [pack_flags(rows.active)] if rows is not None else []
+    stored = compress(
+        [
+            *flags,
+            *streams.masks,
+            *_by_context(streams.signs, streams.changed, 1),
+            *_by_context(streams.classes, streams.changed, 2),
+            streams.exponents,
+            streams.low_bits,
+        ]
+    )
+    raw = coding.nbytes(base.size)
+    if len(stored) * WHOLE_TRIAL > raw:
+        whole = encode_whole(tuned, coding)
+        if len(whole.stored) < len(stored):
+            return whole
+    return DeltaChunk(
+        stored=stored,
+        has_row_flags=rows is not None,
+        bounds=tuple(int(bound) for bound in bounds),
+        changed=tuple(streams.changed),
+        steps=_step_counts(streams.signs, streams.classes, sum(streams.changed)),
+    )
+
+
+def _try_rows(
+    backend: Backend,
+    base: Words,
+    tuned: Words,
+    coding: WordCoding,
+    bins: NDArray[np.uint64],
+    histogram: Histogram,
+    row: tuple[int, int],
+) -> tuple[Rows | None, Histogram]:
+    """Row flags and the histogram of the words they leave, if that is cheaper."""
+    rows = backend.active_rows(base, tuned, *row)
+    active = int(rows.active.sum())
+    if (rows.active.size - active) * MOSTLY_ACTIVE < rows.active.size:
+        return None, histogram
+    live = rows.live(0, base.size)
+    left = backend.histogram(base[live], tuned[live], coding, bins)
+    changed = left.magnitudes.sum(1)
+    plain = int(mask_cost(histogram.words, changed).sum())
+    flagged = int(mask_cost(left.words, changed).sum())
+    flags = int(mask_cost(np.int64([rows.active.size]), np.int64([active]))[0])
+    if flagged + flags + flags // 10 + ROW_FLAG_MARGIN >= plain:
+        return None, histogram
+    return rows, left
+
+
+def _by_context(stream: bytes, changed: list[int], bits: int) -> list[bytes]:
+    """Cut a stream of values near the context boundaries, where its distribution may change."""
+    ends = [end * bits // 8 for end in np.cumsum(changed)]
+    ends[-1] = len(stream)
+    return [stream[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _step_counts(signs: bytes, classes: bytes, count: int) -> tuple[int, ...]:
+    values = Cursor(classes).take_fields(count, 2)
+    negative = Cursor(signs).take_bits(count)
+    return tuple(int(n) for n in np.bincount(np.where(negative == 1, 0, 4) + values, minlength=8))
+
+
+def estimate_bits(
+    backend: Backend, base: Words, tuned: Words, coding: WordCoding, mantissa_bits: int | None
+) -> int:
+    """About how many bits the changes of these words would take under this word coding."""
+    bins = key_bins(coding, mantissa_bits)
+    histogram = backend.histogram(base, tuned, coding, bins)
+    if not histogram.magnitudes.any():
+        return 0
+    return choose_bounds(histogram, bins)[1] // ONE_BIT + int(histogram.magnitudes.sum())
+
+
+def decode_delta(
+    backend: Backend,
+    base: Words,
+    coding: WordCoding,
+    chunk: DeltaChunk,
+    row: tuple[int, int] | None,
+) -> Words:
+    """Decode a delta chunk against the base words it was made from.
+
+    Args:
+        backend: Runs the loops.
+        base: Words before, already checked.
+        coding: Width and order map of the words.
+        chunk: Stored bytes, already checked, and the chunk's numbers.
+        row: As in :func:`encode_chunk`; needed where the chunk has row flags.
+
+    Raises:
+        StreamError: The chunk breaks the format.
+    """
+    content = decompress(chunk.stored, _largest_content(chunk, base.size, coding.width))
+    rows = None
+    if chunk.has_row_flags:
+        if row is None:
+            msg = "row flags in a tensor without rows"
+            raise StreamError(msg)
+        length, offset = row
+        number = -(-(offset + base.size) // length)
+        flags = Cursor(content[: -(-number // 8)]).take_bits(number)
+        content = content[-(-number // 8) :]
+        rows = Rows(flags == 1, length, offset)
+    bounds = np.array(chunk.bounds, np.uint64)
+    return backend.apply(base, coding, bounds, rows, list(chunk.changed), content)
+
+
+def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
+    """A bound on the content that follows from numbers already known."""
+    changed = sum(chunk.changed)
+    flags = words + 8
+    masks = words // 8 + len(chunk.bounds) * 8 + changed * 16
+    values = changed * (1 + width // 8) + 32
+    return flags + masks + values
+
+
+def encode_whole(words: Words, coding: WordCoding) -> WholeChunk:
+    """Store words as byte planes, the most significant first; floats with their sign last."""
+    if coding.width == 4:
+        return WholeChunk(compress([to_bytes(words, 4).tobytes()]))
+    if coding.order is OrderMap.SIGN_MAGNITUDE:
+        words = (words << 1) | (words >> (coding.width - 1))
+    planes = words.view(np.uint8).reshape(words.size, -1)
+    return WholeChunk(compress([plane.tobytes() for plane in planes.T[::-1]]))
+
+
+def decode_whole(stored: bytes, count: int, coding: WordCoding) -> Words:
+    """Read back ``count`` words.
+
+    Raises:
+        StreamError: The frame is broken or holds another number of bytes.
+    """
+    nbytes = coding.nbytes(count)
+    content = np.frombuffer(decompress(stored, nbytes), np.uint8)
+    if content.size != nbytes:
+        msg = f"a whole chunk of {nbytes} bytes holds {content.size}"
+        raise StreamError(msg)
+    if coding.width == 4:
+        return as_words(content, 4)
+    planes = content.reshape(coding.width // 8, count)[::-1]
+    words = as_words(np.ascontiguousarray(planes.T).ravel(), coding.width)
+    if coding.order is OrderMap.SIGN_MAGNITUDE:
+        words = (words >> 1) | (words << (coding.width - 1))
+    return words

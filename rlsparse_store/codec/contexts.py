@@ -1,0 +1,136 @@
+"""Choosing the contexts of a chunk by what they cost (``specs/rationale.md``).
+
+A histogram over bins of the base key tells, for every possible interval of keys, what its mask
+and its steps would cost; dynamic programming finds the cheapest cut. Only the encoder does this:
+a decoder reads the bounds.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlsparse_store.backends import Histogram
+from rlsparse_store.codec.cost import ONE_BIT, n_log_n
+from rlsparse_store.dtypes import OrderMap, WordCoding
+
+__all__ = ["choose_bounds", "key_bins", "mask_cost"]
+
+CONTEXT_COST: Final = 160 * ONE_BIT
+"""What a context with changes costs beyond its entropy: table entries, partial bytes, a block."""
+
+EMPTY_COST: Final = 16 * ONE_BIT
+"""What a context without changes costs."""
+
+MOST_CONTEXTS: Final = 12
+"""More than the format's typical eight buy nothing measurable; it allows 16."""
+
+FEW_CHANGES: Final = 48
+"""With no more changes than this in a chunk, one context is the cheapest."""
+
+_IMPOSSIBLE: Final = np.int64(1) << 62
+
+
+@cache
+def key_bins(coding: WordCoding, mantissa_bits: int | None) -> NDArray[np.uint64]:
+    """The bins a histogram uses: ascending inclusive upper keys, the last the largest key.
+
+    Narrow words have a bin per key. Floats have two per exponent: mantissa zero, whose lower
+    neighbour is half as far, and the rest. Wide integers have one per bit length.
+    """
+    top = (1 << coding.key_bits) - 1
+    if coding.width <= 8:
+        return np.arange(top + 1, dtype=np.uint64)
+    if coding.order is OrderMap.SIGN_MAGNITUDE and mantissa_bits is not None:
+        powers = np.arange(1 << (coding.key_bits - mantissa_bits), dtype=np.uint64)
+        first = powers << np.uint64(mantissa_bits)
+        last = first + np.uint64((1 << mantissa_bits) - 1)
+        return np.stack([first, last], axis=1).ravel()
+    return np.array([(1 << bits) - 1 for bits in range(coding.key_bits + 1)], np.uint64)
+
+
+def mask_cost(n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cost of telling which ``k`` of ``n`` words changed."""
+    return n_log_n(n) - n_log_n(k) - n_log_n(n - k)
+
+
+def _interval_costs(words: NDArray[np.int64], magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cost of every interval [i, j) of bins, as a matrix; impossible where j <= i."""
+    count = words.size
+    n_sum = np.concatenate([[0], np.cumsum(words)])
+    m_sum = np.concatenate([np.zeros((1, magnitudes.shape[1]), np.int64), magnitudes.cumsum(0)])
+    n = np.maximum(n_sum[None, :] - n_sum[:, None], 0)
+    m = np.maximum(m_sum[None, :, :] - m_sum[:, None, :], 0)
+    k = m.sum(2)
+    cost = mask_cost(n, k) + n_log_n(k) - n_log_n(m).sum(2)
+    cost += np.where(k > 0, CONTEXT_COST, EMPTY_COST)
+    empty = np.tri(count + 1, dtype=np.bool_)
+    return np.where(empty, _IMPOSSIBLE, cost)
+
+
+def _cheapest_cut(cost: NDArray[np.int64]) -> list[int]:
+    """Ends of the intervals of the cheapest cut; ties go to fewer intervals, then earlier cuts."""
+    last = cost.shape[0] - 1
+    best = cost[0]
+    came_from: list[NDArray[np.int64]] = []
+    totals = [best[last]]
+    for _ in range(1, min(MOST_CONTEXTS, last)):
+        # Both terms may be "impossible"; halving the sum's range keeps it from overflowing.
+        through = np.minimum(best, _IMPOSSIBLE >> 1)[:, None] + np.minimum(cost, _IMPOSSIBLE >> 1)
+        source = through.argmin(0)
+        best = through[source, np.arange(last + 1)]
+        came_from.append(source)
+        totals.append(best[last])
+    ends = [last]
+    for source in reversed(came_from[: int(np.argmin(totals))]):
+        ends.append(int(source[ends[-1]]))
+    return ends[::-1]
+
+
+def choose_bounds(
+    histogram: Histogram, bins: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], int]:
+    """Choose the contexts of a chunk with at least one changed word.
+
+    Args:
+        histogram: Counts per bin.
+        bins: Inclusive upper keys of the bins.
+
+    Returns:
+        The inclusive upper keys of the contexts, ascending, and the estimated cost of masks
+        and steps.
+    """
+    changed = histogram.magnitudes.sum(1)
+    used = np.flatnonzero(histogram.words[: int(np.flatnonzero(changed)[-1]) + 1])
+    words, magnitudes = histogram.words[used], histogram.magnitudes[used]
+    if changed.sum() <= FEW_CHANGES:
+        words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)
+        used = used[-1:]
+    elif used.size > 2 * _MOST_BINS:
+        words, magnitudes, used = _merge_bins(words, magnitudes, used)
+    cost = _interval_costs(words, magnitudes)
+    ends = _cheapest_cut(cost)
+    starts = [0, *ends[:-1]]
+    total = int(sum(cost[i, j] for i, j in zip(starts, ends, strict=True)))
+    return bins[used[np.array(ends) - 1]], total
+
+
+_MOST_BINS: Final = 64
+
+
+def _merge_bins(
+    words: NDArray[np.int64], magnitudes: NDArray[np.int64], used: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Merge neighbouring bins into at most 128 with about the same number of changes each."""
+    changed = magnitudes.sum(1)
+    share = np.cumsum(changed) * (2 * _MOST_BINS - 1) // max(int(changed.sum()), 1)
+    ends = np.flatnonzero(np.diff(share, append=-1)) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    return (
+        np.add.reduceat(words, starts),
+        np.add.reduceat(magnitudes, starts),
+        used[ends - 1],
+    )

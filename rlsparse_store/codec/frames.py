@@ -1,0 +1,128 @@
+"""One zstd frame per chunk: entropy coding of its streams, and checked decompression."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from rlsparse_store.codec.cost import ONE_BIT, n_log_n
+from rlsparse_store.errors import StreamError
+from rlsparse_store.limits import MAX_WINDOW
+
+__all__ = ["compress", "compress_plainly", "content_size", "decompress"]
+
+# Fixed here rather than taken from a level, whose meaning moves between library versions.
+# Literals dominate, so the fast strategy suffices; short matches would cost more than they save.
+_PARAMETERS: Final = {
+    "window_log": 19,
+    "chain_log": 13,
+    "hash_log": 14,
+    "search_log": 1,
+    "min_match": 7,
+    "target_length": 0,
+    "strategy": zstandard.STRATEGY_FAST,
+    "write_content_size": True,
+    "write_checksum": False,
+    "write_dict_id": False,
+}
+
+_BLOCK_COST: Final = 24 * ONE_BIT
+_TABLE_COST: Final = 40 * ONE_BIT
+_SYMBOL_COST: Final = 5 * ONE_BIT
+
+
+def _block_cost(histogram: NDArray[np.int64]) -> int:
+    """About what zstd makes of bytes with this histogram as one block of its own."""
+    size = int(histogram.sum())
+    symbols = int(np.count_nonzero(histogram))
+    if symbols <= 1:
+        return _BLOCK_COST + 8 * ONE_BIT
+    ideal = int(n_log_n(np.int64([size]))[0] - n_log_n(histogram).sum())
+    # Huffman spends at least one bit per byte, and about a percent more than the entropy.
+    coded = max(ideal + ideal // 100, size * ONE_BIT) + _TABLE_COST + symbols * _SYMBOL_COST
+    return _BLOCK_COST + min(coded, size * 8 * ONE_BIT)
+
+
+def compress(streams: list[bytes]) -> bytes:
+    """Compress streams into one frame, with a new block where the distribution changes.
+
+    A block carries its own Huffman table, so streams that differ are cheaper apart and streams
+    that are alike, or tiny, are cheaper together.
+    """
+    streams = [stream for stream in streams if stream]
+    parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(
+        size=sum(map(len, streams))
+    )
+    stored: list[bytes] = []
+    open_block: NDArray[np.int64] | None = None
+    for stream in streams:
+        histogram = np.bincount(np.frombuffer(stream, np.uint8), minlength=256)
+        if open_block is None:
+            open_block = histogram
+        else:
+            apart = _block_cost(open_block) + _block_cost(histogram)
+            if apart < _block_cost(open_block + histogram):
+                stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+                open_block = histogram
+            else:
+                open_block = open_block + histogram
+        stored.append(compressor.compress(stream))
+    stored.append(compressor.flush())
+    return b"".join(stored)
+
+
+def compress_plainly(content: bytes, level: int) -> bytes:
+    """Compress one byte string that is not a chunk's streams, such as an index."""
+    compressor = zstandard.ZstdCompressor(
+        level=level, write_content_size=True, write_checksum=False, write_dict_id=False
+    )
+    return compressor.compress(content)
+
+
+def content_size(stored: bytes) -> int:
+    """The content size a frame announces, once its header is known to be sound.
+
+    Raises:
+        StreamError: This is no zstd frame as the format wants it.
+    """
+    try:
+        frame = zstandard.get_frame_parameters(stored)
+    except zstandard.ZstdError as error:
+        msg = f"not a zstd frame ({error})"
+        raise StreamError(msg) from error
+    if frame.content_size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
+        msg = "the zstd frame does not tell its content size"
+        raise StreamError(msg)
+    # A frame of one segment has its content size as its window, which the caller bounds.
+    if frame.window_size > max(MAX_WINDOW, frame.content_size):
+        msg = f"the zstd frame wants a window of {frame.window_size} bytes"
+        raise StreamError(msg)
+    if frame.dict_id or frame.has_checksum:
+        msg = "the zstd frame has a dictionary or a checksum of its own"
+        raise StreamError(msg)
+    return int(frame.content_size)
+
+
+def decompress(stored: bytes, largest: int) -> bytes:
+    """Decompress one frame of at most ``largest`` bytes of content.
+
+    Raises:
+        StreamError: The frame is broken, announces more, or is followed by anything.
+    """
+    size = content_size(stored)
+    if size > largest:
+        msg = f"the zstd frame announces {size} bytes where at most {largest} can be needed"
+        raise StreamError(msg)
+    try:
+        content: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        msg = f"the zstd frame is broken ({error})"
+        raise StreamError(msg) from error
+    if len(content) != size:
+        msg = f"the zstd frame holds {len(content)} bytes, not the {size} it announces"
+        raise StreamError(msg)
+    return content

@@ -1,0 +1,62 @@
+"""The limits of the format (``specs/format.md`` section 11) and of what a reader accepts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "MAX_CHUNKS",
+    "MAX_CHUNK_WORDS",
+    "MAX_CONTAINER_HEADER",
+    "MAX_CONTEXTS",
+    "MAX_DIMENSION",
+    "MAX_FILES",
+    "MAX_INDEX_CONTENT",
+    "MAX_NAME_BYTES",
+    "MAX_RANK",
+    "MAX_TENSORS",
+    "MAX_TENSOR_HEADER",
+    "MAX_WINDOW",
+    "max_index_content",
+]
+
+MAX_CONTAINER_HEADER: Final = 1 << 20
+"""Bytes of the JSON header of a file of a delta."""
+
+MAX_TENSOR_HEADER: Final = 100_000_000
+"""Bytes of the JSON header of a checkpoint's file: the limit of the safetensors library."""
+
+MAX_FILES: Final = 10_000
+"""Shards of a delta, and files of a checkpoint."""
+
+MAX_TENSORS: Final = 1_000_000
+"""Tensors of a checkpoint; also removed tensors and foreign sources."""
+
+MAX_RANK: Final = 32
+"""Dimensions of a tensor."""
+
+MAX_DIMENSION: Final = 1 << 48
+"""The largest dimension, and the most words in a tensor."""
+
+MAX_NAME_BYTES: Final = 1024
+"""Bytes of a tensor's name in UTF-8."""
+
+MAX_CHUNKS: Final = 1 << 24
+"""Chunks of a delta."""
+
+MAX_CHUNK_WORDS: Final = 1 << 26
+"""Words of a chunk."""
+
+MAX_CONTEXTS: Final = 16
+"""Contexts of a chunk."""
+
+MAX_WINDOW: Final = 1 << 23
+"""Bytes of a zstd window."""
+
+MAX_INDEX_CONTENT: Final = 1 << 30
+"""Bytes of a decompressed index."""
+
+
+def max_index_content(stored: int) -> int:
+    """The largest index content that ``stored`` compressed bytes may announce, in bytes."""
+    return min(MAX_INDEX_CONTENT, 65536 + 256 * stored)

@@ -1,0 +1,168 @@
+"""Writing folders so that they are there completely or not at all.
+
+Everything goes into a temporary folder beside the final one; its files are flushed to the disk,
+it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old
+state or the new one under the final name, and at most a temporary folder, which the next run
+for the same name removes once its process is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from rlsparse_store.errors import OutputError
+
+__all__ = ["OutputFile", "output_errors", "output_folder"]
+
+_HOST: Final = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
+
+
+@contextmanager
+def output_errors(place: Path) -> Iterator[None]:
+    """Turn errors of the file system into :class:`OutputError`, which names the place."""
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "no space left on the device; free some or choose another place",
+            errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
+            errno.EACCES: "permission denied; choose a place you may write to",
+            errno.EROFS: "a read-only file system; choose another place",
+        }
+        reason = remedies.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(reason, file=place) from error
+
+
+class OutputFile:
+    """A new file, written at any position, flushed to the disk on :meth:`close`.
+
+    Args:
+        path: Must not exist.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        with output_errors(path):
+            self._descriptor = os.open(path, flags, 0o666)
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        view = memoryview(data)
+        with output_errors(self.path):
+            while view:
+                put = os.pwrite(self._descriptor, view, offset)
+                view = view[put:]
+                offset += put
+
+    def close(self) -> None:
+        """Flush to the disk and close. May be called twice.
+
+        Raises:
+            OutputError: The flush failed.
+        """
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            try:
+                with output_errors(self.path):
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Flush and close; after an error only close, for the file will be removed."""
+        if error is None:
+            self.close()
+        elif self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove temporary folders for this target whose process on this host is gone."""
+    for found in target.parent.glob(f".{target.name}.tmp-{_HOST}-*"):
+        process = found.name.rpartition("-")[2]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _require_free(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        msg = "exists and is not a folder; choose another place"
+        raise OutputError(msg, file=target)
+    if target.is_dir() and any(target.iterdir()):
+        msg = "exists and is not empty; remove it or choose another place"
+        raise OutputError(msg, file=target)
+
+
+@contextmanager
+def output_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``target`` when the block ends without an error.
+
+    Args:
+        target: Must not exist, or be an empty folder.
+
+    Raises:
+        OutputError: The place is taken or cannot be written.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
+    with output_errors(target):
+        _require_free(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        temporary = target.parent / f".{target.name}.tmp-{_HOST}-{os.getpid()}"
+        temporary.mkdir()
+    try:
+        yield temporary
+        with output_errors(target):
+            for folder, _, _ in os.walk(temporary):
+                _flush_folder(Path(folder))
+            # rename replaces an empty folder, and fails if someone filled it meanwhile.
+            temporary.rename(target)
+            _flush_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

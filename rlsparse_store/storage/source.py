@@ -1,0 +1,128 @@
+"""Reading files by position, each through one descriptor that stays open."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
+
+__all__ = ["FileSource"]
+
+
+class FileSource:
+    """A regular file, read by position.
+
+    Reading through a mapping would turn a file that shrinks into a dead process; reading by
+    position turns it into an error. One descriptor means one version of the file.
+
+    Args:
+        path: The file. Links are followed: the Hub's cache is made of them.
+
+    Raises:
+        NotFoundError: There is no such file.
+        CheckpointError: It is not a regular file or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError as error:
+            msg = "no such file"
+            raise NotFoundError(msg, file=path) from error
+        except OSError as error:
+            msg = f"cannot be opened ({error.strerror})"
+            raise CheckpointError(msg, file=path) from error
+        self._opened = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._opened.st_mode):
+            os.close(self._descriptor)
+            msg = "not a regular file"
+            raise CheckpointError(msg, file=path)
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the file when it was opened."""
+        return self._opened.st_size
+
+    def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: The file ends early or cannot be read.
+        """
+        view = memoryview(out)
+        while view:
+            try:
+                got = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                msg = f"cannot be read ({error.strerror})"
+                raise RlsparseError(msg, file=self.path) from error
+            if got == 0:
+                msg = f"ends at byte {offset}: it was cut short while being read"
+                raise RlsparseError(msg, file=self.path)
+            view = view[got:]
+            offset += got
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The ``nbytes`` bytes from ``offset`` on; the caller knows that they exist.
+
+        Raises:
+            RlsparseError: The file ends early or cannot be read.
+        """
+        out = np.empty(nbytes, np.uint8)
+        self.read_into(out, offset)
+        return out.tobytes()
+
+    def read_header(self, most: int) -> bytes | str:
+        """The JSON header of a safetensors file with its padding, or what is wrong with it.
+
+        Args:
+            most: The longest header to accept, in bytes.
+        """
+        if self.nbytes < 8:
+            return f"only {self.nbytes} bytes long, too short for a safetensors file"
+        (length,) = struct.unpack("<Q", self.read(0, 8))
+        if length > self.nbytes - 8:
+            return f"announces a header of {length} bytes but is only {self.nbytes} long"
+        if length > most:
+            return f"announces a header of {length} bytes; at most {most} are accepted"
+        return self.read(8, length)
+
+    def check_unchanged(self) -> None:
+        """Require that the file is the one that was opened.
+
+        Raises:
+            RlsparseError: It was written to in the meantime.
+        """
+        now = os.fstat(self._descriptor)
+        before = self._opened
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            msg = "was changed while it was being read; run again when nothing writes to it"
+            raise RlsparseError(msg, file=self.path)
+
+    def close(self) -> None:
+        """Close the descriptor. May be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        """Return the source itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the descriptor."""
+        self.close()
