@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from rlsparse_store.dtypes import Dtype
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.dtypes import Dtype
 
 __all__ = [
     "DIGEST_BYTES",
@@ -76,23 +79,38 @@ def checksum(*parts: Buffer) -> int:
 
 
 class TensorDigester:
-    """Builds the digest of one tensor from its leaf hashes, in order.
+    """Builds the digest of one tensor from its data, in order.
 
     Args:
         nbytes: Bytes of the tensor's data.
     """
 
-    __slots__ = ("_hash",)
+    __slots__ = ("_carry", "_hash")
 
     def __init__(self, nbytes: int) -> None:
         self._hash = hashlib.sha256(b"rlsparse-tensor-1" + struct.pack("<Q", nbytes))
+        self._carry = np.zeros(0, np.uint8)
 
-    def update(self, leaves: NDArray[np.uint64]) -> None:
+    def add_leaves(self, leaves: NDArray[np.uint64]) -> None:
         """Add the hashes of the next leaves."""
         self._hash.update(leaves.astype("<u8", copy=False).tobytes())
 
+    def add(self, data: NDArray[np.uint8]) -> None:
+        """Add the next bytes, in pieces of any size."""
+        if self._carry.size:
+            missing = LEAF_BYTES - self._carry.size
+            self._carry = np.concatenate([self._carry, data[:missing]])
+            data = data[missing:]
+            if self._carry.size < LEAF_BYTES:
+                return
+            self.add_leaves(leaf_hashes(self._carry))
+        full = data.size // LEAF_BYTES * LEAF_BYTES
+        self.add_leaves(leaf_hashes(data[:full]))
+        self._carry = data[full:].copy()
+
     def digest(self) -> bytes:
-        """The 16 bytes of the digest of all leaves so far."""
+        """The 16 bytes of the digest. Nothing may be added afterwards."""
+        self.add_leaves(leaf_hashes(self._carry))
         return self._hash.digest()[:DIGEST_BYTES]
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "MAX_DIMENSION",
     "MAX_FILES",
     "MAX_INDEX_CONTENT",
+    "MAX_NAMES_BYTES",
     "MAX_NAME_BYTES",
     "MAX_RANK",
     "MAX_TENSORS",
@@ -41,6 +42,9 @@ MAX_DIMENSION: Final = 1 << 48
 MAX_NAME_BYTES: Final = 1024
 """Bytes of a tensor's name in UTF-8."""
 
+MAX_NAMES_BYTES: Final = 1 << 27
+"""Bytes of all names of one list together: shared prefixes are stored once, but not in memory."""
+
 MAX_CHUNKS: Final = 1 << 24
 """Chunks of a delta."""
 
@@ -59,4 +63,4 @@ MAX_INDEX_CONTENT: Final = 1 << 30
 
 def max_index_content(stored: int) -> int:
     """The largest index content that ``stored`` compressed bytes may announce, in bytes."""
-    return min(MAX_INDEX_CONTENT, 65536 + 256 * stored)
+    return min(MAX_INDEX_CONTENT, 65536 + 32 * stored)

@@ -8,12 +8,13 @@ backend must equal it bit for bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsparse_store.dtypes import WordCoding
+if TYPE_CHECKING:
+    from rlsparse_store.dtypes import WordCoding
 
 __all__ = ["MAGNITUDE_CLASSES", "Backend", "Histogram", "Rows", "Streams", "Words"]
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlsparse_store.dtypes import Dtype
 from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError
 from rlsparse_store.limits import MAX_FILES, MAX_TENSOR_HEADER, MAX_TENSORS
 from rlsparse_store.storage.header import HeaderError, ParsedHeader, parse_header
 from rlsparse_store.storage.names import is_file_name, shown
 from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.dtypes import Dtype
 
 __all__ = ["Checkpoint", "CheckpointFile", "TensorRef", "open_checkpoint"]
 

@@ -7,11 +7,10 @@ adjacent, one metadata text. Such a header is described and rebuilt; any other i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlsparse_store.checkpoint.folder import INDEX, Checkpoint, CheckpointFile, parse_index
-from rlsparse_store.dtypes import Dtype
 from rlsparse_store.storage.header import (
     HeaderEntry,
     HeaderError,
@@ -20,6 +19,11 @@ from rlsparse_store.storage.header import (
     parse_header,
 )
 from rlsparse_store.storage.strict_json import StrictJsonError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlsparse_store.dtypes import Dtype
 
 __all__ = [
     "INDEX_NAME",
@@ -60,8 +64,7 @@ class TensorShape:
         return nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class FileLayout:
+class FileLayout(NamedTuple):
     """One file: its name, the number of its layout, and the text that goes with it."""
 
     name: str
@@ -69,8 +72,7 @@ class FileLayout:
     text: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class IndexLayout:
+class IndexLayout(NamedTuple):
     """The index file: the number of its layout and the text that goes with it."""
 
     layout: int

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.storage.output import output_errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["SideFiles", "copy_side_files", "sort_side_files"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rlsparse_store.storage.header import HeaderEntry
 from rlsparse_store.storage.output import OutputFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from rlsparse_store.storage.header import HeaderEntry
 
 __all__ = ["CheckpointWriter"]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.backends import Backend, Histogram, Rows, Words
 from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
@@ -16,6 +15,9 @@ from rlsparse_store.codec.frames import compress, decompress
 from rlsparse_store.codec.views import as_words, to_bytes
 from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "CodedChunk",

@@ -8,14 +8,17 @@ a decoder reads the bounds.
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlsparse_store.backends import Histogram
 from rlsparse_store.codec.cost import ONE_BIT, n_log_n
 from rlsparse_store.dtypes import OrderMap, WordCoding
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends import Histogram
 
 __all__ = ["choose_bounds", "key_bins", "mask_cost"]
 
@@ -90,9 +93,7 @@ def _cheapest_cut(cost: NDArray[np.int64]) -> list[int]:
     return ends[::-1]
 
 
-def choose_bounds(
-    histogram: Histogram, bins: NDArray[np.uint64]
-) -> tuple[NDArray[np.uint64], int]:
+def choose_bounds(histogram: Histogram, bins: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], int]:
     """Choose the contexts of a chunk with at least one changed word.
 
     Args:

@@ -8,10 +8,12 @@ differ in their last bits, and a near-tie decided differently would change the f
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ONE_BIT", "entropy", "n_log_n"]
 

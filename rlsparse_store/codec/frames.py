@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from rlsparse_store.codec.cost import ONE_BIT, n_log_n
 from rlsparse_store.errors import StreamError
 from rlsparse_store.limits import MAX_WINDOW
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["compress", "compress_plainly", "content_size", "decompress"]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlsparse_store.backends import Words
 from rlsparse_store.errors import RlsparseError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends import Words
 
 __all__ = ["Widening", "as_words", "cast_to_bf16", "narrow", "to_bytes", "widen"]
 

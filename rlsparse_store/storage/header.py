@@ -16,7 +16,14 @@ from rlsparse_store.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
 from rlsparse_store.storage.names import is_tensor_name
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
-__all__ = ["HeaderEntry", "HeaderError", "ParsedHeader", "frame_header", "header_text", "parse_header"]
+__all__ = [
+    "HeaderEntry",
+    "HeaderError",
+    "ParsedHeader",
+    "frame_header",
+    "header_text",
+    "parse_header",
+]
 
 
 class HeaderError(ValueError):

@@ -13,13 +13,15 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from rlsparse_store.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
 
 __all__ = ["OutputFile", "output_errors", "output_folder"]
 

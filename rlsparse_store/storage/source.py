@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
 
 __all__ = ["FileSource"]
 

@@ -36,9 +36,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse(
-    text: bytes, *, most_objects: int, any_number: bool = False
-) -> Any:  # noqa: ANN401 - JSON has no one type
+def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  # noqa: ANN401 - JSON has no one type
     """Parse JSON text.
 
     Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Cursor", "pack_fields", "pack_flags", "pack_varying", "unpack_varying"]
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.backends.interface import MAGNITUDE_CLASSES, Histogram, Rows, Streams, Words
 from rlsparse_store.backends.numpy.bits import Cursor
 from rlsparse_store.backends.numpy.masks import decode_mask, encode_mask
 from rlsparse_store.backends.numpy.values import bit_length, decode_steps, encode_steps
 from rlsparse_store.backends.numpy.words import add_steps, keys, steps
-from rlsparse_store.dtypes import WordCoding
 from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.dtypes import WordCoding
 
 __all__ = ["NumpyBackend"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.backends.numpy.bits import Cursor, pack_fields, pack_flags
 from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["decode_mask", "encode_mask"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.backends.numpy.bits import (
     Cursor,
@@ -15,6 +14,9 @@ from rlsparse_store.backends.numpy.bits import (
     unpack_varying,
 )
 from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["bit_length", "decode_steps", "encode_steps"]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
-from rlsparse_store.backends.interface import Words
+import numpy as np
+
 from rlsparse_store.dtypes import OrderMap, WordCoding
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends.interface import Words
 
 __all__ = ["add_steps", "keys", "steps"]
 

@@ -1,0 +1,554 @@
+"""The index of a delta: every tensor and every chunk (``specs/format.md`` section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rlsparse_store.codec import Widening
+from rlsparse_store.container.columns import ColumnReader, ColumnWriter
+from rlsparse_store.container.manifest import Totals
+from rlsparse_store.digest import TensorIdentity, state_digest
+from rlsparse_store.dtypes import DTYPES, Dtype, OrderMap, WordCoding, by_number
+from rlsparse_store.errors import IndexFormatError, LimitError
+from rlsparse_store.limits import (
+    MAX_CHUNK_WORDS,
+    MAX_CHUNKS,
+    MAX_CONTEXTS,
+    MAX_DIMENSION,
+    MAX_FILES,
+    MAX_RANK,
+    MAX_TENSORS,
+)
+from rlsparse_store.storage.names import is_file_name, is_tensor_name, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "ChunkCoding",
+    "ChunkRecord",
+    "FileRecord",
+    "FilesRecord",
+    "Index",
+    "Kind",
+    "TensorRecord",
+    "decode_index",
+    "encode_index",
+]
+
+STEP_BINS: Final = 8
+
+
+class Kind(IntEnum):
+    """Where a tensor's data comes from."""
+
+    SAME = 0
+    DELTA = 1
+    WHOLE = 2
+    ALIAS = 3
+
+
+class ChunkCoding(IntEnum):
+    """How a chunk is coded."""
+
+    DELTA = 0
+    WHOLE = 1
+    DELTA_WITH_ROWS = 2
+
+
+class TensorRecord(NamedTuple):
+    """One tensor of the tuned checkpoint.
+
+    Attributes:
+        name: Its name.
+        kind: Where its data comes from.
+        dtype: Its dtype.
+        shape: Its dimensions, in elements.
+        coding: How its chunks cut it into words; ``None`` for kinds without chunks.
+        widening: From the source's words to its own.
+        origin: The source's name (``same``, ``delta``) or the target's (``alias``), else empty.
+        tail: Words at the end that the source does not share.
+        steps: Changed words of its delta chunks by step.
+        moved: Changed words in whole chunks of the shared part.
+        tuned_digest: Digest of its data; empty for an alias.
+        base_digest: Digest of its source's data; empty but for kind ``delta``.
+    """
+
+    name: str
+    kind: Kind
+    dtype: Dtype
+    shape: tuple[int, ...]
+    coding: WordCoding | None = None
+    widening: Widening = Widening.NONE
+    origin: str = ""
+    tail: int = 0
+    steps: tuple[int, ...] = (0,) * STEP_BINS
+    moved: int = 0
+    tuned_digest: bytes = b""
+    base_digest: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.dtype.nbytes(self.shape) or 0
+
+    @property
+    def coded_dtype(self) -> Dtype:
+        """The dtype whose words its chunks code: the source's, if it is widened."""
+        return DTYPES[self.widening.source_code] if self.widening else self.dtype
+
+    @property
+    def words(self) -> int:
+        """Words of the tensor, in the coding used or, without one, in its dtype's own."""
+        if self.widening:
+            return self.nbytes // 4
+        return (self.coding or self.dtype.coding).num_words(self.nbytes)
+
+    @property
+    def shared(self) -> int:
+        """Words that it shares with its source."""
+        return self.words - self.tail
+
+    @property
+    def changed(self) -> int:
+        """Words that differ from its source's."""
+        return sum(self.steps) + self.moved
+
+    @property
+    def row_words(self) -> int | None:
+        """Words of a row, or ``None`` where rows mean nothing."""
+        rows = 1
+        for dim in self.shape[:-1]:
+            rows *= dim
+        if len(self.shape) < 2 or not self.words or self.words % rows:
+            return None
+        return self.words // rows
+
+
+class ChunkRecord(NamedTuple):
+    """One chunk.
+
+    Attributes:
+        tensor: Place of its tensor in the index.
+        first: Its first word.
+        length: Its words.
+        coding: How it is coded.
+        shard: Place of its shard, from 0.
+        offset: Position in the shard's data.
+        stored: Bytes stored.
+        check: Check of the stored bytes.
+        result: Check of the result words.
+        base: Check of the base words; 0 for a whole chunk.
+        bounds: Upper key of each context.
+        changed: Changed words of each context.
+    """
+
+    tensor: int
+    first: int
+    length: int
+    coding: ChunkCoding
+    shard: int
+    offset: int
+    stored: int
+    check: int
+    result: int
+    base: int = 0
+    bounds: tuple[int, ...] = ()
+    changed: tuple[int, ...] = ()
+
+
+class FileRecord(NamedTuple):
+    """One file of the tuned checkpoint: name, number of its layout, and the layout's text."""
+
+    name: str
+    layout: int
+    text: bytes
+
+
+class FilesRecord(NamedTuple):
+    """How the tuned checkpoint was laid out in files (section 10).
+
+    Attributes:
+        files: Its files, by name.
+        file_of: Place of each tensor's file.
+        index_layout: Number of the layout of the index file.
+        index_text: The text that goes with it.
+    """
+
+    files: list[FileRecord]
+    file_of: list[int]
+    index_layout: int
+    index_text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Every tensor and chunk of a delta.
+
+    Attributes:
+        tensors: By name, ascending.
+        removed: Base tensors that the tuned checkpoint does not have.
+        chunks: By tensor, then first word.
+        files: The tuned checkpoint's files.
+    """
+
+    tensors: list[TensorRecord]
+    removed: list[str]
+    chunks: list[ChunkRecord]
+    files: FilesRecord
+
+    def totals(self) -> Totals:
+        """Sums over all tensors."""
+        return Totals(
+            tensors=len(self.tensors),
+            elements=sum(t.words for t in self.tensors),
+            changed=sum(t.changed for t in self.tensors),
+            chunks=len(self.chunks),
+            tuned_bytes=sum(t.nbytes for t in self.tensors),
+        )
+
+    def tuned_state(self) -> str:
+        """The state digest of the tuned checkpoint, as the index has it."""
+        digests = {t.name: t.tuned_digest for t in self.tensors}
+        return state_digest(
+            TensorIdentity(
+                t.name,
+                t.dtype,
+                t.shape,
+                digests[t.origin] if t.kind is Kind.ALIAS else t.tuned_digest,
+            )
+            for t in self.tensors
+        )
+
+
+def encode_index(index: Index) -> bytes:
+    """Write an index as the content of its entry, not yet compressed."""
+    foreign = sorted(
+        {
+            t.origin
+            for t in index.tensors
+            if t.kind in (Kind.SAME, Kind.DELTA) and t.origin != t.name
+        },
+        key=str.encode,
+    )
+    out = ColumnWriter()
+    files = index.files
+    out.integers(
+        [
+            len(index.tensors),
+            len(foreign),
+            len(index.removed),
+            len(index.chunks),
+            len(files.files),
+        ]
+    )
+    out.names([t.name for t in index.tensors])
+    out.names(foreign)
+    out.names(index.removed)
+    _write_tensors(out, index.tensors, foreign)
+    _write_chunks(out, index.chunks)
+    out.names([file.name for file in files.files])
+    out.integers(files.file_of)
+    out.integers([file.layout for file in files.files])
+    for file in files.files:
+        out.text(file.text)
+    out.integers([files.index_layout])
+    out.text(files.index_text)
+    return out.content()
+
+
+def _write_tensors(out: ColumnWriter, tensors: list[TensorRecord], foreign: list[str]) -> None:
+    place = {name: number for number, name in enumerate(foreign, 1)}
+    target = {t.name: number for number, t in enumerate(tensors, 1)}
+
+    def origin(t: TensorRecord) -> int:
+        if t.kind is Kind.ALIAS:
+            return target[t.origin]
+        return place[t.origin] if t.origin and t.origin != t.name else 0
+
+    out.integers([t.kind for t in tensors])
+    out.integers([t.dtype.number for t in tensors])
+    out.integers([len(t.shape) for t in tensors])
+    out.integers([dim for t in tensors for dim in t.shape])
+    out.integers([t.coding.width if t.coding else 0 for t in tensors])
+    out.integers([t.coding.order if t.coding else 0 for t in tensors])
+    out.integers([t.widening for t in tensors])
+    out.integers([origin(t) for t in tensors])
+    out.integers([t.tail for t in tensors])
+    out.integers([count for t in tensors for count in t.steps])
+    out.integers([t.moved for t in tensors])
+    out.digests([t.tuned_digest for t in tensors if t.kind is not Kind.ALIAS])
+    out.digests([t.base_digest for t in tensors if t.kind is Kind.DELTA])
+
+
+def _write_chunks(out: ColumnWriter, chunks: list[ChunkRecord]) -> None:
+    tensors, skips = [], []
+    tensor, end = 0, 0
+    for c in chunks:
+        if c.tensor != tensor:
+            end = 0
+        tensors.append(c.tensor - tensor)
+        skips.append(c.first - end)
+        tensor, end = c.tensor, c.first + c.length
+    deltas = [c for c in chunks if c.coding is not ChunkCoding.WHOLE]
+    out.integers(tensors)
+    out.integers(skips)
+    out.integers([c.length for c in chunks])
+    out.integers([c.coding for c in chunks])
+    out.integers([c.shard for c in chunks])
+    out.integers([c.stored for c in chunks])
+    out.integers([c.check for c in chunks])
+    out.integers([c.result for c in chunks])
+    out.integers([c.base for c in deltas])
+    out.integers([len(c.bounds) for c in deltas])
+    out.integers([bound for c in deltas for bound in c.bounds])
+    out.integers([count for c in deltas for count in c.changed])
+
+
+def _require(condition: bool, message: str, tensor: str | None = None) -> None:  # noqa: FBT001
+    if not condition:
+        raise IndexFormatError(message, tensor=None if tensor is None else shown(tensor))
+
+
+def _check_ascending(names: list[str], what: str, accept: Callable[[str], bool]) -> None:
+    for name in names:
+        _require(accept(name), f"an unacceptable {what}: {shown(name)!r}")
+    encoded = [name.encode() for name in names]
+    _require(all(a < b for a, b in pairwise(encoded)), f"the {what}s are not in ascending order")
+
+
+def decode_index(content: bytes) -> Index:
+    """Read an index and check everything that does not need data.
+
+    Raises:
+        IndexFormatError: It breaks the format.
+        LimitError: It exceeds a limit of the format.
+    """
+    columns = ColumnReader(content)
+    counts = [int(count) for count in columns.integers(5)]
+    limits = (MAX_TENSORS, MAX_TENSORS, MAX_TENSORS, MAX_CHUNKS, MAX_FILES)
+    for count, limit in zip(counts, limits, strict=True):
+        if count > limit:
+            msg = f"the index counts {count} of something; at most {limit} are accepted"
+            raise LimitError(msg)
+    num_tensors, num_foreign, num_removed, num_chunks, num_files = counts
+    names = columns.names(num_tensors)
+    _check_ascending(names, "tensor name", is_tensor_name)
+    foreign = columns.names(num_foreign)
+    _check_ascending(foreign, "source name", is_tensor_name)
+    removed = columns.names(num_removed)
+    _check_ascending(removed, "removed name", is_tensor_name)
+    tensors = _read_tensors(columns, names, foreign)
+    chunks = _read_chunks(columns, num_chunks, tensors)
+    files = _read_files(columns, num_files, num_tensors)
+    columns.finish()
+    known = set(foreign) | {t.origin for t in tensors if t.kind in (Kind.SAME, Kind.DELTA)}
+    _require(known.isdisjoint(removed), "a removed tensor is a source")
+    _require(set(names).isdisjoint(removed), "a removed tensor is a tensor")
+    _check_chunks(tensors, chunks)
+    return Index(tensors, removed, chunks, files)
+
+
+def _read_tensors(
+    columns: ColumnReader, names: list[str], foreign: list[str]
+) -> list[TensorRecord]:
+    count = len(names)
+
+    def small(most: int, what: str) -> list[int]:
+        values = columns.integers(count)
+        _require(not count or int(values.max()) <= most, f"an unknown {what}")
+        return [int(value) for value in values.tolist()]
+
+    kinds = [Kind(kind) for kind in small(max(Kind), "kind")]
+    dtypes = [by_number(number) for number in small(len(DTYPES) - 1, "dtype")]
+    ranks = columns.limited(count, MAX_RANK, "a rank")
+    dims = columns.limited(sum(ranks), MAX_DIMENSION, "a dimension")
+    ends = list(accumulate(ranks))
+    shapes = [tuple(dims[end - rank : end]) for rank, end in zip(ranks, ends, strict=True)]
+    widths = small(64, "word width")
+    orders = [OrderMap(order) for order in small(max(OrderMap), "order map")]
+    widenings = [Widening(widening) for widening in small(max(Widening), "widening")]
+    origins = small(max(count, len(foreign)), "origin")
+    tails = columns.limited(count, MAX_DIMENSION, "a tail")
+    steps = columns.limited(count * STEP_BINS, MAX_DIMENSION, "a count of steps")
+    moved = columns.limited(count, MAX_DIMENSION, "a count of changed words")
+    tuned = iter(columns.digests(sum(kind is not Kind.ALIAS for kind in kinds)))
+    base = iter(columns.digests(sum(kind is Kind.DELTA for kind in kinds)))
+    used: set[int] = set()
+    tensors = []
+    for i, (name, kind, dtype) in enumerate(zip(names, kinds, dtypes, strict=True)):
+        origin = ""
+        if kind is Kind.ALIAS:
+            _require(1 <= origins[i] <= count, "an alias of nothing", name)
+            origin = names[origins[i] - 1]
+        elif kind is Kind.WHOLE:
+            _require(origins[i] == 0, "a whole tensor has a source", name)
+        else:
+            _require(origins[i] <= len(foreign), "its source is not listed", name)
+            origin = foreign[origins[i] - 1] if origins[i] else name
+            used.add(origins[i])
+        assert dtype is not None  # noqa: S101 - its number was checked above
+        tensors.append(
+            TensorRecord(
+                name,
+                kind,
+                dtype,
+                shapes[i],
+                WordCoding(widths[i], orders[i]) if widths[i] else None,
+                widenings[i],
+                origin,
+                tails[i],
+                tuple(steps[i * STEP_BINS : (i + 1) * STEP_BINS]),
+                moved[i],
+                b"" if kind is Kind.ALIAS else next(tuned),
+                next(base) if kind is Kind.DELTA else b"",
+            )
+        )
+        _check_tensor(tensors[-1])
+    _require(set(range(1, len(foreign) + 1)) <= used, "a listed source is not used")
+    _check_aliases(tensors)
+    return tensors
+
+
+def _check_tensor(t: TensorRecord) -> None:
+    nbytes = t.dtype.nbytes(t.shape)
+    if nbytes is None:
+        _require(condition=False, message="its size is no whole number of bytes", tensor=t.name)
+    if (nbytes or 0) * 8 > 64 * MAX_DIMENSION:
+        msg = f"{nbytes} bytes"
+        raise LimitError(msg, tensor=shown(t.name))
+    if t.kind in (Kind.SAME, Kind.ALIAS):
+        plain = t.coding is None and not t.widening and not t.tail and not t.changed
+        _require(plain, "a tensor without chunks has words", t.name)
+        return
+    _require(t.coding is not None, "a tensor with chunks has no word width", t.name)
+    coding = t.coding or t.dtype.coding
+    _require(coding.width in (4, 8, 16, 32, 64), f"a word width of {coding.width}", t.name)
+    if t.kind is Kind.WHOLE:
+        _require(not (t.widening or t.tail or t.changed), "a whole tensor shares words", t.name)
+    if t.widening:
+        expected = DTYPES[t.widening.source_code].coding
+        _require(t.dtype.code == "F32" and coding == expected, "an impossible widening", t.name)
+    else:
+        _require((nbytes or 0) * 8 % coding.width == 0, "no whole number of words", t.name)
+    _require(t.tail <= t.words, "its tail is longer than it is", t.name)
+
+
+def _check_aliases(tensors: list[TensorRecord]) -> None:
+    by_name = {t.name: t for t in tensors}
+    for t in tensors:
+        if t.kind is Kind.ALIAS:
+            target = by_name[t.origin]
+            _require(target.kind is not Kind.ALIAS, "an alias of an alias", t.name)
+            _require(
+                (target.dtype, target.shape) == (t.dtype, t.shape),
+                "an alias of a tensor of another dtype or shape",
+                t.name,
+            )
+
+
+def _read_chunks(
+    columns: ColumnReader, count: int, tensors: list[TensorRecord]
+) -> list[ChunkRecord]:
+    steps = columns.limited(count, MAX_TENSORS, "a step between tensors")
+    skips = columns.limited(count, MAX_DIMENSION, "a gap between chunks")
+    lengths = columns.limited(count, MAX_CHUNK_WORDS, "a chunk length")
+    numbers = columns.integers(count)
+    _require(not count or int(numbers.max()) <= max(ChunkCoding), "an unknown chunk coding")
+    codings = [ChunkCoding(int(number)) for number in numbers]
+    shards = columns.limited(count, MAX_FILES - 1, "a shard number")
+    stored = columns.limited(count, 1 << 40, "a stored length")
+    checks = columns.limited(count, 0xFFFFFFFF, "a check")
+    results = columns.limited(count, 0xFFFFFFFF, "a check")
+    deltas = sum(coding is not ChunkCoding.WHOLE for coding in codings)
+    bases = iter(columns.limited(deltas, 0xFFFFFFFF, "a check"))
+    contexts = columns.limited(deltas, MAX_CONTEXTS, "contexts of a chunk")
+    bounds = [int(bound) for bound in columns.integers(sum(contexts)).tolist()]
+    changed = columns.limited(sum(contexts), MAX_CHUNK_WORDS, "changed words of a context")
+    cuts = iter(pairwise([0, *accumulate(contexts)]))
+    chunks = []
+    tensor, end = 0, 0
+    offsets: dict[int, int] = {}
+    for i, coding in enumerate(codings):
+        end = 0 if steps[i] else end
+        tensor += steps[i]
+        _require(tensor < len(tensors), "a chunk of no tensor")
+        first = end + skips[i]
+        end = first + lengths[i]
+        base = 0
+        cut = slice(0)
+        if coding is not ChunkCoding.WHOLE:
+            base = next(bases)
+            cut = slice(*next(cuts))
+        offset = offsets.get(shards[i], 0)
+        offsets[shards[i]] = offset + stored[i]
+        chunks.append(
+            ChunkRecord(
+                tensor,
+                first,
+                lengths[i],
+                coding,
+                shards[i],
+                offset,
+                stored[i],
+                checks[i],
+                results[i],
+                base,
+                tuple(bounds[cut]),
+                tuple(changed[cut]),
+            )
+        )
+    return chunks
+
+
+def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
+    names = columns.names(count)
+    _check_ascending(
+        names, "file name", lambda name: is_file_name(name) and name.endswith(".safetensors")
+    )
+    file_of = [int(place) for place in columns.integers(tensors).tolist()]
+    _require(all(place < count for place in file_of), "a tensor in no file")
+    layouts = [int(layout) for layout in columns.integers(count).tolist()]
+    _require(all(layout <= 2 for layout in layouts), "an unknown file layout")
+    texts = [columns.text() for _ in names]
+    index_layout = int(columns.integers(1)[0])
+    _require(index_layout <= 2, "an unknown layout of the index file")
+    index_text = columns.text()
+    files = [FileRecord(*file) for file in zip(names, layouts, texts, strict=True)]
+    return FilesRecord(files, file_of, index_layout, index_text)
+
+
+def _check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None:
+    """Check each chunk against its tensor, and that whole parts are covered."""
+    whole: dict[int, list[ChunkRecord]] = {}
+    for c in chunks:
+        t = tensors[c.tensor]
+        _require(t.coding is not None, "a chunk of a tensor without chunks", t.name)
+        _require(c.length >= 1 and c.stored >= 1, "an empty chunk", t.name)
+        limit = t.words if c.coding is ChunkCoding.WHOLE else t.shared
+        _require(c.first + c.length <= limit, "a chunk leaves its tensor", t.name)
+        if t.coding is not None and t.coding.width == 4:
+            _require(c.first % 2 == 0 and c.length % 2 == 0, "a chunk splits a byte", t.name)
+        if c.coding is ChunkCoding.WHOLE:
+            whole.setdefault(c.tensor, []).append(c)
+            continue
+        _require(t.kind is Kind.DELTA, "a delta chunk of a whole tensor", t.name)
+        _require(bool(c.bounds) and sum(c.changed) >= 1, "a chunk without changes", t.name)
+        _require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
+        if c.coding is ChunkCoding.DELTA_WITH_ROWS:
+            _require(t.row_words is not None, "row flags in a tensor without rows", t.name)
+    for number, t in enumerate(tensors):
+        if t.kind in (Kind.WHOLE, Kind.DELTA):
+            start = 0 if t.kind is Kind.WHOLE else t.shared
+            _check_cover(t, start, whole.get(number, ()))
+
+
+def _check_cover(t: TensorRecord, start: int, chunks: Iterable[ChunkRecord]) -> None:
+    covered = start
+    for c in chunks:
+        if c.first <= covered:
+            covered = max(covered, c.first + c.length)
+    _require(covered >= t.words, "a part that the source does not share is not stored", t.name)

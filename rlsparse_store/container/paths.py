@@ -1,0 +1,21 @@
+"""Where the files of a delta lie (``specs/format.md`` section 2)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["DELTA_FOLDER", "INDEX_FILE", "SINGLE_FILE", "entry_name", "shard_name"]
+
+DELTA_FOLDER: Final = "rlsparse"
+SINGLE_FILE: Final = "delta.safetensors"
+INDEX_FILE: Final = "delta.safetensors.index.json"
+
+
+def shard_name(number: int, shards: int) -> str:
+    """File name of shard ``number``, from 1, of ``shards``."""
+    return SINGLE_FILE if shards == 1 else f"delta-{number:05}-of-{shards:05}.safetensors"
+
+
+def entry_name(number: int) -> str:
+    """Name of the data entry of shard ``number``, from 1."""
+    return f"data.{number:05}"

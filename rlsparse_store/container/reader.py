@@ -1,0 +1,249 @@
+"""Opening a delta: every header, the manifest and the index are checked before anything is used."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from rlsparse_store.codec.frames import content_size, decompress
+from rlsparse_store.container.index import ChunkRecord, Index, decode_index
+from rlsparse_store.container.manifest import Manifest, parse_fields, parse_manifest
+from rlsparse_store.container.paths import (
+    DELTA_FOLDER,
+    INDEX_FILE,
+    SINGLE_FILE,
+    entry_name,
+    shard_name,
+)
+from rlsparse_store.container.writer import container_header
+from rlsparse_store.digest import bytes_check, checksum
+from rlsparse_store.errors import (
+    ChecksumError,
+    FormatError,
+    IndexFormatError,
+    LimitError,
+    MissingFileError,
+    NotFoundError,
+    StreamError,
+)
+from rlsparse_store.limits import MAX_CONTAINER_HEADER, MAX_FILES, max_index_content
+from rlsparse_store.storage.names import shown
+from rlsparse_store.storage.source import FileSource
+from rlsparse_store.storage.strict_json import StrictJsonError, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = ["DeltaReader"]
+
+_LARGEST_SHARD_INDEX: Final = 4 << 20
+_SHARD: Final = re.compile(r"delta-\d{5}-of-(\d{5})\.safetensors")
+
+
+class _Shard(NamedTuple):
+    source: FileSource
+    manifest_text: bytes
+    data_start: int
+    data_bytes: int
+    index_bytes: int | None
+
+
+class DeltaReader:
+    """An open delta. Chunks are read one at a time; their bytes are checked first.
+
+    Args:
+        path: The delta's folder, which holds ``rlsparse/``.
+
+    Attributes:
+        path: The delta's folder.
+        manifest: What the delta says of itself.
+        index: Its tensors and chunks.
+        nbytes: Bytes of all files of ``rlsparse/`` that belong to it.
+
+    Raises:
+        NotFoundError: There is no delta at this place.
+        FormatError: It breaks the format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._shards: list[_Shard] = []
+        folder = path / DELTA_FOLDER
+        if not folder.is_dir():
+            reason = f"holds no {DELTA_FOLDER}/ folder, so it is no delta"
+            msg = reason if path.exists() else "no such folder"
+            raise NotFoundError(msg, file=shown(str(path)))
+        try:
+            names, extra = _find_shards(folder)
+            for number, name in enumerate(names, 1):
+                has_index = number == len(names)
+                self._shards.append(_open_shard(folder / name, number, has_index=has_index))
+            last = self._shards[-1]
+            self.manifest: Manifest = parse_manifest(last.manifest_text, len(names))
+            self.index: Index = _read_index(last)
+            self._check_agreement()
+        except FormatError as error:
+            self.close()
+            error.file = error.file or folder
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.nbytes = extra + sum(shard.source.nbytes for shard in self._shards)
+
+    def _check_agreement(self) -> None:
+        if self.manifest.totals != self.index.totals():
+            msg = "the manifest's totals are not those of the index"
+            raise IndexFormatError(msg)
+        if self.manifest.tuned_digest != self.index.tuned_state():
+            msg = "the manifest's digest of the tuned checkpoint is not that of the index"
+            raise IndexFormatError(msg)
+        ends = [0] * len(self._shards)
+        for chunk in self.index.chunks:
+            if chunk.shard >= len(ends):
+                msg = f"a chunk lies in shard {chunk.shard + 1} of {len(ends)}"
+                raise IndexFormatError(msg)
+            ends[chunk.shard] = chunk.offset + chunk.stored
+        for shard, end in zip(self._shards, ends, strict=True):
+            if end != shard.data_bytes:
+                msg = f"its chunks take {end} bytes, but it holds {shard.data_bytes}"
+                raise IndexFormatError(msg, file=shard.source.path)
+
+    def stored(self, chunk: ChunkRecord) -> bytes:
+        """The stored bytes of a chunk, checked.
+
+        Raises:
+            ChecksumError: They are not the ones that were written.
+        """
+        shard = self._shards[chunk.shard]
+        stored = shard.source.read(shard.data_start + chunk.offset, chunk.stored)
+        if bytes_check(stored) != chunk.check:
+            msg = "the stored bytes are damaged; copy or download the delta again"
+            name = shown(self.index.tensors[chunk.tensor].name)
+            raise ChecksumError(msg, file=shard.source.path, tensor=name)
+        return stored
+
+    def close(self) -> None:
+        """Close the files."""
+        for shard in self._shards:
+            shard.source.close()
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self.close()
+
+
+def _find_shards(folder: Path) -> tuple[list[str], int]:
+    """The names of the delta's files, in order, and the bytes of their index file."""
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.exists() == index.exists():
+        both = "both a single file and an index of shards" if single.exists() else "no delta file"
+        msg = f"there is {both}; copy or download the delta again"
+        raise MissingFileError(msg)
+    if single.exists():
+        return [SINGLE_FILE], 0
+    with FileSource(index) as source:
+        if source.nbytes > _LARGEST_SHARD_INDEX:
+            msg = f"an index of shards of {source.nbytes} bytes"
+            raise LimitError(msg, file=index)
+        text = source.read(0, source.nbytes)
+    return _names_in(text, index), len(text)
+
+
+def _names_in(text: bytes, index: Path) -> list[str]:
+    try:
+        fields: Any = parse(text, most_objects=100, any_number=True)
+    except StrictJsonError as error:
+        raise MissingFileError(str(error), file=index) from error
+    weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
+    last = weight_map.get("index") if isinstance(weight_map, dict) else None
+    found = _SHARD.fullmatch(last) if isinstance(last, str) else None
+    count = int(found[1]) if found else 0
+    if not 2 <= count <= MAX_FILES:
+        msg = "it does not name the shards of a delta"
+        raise MissingFileError(msg, file=index)
+    expected = {entry_name(k): shard_name(k, count) for k in range(1, count + 1)}
+    if weight_map != {**expected, "index": shard_name(count, count)}:
+        msg = "it does not name exactly the shards of a delta"
+        raise MissingFileError(msg, file=index)
+    for name in expected.values():
+        if not (index.parent / name).exists():
+            msg = f"the shard {name} is missing; copy or download the delta again"
+            raise MissingFileError(msg, file=index.parent)
+    return list(expected.values())
+
+
+def _open_shard(path: Path, number: int, *, has_index: bool) -> _Shard:
+    source = FileSource(path)
+    try:
+        header = source.read_header(MAX_CONTAINER_HEADER)
+        if isinstance(header, str):
+            if "at most" in header:
+                raise LimitError(header, file=path)
+            raise FormatError(header, file=path)
+        manifest_text, data, index = _parse_header(header, number, has_index=has_index)
+        if 8 + len(header) + data + (index or 0) != source.nbytes:
+            msg = f"its header describes another length than its {source.nbytes} bytes"
+            raise FormatError(msg)
+        parse_fields(manifest_text, number)
+    except FormatError as error:
+        source.close()
+        error.file = path
+        raise
+    except BaseException:
+        source.close()
+        raise
+    return _Shard(source, manifest_text, 8 + len(header), data, index)
+
+
+def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes, int, int | None]:
+    """Manifest, bytes of data and bytes of index; the header must be the canonical one."""
+    text = header.rstrip(b" ")
+    try:
+        fields: Any = parse(text, most_objects=16)
+        manifest_text = fields["__metadata__"]["rlsparse"].encode("ascii")
+        data = fields[entry_name(number)]["shape"][0]
+        index = fields["index"]["shape"][0] if has_index else None
+        expected = container_header(manifest_text, number, data, index)
+    except StrictJsonError as error:
+        msg = f"its header: {error}"
+        raise FormatError(msg) from error
+    except (KeyError, TypeError, AttributeError, IndexError, UnicodeEncodeError) as error:
+        msg = "its header is not that of a delta"
+        raise FormatError(msg) from error
+    numbers = [data] if index is None else [data, index]
+    if text != expected or len(header) % 8 or not all(type(n) is int and n >= 0 for n in numbers):
+        msg = "its header is not canonical"
+        raise FormatError(msg)
+    return manifest_text, data, index
+
+
+def _read_index(shard: _Shard) -> Index:
+    assert shard.index_bytes is not None  # noqa: S101 - the last shard was opened with one
+    entry = shard.source.read(shard.data_start + shard.data_bytes, shard.index_bytes)
+    if len(entry) < 8:
+        msg = "the index is cut short"
+        raise IndexFormatError(msg)
+    frame = entry[8:]
+    if checksum(shard.manifest_text, frame) != int.from_bytes(entry[:8], "little"):
+        msg = "the index or the manifest is damaged; copy or download the delta again"
+        raise ChecksumError(msg, file=shard.source.path)
+    largest = max_index_content(len(frame))
+    try:
+        if content_size(frame) > largest:
+            msg = f"the index announces more than {largest} bytes"
+            raise LimitError(msg)
+        content = decompress(frame, largest)
+    except StreamError as error:
+        raise IndexFormatError(error.message) from error
+    return decode_index(content)

@@ -1,0 +1,31 @@
+"""What users do with deltas: encode, apply, verify, inspect."""
+
+from rlsparse_store.delta.apply import ApplyReport, apply_delta
+from rlsparse_store.delta.encode import SHARD_BYTES, encode_delta, measure_pair
+from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.report import (
+    STEP_LABELS,
+    DeltaReport,
+    EncodeReport,
+    Group,
+    TensorReport,
+    WholeTensor,
+)
+from rlsparse_store.delta.verify import VerifyReport, verify_delta
+
+__all__ = [
+    "SHARD_BYTES",
+    "STEP_LABELS",
+    "ApplyReport",
+    "DeltaReport",
+    "EncodeReport",
+    "Group",
+    "TensorReport",
+    "VerifyReport",
+    "WholeTensor",
+    "apply_delta",
+    "encode_delta",
+    "inspect_delta",
+    "measure_pair",
+    "verify_delta",
+]

@@ -1,0 +1,172 @@
+"""Applying: base and delta in, the tuned checkpoint's files out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlsparse_store.checkpoint import (
+    INDEX_NAME,
+    Checkpoint,
+    CheckpointWriter,
+    FileLayout,
+    IndexLayout,
+    LayoutError,
+    TensorShape,
+    copy_side_files,
+    open_checkpoint,
+    rebuild_header,
+    rebuild_index,
+    sort_side_files,
+)
+from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind
+from rlsparse_store.delta.decode import decode_tensors
+from rlsparse_store.delta.threads import resolve_threads
+from rlsparse_store.errors import IndexFormatError
+from rlsparse_store.storage.output import OutputFile, output_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlsparse_store.storage.header import HeaderEntry
+
+__all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyReport:
+    """What applying wrote.
+
+    Attributes:
+        tensors: Tensors written.
+        tensor_bytes: Their bytes.
+        files: Weight files written, rebuilt byte for byte as they were when encoded.
+        carried_files: Small files copied from the delta's folder.
+        tuned_digest: State digest of what was written, which was checked.
+        cast: Dtype that the checkpoint was rounded to before it was encoded, if it was.
+    """
+
+    tensors: int
+    tensor_bytes: int
+    files: list[str]
+    carried_files: list[str]
+    tuned_digest: str
+    cast: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltFile:
+    """A file of the tuned checkpoint: its name, leading bytes, and its tensors' places."""
+
+    name: str
+    framed_header: bytes
+    entries: list[HeaderEntry]
+
+
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def apply_delta(
+    delta: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = _silent,
+) -> ApplyReport:
+    """Rebuild the tuned checkpoint: its tensors bit for bit, its files byte for byte.
+
+    Every chunk of the delta, every source in the base and every result is checked; nothing is
+    left under the final name unless all of it was right.
+
+    Args:
+        delta: Folder of the delta.
+        out: Folder to write, which must not exist or be empty.
+        base: The base the delta was made against.
+        threads: Threads to work on; all processors by default.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        NotFoundError: The delta or the base is not there.
+        FormatError: The delta is damaged.
+        BaseMismatchError: The base is not the right one.
+        OutputError: The result cannot be written.
+
+    Example:
+        >>> apply_delta("qwen-grpo-delta", "qwen-grpo", base="qwen-base")  # doctest: +SKIP
+    """
+    workers = resolve_threads(threads)
+    with (
+        DeltaReader(Path(delta)) as reader,
+        open_checkpoint(Path(base)) as checkpoint,
+        output_folder(Path(out)) as folder,
+    ):
+        files, index_text = rebuild_files(reader)
+        _write_tensors(reader, checkpoint, files, folder, workers, progress)
+        if index_text is not None:
+            with OutputFile(folder / INDEX_NAME) as file:
+                file.write(index_text, 0)
+        weights = {file.name for file in files} | {INDEX_NAME, DELTA_FOLDER + "/", "README.md"}
+        sides = sort_side_files(reader.path, weights)
+        copy_side_files(reader.path, sides.carried, folder)
+        checkpoint.check_unchanged()
+        return ApplyReport(
+            tensors=len(reader.index.tensors),
+            tensor_bytes=reader.manifest.totals.tuned_bytes,
+            files=[file.name for file in files],
+            carried_files=sides.carried,
+            tuned_digest=reader.manifest.tuned_digest,
+            cast=reader.manifest.cast,
+        )
+
+
+def rebuild_files(reader: DeltaReader) -> tuple[list[RebuiltFile], bytes | None]:
+    """The headers of the tuned checkpoint's files, and its index file if it had one.
+
+    Raises:
+        IndexFormatError: A stored layout does not fit the tensors.
+    """
+    index: Index = reader.index
+    members: defaultdict[int, list[TensorShape]] = defaultdict(list)
+    for t, place in zip(index.tensors, index.files.file_of, strict=True):
+        members[place].append(TensorShape(t.name, t.dtype, t.shape))
+    try:
+        files = [
+            RebuiltFile(file.name, *rebuild_header(FileLayout(*file), members[place]))
+            for place, file in enumerate(index.files.files)
+        ]
+        weight_map = {
+            t.name: index.files.files[place].name
+            for t, place in zip(index.tensors, index.files.file_of, strict=True)
+        }
+        layout = IndexLayout(index.files.index_layout, index.files.index_text)
+        return files, rebuild_index(layout, weight_map)
+    except LayoutError as error:
+        raise IndexFormatError(str(error), file=reader.path) from error
+
+
+def _write_tensors(
+    reader: DeltaReader,
+    base: Checkpoint,
+    files: list[RebuiltFile],
+    folder: Path,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    aliases: defaultdict[str, list[str]] = defaultdict(list)
+    for t in reader.index.tensors:
+        if t.kind is Kind.ALIAS:
+            aliases[t.origin].append(t.name)
+    done, total = 0, reader.manifest.totals.tuned_bytes
+    with CheckpointWriter(folder) as writer:
+        for file in files:
+            writer.add_file(file.name, file.framed_header, file.entries)
+        for piece in decode_tensors(reader, base, threads):
+            names = [piece.tensor.name, *aliases[piece.tensor.name]]
+            for name in names:
+                writer.write(name, piece.offset, piece.data.data)
+            done += piece.data.nbytes * len(names)
+            progress(done, total)

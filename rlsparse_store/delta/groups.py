@@ -1,0 +1,41 @@
+"""Which layer and which kind of module a tensor belongs to, read off its name."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["layer_of", "module_of"]
+
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?:\.|$)")
+_ENDING: Final = frozenset({"weight", "bias", "weight_packed", "qweight", "scales", "qzeros"})
+
+
+def layer_of(name: str) -> str:
+    """The layer's number, or ``other`` for a tensor outside the stack.
+
+    Example:
+        >>> layer_of("model.layers.12.self_attn.q_proj.weight")
+        '12'
+        >>> layer_of("lm_head.weight")
+        'other'
+    """
+    found = _LAYER.search(name)
+    return found[1] if found else "other"
+
+
+def module_of(name: str) -> str:
+    """The kind of module: its own name, without layer numbers; biases are told apart.
+
+    Example:
+        >>> module_of("model.layers.12.self_attn.q_proj.weight")
+        'q_proj'
+        >>> module_of("encoder.layer.3.output.dense.bias")
+        'output.dense.bias'
+    """
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    ending = parts.pop() if len(parts) > 1 and parts[-1] in _ENDING else ""
+    # "dense" alone names half a dozen different modules of an encoder.
+    generic = parts[-1] in ("dense", "LayerNorm", "gate", "linear", "proj") and len(parts) > 1
+    module = ".".join(parts[-2:] if generic else parts[-1:])
+    return module if ending in ("", "weight") else f"{module}.{ending}"

@@ -1,0 +1,231 @@
+"""What encoding and inspecting tell: counts, sizes, densities."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlsparse_store.container import Index, Kind, Manifest, TensorRecord
+from rlsparse_store.delta.groups import layer_of, module_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "STEP_LABELS",
+    "DeltaReport",
+    "EncodeReport",
+    "Group",
+    "TensorReport",
+    "WholeTensor",
+    "report_tensors",
+]
+
+SCHEMA_VERSION = 1
+"""Version of the JSON form."""
+
+STEP_LABELS = ("-1", "-2", "-3", "<=-4", "+1", "+2", "+3", ">=+4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorReport:
+    """One tensor.
+
+    Attributes:
+        name: Its name.
+        kind: ``same``, ``delta``, ``whole`` or ``alias``.
+        dtype: Its dtype code.
+        shape: Its dimensions.
+        elements: Its words: for all ordinary dtypes its elements.
+        changed: Words that differ from its source's.
+        density: changed / elements; 0 for an empty tensor.
+        steps: Changed words by step, in the order of :data:`STEP_LABELS`.
+        stored_bytes: Bytes of its chunks.
+        source: Name of its source in the base, or of the tensor it is an alias of.
+        tail: Elements that its source does not have.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: list[int]
+    elements: int
+    changed: int
+    density: float
+    steps: list[int]
+    stored_bytes: int
+    source: str
+    tail: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Sums over the tensors of one layer or one kind of module."""
+
+    name: str
+    tensors: int
+    elements: int
+    changed: int
+    density: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeTensor:
+    """A tensor that is stored whole, or in part, and why.
+
+    Attributes:
+        name: Its name.
+        reason: Why.
+        raw_bytes: Bytes that are stored whole, as they are in the checkpoint.
+        stored_bytes: Bytes they take in the delta.
+    """
+
+    name: str
+    reason: str
+    raw_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaReport:
+    """A delta: what it holds and what it takes.
+
+    Attributes:
+        format: Version of the format.
+        elements: Words of the tuned checkpoint.
+        changed: Words that differ from their source's.
+        density: changed / elements.
+        delta_bytes: Bytes of all files of the format; small files beside it do not count.
+        bits_per_changed: 8 * delta_bytes / changed, or ``None`` if nothing changed.
+        tuned_bytes: Bytes of the tuned checkpoint's tensors.
+        base_digest: State digest of the base.
+        tuned_digest: State digest of the tuned checkpoint.
+        base_repo: Where the base may be found, if known.
+        base_revision: Its commit there.
+        cast: Dtype the tuned checkpoint was rounded to, if it was: then the delta is lossy.
+        steps: Changed words by step, in the order of :data:`STEP_LABELS`.
+        kinds: Tensors of each kind.
+        removed: Base tensors that the tuned checkpoint does not have.
+        layers: Sums by layer.
+        modules: Sums by kind of module.
+        tensors: Every tensor.
+    """
+
+    format: str
+    elements: int
+    changed: int
+    density: float
+    delta_bytes: int
+    bits_per_changed: float | None
+    tuned_bytes: int
+    base_digest: str
+    tuned_digest: str
+    base_repo: str | None
+    base_revision: str | None
+    cast: str | None
+    steps: list[int]
+    kinds: dict[str, int]
+    removed: list[str]
+    layers: list[Group]
+    modules: list[Group]
+    tensors: list[TensorReport]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values, under a versioned schema."""
+        return {"schema_version": SCHEMA_VERSION, "step_labels": STEP_LABELS, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeReport(DeltaReport):
+    """What encoding stored.
+
+    Attributes:
+        base_bytes: Bytes of the base's tensors.
+        whole: Tensors stored whole, or in part, and why.
+        carried_files: Small files copied beside the delta.
+        carried_bytes: Their bytes.
+        skipped_files: Files of the tuned folder that were neither read nor copied.
+    """
+
+    base_bytes: int
+    whole: list[WholeTensor]
+    carried_files: list[str]
+    carried_bytes: int
+    skipped_files: list[str]
+
+
+def report_tensors(index: Index, manifest: Manifest, delta_bytes: int) -> dict[str, Any]:
+    """The fields of a :class:`DeltaReport`."""
+    stored = [0] * len(index.tensors)
+    for chunk in index.chunks:
+        stored[chunk.tensor] += chunk.stored
+    tensors = [_tensor(t, nbytes) for t, nbytes in zip(index.tensors, stored, strict=True)]
+    totals = manifest.totals
+    kinds = dict.fromkeys((kind.name.lower() for kind in Kind), 0)
+    for tensor in tensors:
+        kinds[tensor.kind] += 1
+    return {
+        "format": manifest.version,
+        "elements": totals.elements,
+        "changed": totals.changed,
+        "density": _ratio(totals.changed, totals.elements),
+        "delta_bytes": delta_bytes,
+        "bits_per_changed": 8 * delta_bytes / totals.changed if totals.changed else None,
+        "tuned_bytes": totals.tuned_bytes,
+        "base_digest": manifest.base_digest,
+        "tuned_digest": manifest.tuned_digest,
+        "base_repo": manifest.repo,
+        "base_revision": manifest.revision,
+        "cast": manifest.cast,
+        "steps": [sum(counts) for counts in zip(*(t.steps for t in tensors), strict=True)]
+        or [0] * len(STEP_LABELS),
+        "kinds": kinds,
+        "removed": index.removed,
+        "layers": _groups(tensors, layer_of),
+        "modules": _groups(tensors, module_of),
+        "tensors": tensors,
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _tensor(t: TensorRecord, stored_bytes: int) -> TensorReport:
+    return TensorReport(
+        name=t.name,
+        kind=t.kind.name.lower(),
+        dtype=t.dtype.code,
+        shape=list(t.shape),
+        elements=t.words,
+        changed=t.changed,
+        density=_ratio(t.changed, t.words),
+        steps=list(t.steps),
+        stored_bytes=stored_bytes,
+        source=t.origin,
+        tail=t.tail,
+    )
+
+
+def _groups(tensors: Iterable[TensorReport], key: Callable[[str], str]) -> list[Group]:
+    members: dict[str, list[TensorReport]] = {}
+    for tensor in tensors:
+        members.setdefault(key(tensor.name), []).append(tensor)
+
+    def order(name: str) -> tuple[int, int, str]:
+        return (0, int(name), "") if name.isdigit() else (1, 0, name)
+
+    groups = []
+    for name in sorted(members, key=order):
+        elements = sum(t.elements for t in members[name])
+        changed = sum(t.changed for t in members[name])
+        groups.append(
+            Group(
+                name=name,
+                tensors=len(members[name]),
+                elements=elements,
+                changed=changed,
+                density=_ratio(changed, elements),
+            )
+        )
+    return groups

@@ -1,0 +1,138 @@
+"""Verifying: is the delta sound, is this its base, is this the checkpoint it stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.container import DeltaReader, Kind
+from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.decode import decode_tensors, wrong_base
+from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
+from rlsparse_store.delta.threads import resolve_threads
+from rlsparse_store.errors import VerificationError
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["VerifyReport", "verify_delta"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was verified; a failure raises instead.
+
+    Attributes:
+        chunks: Chunks whose stored bytes were checked.
+        base_checked: Whether the base was compared with the one the delta was made against.
+        decoded: Whether every tensor was decoded and compared with its digest.
+        tuned_checked: Whether a tuned checkpoint was compared with the delta.
+        cast: Dtype that the checkpoint was rounded to before it was encoded, if it was.
+    """
+
+    chunks: int
+    base_checked: bool
+    decoded: bool
+    tuned_checked: bool
+    cast: str | None
+
+
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def verify_delta(
+    delta: str | Path,
+    *,
+    base: str | Path | None = None,
+    tuned: str | Path | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = _silent,
+) -> VerifyReport:
+    """Verify a delta as far as what is given allows.
+
+    Alone, its own files: every stored byte is covered by a check. With its base also every
+    base tensor, and every decoded tensor. With a tuned checkpoint also that it is the one stored.
+
+    Args:
+        delta: Folder of the delta.
+        base: The base, or what claims to be it.
+        tuned: A checkpoint that should be the tuned one.
+        threads: Threads to decode on; all processors by default.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        FormatError: The delta is damaged.
+        BaseMismatchError: The base is not the right one.
+        VerificationError: The tuned checkpoint is another one.
+
+    Example:
+        >>> verify_delta("qwen-grpo-delta", base="qwen-base").decoded  # doctest: +SKIP
+        True
+    """
+    workers = resolve_threads(threads)
+    with DeltaReader(Path(delta)) as reader:
+        rebuild_files(reader)
+        if base is None:
+            for chunk in reader.index.chunks:
+                reader.stored(chunk)
+        else:
+            with open_checkpoint(Path(base)) as checkpoint:
+                _check_base(reader, checkpoint, workers, progress)
+        if tuned is not None:
+            with open_checkpoint(Path(tuned)) as checkpoint:
+                _check_tuned(reader, checkpoint)
+        return VerifyReport(
+            chunks=len(reader.index.chunks),
+            base_checked=base is not None,
+            decoded=base is not None,
+            tuned_checked=tuned is not None,
+            cast=reader.manifest.cast,
+        )
+
+
+def _check_base(
+    reader: DeltaReader, base: Checkpoint, threads: int, progress: Callable[[int, int], None]
+) -> None:
+    done, total = 0, reader.manifest.totals.tuned_bytes
+    for piece in decode_tensors(reader, base, threads):
+        done += piece.data.nbytes
+        progress(done, total)
+    # Decoding compared every source of the same bytes; the state covers the other tensors too.
+    known = {
+        t.origin: t.base_digest or t.tuned_digest
+        for t in reader.index.tensors
+        if t.kind in (Kind.SAME, Kind.DELTA)
+    }
+    if checkpoint_state(base, known) != reader.manifest.base_digest:
+        names = set(reader.index.removed) | {t.name for t in reader.index.tensors}
+        extra = next((name for name in base.tensors if name not in names | known.keys()), None)
+        problem = "is a tensor more than the base had" if extra else "or others differ in the base"
+        missing = next((n for n in reader.index.removed if n not in base.tensors), None)
+        problem = "is missing from the base" if missing and not extra else problem
+        raise wrong_base(reader, base, extra or missing or "outside of the delta", problem)
+
+
+def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:
+    digests = {t.name: t.tuned_digest for t in reader.index.tensors}
+    for t in reader.index.tensors:
+        found = tuned.tensors.get(t.name)
+        if found is None:
+            problem = "is missing"
+        elif (found.dtype, found.shape) != (t.dtype, t.shape):
+            problem = (
+                f"is {found.dtype.code} {list(found.shape)}, not {t.dtype.code} {list(t.shape)}"
+            )
+        elif tensor_digest(tuned, found) != digests[t.origin if t.kind is Kind.ALIAS else t.name]:
+            problem = "has other values"
+        else:
+            continue
+        msg = f"{problem}: this is not the checkpoint that the delta stores"
+        raise VerificationError(msg, file=tuned.path, tensor=shown(t.name))
+    extra = next((name for name in tuned.tensors if name not in digests), None)
+    if extra is not None:
+        msg = "is not in the delta: this is not the checkpoint that it stores"
+        raise VerificationError(msg, file=tuned.path, tensor=shown(extra))
