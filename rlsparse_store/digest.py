@@ -52,7 +52,7 @@ def leaf_hashes(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
     Returns:
         One 64-bit hash per leaf; none for an empty string.
     """
-    view = memoryview(data)
+    view = data.data
     return np.fromiter(
         (
             xxh3_64_intdigest(view[start : start + LEAF_BYTES])

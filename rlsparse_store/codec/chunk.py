@@ -143,7 +143,7 @@ def _try_rows(
     changed = left.magnitudes.sum(1)
     plain = int(mask_cost(histogram.words, changed).sum())
     flagged = int(mask_cost(left.words, changed).sum())
-    flags = int(mask_cost(np.int64([rows.active.size]), np.int64([active]))[0])
+    flags = int(mask_cost(np.array([rows.active.size]), np.array([active]))[0])
     if flagged + flags + flags // 10 + ROW_FLAG_MARGIN >= plain:
         return None, histogram
     return rows, left
@@ -221,9 +221,17 @@ def encode_whole(words: Words, coding: WordCoding) -> WholeChunk:
     if coding.width == 4:
         return WholeChunk(compress([to_bytes(words, 4).tobytes()]))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
-        words = (words << 1) | (words >> (coding.width - 1))
+        words = _rotated(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1)
     return WholeChunk(compress([plane.tobytes() for plane in planes.T[::-1]]))
+
+
+def _rotated(words: Words, by: int) -> Words:
+    """Every word rotated left by this many bits."""
+    unsigned = words.dtype.type
+    left, right = unsigned(by), unsigned(words.dtype.itemsize * 8 - by)
+    rotated: Words = (words << left) | (words >> right)
+    return rotated
 
 
 def decode_whole(stored: bytes, count: int, coding: WordCoding) -> Words:
@@ -242,5 +250,5 @@ def decode_whole(stored: bytes, count: int, coding: WordCoding) -> Words:
     planes = content.reshape(coding.width // 8, count)[::-1]
     words = as_words(np.ascontiguousarray(planes.T).ravel(), coding.width)
     if coding.order is OrderMap.SIGN_MAGNITUDE:
-        words = (words >> 1) | (words << (coding.width - 1))
+        words = _rotated(words, coding.width - 1)
     return words

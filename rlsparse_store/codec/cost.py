@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ONE_BIT", "entropy", "n_log_n"]
+__all__ = ["ONE_BIT", "n_log_n"]
 
 _FRACTION: Final = 16
 ONE_BIT: Final = 1 << _FRACTION
@@ -39,9 +39,5 @@ def n_log_n(n: NDArray[np.int64]) -> NDArray[np.int64]:
     rest = (normal >> (40 - _STEPS - 12)) & 0xFFF
     low = _LOG2[place]
     fraction = low + ((_LOG2[np.minimum(place + 1, 1 << _STEPS)] - low) * rest >> 12)
-    return np.where(n > 0, n * ((exponent << _FRACTION) + fraction), 0)
-
-
-def entropy(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cost of a sequence with these symbol counts, along the last axis."""
-    return n_log_n(counts.sum(-1)) - n_log_n(counts).sum(-1)
+    cost: NDArray[np.int64] = np.where(n > 0, n * ((exponent << _FRACTION) + fraction), 0)
+    return cost

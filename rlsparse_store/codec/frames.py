@@ -42,7 +42,7 @@ def _block_cost(histogram: NDArray[np.int64]) -> int:
     symbols = int(np.count_nonzero(histogram))
     if symbols <= 1:
         return _BLOCK_COST + 8 * ONE_BIT
-    ideal = int(n_log_n(np.int64([size]))[0] - n_log_n(histogram).sum())
+    ideal = int(n_log_n(np.array([size]))[0] - n_log_n(histogram).sum())
     # Huffman spends at least one bit per byte, and about a percent more than the entropy.
     coded = max(ideal + ideal // 100, size * ONE_BIT) + _TABLE_COST + symbols * _SYMBOL_COST
     return _BLOCK_COST + min(coded, size * 8 * ONE_BIT)

@@ -524,6 +524,7 @@ def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
 def _check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None:
     """Check each chunk against its tensor, and that whole parts are covered."""
     whole: dict[int, list[ChunkRecord]] = {}
+    changed = [0] * len(tensors)
     for c in chunks:
         t = tensors[c.tensor]
         _require(t.coding is not None, "a chunk of a tensor without chunks", t.name)
@@ -540,7 +541,10 @@ def _check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> Non
         _require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
         if c.coding is ChunkCoding.DELTA_WITH_ROWS:
             _require(t.row_words is not None, "row flags in a tensor without rows", t.name)
+        changed[c.tensor] += sum(c.changed)
     for number, t in enumerate(tensors):
+        agree = sum(t.steps) == changed[number]
+        _require(agree, "its steps are not as many as its chunks have changes", t.name)
         if t.kind in (Kind.WHOLE, Kind.DELTA):
             start = 0 if t.kind is Kind.WHOLE else t.shared
             _check_cover(t, start, whole.get(number, ()))

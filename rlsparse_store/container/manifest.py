@@ -159,7 +159,7 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
     """
     fields = parse_fields(text, shard)
     base, tuned = fields.get("base"), fields.get("tuned")
-    if not (_has_digest(base) and _has_digest(tuned)):
+    if base is None or tuned is None or not (_has_digest(base) and _has_digest(tuned)):
         msg = "the manifest lacks the digest of base or tuned"
         raise FormatError(msg)
     texts = (base.get("repo"), base.get("revision"), fields.get("cast"))

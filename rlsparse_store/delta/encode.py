@@ -177,6 +177,7 @@ class _Encoder:
         self._chunks: list[ChunkRecord] = []
         self._steps = [[0] * 8 for _ in self._plans]
         self._moved = [0] * len(self._plans)
+        self._whole_raw = [0] * len(self._plans)
         self._whole_bytes = [0] * len(self._plans)
         self._hints = hints_from_path(base.path.absolute())
         self._index: Index | None = None
@@ -223,6 +224,7 @@ class _Encoder:
                 self._steps[coded.tensor][bin_number] += count
         else:
             self._moved[coded.tensor] += coded.changed if coded.is_shared else 0
+            self._whole_raw[coded.tensor] += self._scans[coded.tensor].coding.nbytes(coded.length)
             self._whole_bytes[coded.tensor] += len(chunk.stored)
         self._chunks.append(
             ChunkRecord(
@@ -315,12 +317,10 @@ class _Encoder:
         assert self._manifest is not None  # noqa: S101 - run() was called
         whole = [
             WholeTensor(
-                plan.tuned.name,
-                plan.reason or "shorter whole than as a delta",
-                plan.stored_nbytes - plan.shared_bytes * (2 if plan.widening else 1)
-                if plan.reason
-                else plan.stored_nbytes,
-                self._whole_bytes[i],
+                name=plan.tuned.name,
+                reason=plan.reason or "shorter whole than as a delta",
+                raw_bytes=self._whole_raw[i],
+                stored_bytes=self._whole_bytes[i],
             )
             for i, plan in enumerate(self._plans)
             if self._whole_bytes[i]

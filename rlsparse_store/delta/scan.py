@@ -13,6 +13,7 @@ import numpy as np
 
 from rlsparse_store.codec import (
     CodedChunk,
+    DeltaChunk,
     WholeChunk,
     as_words,
     cast_to_bf16,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Backend
+    from rlsparse_store.backends import Backend, Words
     from rlsparse_store.checkpoint import Checkpoint
 
 __all__ = ["Coded", "Piece", "TensorScan", "code_piece", "scan_tensor"]
@@ -150,13 +151,10 @@ def code_piece(backend: Backend, piece: Piece) -> Coded:
         base = as_words(piece.base, coding.width)
         chunk = encode_chunk(backend, base, tuned, coding, piece.mantissa_bits, piece.row)
         base_check = leaves_check(piece.base_leaves)
+        if isinstance(chunk, DeltaChunk):
+            _require_equal(decode_delta(backend, base, coding, chunk, piece.row), tuned, piece)
     if isinstance(chunk, WholeChunk):
-        decoded = decode_whole(chunk.stored, tuned.size, coding)
-    else:
-        decoded = decode_delta(backend, base, coding, chunk, piece.row)
-    if not np.array_equal(decoded, tuned):
-        msg = "what was encoded does not decode to itself; the memory may be faulty"
-        raise ResultMismatchError(msg, tensor=piece.name)
+        _require_equal(decode_whole(chunk.stored, tuned.size, coding), tuned, piece)
     return Coded(
         tensor=piece.tensor,
         first=piece.first,
@@ -167,6 +165,12 @@ def code_piece(backend: Backend, piece: Piece) -> Coded:
         changed=piece.changed,
         is_shared=piece.base is not None,
     )
+
+
+def _require_equal(decoded: Words, tuned: Words, piece: Piece) -> None:
+    if not np.array_equal(decoded, tuned):
+        msg = "what was encoded does not decode to itself; the memory may be faulty"
+        raise ResultMismatchError(msg, tensor=piece.name)
 
 
 def scan_tensor(

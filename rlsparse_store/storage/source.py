@@ -61,7 +61,7 @@ class FileSource:
         Raises:
             RlsparseError: The file ends early or cannot be read.
         """
-        view = memoryview(out)
+        view = out.data
         while view:
             try:
                 got = os.preadv(self._descriptor, [view], offset)

@@ -43,11 +43,8 @@ def encode_mask(ranks: NDArray[np.int64], n: int) -> bytes:
     width = _low_width(n, k)
     high = gaps >> width
     escaped = (high[high >= ESCAPE] - ESCAPE).astype("<u4")
-    return (
-        pack_fields(gaps, width)
-        + np.minimum(high, ESCAPE).astype(np.uint8).tobytes()
-        + escaped.tobytes()
-    )
+    high_bytes: bytes = np.minimum(high, ESCAPE).astype(np.uint8).tobytes()
+    return pack_fields(gaps, width) + high_bytes + escaped.tobytes()
 
 
 def decode_mask(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:

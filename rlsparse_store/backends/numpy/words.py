@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["add_steps", "keys", "steps"]
 
 
-def _low_mask(words: Words, coding: WordCoding) -> np.unsignedinteger[np._typing.NBitBase]:
-    return words.dtype.type((1 << (coding.width - 1)) - 1)
+def _low_mask(words: Words, coding: WordCoding) -> np.unsignedinteger[Any]:
+    low: np.unsignedinteger[Any] = words.dtype.type((1 << (coding.width - 1)) - 1)
+    return low
 
 
 def _is_negative(words: Words, coding: WordCoding) -> NDArray[np.bool_]:

@@ -1,0 +1,64 @@
+"""``rlsparse apply``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import print_json, progress_bar, size
+from rlsparse_store.delta import apply_delta, inspect_delta
+from rlsparse_store.storage.names import shown
+
+__all__ = ["apply_command", "require_base"]
+
+
+@click.command("apply")
+@click.argument("delta")
+@click.option("--out", "-o", required=True, metavar="OUT", help="Folder to write.")
+@base_option
+@threads_option
+@json_option
+@quiet_option
+def apply_command(
+    delta: str,
+    out: str,
+    base: str | None,
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Rebuild the tuned checkpoint that DELTA stores.
+
+    Its tensors come back bit for bit and its files byte for byte; everything is checked.
+    """
+    base = require_base(delta, base)
+    with progress_bar("apply", quiet=quiet) as progress:
+        report = apply_delta(delta, out, base=base, threads=threads, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+        return
+    click.echo(f"wrote {shown(out)}")
+    click.echo(
+        f"  {report.tensors:,} tensors, {size(report.tensor_bytes)}, in "
+        f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}, all checked"
+    )
+    if report.cast:
+        click.echo(f"  the delta is lossy: its checkpoint had been rounded to {report.cast}")
+
+
+def require_base(delta: str, base: str | None) -> str:
+    """The base that was given, or an error that says which one the delta needs.
+
+    Raises:
+        click.UsageError: None was given.
+    """
+    if base is not None:
+        return base
+    report = inspect_delta(delta)
+    known = "the checkpoint it was made against"
+    if report.base_repo:
+        known = f"{shown(report.base_repo)} at commit {shown(report.base_revision or 'unknown')}"
+    msg = f"the base is needed: pass --base with the folder of {known}"
+    raise click.UsageError(msg)

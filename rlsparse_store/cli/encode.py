@@ -1,0 +1,103 @@
+"""``rlsparse encode``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from rlsparse_store.cli.options import json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import percent, print_json, progress_bar, size
+from rlsparse_store.delta import encode_delta
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from rlsparse_store.delta import EncodeReport
+
+__all__ = ["encode_command", "print_encoded"]
+
+
+@click.command("encode")
+@click.argument("base")
+@click.argument("tuned")
+@click.option("--out", "-o", required=True, metavar="DELTA", help="Folder of the delta to write.")
+@click.option(
+    "--cast",
+    type=click.Choice(["bf16"]),
+    help="Round float32 tensors of a bfloat16 base to it first. Lossy, and recorded as such.",
+)
+@click.option(
+    "--keep-dtype", is_flag=True, help="Store tensors whose dtype does not fit the base's whole."
+)
+@threads_option
+@json_option
+@quiet_option
+def encode_command(
+    base: str,
+    tuned: str,
+    out: str,
+    cast: str | None,
+    keep_dtype: bool,  # noqa: FBT001 - click passes every parameter by name
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Store the checkpoint TUNED as a delta against BASE.
+
+    Both are Hugging Face folders or single .safetensors files. Every tensor comes back bit for
+    bit, and the files of TUNED byte for byte.
+    """
+    with progress_bar("encode", quiet=quiet) as progress:
+        report = encode_delta(
+            base,
+            tuned,
+            out,
+            cast=cast,
+            keep_dtype=keep_dtype,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.as_json())
+    else:
+        click.echo(f"wrote {shown(out)}")
+        print_encoded(report)
+
+
+def print_encoded(report: EncodeReport) -> None:
+    """Print what was stored, what was carried whole and why, and what was left out."""
+    click.echo(
+        f"  {report.changed:,} of {report.elements:,} weights changed ({percent(report.density)})"
+    )
+    ratio = report.tuned_bytes / report.delta_bytes
+    click.echo(
+        f"  {size(report.tuned_bytes)} of tensors are now {size(report.delta_bytes)}, "
+        f"{ratio:,.1f} times smaller" + _bits(report.bits_per_changed)
+    )
+    if report.cast:
+        click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before it was stored")
+    if report.whole:
+        raw = sum(tensor.raw_bytes for tensor in report.whole)
+        stored = sum(tensor.stored_bytes for tensor in report.whole)
+        click.echo(f"  {size(raw)} carried whole, in {size(stored)}:")
+        for tensor in report.whole[:20]:
+            click.echo(f"    {shown(tensor.name)}: {size(tensor.raw_bytes)}, {tensor.reason}")
+        if len(report.whole) > 20:
+            click.echo(f"    … and {len(report.whole) - 20} more (--json lists all)")
+    _print_names(
+        "renamed or tied",
+        [f"{t.name} from {t.source}" for t in report.tensors if t.source not in ("", t.name)],
+    )
+    _print_names("removed", report.removed)
+    _print_names("copied beside it", report.carried_files)
+    _print_names("skipped, not read", report.skipped_files)
+
+
+def _bits(bits_per_changed: float | None) -> str:
+    return "" if bits_per_changed is None else f"; {bits_per_changed:.3g} bits per changed weight"
+
+
+def _print_names(label: str, names: list[str]) -> None:
+    if names:
+        more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
+        click.echo(f"  {label}: {', '.join(shown(name) for name in names[:10])}{more}")

@@ -1,0 +1,133 @@
+"""Small checkpoints, written by hand byte by byte, and what tests do with pairs of them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
+from rlsparse_store.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.delta import EncodeReport
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor: dtype code, dimensions, little-endian bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def words(self, dtype: type[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """Its bytes as words, which may be written to."""
+        return np.frombuffer(self.data, dtype).copy()
+
+    def with_words(self, words: NDArray[np.unsignedinteger[Any]]) -> Tensor:
+        """The same tensor with other bytes."""
+        return replace(self, data=words.tobytes())
+
+
+Tensors = dict[str, Tensor]
+
+
+def random_tensor(seed: int, dtype: str, *shape: int) -> Tensor:
+    """A tensor of random bits: every kind of word, NaN payloads among them."""
+    elements = int(np.prod(shape, dtype=np.int64))
+    nbytes = elements * DTYPES[dtype].bits // 8
+    return Tensor(dtype, shape, np.random.default_rng(seed).bytes(nbytes))
+
+
+def bf16_tensor(seed: int, *shape: int) -> Tensor:
+    """A tensor of bfloat16 numbers that look like trained weights."""
+    values = np.random.default_rng(seed).normal(0, 0.02, shape).astype(np.float32)
+    return Tensor("BF16", shape, (values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+
+
+def tune(tensor: Tensor, seed: int, density: float = 0.02) -> Tensor:
+    """Move some 16-bit words by one."""
+    rng = np.random.default_rng(seed)
+    words = tensor.words(np.uint16)
+    hit = rng.random(words.size) < density
+    return tensor.with_words(np.where(hit, words ^ 1, words).astype(np.uint16))
+
+
+def file_bytes(
+    tensors: Tensors, metadata: dict[str, str] | None = None, *, order: Iterable[str] | None = None
+) -> bytes:
+    """A safetensors file with its tensors in this order, by default by name."""
+    fields: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    place, data = 0, []
+    for name in sorted(tensors) if order is None else order:
+        t = tensors[name]
+        offsets = [place, place + len(t.data)]
+        fields[name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": offsets}
+        place += len(t.data)
+        data.append(t.data)
+    return framed(json.dumps(fields, separators=(",", ":"), ensure_ascii=False), b"".join(data))
+
+
+def framed(header: str | bytes, data: bytes = b"") -> bytes:
+    """A file with this header, padded, and this data."""
+    text = header if isinstance(header, bytes) else header.encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def save(folder: Path, tensors: Tensors) -> Path:
+    """Write a checkpoint of one file."""
+    folder.mkdir(parents=True)
+    (folder / SINGLE).write_bytes(file_bytes(tensors, {"format": "pt"}))
+    return folder
+
+
+def save_sharded(folder: Path, *shards: Tensors) -> Path:
+    """Write a checkpoint of several files and their index."""
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        (folder / name).write_bytes(file_bytes(tensors, {"format": "pt"}))
+        weight_map |= dict.fromkeys(tensors, name)
+    size = sum(len(t.data) for tensors in shards for t in tensors.values())
+    write_index(folder, weight_map, {"total_size": size})
+    return folder
+
+
+def write_index(folder: Path, weight_map: dict[str, str], metadata: dict[str, Any]) -> None:
+    """Write an index file as transformers does."""
+    fields = {"metadata": metadata, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def prove(base: Path, tuned: Path, work: Path, **options: Any) -> EncodeReport:  # noqa: ANN401
+    """Encode, apply, compare the files, verify; the delta is left at ``work / "delta"``."""
+    report = encode_delta(base, tuned, work / "delta", threads=2, **options)
+    apply_delta(work / "delta", work / "out", base=base, threads=2)
+    expected = contents(tuned) if tuned.is_dir() else {tuned.name: tuned.read_bytes()}
+    assert contents(work / "out") == expected  # noqa: S101
+    verified = verify_delta(work / "delta", base=base, tuned=tuned, threads=2)
+    assert verified.decoded  # noqa: S101
+    return report

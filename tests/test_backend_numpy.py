@@ -1,0 +1,302 @@
+"""The NumPy backend against the format's text, stated a second time, slowly, on Python integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlsparse_store.backends import Rows, Words
+from rlsparse_store.backends.numpy import NumpyBackend, kernels
+from rlsparse_store.backends.numpy.words import add_steps, keys, steps
+from rlsparse_store.codec import as_words, to_bytes
+from rlsparse_store.dtypes import OrderMap, WordCoding
+from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BACKEND = NumpyBackend()
+CODINGS = [WordCoding(width, order) for width in (4, 8, 16, 32, 64) for order in OrderMap]
+TYPES: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
+
+
+# --- section 6, on integers ------------------------------------------------------------------
+
+
+def order_of(word: int, coding: WordCoding) -> int:
+    top = 1 << (coding.width - 1)
+    if coding.order is OrderMap.SIGN_MAGNITUDE and word & top:
+        return word ^ (top - 1)
+    return word
+
+
+def key_of(word: int, coding: WordCoding) -> int:
+    top = 1 << (coding.width - 1)
+    low = word % top
+    if coding.order is OrderMap.UNSIGNED:
+        return word
+    if coding.order is OrderMap.SIGN_MAGNITUDE or word < top:
+        return low
+    return top - 1 - low
+
+
+def step_of(base: int, tuned: int, coding: WordCoding) -> int:
+    distance = (order_of(tuned, coding) - order_of(base, coding)) % (1 << coding.width)
+    return distance - (1 << coding.width) if distance >> (coding.width - 1) else distance
+
+
+# --- section 8.2, on lists of bits -----------------------------------------------------------
+
+
+def field(value: int, width: int) -> list[int]:
+    return [value >> i & 1 for i in range(width)]
+
+
+def packed(bits: list[int]) -> bytes:
+    return bytes(
+        sum(bit << i for i, bit in enumerate(bits[start : start + 8]))
+        for start in range(0, len(bits), 8)
+    )
+
+
+def mask_of(ranks: list[int], n: int) -> bytes:
+    k = len(ranks)
+    if k in (0, n):
+        return b""
+    if 6 * k >= n:
+        return packed([int(rank in ranks) for rank in range(n)])
+    r = 0
+    while 2 ** (r + 1) <= n // (6 * k):
+        r += 1
+    gaps = [b - a - 1 for a, b in zip([-1, *ranks], ranks, strict=False)]
+    low = packed([bit for gap in gaps for bit in field(gap, r)])
+    high = bytes(min(gap // 2**r, 255) for gap in gaps)
+    escapes = [gap // 2**r - 255 for gap in gaps if gap // 2**r >= 255]
+    return low + high + b"".join(escape.to_bytes(4, "little") for escape in escapes)
+
+
+@dataclass
+class Expected:
+    counts: list[int]
+    changed: list[int]
+    masks: list[bytes]
+    values: tuple[bytes, bytes, bytes, bytes]
+
+
+def values_of(moves: list[int], width: int) -> tuple[bytes, bytes, bytes, bytes]:
+    far = [abs(step) - 3 for step in moves if abs(step) > 3]
+    exponents = [y.bit_length() - 1 for y in far]
+    return (
+        packed([int(step < 0) for step in moves]),
+        packed([bit for step in moves for bit in field(min(abs(step) - 1, 3), 2)]),
+        packed([bit for q in exponents for bit in field(q, 4 if width <= 16 else 8)]),
+        packed([bit for y, q in zip(far, exponents, strict=True) for bit in field(y, q)]),
+    )
+
+
+def state(
+    base: list[int], tuned: list[int], coding: WordCoding, bounds: list[int], live: list[bool]
+) -> Expected:
+    counts, changed, masks, moves = [], [], [], []
+    below = -1
+    for bound in bounds:
+        members = [
+            i for i, b in enumerate(base) if live[i] and below < key_of(b, coding) <= bound
+        ]
+        ranks = [rank for rank, i in enumerate(members) if base[i] != tuned[i]]
+        moves += [step_of(base[members[r]], tuned[members[r]], coding) for r in ranks]
+        counts.append(len(members))
+        changed.append(len(ranks))
+        masks.append(mask_of(ranks, len(members)))
+        below = bound
+    return Expected(counts, changed, masks, values_of(moves, coding.width))
+
+
+# --- cases -----------------------------------------------------------------------------------
+
+
+def specials(width: int) -> list[int]:
+    """Zeros, ones, the ends of every range, and the specials of all floats of this width."""
+    top = 1 << (width - 1)
+    floats = {16: (0x7C00, 0x7C01, 0x7E00, 0x7F80, 0x7F81, 0x7FC0, 0x03FF, 0x0080)}
+    floats[32] = (0x7F800000, 0x7F800001, 0x7FC00000, 0x007FFFFF)
+    floats[64] = (0x7FF0 << 48, (0x7FF0 << 48) + 1, 0x7FF8 << 48, (1 << 52) - 1)
+    some = [0, 1, 2, top - 1, *floats.get(width, ())]
+    return [*some, *(word | top for word in some), 2 * top - 1]
+
+
+@dataclass
+class Case:
+    base: list[int]
+    tuned: list[int]
+    bounds: list[int]
+    row: tuple[int, int] | None
+
+
+@st.composite
+def cases(draw: st.DrawFn, coding: WordCoding) -> Case:
+    word = st.one_of(st.sampled_from(specials(coding.width)), st.integers(0, 2**coding.width - 1))
+    base = draw(st.lists(word, min_size=1, max_size=80))
+    last = len(base) - 1
+    chosen: Callable[[int], bool] = draw(
+        st.sampled_from([lambda _: True, lambda i: i == 0, lambda i: i == last])
+        | st.sets(st.integers(0, last), min_size=1).map(lambda some: some.__contains__)
+    )
+    tuned = [draw(word.filter(lambda t, b=b: t != b)) if chosen(i) else b for i, b in enumerate(base)]
+    top = 2**coding.key_bits - 1
+    moved = [key_of(b, coding) for b, t in zip(base, tuned, strict=True) if b != t]
+    inner = draw(st.sets(st.integers(0, top) | st.sampled_from(moved), max_size=15))
+    last_bound = draw(st.sampled_from([max(moved), top]))
+    bounds = sorted({bound for bound in inner if bound < last_bound} | {last_bound})
+    length = draw(st.integers(1, 12))
+    row = draw(st.none() | st.tuples(st.just(length), st.integers(0, length - 1)))
+    return Case(base, tuned, bounds, row)
+
+
+def array(words: list[int], coding: WordCoding) -> Words:
+    made: Words = np.array(words, dtype=TYPES[coding.width])
+    return made
+
+
+def check(case: Case, coding: WordCoding) -> None:
+    """The streams are the stated ones, and decode to the tuned words."""
+    base, tuned = array(case.base, coding), array(case.tuned, coding)
+    bounds = np.array(case.bounds, np.uint64)
+    rows: Rows | None = None
+    live = [True] * len(case.base)
+    if case.row is not None:
+        length, offset = case.row
+        rows = BACKEND.active_rows(base, tuned, length, offset)
+        row_of = [(offset + i) // length for i in range(len(case.base))]
+        active = {
+            row for row, b, t in zip(row_of, case.base, case.tuned, strict=True) if b != t
+        }
+        assert np.flatnonzero(rows.active).tolist() == sorted(active)
+        live = [row in active for row in row_of]
+    streams = BACKEND.partition(base, tuned, coding, bounds, rows)
+    expected = state(case.base, case.tuned, coding, case.bounds, live)
+    assert streams.counts == expected.counts
+    assert streams.changed == expected.changed
+    assert streams.masks == expected.masks
+    values = (streams.signs, streams.classes, streams.exponents, streams.low_bits)
+    assert values == expected.values
+    assert BACKEND.count_contexts(base, coding, bounds, rows) == expected.counts
+    content = b"".join([*streams.masks, *values])
+    decoded = BACKEND.apply(base, coding, bounds, rows, streams.changed, content)
+    assert decoded.dtype == tuned.dtype
+    assert decoded.tolist() == case.tuned
+
+
+@every_coding
+@given(data=st.data())
+def test_streams_are_the_stated_ones_and_decode(coding: WordCoding, data: st.DataObject) -> None:
+    check(data.draw(cases(coding)), coding)
+
+
+@every_coding
+@given(data=st.data())
+def test_blocks_do_not_show(
+    coding: WordCoding, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "BLOCK", data.draw(st.integers(1, 9)))
+    check(data.draw(cases(coding)), coding)
+
+
+@every_coding
+def test_steps_between_all_specials(coding: WordCoding) -> None:
+    words = specials(coding.width)
+    base = [b for b in words for _ in words]
+    tuned = words * len(words)
+    found = steps(array(base, coding), array(tuned, coding), coding)
+    assert found.tolist() == [step_of(b, t, coding) for b, t in zip(base, tuned, strict=True)]
+    assert add_steps(array(base, coding), found, coding).tolist() == tuned
+    assert keys(array(words, coding), coding).tolist() == [key_of(w, coding) for w in words]
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("order", OrderMap)
+def test_every_pair_of_narrow_words(width: int, order: OrderMap) -> None:
+    coding = WordCoding(width, order)
+    base, tuned = (a.ravel().astype(np.uint8) for a in np.mgrid[: 1 << width, : 1 << width])
+    moved = steps(base, tuned, coding)
+    assert moved.tolist() == [
+        step_of(b, t, coding) for b, t in zip(base.tolist(), tuned.tolist(), strict=True)
+    ]
+    assert np.array_equal(add_steps(base, moved, coding), tuned)
+
+
+def test_a_step_has_its_neighbours_sign_in_value() -> None:
+    coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
+    base = array([0x3F80, 0xBF80, 0x0000], coding)
+    tuned = array([0x3F81, 0xBF81, 0x8000], coding)
+    assert steps(base, tuned, coding).tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_gaps_with_escapes(width: int) -> None:
+    coding = WordCoding(width, OrderMap.SIGN_MAGNITUDE)
+    base = [i % 7 for i in range(9000)]
+    changed = {*range(60), 6000, 8999}
+    tuned = [b + 1 if i in changed else b for i, b in enumerate(base)]
+    check(Case(base, tuned, [2**coding.key_bits - 1], None), coding)
+    mask = mask_of(sorted(changed), len(base))
+    assert len(mask) > len(changed) * 5 // 8 + 4
+
+
+def test_contexts_with_no_and_with_only_changed_words() -> None:
+    coding = WordCoding(16, OrderMap.UNSIGNED)
+    base = [1, 2, 3] * 20
+    tuned = [b + 7 if b == 2 else b for b in base]
+    check(Case(base, tuned, [1, 2, 3], None), coding)
+    streams = BACKEND.partition(
+        array(base, coding), array(tuned, coding), coding, np.array([1, 2, 3], np.uint64), None
+    )
+    assert streams.changed == [0, 20, 0]
+    assert streams.masks == [b"", b"", b""]
+
+
+@given(st.binary(max_size=60))
+def test_half_bytes_there_and_back(data: bytes) -> None:
+    raw = np.frombuffer(data, np.uint8)
+    words = as_words(raw, 4)
+    assert words.tolist() == [half for byte in data for half in (byte & 15, byte >> 4)]
+    assert to_bytes(words, 4).tobytes() == data
+
+
+@every_coding
+@given(data=st.data(), content=st.binary(max_size=64))
+def test_any_content_decodes_or_is_refused(
+    coding: WordCoding, data: st.DataObject, content: bytes
+) -> None:
+    case = data.draw(cases(coding))
+    base, bounds = array(case.base, coding), np.array(case.bounds, np.uint64)
+    changed = [data.draw(st.integers(0, len(base))) for _ in bounds]
+    try:
+        decoded = BACKEND.apply(base, coding, bounds, None, changed, content)
+    except StreamError:
+        return
+    assert decoded.size == base.size
+
+
+@pytest.mark.parametrize("width", [4, 16, 64])
+def test_a_changed_stream_is_refused(width: int) -> None:
+    coding = WordCoding(width, OrderMap.UNSIGNED)
+    base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
+    bounds = np.array([2**width - 1], np.uint64)
+    parts = BACKEND.partition(base, tuned, coding, bounds, None)
+    tail = parts.signs + parts.classes + parts.exponents + parts.low_bits
+    content = parts.masks[0] + tail
+    for broken in (content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])):
+        with pytest.raises(StreamError):
+            BACKEND.apply(base, coding, bounds, None, [1], broken)
+    with pytest.raises(StreamError):
+        BACKEND.apply(base, coding, bounds, None, [101], content)
+    gap_too_far = bytes([*parts.masks[0][:-1], 255]) + b"\xff\xff\xff\xff" + tail
+    with pytest.raises(StreamError):
+        BACKEND.apply(base, coding, bounds, None, [1], gap_too_far)
