@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -63,10 +64,8 @@ class Dtype:
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
         """Bytes of a tensor of this shape, or ``None`` if they are no whole number."""
-        elements = 1
-        for dim in shape:
-            elements *= dim
-        return None if elements * self.bits % 8 else elements * self.bits // 8
+        bits = math.prod(shape) * self.bits
+        return None if bits % 8 else bits // 8
 
 
 _U, _I, _F = OrderMap.UNSIGNED, OrderMap.TWOS_COMPLEMENT, OrderMap.SIGN_MAGNITUDE

@@ -127,7 +127,7 @@ def prove(base: Path, tuned: Path, work: Path, **options: Any) -> EncodeReport: 
     report = encode_delta(base, tuned, work / "delta", threads=2, **options)
     apply_delta(work / "delta", work / "out", base=base, threads=2)
     expected = contents(tuned) if tuned.is_dir() else {tuned.name: tuned.read_bytes()}
-    assert contents(work / "out") == expected  # noqa: S101
+    assert contents(work / "out") == expected
     verified = verify_delta(work / "delta", base=base, tuned=tuned, threads=2)
-    assert verified.decoded  # noqa: S101
+    assert verified.decoded
     return report

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import Rows, Words
 from rlsparse_store.backends.numpy import NumpyBackend, kernels
 from rlsparse_store.backends.numpy.words import add_steps, keys, steps
 from rlsparse_store.codec import as_words, to_bytes
@@ -19,6 +18,8 @@ from rlsparse_store.errors import StreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rlsparse_store.backends import Rows, Words
 
 BACKEND = NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (4, 8, 16, 32, 64) for order in OrderMap]
@@ -106,9 +107,7 @@ def state(
     counts, changed, masks, moves = [], [], [], []
     below = -1
     for bound in bounds:
-        members = [
-            i for i, b in enumerate(base) if live[i] and below < key_of(b, coding) <= bound
-        ]
+        members = [i for i, b in enumerate(base) if live[i] and below < key_of(b, coding) <= bound]
         ranks = [rank for rank, i in enumerate(members) if base[i] != tuned[i]]
         moves += [step_of(base[members[r]], tuned[members[r]], coding) for r in ranks]
         counts.append(len(members))
@@ -148,7 +147,7 @@ def cases(draw: st.DrawFn, coding: WordCoding) -> Case:
         st.sampled_from([lambda _: True, lambda i: i == 0, lambda i: i == last])
         | st.sets(st.integers(0, last), min_size=1).map(lambda some: some.__contains__)
     )
-    tuned = [draw(word.filter(lambda t, b=b: t != b)) if chosen(i) else b for i, b in enumerate(base)]
+    tuned = [draw(word.filter(b.__ne__)) if chosen(i) else b for i, b in enumerate(base)]
     top = 2**coding.key_bits - 1
     moved = [key_of(b, coding) for b, t in zip(base, tuned, strict=True) if b != t]
     inner = draw(st.sets(st.integers(0, top) | st.sampled_from(moved), max_size=15))
@@ -174,9 +173,7 @@ def check(case: Case, coding: WordCoding) -> None:
         length, offset = case.row
         rows = BACKEND.active_rows(base, tuned, length, offset)
         row_of = [(offset + i) // length for i in range(len(case.base))]
-        active = {
-            row for row, b, t in zip(row_of, case.base, case.tuned, strict=True) if b != t
-        }
+        active = {row for row, b, t in zip(row_of, case.base, case.tuned, strict=True) if b != t}
         assert np.flatnonzero(rows.active).tolist() == sorted(active)
         live = [row in active for row in row_of]
     streams = BACKEND.partition(base, tuned, coding, bounds, rows)
@@ -200,6 +197,7 @@ def test_streams_are_the_stated_ones_and_decode(coding: WordCoding, data: st.Dat
 
 
 @every_coding
+@settings(max_examples=20)
 @given(data=st.data())
 def test_blocks_do_not_show(
     coding: WordCoding, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
@@ -270,6 +268,7 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
 
 
 @every_coding
+@settings(max_examples=20)
 @given(data=st.data(), content=st.binary(max_size=64))
 def test_any_content_decodes_or_is_refused(
     coding: WordCoding, data: st.DataObject, content: bytes

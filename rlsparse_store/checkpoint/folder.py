@@ -143,7 +143,8 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
     files: list[CheckpointFile] = []
     try:
         for name in names:
-            files.append(_open_file(folder / name, name))
+            # Not a comprehension: those already open must be closed if a later one is broken.
+            files.append(_open_file(folder / name, name))  # noqa: PERF401
         yield Checkpoint(path, files, _collect_tensors(folder, files, index_text), index_text)
     finally:
         for file in files:
@@ -224,18 +225,23 @@ def parse_index(text: bytes) -> Any:  # noqa: ANN401 - JSON has no one type
 def _open_file(path: Path, name: str) -> CheckpointFile:
     source = FileSource(path)
     try:
-        header = source.read_header(MAX_TENSOR_HEADER)
-        if isinstance(header, str):
-            raise CheckpointError(header, file=path)
-        try:
-            parsed = parse_header(header, source.nbytes - 8 - len(header))
-        except HeaderError as error:
-            tensor = shown(error.tensor) if error.tensor is not None else None
-            raise CheckpointError(str(error), file=path, tensor=tensor) from error
+        header = _read_header(source)
+        parsed = parse_header(header, source.nbytes - 8 - len(header))
+    except HeaderError as error:
+        source.close()
+        tensor = shown(error.tensor) if error.tensor is not None else None
+        raise CheckpointError(str(error), file=path, tensor=tensor) from error
     except BaseException:
         source.close()
         raise
     return CheckpointFile(name, source, header, parsed)
+
+
+def _read_header(source: FileSource) -> bytes:
+    header = source.read_header(MAX_TENSOR_HEADER)
+    if isinstance(header, str):
+        raise CheckpointError(header, file=source.path)
+    return header
 
 
 def _collect_tensors(

@@ -117,7 +117,7 @@ def _tell_sizes(case: DemoCase, report: DeltaReport) -> None:
                 percent(density),
                 size(full),
                 size(delta),
-                f"{full / delta:.0f}×",
+                f"{full / delta:.0f} : 1",
             ]
             for name, weights, density, full, delta in rows
         ],

@@ -136,7 +136,7 @@ def _print_tensors(report: DeltaReport, *, show_all: bool) -> None:
                 shown(t.name, 60),
                 t.kind,
                 t.dtype,
-                "×".join(map(str, t.shape)) or "scalar",
+                " x ".join(map(str, t.shape)) or "scalar",
                 f"{t.changed:,}",
                 percent(t.density),
                 size(t.stored_bytes),

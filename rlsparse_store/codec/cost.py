@@ -31,7 +31,7 @@ _LOG2: Final = np.array(
 
 
 def n_log_n(n: NDArray[np.int64]) -> NDArray[np.int64]:
-    """n · log2(n) in fixed point, 0 for 0; exact to about 1e-7 of n bits. n is below 2^40."""
+    """Cost n · log2(n) in fixed point, 0 for 0; exact to about 1e-7 of n bits. n is below 2^40."""
     # frexp is exact on integers below 2^53, so the exponent is the bit length everywhere.
     exponent = np.maximum(np.frexp(n.astype(np.float64))[1].astype(np.int64) - 1, 0)
     normal = (n << (40 - exponent)) & ((1 << 40) - 1)

@@ -122,7 +122,8 @@ class ColumnReader:
         if count and int(values.max()) > most:
             msg = f"{what} of {int(values.max())}; at most {most} are accepted"
             raise LimitError(msg)
-        return [int(value) for value in values.tolist()]
+        plain: list[int] = values.tolist()
+        return plain
 
     def names(self, count: int) -> list[str]:
         """The next name list, with every name at its full length.

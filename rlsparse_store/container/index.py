@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,7 +23,7 @@ from rlsparse_store.limits import (
     MAX_RANK,
     MAX_TENSORS,
 )
-from rlsparse_store.storage.names import is_file_name, is_tensor_name, shown
+from rlsparse_store.storage.names import are_tensor_names, is_file_name, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,7 +60,8 @@ class ChunkCoding(IntEnum):
     DELTA_WITH_ROWS = 2
 
 
-class TensorRecord(NamedTuple):
+@dataclass(slots=True, eq=False)
+class TensorRecord:
     """One tensor of the tuned checkpoint.
 
     Attributes:
@@ -75,6 +77,8 @@ class TensorRecord(NamedTuple):
         moved: Changed words in whole chunks of the shared part.
         tuned_digest: Digest of its data; empty for an alias.
         base_digest: Digest of its source's data; empty but for kind ``delta``.
+        nbytes: Bytes of its data; -1 if its shape is no whole number of bytes.
+        words: Its words, in the coding used or, without one, in its dtype's own.
     """
 
     name: str
@@ -89,23 +93,20 @@ class TensorRecord(NamedTuple):
     moved: int = 0
     tuned_digest: bytes = b""
     base_digest: bytes = b""
+    nbytes: int = field(init=False)
+    words: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return self.dtype.nbytes(self.shape) or 0
+    def __post_init__(self) -> None:
+        nbytes = self.dtype.nbytes(self.shape)
+        self.nbytes = -1 if nbytes is None else nbytes
+        coding = self.coding or self.dtype.coding
+        # A widened tensor takes twice the bytes of the words that are coded.
+        self.words = coding.num_words(self.nbytes // 2 if self.widening else self.nbytes)
 
     @property
     def coded_dtype(self) -> Dtype:
         """The dtype whose words its chunks code: the source's, if it is widened."""
         return DTYPES[self.widening.source_code] if self.widening else self.dtype
-
-    @property
-    def words(self) -> int:
-        """Words of the tensor, in the coding used or, without one, in its dtype's own."""
-        if self.widening:
-            return self.nbytes // 4
-        return (self.coding or self.dtype.coding).num_words(self.nbytes)
 
     @property
     def shared(self) -> int:
@@ -308,16 +309,31 @@ def _write_chunks(out: ColumnWriter, chunks: list[ChunkRecord]) -> None:
     out.integers([count for c in deltas for count in c.changed])
 
 
+# Looked up rather than called: calling an enum is slow, and there may be a million tensors.
+_KINDS: Final = tuple(Kind)
+_WIDENINGS: Final = tuple(Widening)
+_CODINGS: Final = tuple(ChunkCoding)
+_ORDERS: Final = tuple(OrderMap)
+
+
+@cache
+def _word_coding(width: int, order: int) -> WordCoding:
+    return WordCoding(width, _ORDERS[order])
+
+
 def _require(condition: bool, message: str, tensor: str | None = None) -> None:  # noqa: FBT001
     if not condition:
         raise IndexFormatError(message, tensor=None if tensor is None else shown(tensor))
 
 
-def _check_ascending(names: list[str], what: str, accept: Callable[[str], bool]) -> None:
-    for name in names:
-        _require(accept(name), f"an unacceptable {what}: {shown(name)!r}")
-    encoded = [name.encode() for name in names]
-    _require(all(a < b for a, b in pairwise(encoded)), f"the {what}s are not in ascending order")
+def _check_names(names: list[str], what: str, accept: Callable[[list[str]], bool]) -> None:
+    _require(accept(names), f"an unacceptable {what}")
+    # Text compares by code points, which is the order of its UTF-8 bytes.
+    _require(all(a < b for a, b in pairwise(names)), f"the {what}s are not in ascending order")
+
+
+def _are_file_names(names: list[str]) -> bool:
+    return all(is_file_name(name) and name.endswith(".safetensors") for name in names)
 
 
 def decode_index(content: bytes) -> Index:
@@ -336,11 +352,11 @@ def decode_index(content: bytes) -> Index:
             raise LimitError(msg)
     num_tensors, num_foreign, num_removed, num_chunks, num_files = counts
     names = columns.names(num_tensors)
-    _check_ascending(names, "tensor name", is_tensor_name)
+    _check_names(names, "tensor name", are_tensor_names)
     foreign = columns.names(num_foreign)
-    _check_ascending(foreign, "source name", is_tensor_name)
+    _check_names(foreign, "source name", are_tensor_names)
     removed = columns.names(num_removed)
-    _check_ascending(removed, "removed name", is_tensor_name)
+    _check_names(removed, "removed name", are_tensor_names)
     tensors = _read_tensors(columns, names, foreign)
     chunks = _read_chunks(columns, num_chunks, tensors)
     files = _read_files(columns, num_files, num_tensors)
@@ -360,20 +376,22 @@ def _read_tensors(
     def small(most: int, what: str) -> list[int]:
         values = columns.integers(count)
         _require(not count or int(values.max()) <= most, f"an unknown {what}")
-        return [int(value) for value in values.tolist()]
+        plain: list[int] = values.tolist()
+        return plain
 
-    kinds = [Kind(kind) for kind in small(max(Kind), "kind")]
+    kinds = [_KINDS[kind] for kind in small(max(Kind), "kind")]
     dtypes = [by_number(number) for number in small(len(DTYPES) - 1, "dtype")]
     ranks = columns.limited(count, MAX_RANK, "a rank")
     dims = columns.limited(sum(ranks), MAX_DIMENSION, "a dimension")
     ends = list(accumulate(ranks))
     shapes = [tuple(dims[end - rank : end]) for rank, end in zip(ranks, ends, strict=True)]
     widths = small(64, "word width")
-    orders = [OrderMap(order) for order in small(max(OrderMap), "order map")]
-    widenings = [Widening(widening) for widening in small(max(Widening), "widening")]
+    orders = small(max(OrderMap), "order map")
+    widenings = [_WIDENINGS[widening] for widening in small(max(Widening), "widening")]
     origins = small(max(count, len(foreign)), "origin")
     tails = columns.limited(count, MAX_DIMENSION, "a tail")
-    steps = columns.limited(count * STEP_BINS, MAX_DIMENSION, "a count of steps")
+    counts = columns.limited(count * STEP_BINS, MAX_DIMENSION, "a count of steps")
+    steps = list(zip(*(counts[i::STEP_BINS] for i in range(STEP_BINS)), strict=True))
     moved = columns.limited(count, MAX_DIMENSION, "a count of changed words")
     tuned = iter(columns.digests(sum(kind is not Kind.ALIAS for kind in kinds)))
     base = iter(columns.digests(sum(kind is Kind.DELTA for kind in kinds)))
@@ -397,11 +415,11 @@ def _read_tensors(
                 kind,
                 dtype,
                 shapes[i],
-                WordCoding(widths[i], orders[i]) if widths[i] else None,
+                _word_coding(widths[i], orders[i]) if widths[i] else None,
                 widenings[i],
                 origin,
                 tails[i],
-                tuple(steps[i * STEP_BINS : (i + 1) * STEP_BINS]),
+                steps[i],
                 moved[i],
                 b"" if kind is Kind.ALIAS else next(tuned),
                 next(base) if kind is Kind.DELTA else b"",
@@ -414,11 +432,9 @@ def _read_tensors(
 
 
 def _check_tensor(t: TensorRecord) -> None:
-    nbytes = t.dtype.nbytes(t.shape)
-    if nbytes is None:
-        _require(condition=False, message="its size is no whole number of bytes", tensor=t.name)
-    if (nbytes or 0) * 8 > 64 * MAX_DIMENSION:
-        msg = f"{nbytes} bytes"
+    _require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
+    if t.words > MAX_DIMENSION:
+        msg = f"{t.words} words; at most {MAX_DIMENSION} are accepted"
         raise LimitError(msg, tensor=shown(t.name))
     if t.kind in (Kind.SAME, Kind.ALIAS):
         plain = t.coding is None and not t.widening and not t.tail and not t.changed
@@ -433,7 +449,7 @@ def _check_tensor(t: TensorRecord) -> None:
         expected = DTYPES[t.widening.source_code].coding
         _require(t.dtype.code == "F32" and coding == expected, "an impossible widening", t.name)
     else:
-        _require((nbytes or 0) * 8 % coding.width == 0, "no whole number of words", t.name)
+        _require(t.nbytes * 8 % coding.width == 0, "no whole number of words", t.name)
     _require(t.tail <= t.words, "its tail is longer than it is", t.name)
 
 
@@ -458,7 +474,7 @@ def _read_chunks(
     lengths = columns.limited(count, MAX_CHUNK_WORDS, "a chunk length")
     numbers = columns.integers(count)
     _require(not count or int(numbers.max()) <= max(ChunkCoding), "an unknown chunk coding")
-    codings = [ChunkCoding(int(number)) for number in numbers]
+    codings = [_CODINGS[number] for number in numbers.tolist()]
     shards = columns.limited(count, MAX_FILES - 1, "a shard number")
     stored = columns.limited(count, 1 << 40, "a stored length")
     checks = columns.limited(count, 0xFFFFFFFF, "a check")
@@ -506,9 +522,7 @@ def _read_chunks(
 
 def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
     names = columns.names(count)
-    _check_ascending(
-        names, "file name", lambda name: is_file_name(name) and name.endswith(".safetensors")
-    )
+    _check_names(names, "file name", _are_file_names)
     file_of = [int(place) for place in columns.integers(tensors).tolist()]
     _require(all(place < count for place in file_of), "a tensor in no file")
     layouts = [int(layout) for layout in columns.integers(count).tolist()]

@@ -96,9 +96,6 @@ class DeltaReader:
         if self.manifest.totals != self.index.totals():
             msg = "the manifest's totals are not those of the index"
             raise IndexFormatError(msg)
-        if self.manifest.tuned_digest != self.index.tuned_state():
-            msg = "the manifest's digest of the tuned checkpoint is not that of the index"
-            raise IndexFormatError(msg)
         ends = [0] * len(self._shards)
         for chunk in self.index.chunks:
             if chunk.shard >= len(ends):
@@ -109,6 +106,16 @@ class DeltaReader:
             if end != shard.data_bytes:
                 msg = f"its chunks take {end} bytes, but it holds {shard.data_bytes}"
                 raise IndexFormatError(msg, file=shard.source.path)
+
+    def check_state(self) -> None:
+        """Require that the tuned checkpoint's digest is the one that the index gives.
+
+        Raises:
+            IndexFormatError: It is not.
+        """
+        if self.manifest.tuned_digest != self.index.tuned_state():
+            msg = "the manifest's digest of the tuned checkpoint is not that of the index"
+            raise IndexFormatError(msg, file=self.path)
 
     def stored(self, chunk: ChunkRecord) -> bytes:
         """The stored bytes of a chunk, checked.
@@ -186,16 +193,7 @@ def _names_in(text: bytes, index: Path) -> list[str]:
 def _open_shard(path: Path, number: int, *, has_index: bool) -> _Shard:
     source = FileSource(path)
     try:
-        header = source.read_header(MAX_CONTAINER_HEADER)
-        if isinstance(header, str):
-            if "at most" in header:
-                raise LimitError(header, file=path)
-            raise FormatError(header, file=path)
-        manifest_text, data, index = _parse_header(header, number, has_index=has_index)
-        if 8 + len(header) + data + (index or 0) != source.nbytes:
-            msg = f"its header describes another length than its {source.nbytes} bytes"
-            raise FormatError(msg)
-        parse_fields(manifest_text, number)
+        return _read_shard(source, number, has_index=has_index)
     except FormatError as error:
         source.close()
         error.file = path
@@ -203,6 +201,17 @@ def _open_shard(path: Path, number: int, *, has_index: bool) -> _Shard:
     except BaseException:
         source.close()
         raise
+
+
+def _read_shard(source: FileSource, number: int, *, has_index: bool) -> _Shard:
+    header = source.read_header(MAX_CONTAINER_HEADER)
+    if isinstance(header, str):
+        raise LimitError(header) if "at most" in header else FormatError(header)
+    manifest_text, data, index = _parse_header(header, number, has_index=has_index)
+    if 8 + len(header) + data + (index or 0) != source.nbytes:
+        msg = f"its header describes another length than its {source.nbytes} bytes"
+        raise FormatError(msg)
+    parse_fields(manifest_text, number)
     return _Shard(source, manifest_text, 8 + len(header), data, index)
 
 

@@ -104,6 +104,7 @@ def apply_delta(
         open_checkpoint(Path(base)) as checkpoint,
         output_folder(Path(out)) as folder,
     ):
+        reader.check_state()
         files, index_text = rebuild_files(reader)
         _write_tensors(reader, checkpoint, files, folder, workers, progress)
         if index_text is not None:

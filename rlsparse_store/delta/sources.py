@@ -92,7 +92,7 @@ def plan_tensors(base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> li
         DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
     """
     sources = _find_sources(base, tuned)
-    plans = [_plan(base, tuned, t, sources.get(t.name), policy) for t in tuned.tensors.values()]
+    plans = [_plan(tuned, t, sources.get(t.name), policy) for t in tuned.tensors.values()]
     aliases = _find_aliases(base, tuned, plans)
     return [
         TensorPlan(p.tuned, p.dtype, alias_of=aliases[p.tuned.name])
@@ -192,7 +192,6 @@ def _match_content(
 
 
 def _plan(
-    base: Checkpoint,
     tuned: Checkpoint,
     tensor: TensorRef,
     source: TensorRef | None,

@@ -75,6 +75,7 @@ def verify_delta(
     """
     workers = resolve_threads(threads)
     with DeltaReader(Path(delta)) as reader:
+        reader.check_state()
         rebuild_files(reader)
         if base is None:
             for chunk in reader.index.chunks:

@@ -1,0 +1,393 @@
+"""Costs, contexts, chunks, widening and frames."""
+
+from __future__ import annotations
+
+import math
+import struct
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlsparse_store.backends import Histogram, Words, get_backend
+from rlsparse_store.codec import (
+    DeltaChunk,
+    Widening,
+    as_words,
+    cast_to_bf16,
+    decode_delta,
+    decode_whole,
+    encode_chunk,
+    encode_whole,
+    narrow,
+    to_bytes,
+    widen,
+)
+from rlsparse_store.codec.contexts import (
+    CONTEXT_COST,
+    EMPTY_COST,
+    FEW_CHANGES,
+    choose_bounds,
+    key_bins,
+    mask_cost,
+)
+from rlsparse_store.codec.cost import _LOG2, ONE_BIT, n_log_n
+from rlsparse_store.codec.frames import compress, decompress
+from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
+from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BACKEND = get_backend()
+CODINGS = {code: (t.coding, t.mantissa_bits) for code, t in DTYPES.items()}
+CODINGS["packed"] = (WordCoding(4, OrderMap.UNSIGNED), None)
+every_dtype = pytest.mark.parametrize("code", CODINGS)
+
+
+# --- costs -----------------------------------------------------------------------------------
+
+
+def test_no_logarithm_lies_near_a_rounding_boundary() -> None:
+    steps = _LOG2.size - 1
+    for i, entry in enumerate(_LOG2.tolist()):
+        exact = math.log2(1 + i / steps) * ONE_BIT
+        assert abs(exact % 1 - 0.5) > 1e-6
+        assert entry == math.floor(exact + 0.5)
+
+
+def test_n_log_n_is_accurate_and_ascending() -> None:
+    rng = np.random.default_rng(1)
+    wide = (2 ** rng.uniform(12, 40, 20000)).astype(np.int64)
+    n = np.unique(np.concatenate([np.arange(1, 70000), wide, 2 ** np.arange(40)]))
+    found = n_log_n(n)
+    for number, cost in zip(n.tolist(), found.tolist(), strict=True):
+        # Two units of the last of 16 fractional bits: rounded entries, and a chord rounded down.
+        assert abs(cost / ONE_BIT - number * math.log2(number)) <= number * 2 / ONE_BIT
+    assert (np.diff(found) > 0).all()
+    assert n_log_n(np.array([0, 1, 2, 1 << 20])).tolist() == [0, 0, 2 * ONE_BIT, 20 * ONE_BIT << 20]
+
+
+def test_costs_of_even_and_of_certain_choices() -> None:
+    changed = np.array([0, 8, 16])
+    assert mask_cost(np.array([16, 16, 16]), changed).tolist() == [0, 16 * ONE_BIT, 0]
+
+
+# --- contexts --------------------------------------------------------------------------------
+
+
+@st.composite
+def histograms(draw: st.DrawFn) -> Histogram:
+    bins = draw(st.integers(1, 12))
+    magnitudes = np.zeros((bins, 12), np.int64)
+    spare = st.sampled_from([0, 1, 50, 5000])
+    for row in range(bins):
+        for column in range(draw(st.integers(0, 3))):
+            magnitudes[row, column] = draw(st.sampled_from([0, 1, 9, 400]))
+    if not magnitudes.any():
+        magnitudes[draw(st.integers(0, bins - 1)), 0] = 1
+    words = magnitudes.sum(1) + [draw(spare) for _ in range(bins)]
+    return Histogram(words, magnitudes)
+
+
+def cost_of(histogram: Histogram, ends: list[int]) -> int:
+    total = 0
+    for start, end in pairwise([0, *ends]):
+        n = histogram.words[start:end].sum()
+        m = histogram.magnitudes[start:end].sum(0)
+        fixed = CONTEXT_COST if m.any() else EMPTY_COST
+        k = m.sum()
+        total += int(mask_cost(n, k) + n_log_n(k) - n_log_n(m).sum()) + fixed
+    return total
+
+
+@given(histograms())
+def test_chosen_contexts_cover_changes_and_are_the_cheapest(histogram: Histogram) -> None:
+    bins = np.arange(histogram.words.size, dtype=np.uint64) * np.uint64(3)
+    bounds, cost = choose_bounds(histogram, bins)
+    again, _ = choose_bounds(histogram, bins)
+    assert np.array_equal(bounds, again)
+    assert set(bounds.tolist()) <= set(bins.tolist())
+    assert all(a < b for a, b in pairwise(bounds.tolist()))
+    last = int(np.flatnonzero(histogram.magnitudes.any(1))[-1])
+    assert bounds[-1] == bins[last]
+    ends = [int(np.flatnonzero(bins == bound)[0]) + 1 for bound in bounds]
+    assert cost_of(histogram, ends) == cost
+    assert cost <= cost_of(histogram, [last + 1])
+    if histogram.magnitudes.sum() > FEW_CHANGES:
+        for cut in range(1, last + 1):
+            if histogram.words[:cut].any() and histogram.words[cut : last + 1].any():
+                assert cost <= cost_of(histogram, [cut, last + 1])
+
+
+def test_a_tie_goes_to_fewer_contexts() -> None:
+    magnitudes = np.zeros((4, 12), np.int64)
+    magnitudes[:, 0] = 100
+    histogram = Histogram(magnitudes.sum(1) * 10, magnitudes)
+    bounds, _ = choose_bounds(histogram, np.arange(4, dtype=np.uint64))
+    assert bounds.tolist() == [3]
+
+
+def test_many_bins_are_merged_and_all_covered() -> None:
+    rng = np.random.default_rng(3)
+    magnitudes = np.zeros((512, 12), np.int64)
+    magnitudes[:500, 0] = rng.integers(0, 50, 500)
+    magnitudes[499, 0] = 1
+    words = magnitudes.sum(1) + rng.integers(0, 1000, 512)
+    bounds, _ = choose_bounds(Histogram(words, magnitudes), np.arange(512, dtype=np.uint64))
+    assert bounds[-1] == 499
+    assert 1 <= bounds.size <= 12
+
+
+@every_dtype
+def test_bins_end_at_the_largest_key(code: str) -> None:
+    coding, mantissa = CODINGS[code]
+    bins = key_bins(coding, mantissa).tolist()
+    assert all(a < b for a, b in pairwise(bins))
+    assert bins[-1] == 2**coding.key_bits - 1
+
+
+# --- chunks ----------------------------------------------------------------------------------
+
+
+def random_words(coding: WordCoding, count: int, seed: int) -> Words:
+    raw = np.random.default_rng(seed).bytes(count * max(coding.width, 8) // 8)
+    return as_words(np.frombuffer(raw, np.uint8)[: coding.nbytes(count)], coding.width)
+
+
+def changed_words(base: Words, coding: WordCoding, density: float, seed: int) -> Words:
+    rng = np.random.default_rng(seed)
+    hit = rng.random(base.size) < density
+    hit[rng.integers(base.size)] = True
+    other = random_words(coding, base.size, seed + 1)
+    near = base ^ base.dtype.type(1)
+    changed: Words = np.where(hit, np.where(rng.random(base.size) < 0.2, other, near), base)
+    if np.array_equal(changed, base):
+        changed[0] ^= base.dtype.type(1)
+    return changed
+
+
+@every_dtype
+@given(
+    count=st.integers(1, 400),
+    density=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    seed=st.integers(0, 2**32),
+    row=st.none() | st.tuples(st.integers(1, 40), st.integers(0, 39)),
+)
+def test_chunks_there_and_back(
+    code: str, count: int, density: float, seed: int, row: tuple[int, int] | None
+) -> None:
+    coding, mantissa = CODINGS[code]
+    base = random_words(coding, 2 * count, seed)
+    tuned = changed_words(base, coding, density, seed)
+    place = None if row is None else (row[0], row[1] % row[0])
+    chunk = encode_chunk(BACKEND, base, tuned, coding, mantissa, place)
+    assert chunk == encode_chunk(BACKEND, base, tuned, coding, mantissa, place)
+    if isinstance(chunk, DeltaChunk):
+        decoded = decode_delta(BACKEND, base, coding, chunk, place)
+        assert sum(chunk.steps) == sum(chunk.changed) == np.count_nonzero(base != tuned)
+    else:
+        decoded = decode_whole(chunk.stored, base.size, coding)
+    assert decoded.dtype == tuned.dtype
+    assert np.array_equal(decoded, tuned)
+
+
+@every_dtype
+@pytest.mark.parametrize("count", [2, 1000])
+def test_whole_chunks_there_and_back(code: str, count: int) -> None:
+    coding, _ = CODINGS[code]
+    words = random_words(coding, count, 5)
+    stored = encode_whole(words, coding).stored
+    assert np.array_equal(decode_whole(stored, count, coding), words)
+    for wrong in (count - 2, count + 2):
+        with pytest.raises(StreamError):
+            decode_whole(stored, wrong, coding)
+
+
+def test_row_flags_pay_where_few_rows_change() -> None:
+    coding, mantissa = CODINGS["BF16"]
+    base = random_words(coding, 100_000, 1)
+    hit = np.random.default_rng(2).random(base.size) < 0.4
+    hit[5000:] = False
+    tuned: Words = np.where(np.roll(hit, 40_000), base ^ np.uint16(1), base)
+    chunk = encode_chunk(BACKEND, base, tuned, coding, mantissa, (500, 0))
+    plain = encode_chunk(BACKEND, base, tuned, coding, mantissa, None)
+    assert isinstance(chunk, DeltaChunk)
+    assert chunk.has_row_flags
+    assert len(chunk.stored) < len(plain.stored)
+    assert np.array_equal(decode_delta(BACKEND, base, coding, chunk, (500, 0)), tuned)
+    with pytest.raises(StreamError, match="rows"):
+        decode_delta(BACKEND, base, coding, chunk, None)
+
+
+# --- widening and casting --------------------------------------------------------------------
+
+
+def widened_half(word: int) -> int:
+    """A float16 word as a float32 word, by IEEE 754, on integers."""
+    sign, exponent, mantissa = word >> 15 << 31, word >> 10 & 31, word & 1023
+    if exponent == 31:
+        return sign | 0x7F800000 | mantissa << 13
+    if exponent:
+        return sign | (exponent + 112) << 23 | mantissa << 13
+    if not mantissa:
+        return sign
+    shift = 11 - mantissa.bit_length()
+    return sign | (113 - shift) << 23 | (mantissa << shift & 1023) << 13
+
+
+EVERY_HALF: NDArray[np.uint16] = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
+
+
+@pytest.mark.parametrize("widening", [Widening.BF16_TO_F32, Widening.F16_TO_F32])
+def test_every_word_widens_exactly_and_back(widening: Widening) -> None:
+    wide = widen(EVERY_HALF, widening)
+    half = widening is Widening.F16_TO_F32
+    assert wide.tolist() == [widened_half(w) if half else w << 16 for w in range(1 << 16)]
+    back = narrow(wide, widening)
+    assert back is not None
+    assert back.dtype == np.uint16
+    assert np.array_equal(back, EVERY_HALF)
+
+
+@pytest.mark.parametrize(
+    ("widening", "word"),
+    [
+        (Widening.BF16_TO_F32, 0x3F800001),
+        (Widening.BF16_TO_F32, 0x7F800001),
+        (Widening.F16_TO_F32, 0x3F800001),
+        (Widening.F16_TO_F32, 0x7F800001),
+        (Widening.F16_TO_F32, 0x47800000),
+        (Widening.F16_TO_F32, 0x33000000),
+        (Widening.F16_TO_F32, 0x00000001),
+    ],
+)
+def test_what_does_not_fit_is_not_narrowed(widening: Widening, word: int) -> None:
+    assert narrow(np.array([0, word], np.uint32), widening) is None
+
+
+def rounded(word: int) -> int:
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return word >> 16 | 0x40
+    low, high = word & 0xFFFF, word >> 16
+    return high + (low > 0x8000 or (low == 0x8000 and high & 1))
+
+
+def wide_words() -> NDArray[np.uint32]:
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    edges = (EVERY_HALF.astype(np.uint32) << 16)[::7, None] | low
+    drawn = np.random.default_rng(1).integers(0, 1 << 32, 50000, np.uint32)
+    return np.concatenate([edges.ravel(), drawn])
+
+
+def test_the_cast_rounds_to_even() -> None:
+    words = wide_words()
+    found = cast_to_bf16(words)
+    assert found.dtype == np.uint16
+    assert found.tolist() == [rounded(word) for word in words.tolist()]
+
+
+def test_the_cast_is_that_of_torch() -> None:
+    torch: Any = pytest.importorskip("torch")
+    words = wide_words()
+    theirs = torch.from_numpy(words.view(np.float32)).to(torch.bfloat16).view(torch.uint16).numpy()
+    number = (words & 0x7FFFFFFF) <= 0x7F800000
+    assert np.array_equal(cast_to_bf16(words)[number], theirs[number])
+    assert ((cast_to_bf16(words)[~number] & 0x7FFF) > 0x7F80).all()
+
+
+@given(st.binary(max_size=64).filter(lambda data: len(data) % 8 == 0))
+def test_bytes_as_words_and_back(data: bytes) -> None:
+    raw = np.frombuffer(data, np.uint8)
+    for width in (4, 8, 16, 32, 64):
+        words = as_words(raw, width)
+        assert words.size == len(data) * 8 // width
+        assert to_bytes(words, width).tobytes() == data
+
+
+# --- frames ----------------------------------------------------------------------------------
+
+CONTENT = b"some content, " * 40
+
+
+def frame(**options: Any) -> bytes:  # noqa: ANN401
+    return zstandard.ZstdCompressor(level=3, **options).compress(CONTENT)
+
+
+@given(st.lists(st.binary(max_size=300)))
+def test_frames_hold_their_streams(streams: list[bytes]) -> None:
+    stored = compress(streams)
+    content = b"".join(streams)
+    assert stored == compress(streams)
+    assert decompress(stored, len(content)) == content
+    if content:
+        with pytest.raises(StreamError, match="announces"):
+            decompress(stored, len(content) - 1)
+
+
+def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
+    streams = [bytes(range(256)) * 20, b"\0" * 5000, np.random.default_rng(1).bytes(3000)]
+    stored = compress(streams)
+    compress([b"something else" * 100])
+    assert compress(streams) == stored
+    assert decompress(stored, 1 << 20) == b"".join(streams)
+
+
+def lying(size: int) -> bytes:
+    """A frame of CONTENT whose header announces another size."""
+    stored = compress([CONTENT])
+    at = stored.index(struct.pack("<H", len(CONTENT) - 256))
+    return stored[:at] + struct.pack("<H", size - 256) + stored[at + 2 :]
+
+
+def skippable() -> bytes:
+    return struct.pack("<II", 0x184D2A50, 3) + b"abc"
+
+
+DICTIONARY = zstandard.ZstdCompressionDict(CONTENT, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+REFUSED = {
+    "empty": b"",
+    "no frame": b"not a frame at all",
+    "second frame": frame() + frame(),
+    "trailing byte": frame() + b"\0",
+    "skippable frame": skippable(),
+    "frame after a skippable one": skippable() + frame(),
+    "skippable frame after it": frame() + skippable(),
+    "no content size": frame(write_content_size=False),
+    "checksum": frame(write_checksum=True),
+    "announces less": lying(len(CONTENT) - 1),
+    "announces more": lying(len(CONTENT) + 1),
+    "cut short": frame()[:-1],
+    "header only": frame()[:6],
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_frames_that_are_refused(what: str) -> None:
+    with pytest.raises(StreamError):
+        decompress(REFUSED[what], 1 << 20)
+
+
+def test_a_frame_with_a_dictionary_is_refused() -> None:
+    stored = bytearray(frame(dict_data=DICTIONARY))
+    with pytest.raises(StreamError):
+        decompress(bytes(stored), 1 << 20)
+    numbered = bytearray(compress([CONTENT]))
+    numbered[4] |= 1  # one byte of a dictionary's number follows the window
+    place = 5 if numbered[4] & 0x20 else 6
+    numbered[place:place] = b"\x07"
+    with pytest.raises(StreamError, match="dictionary"):
+        decompress(bytes(numbered), 1 << 20)
+
+
+def test_a_large_window_is_refused() -> None:
+    # Magic, then: no single segment, 4 bytes of content size, a window of 2^(10 + 14).
+    header = bytes.fromhex("28b52ffd") + bytes([0x80, 14 << 3]) + struct.pack("<I", 5)
+    with pytest.raises(StreamError, match="window"):
+        decompress(header + b"\x29\0\0hello", 1 << 20)
+    header = header[:5] + bytes([13 << 3]) + header[6:]
+    assert decompress(header + b"\x29\0\0hello", 1 << 20) == b"hello"
