@@ -97,7 +97,7 @@ def save(folder: Path, tensors: Tensors) -> Path:
 def save_sharded(folder: Path, *shards: Tensors) -> Path:
     """Write a checkpoint of several files and their index."""
     folder.mkdir(parents=True)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         (folder / name).write_bytes(file_bytes(tensors, {"format": "pt"}))

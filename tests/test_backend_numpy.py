@@ -123,7 +123,8 @@ def state(
 def specials(width: int) -> list[int]:
     """Zeros, ones, the ends of every range, and the specials of all floats of this width."""
     top = 1 << (width - 1)
-    floats = {16: (0x7C00, 0x7C01, 0x7E00, 0x7F80, 0x7F81, 0x7FC0, 0x03FF, 0x0080)}
+    floats: dict[int, tuple[int, ...]] = {}
+    floats[16] = (0x7C00, 0x7C01, 0x7E00, 0x7F80, 0x7F81, 0x7FC0, 0x03FF, 0x0080)
     floats[32] = (0x7F800000, 0x7F800001, 0x7FC00000, 0x007FFFFF)
     floats[64] = (0x7FF0 << 48, (0x7FF0 << 48) + 1, 0x7FF8 << 48, (1 << 52) - 1)
     some = [0, 1, 2, top - 1, *floats.get(width, ())]

@@ -258,12 +258,12 @@ def _bitmap() -> Pair:
 
 
 def _gaps() -> Pair:
-    base = {"w": floats("gaps", "BF16", 64, 32)}
+    base = {"w": floats("gaps", "BF16", 48, 32)}
     return Pair("a mask of gaps with low bits, one context", base, {"w": moved("g", base["w"], 30)})
 
 
 def _contexts() -> Pair:
-    base = {"w": floats("contexts", "BF16", 3000)}
+    base = {"w": floats("contexts", "BF16", 2500)}
     words = base["w"].words
     small, large = (words & 0x7FFF) < 0x3B00, (words & 0x7FFF) >= 0x3E00
     where = np.concatenate([np.flatnonzero(small), np.flatnonzero(large)[::20]])

@@ -60,18 +60,15 @@ def compress(streams: list[bytes]) -> bytes:
         size=sum(map(len, streams))
     )
     stored: list[bytes] = []
-    open_block: NDArray[np.int64] | None = None
+    open_block, open_cost = np.zeros(256, np.int64), 0
     for stream in streams:
         histogram = np.bincount(np.frombuffer(stream, np.uint8), minlength=256)
-        if open_block is None:
-            open_block = histogram
+        cost, together = _block_cost(histogram), _block_cost(open_block + histogram)
+        if stored and open_cost + cost < together:
+            stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            open_block, open_cost = histogram, cost
         else:
-            apart = _block_cost(open_block) + _block_cost(histogram)
-            if apart < _block_cost(open_block + histogram):
-                stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-                open_block = histogram
-            else:
-                open_block = open_block + histogram
+            open_block, open_cost = open_block + histogram, together
         stored.append(compressor.compress(stream))
     stored.append(compressor.flush())
     return b"".join(stored)

@@ -38,8 +38,10 @@ class _Classifier:
         self._bounds = bounds
         self._table: NDArray[np.int16] | None = None
         if coding.key_bits <= 16:
-            every_key = np.arange(1 << coding.key_bits, dtype=np.uint64)
-            self._table = np.searchsorted(bounds, every_key).astype(np.int16)
+            top = (1 << coding.key_bits) - 1
+            ends = np.minimum(bounds, top).astype(np.int64)
+            sizes = np.diff(ends, prepend=-1, append=top)
+            self._table = np.repeat(np.arange(bounds.size + 1, dtype=np.int16), sizes)
 
     def __call__(self, words: Words) -> NDArray[np.int16]:
         """The interval of each word's key; ``len(bounds)`` for a key above the last bound."""

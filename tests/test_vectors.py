@@ -1,0 +1,236 @@
+"""The vectors of the format: this library and the second decoder must agree on every one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zstandard
+from click.testing import CliRunner
+
+import vectors
+from rlsparse_store.codec import Widening
+from rlsparse_store.container import ChunkCoding, DeltaReader, Kind
+from rlsparse_store.delta import apply_delta, verify_delta
+from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.errors import FormatError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+FOLDER = vectors.VECTORS
+LISTING = vectors.load()
+ALL: list[dict[str, Any]] = LISTING["vectors"]
+VALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "valid"]
+INVALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "invalid"]
+
+# What `generate` can only be asked of the zstd that wrote the vectors.
+SAME_ZSTD = tuple(LISTING["zstd"]) == zstandard.ZSTD_VERSION
+
+
+def load_decoder() -> ModuleType:
+    """The second decoder, which is a script beside the format and no module of a package."""
+    path = Path(__file__).parent.parent / "specs" / "decoder" / "decode.py"
+    spec = importlib.util.spec_from_file_location("rlsparse_second_decoder", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+DECODER = load_decoder()
+
+
+def decode_second(vector: dict[str, Any]) -> dict[str, bytes]:
+    delta, base = FOLDER / vector["delta"], FOLDER / vector["base"]
+    tensors = DECODER.decode(delta, DECODER.read_checkpoint(base))
+    files: dict[str, bytes] = DECODER.rebuild_files(delta, tensors)
+    return files
+
+
+def digests(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+@pytest.mark.parametrize("vector", VALID)
+def test_valid_vector_is_rebuilt_byte_for_byte(vector: dict[str, Any], tmp_path: Path) -> None:
+    delta, base = FOLDER / vector["delta"], FOLDER / vector["base"]
+    report = apply_delta(delta, tmp_path / "out", base=base, threads=1)
+    rebuilt = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert digests(rebuilt) == vector["expected"]["files"]
+    assert report.tuned_digest == vector["expected"]["tuned"]
+    verify_delta(delta, base=base, tuned=tmp_path / "out", threads=1)
+
+
+@pytest.mark.parametrize("vector", VALID)
+def test_second_decoder_rebuilds_valid_vector(vector: dict[str, Any]) -> None:
+    assert digests(decode_second(vector)) == vector["expected"]["files"]
+
+
+@pytest.mark.parametrize("vector", INVALID)
+def test_invalid_vector_is_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(FormatError) as refused:
+        verify_delta(FOLDER / vector["delta"], base=FOLDER / vector["base"], threads=1)
+    assert refused.value.code == vector["expected"]["code"]
+
+
+@pytest.mark.parametrize("vector", INVALID)
+def test_invalid_vector_leaves_nothing_behind(vector: dict[str, Any], tmp_path: Path) -> None:
+    # `apply` need not look at base tensors that nothing is made from, nor at the state of a base
+    # all sources of which are right; whatever it does write must be what was encoded.
+    delta, base, out = FOLDER / vector["delta"], FOLDER / vector["base"], tmp_path / "out"
+    try:
+        report = apply_delta(delta, out, base=base, threads=1)
+    except FormatError as error:
+        assert error.code == vector["expected"]["code"]
+        assert not list(tmp_path.iterdir())
+    else:
+        assert vector["expected"]["code"] == "base"
+        verify_delta(FOLDER / "valid/mixed", tuned=out, threads=1)
+        assert report.files == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("vector", INVALID)
+def test_second_decoder_refuses_invalid_vector(vector: dict[str, Any]) -> None:
+    with pytest.raises(DECODER.Refused) as refused:
+        decode_second(vector)
+    assert refused.value.code == vector["expected"]["code"]
+
+
+def test_every_error_code_has_vectors() -> None:
+    known = {cls.code for cls in FormatError.__subclasses__()} | {FormatError.code}
+    assert {v["expected"]["code"] for v in ALL if v["kind"] == "invalid"} == known
+
+
+def test_ids_are_distinct() -> None:
+    assert len({(v["kind"], v["id"]) for v in ALL}) == len(ALL)
+
+
+def opened(name: str) -> DeltaReader:
+    return DeltaReader(FOLDER / "valid" / name)
+
+
+def test_vectors_show_what_they_say() -> None:
+    """An encoder that chooses otherwise would leave a part of the format without a vector."""
+    with opened("contexts") as reader:
+        (chunk,) = reader.index.chunks
+        assert len(chunk.bounds) > 1
+        words = vectors.PAIRS["contexts"]().base["w"].words & 0x7FFF
+        edges = [-1, *chunk.bounds]
+        counts = [int(((words > a) & (words <= b)).sum()) for a, b in zip(edges, edges[1:], strict=False)]
+        dense = [6 * k >= n for n, k in zip(counts, chunk.changed, strict=True) if 0 < k < n]
+        assert set(dense) == {True, False}
+    with opened("rows") as reader:
+        assert [c.coding for c in reader.index.chunks] == [ChunkCoding.DELTA_WITH_ROWS]
+    with opened("whole") as reader:
+        assert {c.coding for c in reader.index.chunks} == {ChunkCoding.WHOLE}
+        assert {t.kind for t in reader.index.tensors} == {Kind.DELTA}
+    with opened("four-bits") as reader:
+        assert {t.coding.width for t in reader.index.tensors if t.coding} == {4}
+    with opened("every-dtype") as reader:
+        assert {t.dtype.code for t in reader.index.tensors} == set(DTYPES)
+        assert all(t.kind is Kind.DELTA for t in reader.index.tensors)
+    with opened("escape") as reader:
+        (chunk,) = reader.index.chunks
+        content = vectors.plain(reader.stored(chunk))
+        assert (len(chunk.bounds), chunk.changed) == (1, (60,))
+        assert 255 in content[23 : 23 + 60]  # after 60 times 3 low bits
+
+
+def test_vectors_show_every_kind_of_tensor() -> None:
+    with opened("alias") as reader:
+        assert [t.kind for t in reader.index.tensors] == [Kind.DELTA, Kind.ALIAS]
+    with opened("renamed") as reader:
+        assert reader.index.tensors[0].origin == "model.layers.0.w"
+    with opened("new-tie") as reader:
+        assert [t.origin for t in reader.index.tensors] == ["embed", "embed"]
+    with opened("vocabulary") as reader:
+        assert [t.tail for t in reader.index.tensors] == [40, 0]
+    for name, widening in (("bf16", Widening.BF16_TO_F32), ("f16", Widening.F16_TO_F32)):
+        with opened(f"widening-{name}") as reader:
+            assert {t.widening for t in reader.index.tensors} == {widening}
+    with opened("added-removed") as reader:
+        assert reader.index.removed == ["gone.a", "gone.b"]
+    with opened("identical") as reader:
+        assert not reader.index.chunks
+    with opened("shards") as reader:
+        assert {c.shard for c in reader.index.chunks} == {0, 1}
+    with opened("several-chunks") as reader:
+        assert [c.coding for c in reader.index.chunks] == [0, 1, 0]
+
+
+def test_vectors_show_every_layout() -> None:
+    layouts = {"bitmap": 0, "layout-by-dtype": 1, "verbatim": 2}
+    for name, layout in layouts.items():
+        with opened(name) as reader:
+            assert [file.layout for file in reader.index.files.files] == [layout]
+    for name, layout in {"bitmap": 0, "files-rebuilt": 1, "files-verbatim": 2}.items():
+        with opened(name) as reader:
+            assert reader.index.files.index_layout == layout
+    with opened("cast") as reader:
+        assert reader.manifest.cast == "BF16"
+    with opened("hints") as reader:
+        assert (reader.manifest.repo, reader.manifest.revision) == ("example/base", vectors.COMMIT)
+    with opened("higher-minor") as reader:
+        assert reader.manifest.version == "1.7"
+
+
+def test_check_accepts_the_vectors() -> None:
+    result = CliRunner().invoke(vectors.main, ["check"])
+    assert result.exit_code == 0, result.output
+    assert ("not generated anew" in result.output) is not SAME_ZSTD
+
+
+def test_vectors_are_small() -> None:
+    assert sum(p.stat().st_size for p in FOLDER.rglob("*") if p.is_file()) < 400_000
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder of vectors as `generate` writes it."""
+    result = CliRunner().invoke(vectors.main, ["generate", "--out", str(tmp_path / "vectors")])
+    assert result.exit_code == 0, result.output
+    return tmp_path / "vectors"
+
+
+def reason(folder: Path) -> str:
+    result = CliRunner().invoke(vectors.main, ["check", "--folder", str(folder)])
+    assert result.exit_code == 1
+    return result.output.strip().splitlines()[-1]
+
+
+def test_check_refuses_a_changed_file(copy: Path) -> None:
+    file = copy / "bases" / "gaps" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert reason(copy) == "bases/gaps/model.safetensors does not have its SHA-256"
+
+
+def test_check_refuses_a_missing_file(copy: Path) -> None:
+    (copy / "bases" / "gaps" / "model.safetensors").unlink()
+    assert reason(copy) == "bases/gaps/model.safetensors is missing"
+
+
+def test_check_refuses_an_unlisted_file(copy: Path) -> None:
+    (copy / "valid" / "more").write_bytes(b"")
+    assert reason(copy) == "valid/more is not listed"
+
+
+def test_check_refuses_what_generate_does_not_write(copy: Path) -> None:
+    index = copy / "index.json"
+    index.write_text(index.read_text().replace("a bitmap mask", "A bitmap mask"))
+    assert reason(copy) == "index.json is not what `generate` writes"
+
+
+def test_check_does_not_compare_with_another_zstd(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zstandard, "ZSTD_VERSION", (1, 0, 0))
+    result = CliRunner().invoke(vectors.main, ["check", "--folder", str(copy)])
+    assert result.exit_code == 0
+    assert "zstd 1.0.0" in result.output
