@@ -284,9 +284,7 @@ def test_quiet_shows_no_progress(pair: Pair, work: Path) -> None:
     [
         ([], "Commands:"),
         (["encode", "a", "b", "--out", "c", "--frobnicate"], "--frobnicate"),
-        (["frobnicate"], "frobnicate"),
         (["encode", "a", "b"], "--out"),
-        (["inspect"], "DELTA"),
         (["inspect", "a", "b", "c"], "DELTA"),
         (["encode", "a", "b", "-o", "c", "--cast", "fp8"], "bf16"),
         (["verify", "a", "--threads", "0"], "--threads"),
@@ -422,6 +420,12 @@ def test_hostile_tensor_name_in_a_checkpoint(pair: Pair, tmp_path: Path) -> None
     assert "evil" in line
 
 
+def test_invisible_marks_in_a_tensor_name_are_escaped(pair: Pair, tmp_path: Path) -> None:
+    # Line separator, right-to-left mark, Arabic letter mark: the format allows them in names.
+    tuned = save(tmp_path / "tuned", {"a\u2028b\u200fc\u061cd": bf16_tensor(1, 8)})
+    assert not re.search("[\u2028\u200f\u061c]", succeed("inspect", pair.base, tuned))
+
+
 def test_hostile_file_name_in_an_index(pair: Pair, tmp_path: Path) -> None:
     tuned = save(tmp_path / "tuned", pair.tensors[1])
     name = f"../{HOSTILE}.safetensors"
@@ -445,7 +449,7 @@ def test_hostile_names_of_side_files_and_outputs(pair: Pair, tmp_path: Path) -> 
     (tuned / os.fsdecode(b"\xff.bin")).write_bytes(BOMB)
     for arguments in (["encode", "-o", tmp_path / (HOSTILE + "delta")], ["inspect"]):
         text = succeed(*arguments, pair.base, tuned)
-        assert "skipped, not read" in text
+        assert ("skipped, not read" in text) == (arguments[0] == "encode")
         assert not RAW.search(text)
 
 

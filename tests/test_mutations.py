@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,15 +20,16 @@ from rlsparse_store.errors import RlsparseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 FOLDER = vectors.VECTORS
 VALID: list[dict[str, Any]] = [v for v in vectors.load()["vectors"] if v["kind"] == "valid"]
 SEED = 20260701
-EXHAUSTIVE = 4  # of the smallest vectors, every bit
-FLIPS = 400  # of each other vector
+EXHAUSTIVE = 3  # of the smallest vectors, every bit
+FLIPS = 250  # of each other vector
 TRUNCATIONS = 60
-CHUNK_EDITS = 150  # per vector
-INDEX_EDITS = 150
+CHUNK_EDITS = 120  # per vector
+INDEX_EDITS = 120
 RANDOM = {v["id"]: random.Random(f"{SEED}/{v['id']}") for v in VALID}  # noqa: S311 - repeatable
 
 
@@ -182,6 +183,12 @@ def edited(data: bytes, rng: random.Random) -> bytes:
     )()
 
 
+def replaced(after: bytes, before: bytes) -> bytes:
+    """``after``, whatever stood there before."""
+    assert before
+    return after
+
+
 def require_same_tensors(victim: Victim, found: Content | None, what: str) -> None:
     """Refused, or the same tensors: the index may tell of other headers, for it was sealed."""
     assert found is None or found.tensors == victim.sound.tensors, f"{victim.id}: {what}"
@@ -207,6 +214,6 @@ def test_edited_indexes_are_refused_or_change_nothing(victim: Victim) -> None:
     content = encode_index(draft.index)
     for _ in range(INDEX_EDITS):
         after = edited(edited(content, rng) if rng.random() < 0.5 else content, rng)
-        sealed = draft.sealed(content=lambda _, after=after: after)
+        sealed = draft.sealed(content=functools.partial(replaced, after))
         what = f"index edited to {after.hex()}"
         require_same_tensors(victim, victim.outcome(path, sealed, what), what)

@@ -361,7 +361,7 @@ def _solve_scale(dtype: Dtype, chance: float) -> float:
     down = np.concatenate([up[:1], values[1:-1] - boundaries[:-1]])  # zero mirrors itself
     reached = [math.erf(value / (BASE_STD * math.sqrt(2))) for value in boundaries]
     share = np.diff(reached, prepend=0.0)
-    common = share > 1e-12  # noqa: PLR2004 (leaves out words far too rare to tell)
+    common = share > 1e-12
     distances = np.concatenate([up[common], down[common]]) / math.sqrt(2)
     shares = np.concatenate([share[common], share[common]]) / 2
 
@@ -444,7 +444,7 @@ class Maker:
     def _moved_norm(self, base: Array, stream: np.random.Generator) -> Array:
         """Move a few words by one, up or down in value."""
         moved = stream.random(base.size) < self.move.norm_chance
-        down = stream.random(base.size) < 0.5  # noqa: PLR2004 (a half)
+        down = stream.random(base.size) < 0.5
         return np.where(moved, np.where(down, base - 1, base + 1), base).astype(base.dtype)
 
     def _moved_rows(self, base: Array, chunk: Chunk, stream: np.random.Generator) -> Array:

@@ -159,9 +159,10 @@ def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
         )
         raise NotFoundError(msg, file=shown(str(path)))
     if path.is_file():
-        if path.suffix in _PICKLED:
-            raise PickleRefusedError(_CONVERT, file=path)
-        return path.parent, [path.name], None
+        return path.parent, [_check_single(path)], None
+    if not path.is_dir():
+        msg = "neither a folder nor a regular file"
+        raise CheckpointError(msg, file=path)
     index = path / INDEX
     if index.exists():
         with FileSource(index) as source:
@@ -179,6 +180,16 @@ def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
         raise PickleRefusedError(_CONVERT, file=path)
     msg = "holds no safetensors file"
     raise CheckpointError(msg, file=path)
+
+
+def _check_single(path: Path) -> str:
+    """The name of a checkpoint that is one file."""
+    if path.suffix in _PICKLED:
+        raise PickleRefusedError(_CONVERT, file=path)
+    if path.suffix != SUFFIX:
+        msg = "not a .safetensors file; give one, or the folder of a checkpoint"
+        raise CheckpointError(msg, file=path)
+    return path.name
 
 
 def _files_in_index(path: Path, text: bytes) -> list[str]:

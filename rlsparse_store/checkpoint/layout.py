@@ -121,7 +121,11 @@ def rebuild_header(
         LayoutError: The layout does not fit these tensors.
     """
     if layout.layout in (BY_NAME, BY_DTYPE):
-        framed = _rebuilt(tensors, layout.layout, layout.text)
+        try:
+            framed = _rebuilt(tensors, layout.layout, layout.text)
+        except UnicodeDecodeError as error:
+            msg = f"the stored metadata of {layout.name} is not UTF-8"
+            raise LayoutError(msg) from error
         if layout.text:
             _check_header(framed[8:], layout.name, tensors)
         return framed, _placed(tensors, layout.layout)
@@ -182,7 +186,8 @@ def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | No
     except StrictJsonError as error:
         msg = f"the stored index file: {error}"
         raise LayoutError(msg) from error
-    if not isinstance(stored, dict) or stored.get("weight_map") != weight_map:
+    stored_map = stored.get("weight_map") if isinstance(stored, dict) else None
+    if not isinstance(stored_map, dict) or not stored_map.items() <= weight_map.items():
         msg = "the stored index file maps the tensors to other files"
         raise LayoutError(msg)
     return layout.text

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.storage.output import output_errors
+from rlsparse_store.storage.output import OutputFile, output_errors
+from rlsparse_store.storage.source import FileSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,9 @@ _CARRIED: Final = (
     "USE_POLICY*",
 )
 _FOLDERS: Final = ("additional_chat_templates", "1_Pooling")
+PIECE: Final = 4 << 20
+"""Bytes copied at a time."""
+
 LARGEST: Final = 256 << 20
 """Bytes: nothing larger is a small file."""
 
@@ -100,6 +103,8 @@ def copy_side_files(source: Path, names: list[str], target: Path) -> int:
     for name in names:
         with output_errors(target / name):
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, target / name)
-            copied += (target / name).stat().st_size
+        with FileSource(source / name) as original, OutputFile(target / name) as copy:
+            for start in range(0, original.nbytes, PIECE):
+                copy.write(original.read(start, min(PIECE, original.nbytes - start)), start)
+            copied += original.nbytes
     return copied

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from rlsparse_store.storage.output import OutputFile
+from rlsparse_store.storage.output import OutputFile, close_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,5 +59,4 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         """Flush and close every file; after an error only close."""
-        for file in self._files:
-            file.__exit__(kind, error, trace)
+        close_all(self._files, failed=error is not None)

@@ -28,7 +28,7 @@ _MEASURED = (
 )
 
 
-@click.command("demo")
+@click.command("demo", short_help="Train, tune and store a tiny model: a real RL run.")
 @click.option(
     "--out",
     "-o",

@@ -62,16 +62,18 @@ def encode_command(
     else:
         click.echo(f"wrote {shown(out)}")
         print_encoded(report)
+        _print_names("copied beside it", report.carried_files)
+        _print_names("skipped, not read", report.skipped_files)
 
 
 def print_encoded(report: EncodeReport) -> None:
-    """Print what was stored, what was carried whole and why, and what was left out."""
+    """Print what was stored, and what was carried whole and why."""
     click.echo(
         f"  {report.changed:,} of {report.elements:,} weights changed ({percent(report.density)})"
     )
     ratio = report.tuned_bytes / report.delta_bytes
     click.echo(
-        f"  {size(report.tuned_bytes)} of tensors are now {size(report.delta_bytes)}, "
+        f"  {size(report.tuned_bytes)} of tensors in a delta of {size(report.delta_bytes)}, "
         f"{ratio:,.1f} times smaller" + _bits(report.bits_per_changed)
     )
     if report.cast:
@@ -89,8 +91,6 @@ def print_encoded(report: EncodeReport) -> None:
         [f"{t.name} from {t.source}" for t in report.tensors if t.source not in ("", t.name)],
     )
     _print_names("removed", report.removed)
-    _print_names("copied beside it", report.carried_files)
-    _print_names("skipped, not read", report.skipped_files)
 
 
 def _bits(bits_per_changed: float | None) -> str:

@@ -1,7 +1,7 @@
 """The ``rlsparse`` command, and how errors become exit codes.
 
 Exit codes: 0 ok, 1 a known error, 2 usage, 3 verification failed or wrong base, 4 not found,
-130 interrupted, 143 terminated.
+128 + n ended by signal n (130 interrupted, 143 terminated).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
-TERMINATED = 143
+SIGNALLED = 128
+"""Plus the number of the signal: what shells report."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,26 +48,37 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """Leave through the ordinary way out, so that temporary folders are removed."""
-    del number, frame
-    sys.exit(TERMINATED)
+    del frame
+    if number == signal.SIGINT:
+        _fail("interrupted", SIGNALLED + number)
+    sys.exit(SIGNALLED + number)
+
+
+def _silence_output() -> None:
+    """Keep Python from complaining once more that standard output cannot be flushed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> NoReturn:
     """Run the command and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _terminate)
     try:
         code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", INTERRUPTED)
     except RlsparseError as error:
         _fail(shown(str(error), most=2000), error.exit_code)
     except MemoryError:
         _fail("not enough memory; try --threads 1", 1)
     except BrokenPipeError:
-        # The reader left, as `head` does. Python would complain once more while closing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader left, as `head` does.
+        _silence_output()
         sys.exit(1)
+    except OSError as error:
+        _silence_output()
+        place = "" if error.filename is None else f"{shown(str(error.filename), most=500)}: "
+        _fail(f"{place}{error.strerror}", 1)
     sys.exit(code if isinstance(code, int) else 0)

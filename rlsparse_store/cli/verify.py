@@ -38,10 +38,10 @@ def verify_command(
     if as_json:
         print_json(asdict(report))
         return
-    click.echo("ok")
+    click.echo("ok" if report.decoded else "ok, as far as the delta alone can tell")
     click.echo(f"  the delta's own bytes: sound, {report.chunks:,} chunks")
     click.echo(f"  its base: {'the right one' if report.base_checked else 'not given (--base)'}")
-    decoded = "every one has its digest" if report.decoded else "not decoded (--base)"
+    decoded = "every one decodes to what was encoded" if report.decoded else "not decoded (--base)"
     click.echo(f"  its tensors: {decoded}")
     if report.tuned_checked:
         click.echo("  the tuned checkpoint: the one it stores")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.backends import Backend, Histogram, Rows, Words
+from rlsparse_store.backends.interface import MAGNITUDE_CLASSES
 from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
 from rlsparse_store.codec.contexts import choose_bounds, key_bins, mask_cost
 from rlsparse_store.codec.cost import ONE_BIT
@@ -170,7 +171,13 @@ def estimate_bits(
     histogram = backend.histogram(base, tuned, coding, bins)
     if not histogram.magnitudes.any():
         return 0
-    return choose_bounds(histogram, bins)[1] // ONE_BIT + int(histogram.magnitudes.sum())
+    # Beyond the costs of masks and classes: a sign each, and the low bits of far steps. The last
+    # class is open; its steps are taken to be of middling size.
+    classes = np.arange(MAGNITUDE_CLASSES)
+    low_bits = np.maximum(classes - 3, 0)
+    low_bits[-1] = max(low_bits[-1], (low_bits[-1] + coding.width) // 2)
+    moved = histogram.magnitudes.sum(0)
+    return choose_bounds(histogram, bins)[1] // ONE_BIT + int((moved * (1 + low_bits)).sum())
 
 
 def decode_delta(

@@ -71,8 +71,11 @@ class DeltaReader:
         self._shards: list[_Shard] = []
         folder = path / DELTA_FOLDER
         if not folder.is_dir():
-            reason = f"holds no {DELTA_FOLDER}/ folder, so it is no delta"
-            msg = reason if path.exists() else "no such folder"
+            reason = (
+                f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
+                f"{DELTA_FOLDER}/, or BASE and TUNED to inspect a pair"
+            )
+            msg = reason if path.exists() else "no such folder; download the delta first"
             raise NotFoundError(msg, file=shown(str(path)))
         try:
             names, extra = _find_shards(folder)

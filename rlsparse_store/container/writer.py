@@ -13,7 +13,7 @@ from rlsparse_store.digest import checksum
 from rlsparse_store.errors import LimitError
 from rlsparse_store.limits import MAX_CONTAINER_HEADER, MAX_FILES
 from rlsparse_store.storage.header import frame_header
-from rlsparse_store.storage.output import OutputFile
+from rlsparse_store.storage.output import OutputFile, close_all, output_errors
 from rlsparse_store.storage.strict_json import canonical
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ class DeltaWriter:
             total += shard.finish(canonical(shard_fields(shard.number)), None)
         for shard in self._shards:
             name = shard_name(shard.number, len(self._shards))
-            shard.file.path.rename(self._folder / name)
+            with output_errors(self._folder / name):
+                shard.file.path.rename(self._folder / name)
         if len(self._shards) > 1:
             total += self._write_shard_index()
         return total
@@ -180,8 +181,7 @@ class DeltaWriter:
         trace: TracebackType | None,
     ) -> None:
         """Close the files; after :meth:`finish` they are closed already."""
-        for shard in self._shards:
-            shard.file.__exit__(kind, error, trace)
+        close_all([shard.file for shard in self._shards], failed=error is not None)
 
 
 class CountingSink:

@@ -131,10 +131,14 @@ class _Digests:
         self._source: tuple[TensorRecord, TensorDigester] | None = None
         self._result: tuple[TensorRecord, TensorDigester] | None = None
 
+    def begin(self, t: TensorRecord | None) -> None:
+        """Begin a tensor: the source of the one before is complete."""
+        if self._source is not None and self._source[0] is not t:
+            self._finish_source()
+
     def add_source(self, t: TensorRecord, data: NDArray[np.uint8]) -> None:
         """Add base bytes of a tensor's source, in order."""
-        if self._source is None or self._source[0] is not t:
-            self._finish_source()
+        if self._source is None:
             self._source = (t, TensorDigester(self._base.tensors[t.origin].nbytes))
         self._source[1].add(data)
 
@@ -146,8 +150,7 @@ class _Digests:
         self._result[1].add(data)
 
     def finish(self) -> None:
-        """Compare the last ones."""
-        self._finish_source()
+        """Compare the last result."""
         self._finish_result()
 
     def _finish_source(self) -> None:
@@ -171,11 +174,14 @@ class _Digests:
 
 def _with_digests(runs: Iterator[_Run], digests: _Digests) -> Iterator[_Run]:
     for run in runs:
+        # A wrong base is found here, before a result that it would spoil is compared.
+        digests.begin(run.tensor)
         if run.tensor.kind in (Kind.SAME, Kind.DELTA):
             if run.base is not None:
                 digests.add_source(run.tensor, run.base)
             digests.add_source(run.tensor, run.extra)
         yield run
+    digests.begin(None)
 
 
 def _runs(reader: DeltaReader, base: Checkpoint) -> Iterator[_Run]:

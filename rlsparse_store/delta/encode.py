@@ -50,7 +50,9 @@ from rlsparse_store.delta.scan import (
 from rlsparse_store.delta.sources import DtypePolicy, plan_tensors
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.digest import bytes_check
-from rlsparse_store.storage.output import output_folder
+from rlsparse_store.errors import CheckpointError
+from rlsparse_store.storage.names import is_file_name
+from rlsparse_store.storage.output import output_errors, output_folder
 
 __all__ = ["SHARD_BYTES", "Progress", "encode_delta", "measure_pair"]
 
@@ -112,7 +114,8 @@ def encode_delta(
         output_folder(out) as folder,
     ):
         encoder = _Encoder(base_checkpoint, tuned_checkpoint, policy, threads, progress)
-        (folder / DELTA_FOLDER).mkdir()
+        with output_errors(out):
+            (folder / DELTA_FOLDER).mkdir()
         with DeltaWriter(folder / DELTA_FOLDER, encoder.largest_manifest(), shard_bytes) as sink:
             delta_bytes = encoder.run(sink)
         sides = _sort_sides(tuned_checkpoint)
@@ -169,6 +172,10 @@ class _Encoder:
     ) -> None:
         self._base = base
         self._tuned = tuned
+        for file in tuned.files:
+            if not (is_file_name(file.name) and file.name.endswith(".safetensors")):
+                msg = "a delta keeps file names of letters, digits, '.', '_' and '-' that end in "
+                raise CheckpointError(msg + ".safetensors; rename it", file=tuned.path)
         self._threads = resolve_threads(threads)
         self._progress = progress
         self._backend = get_backend()

@@ -25,9 +25,10 @@ from rlsparse_store.codec import (
     narrow,
 )
 from rlsparse_store.delta.sources import PIECE_BYTES, TensorPlan
-from rlsparse_store.digest import TensorDigester, leaf_hashes, leaves_check
+from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes, leaves_check
 from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import ResultMismatchError
+from rlsparse_store.limits import MAX_CHUNK_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,6 +246,7 @@ class _Scanner:
         self._nbytes = plan.stored_nbytes // wide
         scan.words = scan.coding.num_words(self._nbytes)
         self._row = self._row_words()
+        self._largest_chunk = min(LARGEST_CHUNK, scan.coding.nbytes(MAX_CHUNK_WORDS))
         self._tuned_digest = TensorDigester(plan.stored_nbytes)
 
     def _row_words(self) -> int | None:
@@ -263,17 +265,25 @@ class _Scanner:
         block = self._scan.coding.nbytes(BLOCK_WORDS)
         for start in range(self._plan.shared_bytes, self._nbytes, block):
             data = self._read_tuned(start, min(block, self._nbytes - start))
-            self._tuned_digest.add(data)
             none = np.zeros(0, np.uint64)
             yield self._piece(start, None, data, none, leaf_hashes(data), 0)
         self._scan.tuned_digest = self._tuned_digest.digest()
 
     def _read_tuned(self, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Tuned bytes as they are stored, in a tensor without widening."""
-        if not self._plan.is_cast:
-            return self._tuned.read(self._plan.tuned, start, nbytes)
-        wide = self._tuned.read(self._plan.tuned, 2 * start, 2 * nbytes)
-        return cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
+        """Tuned bytes in the dtype that is coded; those that will be stored are digested."""
+        plan = self._plan
+        if not (plan.widening or plan.is_cast):
+            data = self._tuned.read(plan.tuned, start, nbytes)
+        else:
+            wide = self._tuned.read(plan.tuned, 2 * start, 2 * nbytes)
+            if plan.widening:
+                self._tuned_digest.add(wide)
+                words = narrow(wide.view(np.uint32), plan.widening)
+                assert words is not None  # noqa: S101 - the plan checked every word
+                return words.view(np.uint8)
+            data = cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
+        self._tuned_digest.add(data)
+        return data
 
     def _shared_pieces(self) -> Iterator[Piece]:
         plan, shared = self._plan, self._plan.shared_bytes
@@ -283,7 +293,7 @@ class _Scanner:
         place = 0
         while place < shared:
             # Memory that is never touched costs nothing, so room for the largest chunk is free.
-            room = min(shared - place, LARGEST_CHUNK)
+            room = min(shared - place, self._largest_chunk)
             before, after = np.empty(room, np.uint8), np.empty(room, np.uint8)
             base_leaves, tuned_leaves = [], []
             start, filled, changed, ends = place, 0, 0, 0
@@ -291,7 +301,11 @@ class _Scanner:
                 size = min(block, room - filled)
                 old, new = before[filled : filled + size], after[filled : filled + size]
                 moved, leaves = self._read_block(place, old, new)
-                base_digest.add_leaves(leaves[0])
+                if size % LEAF_BYTES:
+                    # The source may go on beyond what is shared, within the same leaf.
+                    base_digest.add(old)
+                else:
+                    base_digest.add_leaves(leaves[0])
                 place += size
                 if not (moved or changed):
                     start = place
@@ -326,22 +340,11 @@ class _Scanner:
         plan = self._plan
         assert plan.source is not None  # noqa: S101 - there is something to compare with
         self._base.read_into(plan.source, place, old)
-        if plan.widening:
-            wide = self._tuned.read(plan.tuned, place * 2, new.size * 2)
-            self._tuned_digest.add(wide)
-            words = narrow(wide.view(np.uint32), plan.widening)
-            assert words is not None  # noqa: S101 - the plan checked every word
-            new[:] = words.view(np.uint8)
-        elif plan.is_cast:
-            new[:] = self._read_tuned(place, new.size)
-        else:
-            self._tuned.read_into(plan.tuned, place, new)
+        new[:] = self._read_tuned(place, new.size)
         width = self._scan.coding.width
         base_leaves = leaf_hashes(old)
         moved = self._backend.count_changed(as_words(old, width), as_words(new, width))
         tuned_leaves = leaf_hashes(new) if moved else base_leaves
-        if not plan.widening:
-            self._tuned_digest.add(new)
         return moved, (base_leaves, tuned_leaves)
 
     def _piece(

@@ -8,8 +8,10 @@ only what has a single meaning. It serves checkpoints and deltas alike.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 from rlsparse_store.dtypes import DTYPES, Dtype
 from rlsparse_store.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
@@ -24,6 +26,9 @@ __all__ = [
     "header_text",
     "parse_header",
 ]
+
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class HeaderError(ValueError):
@@ -87,7 +92,7 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
         raise HeaderError(msg) from error
     metadata = fields.pop("__metadata__", None)
     if metadata is not None and not _is_text_mapping(metadata):
-        msg = "__metadata__ does not map strings to strings"
+        msg = "__metadata__ does not map texts to texts"
         raise HeaderError(msg)
     entries = [_parse_entry(name, field) for name, field in fields.items()]
     _check_cover(entries, data_bytes)
@@ -95,7 +100,10 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
 
 
 def _is_text_mapping(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        return False
+    # A lone surrogate has no UTF-8 form, so it could not be written back.
+    return not any(_SURROGATE.search(text) for pair in value.items() for text in pair)
 
 
 def _is_integers(value: object, most: int) -> bool:

@@ -11,6 +11,8 @@ __all__ = ["are_tensor_names", "is_file_name", "is_tensor_name", "shown"]
 
 # Control characters, surrogates and the marks that reverse text on a terminal.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+# What a terminal shows as nothing, or as a line of its own, besides.
+_UNSEEN: Final = re.compile(_UNSAFE.pattern[:-1] + "\u061c\u200b-\u200f\u2028\u2029\ufeff]")
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}")
 # Names that Windows gives to devices, with any suffix.
 _DEVICES: Final = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -45,4 +47,4 @@ def is_file_name(name: str) -> bool:
 def shown(text: str, most: int = 160) -> str:
     """Text from a stranger, safe for a terminal: unsafe characters escaped, length capped."""
     text = text if len(text) <= most else text[: most - 1] + "…"
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -9,11 +9,12 @@ for the same name removes once its process is gone.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["OutputFile", "output_errors", "output_folder"]
+__all__ = ["OutputFile", "close_all", "output_errors", "output_folder"]
 
 _HOST: Final = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
+
+
+_LIVE: Final[set[Path]] = set()
+"""Temporary folders that this process is writing."""
 
 
 @contextmanager
@@ -38,6 +43,7 @@ def output_errors(place: Path) -> Iterator[None]:
             errno.ENOSPC: "no space left on the device; free some or choose another place",
             errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
             errno.EACCES: "permission denied; choose a place you may write to",
+            errno.EFBIG: "the file would be larger than is allowed here; raise the limit",
             errno.EROFS: "a read-only file system; choose another place",
         }
         reason = remedies.get(error.errno or 0, error.strerror or str(error))
@@ -87,6 +93,12 @@ class OutputFile:
             finally:
                 os.close(descriptor)
 
+    def abandon(self) -> None:
+        """Close without flushing: the file will be removed. May be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def __enter__(self) -> Self:
         """Return the file itself."""
         return self
@@ -100,9 +112,19 @@ class OutputFile:
         """Flush and close; after an error only close, for the file will be removed."""
         if error is None:
             self.close()
-        elif self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        else:
+            self.abandon()
+
+
+def close_all(files: list[OutputFile], *, failed: bool) -> None:
+    """Close all files even if one of them cannot be, without flushing if something failed.
+
+    Raises:
+        OutputError: A flush failed; the first one that did.
+    """
+    with ExitStack() as stack:
+        for file in reversed(files):
+            stack.callback(file.abandon if failed else file.close)
 
 
 def _flush_folder(path: Path) -> None:
@@ -125,9 +147,12 @@ def _is_running(process: int) -> bool:
 
 def _remove_stale(target: Path) -> None:
     """Remove temporary folders for this target whose process on this host is gone."""
-    for found in target.parent.glob(f".{target.name}.tmp-{_HOST}-*"):
+    for found in target.parent.glob(f".{glob.escape(target.name)}.tmp-{_HOST}-*"):
         process = found.name.rpartition("-")[2]
-        if process.isdigit() and not _is_running(int(process)):
+        if not re.fullmatch(r"\d{1,9}", process) or found in _LIVE:
+            continue
+        # A process of our own number that left this before us is gone: containers reuse numbers.
+        if int(process) == os.getpid() or not _is_running(int(process)):
             shutil.rmtree(found, ignore_errors=True)
 
 
@@ -156,8 +181,14 @@ def output_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
         temporary = target.parent / f".{target.name}.tmp-{_HOST}-{os.getpid()}"
-        temporary.mkdir()
+        if temporary in _LIVE:
+            msg = "is being written by this process already"
+            raise OutputError(msg, file=target)
+    _LIVE.add(temporary)
     try:
+        # Within the block, so that a signal cannot come between making it and removing it.
+        with output_errors(target):
+            temporary.mkdir()
         yield temporary
         with output_errors(target):
             for folder, _, _ in os.walk(temporary):
@@ -168,3 +199,5 @@ def output_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        _LIVE.discard(temporary)

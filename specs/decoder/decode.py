@@ -4,7 +4,7 @@ It shares no code with the library: where both agree, the text is what they agre
 out in the order of that document's sections and is meant to be read; XXH3 comes last.
 """
 
-# ruff: noqa: ANN401, N818, PLR2004, T201 - JSON is of any type; Refused is this reader's
+# ruff: noqa: ANN401, N818, T201 - JSON is of any type; Refused is this reader's
 # documented name; the numbers are the text's own and read best where it has them; and
 # printing is what the command line is for.
 
