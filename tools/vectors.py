@@ -1057,11 +1057,10 @@ def _far_step(exponent: bytes, low: bytes) -> Callable[[Streams], Streams]:
 
 
 def _wrong_steps(parent: Parent) -> bytes:
-    """Count one word in another bin, so that the totals still agree."""
+    """Count a word less than the chunks change."""
     steps = list(parent.draft.tensor("b_delta").steps)
     full = next(i for i, count in enumerate(steps) if count)
     steps[full] -= 1
-    steps[(full + 1) % 8] += 1
     return parent.draft.with_tensor("b_delta", steps=tuple(steps)).sealed()
 
 
@@ -1438,9 +1437,6 @@ TENSORS: Final = (
     Invalid("tail-of-whole", "index", "a tail of a whole tensor", _on("i_new", tail=1)),
     Invalid("steps-of-same", "index", "steps of a tensor without chunks", _on("a_same", moved=1)),
     Invalid("steps-wrong", "index", "steps that the chunks do not have", _wrong_steps),
-    Invalid(
-        "moved-wrong", "index", "changed words that no whole chunk has", _on("b_delta", moved=1)
-    ),
     Invalid("alias-of-alias", "index", "an alias of an alias", _as_alias("a_same", "j_twin")),
     Invalid("alias-of-itself", "index", "an alias of itself", _on("j_twin", origin="j_twin")),
     Invalid("alias-shape", "index", "an alias of another shape", _on("j_twin", shape=(4, 10))),

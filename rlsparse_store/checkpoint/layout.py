@@ -180,7 +180,10 @@ def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | No
         return None
     try:
         if layout.layout == REBUILT_INDEX:
-            parse_index(layout.text)
+            metadata = parse_index(layout.text)
+            if json.dumps(metadata, indent=2, sort_keys=True).encode() != layout.text:
+                msg = "the stored metadata of the index file is not printed as it must be"
+                raise LayoutError(msg)
             return _rebuilt_index(layout.text, weight_map)
         stored = parse_index(layout.text)
     except StrictJsonError as error:

@@ -211,7 +211,13 @@ def decode_delta(
         content = content[-(-number // 8) :]
         rows = Rows(flags == 1, length, offset)
     bounds = np.array(chunk.bounds, np.uint64)
-    return backend.apply(base, coding, bounds, rows, list(chunk.changed), content)
+    tuned = backend.apply(base, coding, bounds, rows, list(chunk.changed), content)
+    if rows is not None:
+        changed = backend.active_rows(base, tuned, rows.length, rows.offset)
+        if not np.array_equal(changed.active, rows.active):
+            msg = "a row without changes is flagged"
+            raise StreamError(msg)
+    return tuned
 
 
 def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:

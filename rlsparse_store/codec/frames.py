@@ -8,7 +8,7 @@ import numpy as np
 import zstandard
 
 from rlsparse_store.codec.cost import ONE_BIT, n_log_n
-from rlsparse_store.errors import StreamError
+from rlsparse_store.errors import LimitError, StreamError
 from rlsparse_store.limits import MAX_WINDOW
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def content_size(stored: bytes) -> int:
 
     Raises:
         StreamError: This is no zstd frame as the format wants it.
+        LimitError: Its window is too large.
     """
     try:
         frame = zstandard.get_frame_parameters(stored)
@@ -99,7 +100,7 @@ def content_size(stored: bytes) -> int:
     # A frame of one segment has its content size as its window, which the caller bounds.
     if frame.window_size > max(MAX_WINDOW, frame.content_size):
         msg = f"the zstd frame wants a window of {frame.window_size} bytes"
-        raise StreamError(msg)
+        raise LimitError(msg)
     if frame.dict_id or frame.has_checksum:
         msg = "the zstd frame has a dictionary or a checksum of its own"
         raise StreamError(msg)

@@ -398,15 +398,8 @@ def _read_tensors(
     used: set[int] = set()
     tensors = []
     for i, (name, kind, dtype) in enumerate(zip(names, kinds, dtypes, strict=True)):
-        origin = ""
-        if kind is Kind.ALIAS:
-            _require(1 <= origins[i] <= count, "an alias of nothing", name)
-            origin = names[origins[i] - 1]
-        elif kind is Kind.WHOLE:
-            _require(origins[i] == 0, "a whole tensor has a source", name)
-        else:
-            _require(origins[i] <= len(foreign), "its source is not listed", name)
-            origin = foreign[origins[i] - 1] if origins[i] else name
+        origin = _origin(kind, origins[i], name, names, foreign)
+        if kind in (Kind.SAME, Kind.DELTA):
             used.add(origins[i])
         assert dtype is not None  # noqa: S101 - its number was checked above
         tensors.append(
@@ -425,10 +418,26 @@ def _read_tensors(
                 next(base) if kind is Kind.DELTA else b"",
             )
         )
+        _require(bool(widths[i]) or not orders[i], "an order map without words", name)
         _check_tensor(tensors[-1])
     _require(set(range(1, len(foreign) + 1)) <= used, "a listed source is not used")
     _check_aliases(tensors)
     return tensors
+
+
+def _origin(kind: Kind, origin: int, name: str, names: list[str], foreign: list[str]) -> str:
+    """The name that an entry of the column ``origin`` stands for."""
+    if kind is Kind.ALIAS:
+        _require(1 <= origin <= len(names), "an alias of nothing", name)
+        return names[origin - 1]
+    if kind is Kind.WHOLE:
+        _require(origin == 0, "a whole tensor has a source", name)
+        return ""
+    _require(origin <= len(foreign), "its source is not listed", name)
+    if origin == 0:
+        return name
+    _require(foreign[origin - 1] != name, "its own name is listed as a foreign source", name)
+    return foreign[origin - 1]
 
 
 def _check_tensor(t: TensorRecord) -> None:
@@ -477,6 +486,8 @@ def _read_chunks(
     codings = [_CODINGS[number] for number in numbers.tolist()]
     shards = columns.limited(count, MAX_FILES - 1, "a shard number")
     stored = columns.limited(count, 1 << 40, "a stored length")
+    # Before a record is made of each: columns of zeros take no room, so there could be millions.
+    _require(not count or (min(lengths) >= 1 and min(stored) >= 1), "an empty chunk")
     checks = columns.limited(count, 0xFFFFFFFF, "a check")
     results = columns.limited(count, 0xFFFFFFFF, "a check")
     deltas = sum(coding is not ChunkCoding.WHOLE for coding in codings)
@@ -531,6 +542,7 @@ def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
     index_layout = int(columns.integers(1)[0])
     _require(index_layout <= 2, "an unknown layout of the index file")
     index_text = columns.text()
+    _require(bool(index_layout) or not index_text, "a text of no index file")
     files = [FileRecord(*file) for file in zip(names, layouts, texts, strict=True)]
     return FilesRecord(files, file_of, index_layout, index_text)
 
@@ -542,7 +554,6 @@ def _check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> Non
     for c in chunks:
         t = tensors[c.tensor]
         _require(t.coding is not None, "a chunk of a tensor without chunks", t.name)
-        _require(c.length >= 1 and c.stored >= 1, "an empty chunk", t.name)
         limit = t.words if c.coding is ChunkCoding.WHOLE else t.shared
         _require(c.first + c.length <= limit, "a chunk leaves its tensor", t.name)
         if t.coding is not None and t.coding.width == 4:

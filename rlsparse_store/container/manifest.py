@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import FormatError, UnsupportedFeatureError, UnsupportedVersionError
 from rlsparse_store.storage.strict_json import StrictJsonError, canonical, parse
 
@@ -165,6 +166,9 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
     texts = (base.get("repo"), base.get("revision"), fields.get("cast"))
     if not all(text is None or isinstance(text, str) for text in texts):
         msg = "the manifest's repo, revision or cast is no text"
+        raise FormatError(msg)
+    if texts[2] is not None and texts[2] not in DTYPES:
+        msg = "the manifest's cast is no dtype"
         raise FormatError(msg)
     totals = fields.get("totals")
     if not isinstance(totals, dict) or not all(

@@ -338,7 +338,7 @@ class _Scanner:
     ) -> tuple[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
         """Read a block of both, and return its changed words and leaf hashes."""
         plan = self._plan
-        assert plan.source is not None  # noqa: S101 - there is something to compare with
+        assert plan.source is not None  # noqa: S101 - the caller asked
         self._base.read_into(plan.source, place, old)
         new[:] = self._read_tuned(place, new.size)
         width = self._scan.coding.width

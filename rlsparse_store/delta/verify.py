@@ -12,7 +12,7 @@ from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.decode import decode_tensors, wrong_base
 from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
 from rlsparse_store.delta.threads import resolve_threads
-from rlsparse_store.errors import VerificationError
+from rlsparse_store.errors import IndexFormatError, VerificationError
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -115,6 +115,13 @@ def _check_base(
         missing = next((n for n in reader.index.removed if n not in base.tensors), None)
         problem = "is missing from the base" if missing and not extra else problem
         raise wrong_base(reader, base, extra or missing or "outside of the delta", problem)
+    unnamed = base.tensors.keys() - known.keys() - {t.name for t in reader.index.tensors}
+    for name in reader.index.removed:
+        if name not in unnamed:
+            raise wrong_base(reader, base, name, "is missing from the base")
+    if len(unnamed) > len(reader.index.removed):
+        msg = "the index does not name every tensor of the base that was removed"
+        raise IndexFormatError(msg, file=reader.path)
 
 
 def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:

@@ -93,10 +93,10 @@ class FileSource:
         if self.nbytes < 8:
             return f"only {self.nbytes} bytes long, too short for a safetensors file"
         (length,) = struct.unpack("<Q", self.read(0, 8))
-        if length > self.nbytes - 8:
-            return f"announces a header of {length} bytes but is only {self.nbytes} long"
         if length > most:
             return f"announces a header of {length} bytes; at most {most} are accepted"
+        if length > self.nbytes - 8:
+            return f"announces a header of {length} bytes but is only {self.nbytes} long"
         return self.read(8, length)
 
     def check_unchanged(self) -> None:
