@@ -11,7 +11,7 @@ import click
 from rlsparse_store.cli.inspect import print_report
 from rlsparse_store.cli.output import percent, print_table, size
 from rlsparse_store.delta import apply_delta, encode_delta, inspect_delta, verify_delta
-from rlsparse_store.errors import MissingDependencyError, OutputError
+from rlsparse_store.errors import MissingDependencyError, OutputError, ResultMismatchError
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - na
     click.echo("  rebuilt, every tensor checked")
     _tell_command(f"rlsparse verify {delta} --base {case.base} --tuned {folder / 'rebuilt'}")
     verify_delta(delta, base=case.base, tuned=folder / "rebuilt")
-    same = _equal_files(case.tuned, folder / "rebuilt")
-    click.echo(f"  ok; the rebuilt weight files are byte for byte the tuned ones: {same}")
+    _require_equal_files(case.tuned, folder / "rebuilt")
+    click.echo("  ok; the rebuilt weight files are byte for byte the tuned ones")
     _tell_sizes(case, report)
 
 
@@ -96,10 +96,11 @@ def _tell_rewards(case: DemoCase) -> None:
     )
 
 
-def _equal_files(left: Path, right: Path) -> str:
-    names = [path.name for path in left.glob("model*")]
-    equal = all((left / name).read_bytes() == (right / name).read_bytes() for name in names)
-    return "yes" if equal else "NO"
+def _require_equal_files(tuned: Path, rebuilt: Path) -> None:
+    for path in tuned.glob("model*"):
+        if path.read_bytes() != (rebuilt / path.name).read_bytes():
+            msg = "the rebuilt file is not the tuned one"
+            raise ResultMismatchError(msg, file=rebuilt / path.name)
 
 
 def _tell_sizes(case: DemoCase, report: DeltaReport) -> None:

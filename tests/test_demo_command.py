@@ -1,0 +1,43 @@
+"""The demo as a person runs it, in its quick form."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rlsparse_store", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def test_quick_demo(tmp_path: Path) -> None:
+    done = run("demo", "--quick", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in ("Reward on the same 500 held-out sums", "$ rlsparse encode", "byte for byte"):
+        assert line in done.stdout
+    folder = tmp_path / "rlsparse-demo"
+    assert (folder / "rebuilt" / "model.safetensors").read_bytes() == (
+        folder / "tuned" / "model.safetensors"
+    ).read_bytes()
+    report = json.loads(run("inspect", "rlsparse-demo/delta", "--json", cwd=tmp_path).stdout)
+    assert 0 < report["density"] < 1 / 3
+    again = run("demo", "--quick", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "choose another folder" in again.stderr
