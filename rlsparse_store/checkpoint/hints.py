@@ -29,6 +29,7 @@ def hints_from_path(path: Path) -> BaseHints | None:
     Only the repository and the commit are taken; a local path is never recorded.
 
     Example:
+        >>> from pathlib import Path
         >>> hub = Path("/x/models--org--name/snapshots") / ("0" * 40)
         >>> hints_from_path(hub).repo
         'org/name'

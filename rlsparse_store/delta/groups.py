@@ -8,6 +8,10 @@ from typing import Final
 __all__ = ["layer_of", "module_of"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?:\.|$)")
+_STACK: Final = frozenset(
+    {"model", "encoder", "decoder", "transformer", "layer", "layers", "h", "blocks"}
+)
+_GENERIC: Final = frozenset({"dense", "LayerNorm", "gate", "linear", "proj"})
 _ENDING: Final = frozenset({"weight", "bias", "weight_packed", "qweight", "scales", "qzeros"})
 
 
@@ -32,10 +36,13 @@ def module_of(name: str) -> str:
         'q_proj'
         >>> module_of("encoder.layer.3.output.dense.bias")
         'output.dense.bias'
+        >>> module_of("encoder.layer.3.attention.output.dense.weight")
+        'attention.output.dense'
     """
     parts = [part for part in name.split(".") if not part.isdigit()]
     ending = parts.pop() if len(parts) > 1 and parts[-1] in _ENDING else ""
-    # "dense" alone names half a dozen different modules of an encoder.
-    generic = parts[-1] in ("dense", "LayerNorm", "gate", "linear", "proj") and len(parts) > 1
-    module = ".".join(parts[-2:] if generic else parts[-1:])
+    module = parts[-1]
+    if module in _GENERIC:
+        # "dense" alone names half a dozen different modules of an encoder.
+        module = ".".join([part for part in parts if part not in _STACK][-3:])
     return module if ending in ("", "weight") else f"{module}.{ending}"

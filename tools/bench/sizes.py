@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store import encode_delta
 from rlsparse_store.backends.numpy.words import keys, steps
 from rlsparse_store.checkpoint import open_checkpoint
 from rlsparse_store.codec import as_words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
