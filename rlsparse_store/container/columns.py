@@ -8,7 +8,7 @@ import numpy as np
 
 from rlsparse_store.digest import DIGEST_BYTES
 from rlsparse_store.errors import IndexFormatError, LimitError
-from rlsparse_store.limits import MAX_NAMES_BYTES
+from rlsparse_store.limits import MAX_NAME_BYTES, MAX_NAMES_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,10 +134,10 @@ class ColumnReader:
         """
         prefixes = self.integers(count)
         suffixes = self.integers(count)
-        if count and int(suffixes.max()) > len(self._content):
-            msg = "a name is longer than the index"
+        if count and max(int(prefixes.max()), int(suffixes.max())) > MAX_NAME_BYTES:
+            msg = f"a name of more than {MAX_NAME_BYTES} bytes"
             raise IndexFormatError(msg)
-        if int(prefixes.astype(object).sum()) + len(self._content) > MAX_NAMES_BYTES:
+        if int(prefixes.sum() + suffixes.sum()) > MAX_NAMES_BYTES:
             msg = f"names of more than {MAX_NAMES_BYTES} bytes in all"
             raise LimitError(msg)
         names: list[str] = []

@@ -378,6 +378,7 @@ def name_list(cursor: Cursor, count: int) -> list[bytes]:
     prefixes, suffixes = column(cursor, count), column(cursor, count)
     at_most(prefixes, 1024, "index", "a name's prefix")
     at_most(suffixes, 1024, "index", "a name's suffix")
+    need(int(prefixes.sum() + suffixes.sum()) <= 1 << 27, "limit", "the names are too long")
     data, at, last, names = cursor.take(int(suffixes.sum())).tobytes(), 0, b"", list[bytes]()
     for prefix, suffix in zip(prefixes.tolist(), suffixes.tolist(), strict=True):
         rest, at = data[at : at + suffix], at + suffix
@@ -415,7 +416,7 @@ def read_index(shards: list[Shard]) -> Index:
     checksum, frame = int.from_bytes(stored[:8], "little"), stored[8:]
     need(xxh3(last.text + frame) == checksum, "checksum", "the index's checksum is wrong")
     size = frame_size(frame, "index")
-    bound = min(1 << 30, 65536 + 256 * len(frame))
+    bound = min(1 << 30, 65536 + 32 * len(frame))
     need(size <= bound, "limit", f"an index of {size} bytes")
     cursor = Cursor(unframe(frame, size, "index"), "index")
     counts = column(cursor, 5)
