@@ -38,7 +38,7 @@ from rlsparse_store.codec.contexts import (
 from rlsparse_store.codec.cost import _LOG2, ONE_BIT, n_log_n
 from rlsparse_store.codec.frames import compress, decompress
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
-from rlsparse_store.errors import StreamError
+from rlsparse_store.errors import LimitError, StreamError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -387,7 +387,7 @@ def test_a_frame_with_a_dictionary_is_refused() -> None:
 def test_a_large_window_is_refused() -> None:
     # Magic, then: no single segment, 4 bytes of content size, a window of 2^(10 + 14).
     header = bytes.fromhex("28b52ffd") + bytes([0x80, 14 << 3]) + struct.pack("<I", 5)
-    with pytest.raises(StreamError, match="window"):
+    with pytest.raises(LimitError, match="window"):
         decompress(header + b"\x29\0\0hello", 1 << 20)
     header = header[:5] + bytes([13 << 3]) + header[6:]
     assert decompress(header + b"\x29\0\0hello", 1 << 20) == b"hello"
