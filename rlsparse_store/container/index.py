@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 STEP_BINS: Final = 8
+NO_STEPS: Final = (0,) * STEP_BINS
 
 
 class Kind(IntEnum):
@@ -89,7 +90,7 @@ class TensorRecord:
     widening: Widening = Widening.NONE
     origin: str = ""
     tail: int = 0
-    steps: tuple[int, ...] = (0,) * STEP_BINS
+    steps: tuple[int, ...] = NO_STEPS
     moved: int = 0
     tuned_digest: bytes = b""
     base_digest: bytes = b""
@@ -206,7 +207,7 @@ class Index:
         return Totals(
             tensors=len(self.tensors),
             elements=sum(t.words for t in self.tensors),
-            changed=sum(t.changed for t in self.tensors),
+            changed=sum(t.changed for t in self.tensors if t.kind is Kind.DELTA),
             chunks=len(self.chunks),
             tuned_bytes=sum(t.nbytes for t in self.tensors),
         )
@@ -313,6 +314,7 @@ def _write_chunks(out: ColumnWriter, chunks: list[ChunkRecord]) -> None:
 _KINDS: Final = tuple(Kind)
 _WIDENINGS: Final = tuple(Widening)
 _CODINGS: Final = tuple(ChunkCoding)
+_SOURCED: Final = (Kind.SAME, Kind.DELTA)
 _ORDERS: Final = tuple(OrderMap)
 
 
@@ -398,9 +400,11 @@ def _read_tensors(
     used: set[int] = set()
     tensors = []
     for i, (name, kind, dtype) in enumerate(zip(names, kinds, dtypes, strict=True)):
-        origin = _origin(kind, origins[i], name, names, foreign)
-        if kind in (Kind.SAME, Kind.DELTA):
-            used.add(origins[i])
+        origin = name
+        if origins[i] or kind not in _SOURCED:
+            origin = _origin(kind, origins[i], name, names, foreign)
+            if kind in _SOURCED:
+                used.add(origins[i])
         assert dtype is not None  # noqa: S101 - its number was checked above
         tensors.append(
             TensorRecord(
@@ -441,13 +445,14 @@ def _origin(kind: Kind, origin: int, name: str, names: list[str], foreign: list[
 
 
 def _check_tensor(t: TensorRecord) -> None:
-    _require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
-    if t.words > MAX_DIMENSION:
+    if not 0 <= t.words <= MAX_DIMENSION or t.nbytes < 0:
+        _require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
         msg = f"{t.words} words; at most {MAX_DIMENSION} are accepted"
         raise LimitError(msg, tensor=shown(t.name))
     if t.kind in (Kind.SAME, Kind.ALIAS):
-        plain = t.coding is None and not t.widening and not t.tail and not t.changed
-        _require(plain, "a tensor without chunks has words", t.name)
+        if t.coding or t.widening or t.tail or t.moved or t.steps != NO_STEPS:
+            msg = "a tensor without chunks has words"
+            raise IndexFormatError(msg, tensor=shown(t.name))
         return
     _require(t.coding is not None, "a tensor with chunks has no word width", t.name)
     coding = t.coding or t.dtype.coding
@@ -563,14 +568,16 @@ def _check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> Non
             continue
         _require(t.kind is Kind.DELTA, "a delta chunk of a whole tensor", t.name)
         _require(bool(c.bounds) and sum(c.changed) >= 1, "a chunk without changes", t.name)
-        _require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
+        if len(c.bounds) > 1:
+            _require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
         if c.coding is ChunkCoding.DELTA_WITH_ROWS:
             _require(t.row_words is not None, "row flags in a tensor without rows", t.name)
         changed[c.tensor] += sum(c.changed)
     for number, t in enumerate(tensors):
-        agree = sum(t.steps) == changed[number]
-        _require(agree, "its steps are not as many as its chunks have changes", t.name)
-        if t.kind in (Kind.WHOLE, Kind.DELTA):
+        if t.kind is Kind.DELTA:
+            agree = sum(t.steps) == changed[number]
+            _require(agree, "its steps are not as many as its chunks have changes", t.name)
+        if t.kind is Kind.WHOLE or t.tail:
             start = 0 if t.kind is Kind.WHOLE else t.shared
             _check_cover(t, start, whole.get(number, ()))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from rlsparse_store.codec.frames import content_size, decompress
@@ -32,6 +34,7 @@ from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -258,4 +261,20 @@ def _read_index(shard: _Shard) -> Index:
         content = decompress(frame, largest)
     except StreamError as error:
         raise IndexFormatError(error.message) from error
-    return decode_index(content)
+    with _collector_paused():
+        return decode_index(content)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking the records again and again as they are made.
+
+    There may be hundreds of thousands, none of them in a cycle; it is a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
