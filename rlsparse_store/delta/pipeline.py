@@ -15,6 +15,10 @@ MOST_WAITING: Final = 128 << 20
 """Bytes of pieces that may wait or be worked on while the next one is made."""
 
 
+SMALL_PIECE: Final = 64 << 10
+"""Bytes: smaller pieces gain nothing from a thread, which would fight for the interpreter."""
+
+
 class Sized(Protocol):
     """A piece of work that knows what memory it holds."""
 
@@ -25,6 +29,17 @@ class Sized(Protocol):
 
 Work = TypeVar("Work", bound=Sized)
 Result = TypeVar("Result")
+
+
+def _begin(
+    pool: ThreadPoolExecutor, function: Callable[[Work], Result], piece: Work
+) -> Future[Result]:
+    """Hand a piece to the pool, or do it at once if handing it over would cost more."""
+    if piece.held_bytes > SMALL_PIECE:
+        return pool.submit(function, piece)
+    done: Future[Result] = Future()
+    done.set_result(function(piece))
+    return done
 
 
 def ordered_map(
@@ -40,7 +55,7 @@ def ordered_map(
     with ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
-                waiting.append((pool.submit(function, piece), piece.held_bytes))
+                waiting.append((_begin(pool, function, piece), piece.held_bytes))
                 held += piece.held_bytes
                 del piece
                 while waiting and (held > MOST_WAITING or len(waiting) > 2 * threads):
