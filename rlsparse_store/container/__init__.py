@@ -8,6 +8,7 @@ from rlsparse_store.container.index import (
     Index,
     Kind,
     TensorRecord,
+    row_words,
 )
 from rlsparse_store.container.manifest import FORMAT_VERSION, Manifest, Totals
 from rlsparse_store.container.paths import DELTA_FOLDER
@@ -30,4 +31,5 @@ __all__ = [
     "Manifest",
     "TensorRecord",
     "Totals",
+    "row_words",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -38,6 +39,7 @@ __all__ = [
     "TensorRecord",
     "decode_index",
     "encode_index",
+    "row_words",
 ]
 
 STEP_BINS: Final = 8
@@ -59,6 +61,14 @@ class ChunkCoding(IntEnum):
     DELTA = 0
     WHOLE = 1
     DELTA_WITH_ROWS = 2
+
+
+def row_words(shape: tuple[int, ...], words: int) -> int | None:
+    """Words of a row of a tensor of so many words, or ``None`` where rows mean nothing."""
+    rows = math.prod(shape[:-1])
+    if len(shape) < 2 or not words or words % rows:
+        return None
+    return words // rows
 
 
 @dataclass(slots=True, eq=False)
@@ -122,12 +132,7 @@ class TensorRecord:
     @property
     def row_words(self) -> int | None:
         """Words of a row, or ``None`` where rows mean nothing."""
-        rows = 1
-        for dim in self.shape[:-1]:
-            rows *= dim
-        if len(self.shape) < 2 or not self.words or self.words % rows:
-            return None
-        return self.words // rows
+        return row_words(self.shape, self.words)
 
 
 class ChunkRecord(NamedTuple):

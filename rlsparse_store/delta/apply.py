@@ -23,13 +23,12 @@ from rlsparse_store.checkpoint import (
 )
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind
 from rlsparse_store.delta.decode import decode_tensors
+from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError
 from rlsparse_store.storage.output import OutputFile, output_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rlsparse_store.storage.header import HeaderEntry
 
 __all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
@@ -65,17 +64,13 @@ class RebuiltFile:
     entries: list[HeaderEntry]
 
 
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def apply_delta(
     delta: str | Path,
     out: str | Path,
     *,
     base: str | Path,
     threads: int | None = None,
-    progress: Callable[[int, int], None] = _silent,
+    progress: Progress = silent,
 ) -> ApplyReport:
     """Rebuild the tuned checkpoint: its tensors bit for bit, its files byte for byte.
 
@@ -155,7 +150,7 @@ def _write_tensors(
     files: list[RebuiltFile],
     folder: Path,
     threads: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     aliases: defaultdict[str, list[str]] = defaultdict(list)
     for t in reader.index.tensors:

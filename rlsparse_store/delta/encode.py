@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.backends import get_backend
 from rlsparse_store.checkpoint import (
@@ -38,6 +37,7 @@ from rlsparse_store.container import (
 )
 from rlsparse_store.delta.identity import checkpoint_state
 from rlsparse_store.delta.pipeline import ordered_map
+from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.delta.scan import (
     Coded,
@@ -54,17 +54,13 @@ from rlsparse_store.errors import CheckpointError
 from rlsparse_store.storage.names import is_file_name
 from rlsparse_store.storage.output import output_errors, output_folder
 
-__all__ = ["SHARD_BYTES", "Progress", "encode_delta", "measure_pair"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SHARD_BYTES", "encode_delta", "measure_pair"]
 
 SHARD_BYTES: Final = 4 << 30
 """Chunk bytes after which a delta is split into files, by default."""
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
-
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
 
 
 def encode_delta(
@@ -76,7 +72,7 @@ def encode_delta(
     keep_dtype: bool = False,
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> EncodeReport:
     """Store a tuned checkpoint as a delta against its base.
 
@@ -130,7 +126,7 @@ def measure_pair(
     cast: str | None = None,
     keep_dtype: bool = False,
     threads: int | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> EncodeReport:
     """Encode a pair without writing anything, to report what a delta would hold and take.
 

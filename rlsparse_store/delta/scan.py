@@ -24,6 +24,7 @@ from rlsparse_store.codec import (
     estimate_bits,
     narrow,
 )
+from rlsparse_store.container import row_words
 from rlsparse_store.delta.sources import PIECE_BYTES, TensorPlan
 from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes, leaves_check
 from rlsparse_store.dtypes import OrderMap, WordCoding
@@ -245,18 +246,9 @@ class _Scanner:
         self._wide = wide
         self._nbytes = plan.stored_nbytes // wide
         scan.words = scan.coding.num_words(self._nbytes)
-        self._row = self._row_words()
+        self._row = row_words(plan.tuned.shape, scan.words)
         self._largest_chunk = min(LARGEST_CHUNK, scan.coding.nbytes(MAX_CHUNK_WORDS))
         self._tuned_digest = TensorDigester(plan.stored_nbytes)
-
-    def _row_words(self) -> int | None:
-        rows = 1
-        for dim in self._plan.tuned.shape[:-1]:
-            rows *= dim
-        words = self._scan.words
-        if len(self._plan.tuned.shape) < 2 or not words or words % rows:
-            return None
-        return words // rows
 
     def pieces(self) -> Iterator[Piece]:
         """All pieces: those of the shared part, then those of the rest."""

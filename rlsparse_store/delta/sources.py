@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -207,25 +208,18 @@ def _plan(
     if dtype is None:
         reason = f"kept as {tensor.dtype.code}, the base has {source.dtype.code}"
         return TensorPlan(tensor, tensor.dtype, reason=reason)
-    partial = elements < _numel(tensor.shape)
+    partial = elements < math.prod(tensor.shape)
     shared_bytes = elements * source.dtype.bits // 8
     reason = f"grown: {list(source.shape)} became {list(tensor.shape)}" if partial else ""
     return TensorPlan(tensor, dtype, source, widening, shared_bytes, reason=reason)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    elements = 1
-    for dim in shape:
-        elements *= dim
-    return elements
-
-
 def _shared_elements(shape: tuple[int, ...], source: tuple[int, ...]) -> int | None:
     """Leading elements that two shapes share in the same order, or ``None`` if none do."""
-    if _numel(shape) == _numel(source) and _is_reshape(shape, source):
-        return _numel(shape)
+    if math.prod(shape) == math.prod(source) and _is_reshape(shape, source):
+        return math.prod(shape)
     if shape and source and shape[1:] == source[1:]:
-        return min(_numel(shape), _numel(source)) or None
+        return min(math.prod(shape), math.prod(source)) or None
     return None
 
 

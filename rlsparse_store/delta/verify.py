@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DeltaReader, Kind
 from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.decode import decode_tensors, wrong_base
 from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
+from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError, VerificationError
 from rlsparse_store.storage.names import shown
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["VerifyReport", "verify_delta"]
 
@@ -40,17 +37,13 @@ class VerifyReport:
     cast: str | None
 
 
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def verify_delta(
     delta: str | Path,
     *,
     base: str | Path | None = None,
     tuned: str | Path | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] = _silent,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Verify a delta as far as what is given allows.
 
@@ -95,9 +88,7 @@ def verify_delta(
         )
 
 
-def _check_base(
-    reader: DeltaReader, base: Checkpoint, threads: int, progress: Callable[[int, int], None]
-) -> None:
+def _check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
     done, total = 0, reader.manifest.totals.tuned_bytes
     for piece in decode_tensors(reader, base, threads):
         done += piece.data.nbytes

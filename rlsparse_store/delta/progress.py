@@ -1,0 +1,14 @@
+"""How far a long task has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["Progress", "silent"]
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+def silent(done: int, total: int) -> None:
+    """Report nothing."""
