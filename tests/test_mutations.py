@@ -13,7 +13,7 @@ import pytest
 import vectors
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DeltaReader, Kind
-from rlsparse_store.container.index import encode_index
+from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.decode import decode_tensors
 from rlsparse_store.errors import RlsparseError

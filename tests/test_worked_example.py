@@ -11,7 +11,7 @@ import numpy as np
 import zstandard
 
 from rlsparse_store import encode_delta
-from rlsparse_store.container.index import encode_index
+from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.container.reader import DeltaReader
 
 SPEC = (Path(__file__).parents[1] / "specs" / "format.md").read_text(encoding="utf-8")

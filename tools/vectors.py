@@ -39,7 +39,7 @@ from rlsparse_store.container import (
     TensorRecord,
 )
 from rlsparse_store.container.columns import ColumnWriter
-from rlsparse_store.container.index import encode_index
+from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.container.manifest import FORMAT_VERSION
 from rlsparse_store.container.writer import container_header
 from rlsparse_store.delta import encode_delta

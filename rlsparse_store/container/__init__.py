@@ -1,6 +1,9 @@
 """The delta file on bytes: manifest, index, chunks. It knows no checkpoint and decodes nothing."""
 
-from rlsparse_store.container.index import (
+from rlsparse_store.container.manifest import FORMAT_VERSION, Manifest, Totals
+from rlsparse_store.container.paths import DELTA_FOLDER
+from rlsparse_store.container.reader import DeltaReader
+from rlsparse_store.container.records import (
     ChunkCoding,
     ChunkRecord,
     FileRecord,
@@ -10,9 +13,6 @@ from rlsparse_store.container.index import (
     TensorRecord,
     row_words,
 )
-from rlsparse_store.container.manifest import FORMAT_VERSION, Manifest, Totals
-from rlsparse_store.container.paths import DELTA_FOLDER
-from rlsparse_store.container.reader import DeltaReader
 from rlsparse_store.container.writer import ChunkSink, CountingSink, DeltaWriter
 
 __all__ = [

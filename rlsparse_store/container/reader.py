@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from rlsparse_store.codec.frames import content_size, decompress
-from rlsparse_store.container.index import ChunkRecord, Index, decode_index
+from rlsparse_store.container.index_reader import decode_index
 from rlsparse_store.container.manifest import Manifest, parse_fields, parse_manifest
 from rlsparse_store.container.paths import (
     DELTA_FOLDER,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+    from rlsparse_store.container.records import ChunkRecord, Index
 
 __all__ = ["DeltaReader"]
 

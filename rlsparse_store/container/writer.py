@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from rlsparse_store.codec.frames import compress_plainly
-from rlsparse_store.container.index import Index, encode_index
+from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.container.manifest import Manifest, shard_fields
 from rlsparse_store.container.paths import INDEX_FILE, entry_name, shard_name
 from rlsparse_store.digest import checksum
@@ -19,6 +19,8 @@ from rlsparse_store.storage.strict_json import canonical
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+
+    from rlsparse_store.container.records import Index
 
 __all__ = ["ChunkSink", "CountingSink", "DeltaWriter", "Place", "container_header", "pack_index"]
 
