@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["DTYPES", "Dtype", "OrderMap", "WordCoding", "by_number"]
+__all__ = ["DTYPES", "Dtype", "OrderMap", "WordCoding"]
 
 
 class OrderMap(IntEnum):
@@ -101,10 +101,3 @@ DTYPES: Final[dict[str, Dtype]] = {
     for number, (code, bits, width, order, mantissa) in enumerate(_TABLE)
 }
 """Every dtype by its safetensors code."""
-
-_BY_NUMBER: Final = tuple(DTYPES.values())
-
-
-def by_number(number: int) -> Dtype | None:
-    """The dtype with this number in the format, or ``None`` if there is none."""
-    return _BY_NUMBER[number] if 0 <= number < len(_BY_NUMBER) else None

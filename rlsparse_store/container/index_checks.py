@@ -81,16 +81,16 @@ def check_aliases(tensors: list[TensorRecord]) -> None:
     Raises:
         IndexFormatError: One does not.
     """
-    by_name = {t.name: t for t in tensors}
-    for t in tensors:
-        if t.kind is Kind.ALIAS:
-            target = by_name[t.origin]
-            require(target.kind is not Kind.ALIAS, "an alias of an alias", t.name)
-            require(
-                (target.dtype, target.shape) == (t.dtype, t.shape),
-                "an alias of a tensor of another dtype or shape",
-                t.name,
-            )
+    aliases = [t for t in tensors if t.kind is Kind.ALIAS]
+    by_name = {t.name: t for t in tensors} if aliases else {}
+    for t in aliases:
+        target = by_name[t.origin]
+        require(target.kind is not Kind.ALIAS, "an alias of an alias", t.name)
+        require(
+            (target.dtype, target.shape) == (t.dtype, t.shape),
+            "an alias of a tensor of another dtype or shape",
+            t.name,
+        )
 
 
 def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None:

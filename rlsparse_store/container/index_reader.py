@@ -25,7 +25,7 @@ from rlsparse_store.container.records import (
     Kind,
     TensorRecord,
 )
-from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding, by_number
+from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.errors import LimitError
 from rlsparse_store.limits import (
     MAX_CHUNK_WORDS,
@@ -46,6 +46,7 @@ _WIDENINGS: Final = tuple(Widening)
 _CODINGS: Final = tuple(ChunkCoding)
 _SOURCED: Final = (Kind.SAME, Kind.DELTA)
 _ORDERS: Final = tuple(OrderMap)
+_DTYPES: Final = tuple(DTYPES.values())
 
 
 @cache
@@ -82,9 +83,10 @@ def decode_index(content: bytes) -> Index:
     chunks = _read_chunks(columns, num_chunks, tensors)
     files = _read_files(columns, num_files, num_tensors)
     columns.finish()
-    known = set(foreign) | {t.origin for t in tensors if t.kind in (Kind.SAME, Kind.DELTA)}
-    require(known.isdisjoint(removed), "a removed tensor is a source")
-    require(set(names).isdisjoint(removed), "a removed tensor is a tensor")
+    if removed:
+        # A source is a foreign one or has the name of a tensor.
+        require(set(foreign).isdisjoint(removed), "a removed tensor is a source")
+        require(set(names).isdisjoint(removed), "a removed tensor is a tensor")
     check_chunks(tensors, chunks)
     return Index(tensors, removed, chunks, files)
 
@@ -101,7 +103,7 @@ def _read_tensors(
         return plain
 
     kinds = [_KINDS[kind] for kind in small(max(Kind), "kind")]
-    dtypes = [by_number(number) for number in small(len(DTYPES) - 1, "dtype")]
+    dtypes = [_DTYPES[number] for number in small(len(DTYPES) - 1, "dtype")]
     ranks = columns.limited(count, MAX_RANK, "a rank")
     dims = columns.limited(sum(ranks), MAX_DIMENSION, "a dimension")
     ends = list(accumulate(ranks))
@@ -124,7 +126,6 @@ def _read_tensors(
             origin = _origin(kind, origins[i], name, names, foreign)
             if kind in _SOURCED:
                 used.add(origins[i])
-        assert dtype is not None  # noqa: S101 - its number was checked above
         tensors.append(
             TensorRecord(
                 name,

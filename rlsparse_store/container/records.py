@@ -91,8 +91,8 @@ class TensorRecord:
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
-        nbytes = self.dtype.nbytes(self.shape)
-        self.nbytes = -1 if nbytes is None else nbytes
+        bits = math.prod(self.shape) * self.dtype.bits
+        self.nbytes = -1 if bits % 8 else bits // 8
         coding = self.coding or self.dtype.coding
         # A widened tensor takes twice the bytes of the words that are coded.
         self.words = coding.num_words(self.nbytes // 2 if self.widening else self.nbytes)
