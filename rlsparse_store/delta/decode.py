@@ -88,13 +88,14 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
 
 
 def wrong_base(
-    reader: DeltaReader, base: Checkpoint, tensor: str, problem: str
+    reader: DeltaReader, base: Checkpoint, tensor: str | None, problem: str
 ) -> BaseMismatchError:
     """The error for a base that is not the one the delta was made against."""
     manifest = reader.manifest
     known = f"{manifest.repo} at commit {manifest.revision}" if manifest.repo else "another one"
     msg = f"{problem}; this is not the base of the delta, which was made against {shown(known)}"
-    return BaseMismatchError(msg, file=base.path, tensor=shown(tensor))
+    name = None if tensor is None else shown(tensor)
+    return BaseMismatchError(msg, file=base.path, tensor=name)
 
 
 def decode_tensors(reader: DeltaReader, base: Checkpoint, threads: int) -> Iterator[DecodedPiece]:

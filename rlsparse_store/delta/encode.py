@@ -226,7 +226,7 @@ class _Encoder:
             for bin_number, count in enumerate(chunk.steps):
                 self._steps[coded.tensor][bin_number] += count
         else:
-            self._moved[coded.tensor] += coded.changed if coded.is_shared else 0
+            self._moved[coded.tensor] += coded.changed
             self._whole_raw[coded.tensor] += self._scans[coded.tensor].coding.nbytes(coded.length)
             self._whole_bytes[coded.tensor] += len(chunk.stored)
         self._chunks.append(

@@ -104,8 +104,7 @@ class Coded:
         chunk: What is stored.
         base_check: Check of the base words.
         result_check: Check of the result words.
-        changed: Changed words.
-        is_shared: Whether the words have a source.
+        changed: Changed words; none where there is no source.
     """
 
     tensor: int
@@ -115,7 +114,6 @@ class Coded:
     base_check: int
     result_check: int
     changed: int
-    is_shared: bool
 
 
 @dataclass(slots=True)
@@ -165,7 +163,6 @@ def code_piece(backend: Backend, piece: Piece) -> Coded:
         base_check=base_check,
         result_check=leaves_check(piece.tuned_leaves),
         changed=piece.changed,
-        is_shared=piece.base is not None,
     )
 
 
@@ -242,9 +239,7 @@ class _Scanner:
         self._scan = scan
         coded = plan.source.dtype if plan.source is not None else plan.dtype
         self._mantissa_bits = coded.mantissa_bits if scan.coding == coded.coding else None
-        wide = 2 if plan.widening else 1
-        self._wide = wide
-        self._nbytes = plan.stored_nbytes // wide
+        self._nbytes = plan.stored_nbytes // (2 if plan.widening else 1)
         scan.words = scan.coding.num_words(self._nbytes)
         self._row = row_words(plan.tuned.shape, scan.words)
         self._largest_chunk = min(LARGEST_CHUNK, scan.coding.nbytes(MAX_CHUNK_WORDS))

@@ -99,18 +99,17 @@ def _check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: P
         for t in reader.index.tensors
         if t.kind in (Kind.SAME, Kind.DELTA)
     }
+    missing = next((name for name in reader.index.removed if name not in base.tensors), None)
+    if missing is not None:
+        raise wrong_base(reader, base, missing, "is missing from the base")
+    named = {t.name for t in reader.index.tensors}.union(reader.index.removed, known)
+    extra = next((name for name in base.tensors if name not in named), None)
     if checkpoint_state(base, known) != reader.manifest.base_digest:
-        names = set(reader.index.removed) | {t.name for t in reader.index.tensors}
-        extra = next((name for name in base.tensors if name not in names | known.keys()), None)
-        problem = "is a tensor more than the base had" if extra else "or others differ in the base"
-        missing = next((n for n in reader.index.removed if n not in base.tensors), None)
-        problem = "is missing from the base" if missing and not extra else problem
-        raise wrong_base(reader, base, extra or missing or "outside of the delta", problem)
-    unnamed = base.tensors.keys() - known.keys() - {t.name for t in reader.index.tensors}
-    for name in reader.index.removed:
-        if name not in unnamed:
-            raise wrong_base(reader, base, name, "is missing from the base")
-    if len(unnamed) > len(reader.index.removed):
+        problem = "a tensor that nothing comes from has other values in the base"
+        if extra is not None:
+            problem = "is a tensor more than the base had"
+        raise wrong_base(reader, base, extra, problem)
+    if extra is not None:
         msg = "the index does not name every tensor of the base that was removed"
         raise IndexFormatError(msg, file=reader.path)
 
