@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BackendError",
     "BaseMismatchError",
     "CheckpointError",
     "ChecksumError",
@@ -151,3 +152,7 @@ class OutputError(RlsparseError):
 
 class MissingDependencyError(RlsparseError):
     """An optional dependency is needed for this; the message names the extra."""
+
+
+class BackendError(RlsparseError):
+    """A backend was asked for by name that does not run on this machine."""

@@ -1,8 +1,16 @@
-"""How long the tests look for counterexamples."""
+"""What is tested, and how long the tests look for counterexamples."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
+
+# `python -m pytest` puts the checkout first on the path. What is tested is what was installed, with
+# its native kernels; tests/test_project.py checks that the two are the same.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
 settings.register_profile(
     "default",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rlsparse_store.backends import Histogram, Words, get_backend
 from rlsparse_store.codec import (
+    CodedChunk,
     DeltaChunk,
     Widening,
     as_words,
@@ -108,12 +109,13 @@ def cost_of(histogram: Histogram, ends: list[int]) -> int:
 @given(histograms())
 def test_chosen_contexts_cover_changes_and_are_the_cheapest(histogram: Histogram) -> None:
     bins = np.arange(histogram.words.size, dtype=np.uint64) * np.uint64(3)
-    bounds, cost = choose_bounds(histogram, bins)
-    again, _ = choose_bounds(histogram, bins)
+    last = int(np.flatnonzero(histogram.magnitudes.any(1))[-1])
+    top = int(bins[last])
+    bounds, cost = choose_bounds(histogram, bins, top)
+    again, _ = choose_bounds(histogram, bins, top)
     assert np.array_equal(bounds, again)
     assert set(bounds.tolist()) <= set(bins.tolist())
     assert all(a < b for a, b in pairwise(bounds.tolist()))
-    last = int(np.flatnonzero(histogram.magnitudes.any(1))[-1])
     assert bounds[-1] == bins[last]
     ends = [int(np.flatnonzero(bins == bound)[0]) + 1 for bound in bounds]
     assert cost_of(histogram, ends) == cost
@@ -128,8 +130,14 @@ def test_a_tie_goes_to_fewer_contexts() -> None:
     magnitudes = np.zeros((4, 12), np.int64)
     magnitudes[:, 0] = 100
     histogram = Histogram(magnitudes.sum(1) * 10, magnitudes)
-    bounds, _ = choose_bounds(histogram, np.arange(4, dtype=np.uint64))
+    bounds, _ = choose_bounds(histogram, np.arange(4, dtype=np.uint64), 3)
     assert bounds.tolist() == [3]
+
+
+def test_the_contexts_reach_a_change_that_the_sample_missed() -> None:
+    histogram = Histogram(np.array([100, 0, 50]), np.zeros((3, 12), np.int64))
+    bounds, _ = choose_bounds(histogram, np.array([9, 19, 29], np.uint64), 15)
+    assert bounds[-1] == 19
 
 
 def test_many_bins_are_merged_and_all_covered() -> None:
@@ -138,7 +146,8 @@ def test_many_bins_are_merged_and_all_covered() -> None:
     magnitudes[:500, 0] = rng.integers(0, 50, 500)
     magnitudes[499, 0] = 1
     words = magnitudes.sum(1) + rng.integers(0, 1000, 512)
-    bounds, _ = choose_bounds(Histogram(words, magnitudes), np.arange(512, dtype=np.uint64))
+    bins = np.arange(512, dtype=np.uint64)
+    bounds, _ = choose_bounds(Histogram(words, magnitudes), bins, 499)
     assert bounds[-1] == 499
     assert 1 <= bounds.size <= 12
 
@@ -171,6 +180,25 @@ def changed_words(base: Words, coding: WordCoding, density: float, seed: int) ->
     return changed
 
 
+def coded(
+    base: Words,
+    tuned: Words,
+    coding: WordCoding,
+    mantissa: int | None,
+    row: tuple[int, int] | None,
+) -> CodedChunk:
+    changes = BACKEND.changes(base, tuned, coding)
+    return encode_chunk(BACKEND, base, tuned, coding, mantissa, row, changes)
+
+
+def decoded_chunk(
+    base: Words, coding: WordCoding, chunk: DeltaChunk, row: tuple[int, int] | None
+) -> Words:
+    out = np.empty_like(base)
+    decode_delta(BACKEND, base, coding, chunk, row, out)
+    return out
+
+
 @every_dtype
 @given(
     count=st.integers(1, 400),
@@ -185,10 +213,10 @@ def test_chunks_there_and_back(
     base = random_words(coding, 2 * count, seed)
     tuned = changed_words(base, coding, density, seed)
     place = None if row is None else (row[0], row[1] % row[0])
-    chunk = encode_chunk(BACKEND, base, tuned, coding, mantissa, place)
-    assert chunk == encode_chunk(BACKEND, base, tuned, coding, mantissa, place)
+    chunk = coded(base, tuned, coding, mantissa, place)
+    assert chunk == coded(base, tuned, coding, mantissa, place)
     if isinstance(chunk, DeltaChunk):
-        decoded = decode_delta(BACKEND, base, coding, chunk, place)
+        decoded = decoded_chunk(base, coding, chunk, place)
         assert sum(chunk.steps) == sum(chunk.changed) == np.count_nonzero(base != tuned)
     else:
         decoded = decode_whole(chunk.stored, base.size, coding)
@@ -214,14 +242,15 @@ def test_row_flags_pay_where_few_rows_change() -> None:
     hit = np.random.default_rng(2).random(base.size) < 0.4
     hit[5000:] = False
     tuned: Words = np.where(np.roll(hit, 40_000), base ^ np.uint16(1), base)
-    chunk = encode_chunk(BACKEND, base, tuned, coding, mantissa, (500, 0))
-    plain = encode_chunk(BACKEND, base, tuned, coding, mantissa, None)
+    chunk = coded(base, tuned, coding, mantissa, (500, 0))
+    plain = coded(base, tuned, coding, mantissa, None)
     assert isinstance(chunk, DeltaChunk)
+    assert isinstance(plain, DeltaChunk)
     assert chunk.has_row_flags
     assert len(chunk.stored) < len(plain.stored)
-    assert np.array_equal(decode_delta(BACKEND, base, coding, chunk, (500, 0)), tuned)
+    assert np.array_equal(decoded_chunk(base, coding, chunk, (500, 0)), tuned)
     with pytest.raises(StreamError, match="rows"):
-        decode_delta(BACKEND, base, coding, chunk, None)
+        decoded_chunk(base, coding, chunk, None)
 
 
 # --- widening and casting --------------------------------------------------------------------

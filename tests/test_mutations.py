@@ -12,15 +12,19 @@ import pytest
 
 import vectors
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.container import DeltaReader, Kind
+from rlsparse_store.container import DeltaReader, Kind, TensorRecord
 from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.decode import decode_tensors
+from rlsparse_store.delta.progress import silent
 from rlsparse_store.errors import RlsparseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 FOLDER = vectors.VECTORS
 VALID: list[dict[str, Any]] = [v for v in vectors.load()["vectors"] if v["kind"] == "valid"]
@@ -52,9 +56,12 @@ def decode(delta: Path, base: Checkpoint) -> Content:
         reader.check_state()
         files, listing = rebuild_files(reader)
         parts: dict[str, list[bytes]] = {t.name: [] for t in reader.index.tensors}
-        for piece in decode_tensors(reader, base, 1):
-            assert piece.offset == sum(map(len, parts[piece.tensor.name]))
-            parts[piece.tensor.name].append(piece.data.tobytes())
+
+        def write(tensor: TensorRecord, offset: int, data: NDArray[np.uint8]) -> None:
+            assert offset == sum(map(len, parts[tensor.name]))
+            parts[tensor.name].append(data.tobytes())
+
+        decode_tensors(reader, base, 1, write, silent)
         tensors = {name: b"".join(found) for name, found in parts.items()}
         for t in reader.index.tensors:
             if t.kind is Kind.ALIAS:

@@ -44,10 +44,12 @@ def project() -> dict[str, Any]:
 
 
 def sources(package: Path) -> dict[str, bytes]:
+    """What is installed of the package, but for the extension that is built from the rest."""
+    kinds = (".py", ".pyi", ".typed")
     return {
         str(path.relative_to(package)): path.read_bytes()
         for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.suffix in kinds or path.name == "py.typed"
     }
 
 
@@ -124,9 +126,7 @@ def test_starting_up_loads_nothing_heavy(command: tuple[str, ...]) -> None:
 
 
 def test_installed_package_is_the_checkout() -> None:
-    # `python -m pytest` puts the checkout before the installed package, so the suite runs what is
-    # here. This is what makes it speak for what was installed: the two are the same files.
-    # Looked up where the checkout is not on the path.
+    # The suite runs what was installed (see conftest.py), and this makes it speak for the checkout.
     result = run("-P", "-c", f"import {PACKAGE} as package; print(package.__path__[0])")
     assert result.returncode == 0, f"not installed: see the README\n{result.stderr}"
     installed = sources(Path(result.stdout.strip()))

@@ -34,7 +34,8 @@ from rlsparse_store.delta import (
     measure_pair,
     verify_delta,
 )
-from rlsparse_store.delta.scan import TensorScan, scan_tensor
+from rlsparse_store.delta.room import Rooms
+from rlsparse_store.delta.scan import BaseWindow, code_span, spans_of
 from rlsparse_store.delta.sources import DtypePolicy, plan_tensors
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import (
@@ -163,11 +164,12 @@ def test_no_chunk_is_longer_than_the_format_allows(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "tuned.safetensors") as tuned,
     ):
         (plan,) = plan_tensors(base, tuned, DtypePolicy())
-        scan = TensorScan(DTYPES["F8_E4M3"].coding)
-        pieces = scan_tensor(0, plan, base, tuned, get_backend(), scan)
-        lengths = [piece.tuned.size for piece in pieces]
-    assert scan.changed == 2
-    assert max(lengths) <= MAX_CHUNK_WORDS
+        rooms, chunks = Rooms(), []
+        for span in spans_of(0, plan, DTYPES["F8_E4M3"].coding):
+            window = BaseWindow(base, span, rooms.base, keep=False)
+            chunks += code_span(get_backend(), span, window, tuned, rooms).chunks
+    assert sum(chunk.changed for chunk in chunks) == 2
+    assert max(chunk.length for chunk in chunks) <= MAX_CHUNK_WORDS
 
 
 # --- names and shapes ------------------------------------------------------------------------

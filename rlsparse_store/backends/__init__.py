@@ -5,12 +5,24 @@
 
 from __future__ import annotations
 
-from rlsparse_store.backends.interface import Backend, Histogram, Rows, Streams, Words
-from rlsparse_store.backends.numpy import NumpyBackend
+from rlsparse_store.backends.choice import get_backend
+from rlsparse_store.backends.interface import (
+    Backend,
+    Changes,
+    Histogram,
+    Rows,
+    Streams,
+    Words,
+    rows_touched,
+)
 
-__all__ = ["Backend", "Histogram", "Rows", "Streams", "Words", "get_backend"]
-
-
-def get_backend() -> Backend:
-    """The fastest backend that runs here. So far there is one, the definition."""
-    return NumpyBackend()
+__all__ = [
+    "Backend",
+    "Changes",
+    "Histogram",
+    "Rows",
+    "Streams",
+    "Words",
+    "get_backend",
+    "rows_touched",
+]

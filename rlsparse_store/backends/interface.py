@@ -16,13 +16,28 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rlsparse_store.dtypes import WordCoding
 
-__all__ = ["MAGNITUDE_CLASSES", "Backend", "Histogram", "Rows", "Streams", "Words"]
+__all__ = [
+    "MAGNITUDE_CLASSES",
+    "TILE",
+    "Backend",
+    "Changes",
+    "Histogram",
+    "Rows",
+    "Streams",
+    "Words",
+    "rows_touched",
+]
 
 Words = NDArray[np.unsignedinteger[Any]]
 """Words of one width in a one-dimensional array: uint8 (also for 4-bit words), 16, 32 or 64."""
 
 MAGNITUDE_CLASSES = 12
 """Classes of |step| that a histogram tells apart: 1, 2, 3, then by the bits of |step| - 3."""
+
+
+def rows_touched(words: int, length: int, offset: int) -> int:
+    """Rows of ``length`` words that ``words`` words touch whose first is word ``offset`` of one."""
+    return -(-(offset + words) // length) if words else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,27 @@ class Rows:
         flags = np.repeat(self.active[first : last + 1], self.length)
         skip = self.offset + start - first * self.length
         return flags[skip : skip + stop - start]
+
+
+TILE = 4096
+"""Words of the tiles that a histogram takes samples of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed in a run of words.
+
+    Attributes:
+        number: Changed words.
+        top_key: The largest key of a base word that changed, 0 if none did.
+    """
+
+    number: int
+    top_key: int
+
+    def __add__(self, other: Changes) -> Changes:
+        """The changes of both."""
+        return Changes(self.number + other.number, max(self.top_key, other.top_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +109,7 @@ class Streams:
         classes: Two bits per changed word.
         exponents: Per word of class 3, the bit length of |step| - 3 less one.
         low_bits: The bits below the leading one of each |step| - 3.
+        steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
     """
 
     counts: list[int]
@@ -82,6 +119,7 @@ class Streams:
     classes: bytes
     exponents: bytes
     low_bits: bytes
+    steps: list[int]
 
 
 class Backend(Protocol):
@@ -89,18 +127,31 @@ class Backend(Protocol):
 
     name: str
 
-    def count_changed(self, base: Words, tuned: Words) -> int:
-        """Count the words that differ."""
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the words that differ and find the largest key among them."""
 
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
 
     def histogram(
-        self, base: Words, tuned: Words, coding: WordCoding, bins: NDArray[np.uint64]
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Rows | None = None,
+        every: int = 1,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key.
+        """Count words and steps by bin of the base word's key, in active rows only.
 
-        ``bins`` are ascending inclusive upper keys; the last is the largest key there is.
+        Args:
+            base: Words before.
+            tuned: Words after.
+            coding: Width and order map of the words.
+            bins: Ascending inclusive upper keys; the last is the largest key there is.
+            rows: The active rows, if only those count.
+            every: Count one in so many tiles of ``TILE`` words, the first one always, each word
+                as so many.
         """
 
     def partition(
@@ -113,11 +164,6 @@ class Backend(Protocol):
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
 
-    def count_contexts(
-        self, base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
-    ) -> list[int]:
-        """Count the words of each context."""
-
     def apply(
         self,
         base: Words,
@@ -126,9 +172,13 @@ class Backend(Protocol):
         rows: Rows | None,
         changed: list[int],
         content: bytes,
-    ) -> Words:
-        """Decode the streams (``content`` without row flags) and return the tuned words.
+        out: Words,
+    ) -> None:
+        """Decode the streams (``content`` without row flags) and write the tuned words to ``out``.
+
+        ``out`` may be ``base``, which is then patched in place. It holds anything after an error.
 
         Raises:
-            StreamError: The streams break the format.
+            StreamError: The streams break the format, a row is flagged that has no change, or
+                the base's words changed while they were read.
         """

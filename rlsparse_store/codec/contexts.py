@@ -93,21 +93,24 @@ def _cheapest_cut(cost: NDArray[np.int64]) -> list[int]:
     return ends[::-1]
 
 
-def choose_bounds(histogram: Histogram, bins: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], int]:
+def choose_bounds(
+    histogram: Histogram, bins: NDArray[np.uint64], top_key: int
+) -> tuple[NDArray[np.uint64], int]:
     """Choose the contexts of a chunk with at least one changed word.
 
     Args:
-        histogram: Counts per bin.
+        histogram: Counts per bin, which may be estimates.
         bins: Inclusive upper keys of the bins.
+        top_key: The largest key of a changed word, which the contexts must reach.
 
     Returns:
         The inclusive upper keys of the contexts, ascending, and the estimated cost of masks
         and steps.
     """
-    changed = histogram.magnitudes.sum(1)
-    used = np.flatnonzero(histogram.words[: int(np.flatnonzero(changed)[-1]) + 1])
+    last = int(np.searchsorted(bins, np.uint64(top_key)))
+    used = np.append(np.flatnonzero(histogram.words[:last]), last)
     words, magnitudes = histogram.words[used], histogram.magnitudes[used]
-    if changed.sum() <= FEW_CHANGES:
+    if magnitudes.sum() <= FEW_CHANGES:
         words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)
         used = used[-1:]
     elif used.size > 2 * _MOST_BINS:

@@ -36,16 +36,50 @@ _TABLE_COST: Final = 40 * ONE_BIT
 _SYMBOL_COST: Final = 5 * ONE_BIT
 
 
-def _block_cost(histogram: NDArray[np.int64]) -> int:
-    """About what zstd makes of bytes with this histogram as one block of its own."""
-    size = int(histogram.sum())
-    symbols = int(np.count_nonzero(histogram))
-    if symbols <= 1:
-        return _BLOCK_COST + 8 * ONE_BIT
-    ideal = int(n_log_n(np.array([size]))[0] - n_log_n(histogram).sum())
+SAMPLED: Final = 4096
+"""Bytes of a stream, evenly spread, that its histogram is taken from."""
+
+
+def _histograms(streams: list[bytes]) -> NDArray[np.int64]:
+    """How often each byte value occurs in each stream, estimated where it is long."""
+    histograms = np.empty((len(streams), 256), np.int64)
+    for histogram, stream in zip(histograms, streams, strict=True):
+        every = max(1, len(stream) // SAMPLED)
+        sample = np.frombuffer(stream, np.uint8)[::every]
+        histogram[:] = np.bincount(sample, minlength=256) * every
+    return histograms
+
+
+def _block_costs(histograms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """About what zstd makes of bytes with each histogram as one block of its own."""
+    size = histograms.sum(1)
+    symbols = np.count_nonzero(histograms, 1)
+    ideal = n_log_n(size) - n_log_n(histograms).sum(1)
     # Huffman spends at least one bit per byte, and about a percent more than the entropy.
-    coded = max(ideal + ideal // 100, size * ONE_BIT) + _TABLE_COST + symbols * _SYMBOL_COST
-    return _BLOCK_COST + min(coded, size * 8 * ONE_BIT)
+    coded = np.maximum(ideal + ideal // 100, size * ONE_BIT) + _TABLE_COST + symbols * _SYMBOL_COST
+    plain = np.minimum(coded, size * 8 * ONE_BIT)
+    return _BLOCK_COST + np.where(symbols <= 1, 8 * ONE_BIT, plain)
+
+
+def _block_starts(streams: list[bytes]) -> list[bool]:
+    """Which streams begin a block: where two blocks cost less than one for both."""
+    if len(streams) < 2:
+        return [True] * len(streams)
+    histograms = _histograms(streams)
+    alone = _block_costs(histograms)
+    with_next = _block_costs(histograms[:-1] + histograms[1:])
+    starts = [True]
+    block, cost, together = histograms[0], alone[0], with_next[:1]
+    for number in range(1, len(streams)):
+        apart = bool(cost + alone[number] < together[0])
+        starts.append(apart)
+        block = histograms[number] if apart else block + histograms[number]
+        cost = alone[number] if apart else together[0]
+        if number + 1 < len(streams):
+            # Only a block of several streams has not been tried with the next one yet.
+            joined = block + histograms[number + 1]
+            together = with_next[number:] if apart else _block_costs(joined[None])
+    return starts
 
 
 def compress(streams: list[bytes]) -> bytes:
@@ -60,15 +94,9 @@ def compress(streams: list[bytes]) -> bytes:
         size=sum(map(len, streams))
     )
     stored: list[bytes] = []
-    open_block, open_cost = np.zeros(256, np.int64), 0
-    for stream in streams:
-        histogram = np.bincount(np.frombuffer(stream, np.uint8), minlength=256)
-        cost, together = _block_cost(histogram), _block_cost(open_block + histogram)
-        if stored and open_cost + cost < together:
+    for stream, starts in zip(streams, _block_starts(streams), strict=True):
+        if starts and stored:
             stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-            open_block, open_cost = histogram, cost
-        else:
-            open_block, open_cost = open_block + histogram, together
         stored.append(compressor.compress(stream))
     stored.append(compressor.flush())
     return b"".join(stored)

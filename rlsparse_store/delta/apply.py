@@ -21,7 +21,7 @@ from rlsparse_store.checkpoint import (
     rebuild_index,
     sort_side_files,
 )
-from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind
+from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind, TensorRecord
 from rlsparse_store.delta.decode import decode_tensors
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
@@ -29,6 +29,9 @@ from rlsparse_store.errors import IndexFormatError
 from rlsparse_store.storage.output import OutputFile, output_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rlsparse_store.storage.header import HeaderEntry
 
 __all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
@@ -156,13 +159,12 @@ def _write_tensors(
     for t in reader.index.tensors:
         if t.kind is Kind.ALIAS:
             aliases[t.origin].append(t.name)
-    done, total = 0, reader.manifest.totals.tuned_bytes
     with CheckpointWriter(folder) as writer:
         for file in files:
             writer.add_file(file.name, file.framed_header, file.entries)
-        for piece in decode_tensors(reader, base, threads):
-            names = [piece.tensor.name, *aliases[piece.tensor.name]]
-            for name in names:
-                writer.write(name, piece.offset, piece.data.data)
-            done += piece.data.nbytes * len(names)
-            progress(done, total)
+
+        def write(tensor: TensorRecord, offset: int, data: NDArray[np.uint8]) -> None:
+            for name in (tensor.name, *aliases.get(tensor.name, ())):
+                writer.write(name, offset, data.data)
+
+        decode_tensors(reader, base, threads, write, progress)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlsparse_store.backends import Backend, get_backend
+from rlsparse_store.backends import get_backend
 from rlsparse_store.codec import (
     DeltaChunk,
     as_words,
@@ -19,51 +21,95 @@ from rlsparse_store.codec import (
 )
 from rlsparse_store.container import ChunkCoding, ChunkRecord, DeltaReader, Kind, TensorRecord
 from rlsparse_store.delta.pipeline import ordered_map
+from rlsparse_store.delta.room import Rooms
 from rlsparse_store.delta.sources import PIECE_BYTES
-from rlsparse_store.digest import TensorDigester, leaf_hashes, leaves_check
+from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes, leaves_check
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.delta.progress import Progress
 
-__all__ = ["DecodedPiece", "check_sources", "decode_tensors"]
+__all__ = ["Write", "check_sources", "decode_tensors"]
+
+Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
+"""Takes bytes of a tuned tensor: the tensor, their position in its data, and the bytes, which are
+overwritten afterwards. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedPiece:
-    """Some bytes of a tuned tensor.
+class _Run:
+    """A run of words: what is needed of the base, and the chunk that changes it, if one does.
 
     Attributes:
         tensor: The tensor.
-        offset: Position of the bytes in its data.
-        data: The bytes.
+        first: Its first word.
+        words: Its words.
+        start: Where its base bytes begin in the source.
+        base_nbytes: Its base bytes, which may lie beyond the tensor's end.
+        chunk: The chunk.
     """
 
     tensor: TensorRecord
-    offset: int
-    data: NDArray[np.uint8]
-
-
-@dataclass(slots=True)
-class _Run:
-    """A run of words: what is read of the base, and the chunk that changes it, if one does."""
-
-    tensor: TensorRecord
     first: int
-    base: NDArray[np.uint8] | None
-    chunk: ChunkRecord | None
-    stored: bytes = b""
-    extra: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    words: int
+    start: int = 0
+    base_nbytes: int = 0
+    chunk: ChunkRecord | None = None
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes it keeps in memory, the result included."""
-        return 2 * (0 if self.base is None else self.base.nbytes) + len(self.stored)
+    def nbytes(self) -> int:
+        """Bytes that it reads, roughly."""
+        stored = 0 if self.chunk is None else self.chunk.stored
+        return self.base_nbytes + self.words + stored
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some bytes of a tensor as its digest takes them: by their leaf hashes, or themselves.
+
+    Runs need not begin and end with leaves, though those of this library's encoder do.
+    """
+
+    leaves: NDArray[np.uint64] | None
+    data: NDArray[np.uint8]
+
+    @classmethod
+    def of(
+        cls,
+        data: NDArray[np.uint8],
+        start: int,
+        end_of_data: int,
+        leaves: NDArray[np.uint64] | None = None,
+    ) -> _Part:
+        """Bytes that begin at ``start`` of a tensor's data, and their hashes if known."""
+        end = start + data.size
+        if start % LEAF_BYTES or (end % LEAF_BYTES and end != end_of_data):
+            return cls(None, data.copy())
+        return cls(leaf_hashes(data) if leaves is None else leaves, _NO_BYTES)
+
+    def add_to(self, digester: TensorDigester) -> None:
+        """Add it to the digest of its tensor."""
+        if self.leaves is None:
+            digester.add(self.data)
+        else:
+            digester.add_leaves(self.leaves)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a run: the bytes it wrote, and what the digests need."""
+
+    run: _Run
+    nbytes: int
+    source: _Part
+    result: _Part
+
+
+_NO_BYTES: Final = np.zeros(0, np.uint8)
 
 
 def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
@@ -98,91 +144,69 @@ def wrong_base(
     return BaseMismatchError(msg, file=base.path, tensor=name)
 
 
-def decode_tensors(reader: DeltaReader, base: Checkpoint, threads: int) -> Iterator[DecodedPiece]:
-    """Decode every tensor but aliases, in order, checking everything on the way.
+def decode_tensors(
+    reader: DeltaReader, base: Checkpoint, threads: int, write: Write, progress: Progress
+) -> None:
+    """Decode every tensor but aliases, checking everything on the way.
 
-    Stored bytes, base words and result words of each chunk are checked before it is handed out;
-    the digests of each source and each tensor once they are complete.
+    Stored bytes, base words and result words of each chunk are checked before it is handed to
+    ``write``; the digests of each source and each tensor once they are complete.
+
+    Args:
+        reader: The delta.
+        base: The base.
+        threads: Threads to decode on.
+        write: Takes the results.
+        progress: Called with bytes done and bytes in all.
 
     Raises:
         FormatError: The delta is damaged, or the base is not the right one.
     """
     check_sources(reader, base)
-    backend = get_backend()
+    decoder = _Decoder(reader, base, write)
     digests = _Digests(reader, base)
-
-    def work(run: _Run) -> tuple[_Run, NDArray[np.uint8]]:
-        return run, _decode_run(reader, base, backend, run)
-
-    runs = _with_digests(_runs(reader, base), digests)
-    for run, data in ordered_map(work, runs, threads):
-        wide = run.tensor.dtype.bits // run.tensor.coded_dtype.bits
-        coding = run.tensor.coding or run.tensor.dtype.coding
-        digests.add_result(run.tensor, data)
-        yield DecodedPiece(run.tensor, coding.nbytes(run.first) * wide, data)
+    done, total = 0, reader.manifest.totals.tuned_bytes
+    for part in ordered_map(decoder.decode, _runs(reader, base), threads):
+        digests.add(part)
+        done += part.nbytes
+        progress(done, total)
     digests.finish()
 
 
 class _Digests:
-    """The digests of sources and results, each compared as soon as it is complete."""
+    """The digests of a source and its result, compared as soon as the tensor is complete."""
 
     def __init__(self, reader: DeltaReader, base: Checkpoint) -> None:
         self._reader = reader
         self._base = base
-        self._source: tuple[TensorRecord, TensorDigester] | None = None
-        self._result: tuple[TensorRecord, TensorDigester] | None = None
+        self._tensor: TensorRecord | None = None
+        self._source = self._result = TensorDigester(0)
 
-    def begin(self, t: TensorRecord | None) -> None:
-        """Begin a tensor: the source of the one before is complete."""
-        if self._source is not None and self._source[0] is not t:
-            self._finish_source()
-
-    def add_source(self, t: TensorRecord, data: NDArray[np.uint8]) -> None:
-        """Add base bytes of a tensor's source, in order."""
-        if self._source is None:
-            self._source = (t, TensorDigester(self._base.tensors[t.origin].nbytes))
-        self._source[1].add(data)
-
-    def add_result(self, t: TensorRecord, data: NDArray[np.uint8]) -> None:
-        """Add result bytes of a tensor, in order."""
-        if self._result is None or self._result[0] is not t:
-            self._finish_result()
-            self._result = (t, TensorDigester(t.nbytes))
-        self._result[1].add(data)
+    def add(self, part: _Done) -> None:
+        """Take the next run."""
+        t = part.run.tensor
+        if t is not self._tensor:
+            self.finish()
+            self._tensor = t
+            has_source = t.kind in (Kind.SAME, Kind.DELTA)
+            self._source = TensorDigester(self._base.tensors[t.origin].nbytes if has_source else 0)
+            self._result = TensorDigester(t.nbytes)
+        part.source.add_to(self._source)
+        part.result.add_to(self._result)
 
     def finish(self) -> None:
-        """Compare the last result."""
-        self._finish_result()
-
-    def _finish_source(self) -> None:
-        if self._source is None:
+        """Compare what is complete: first the source, for a wrong one spoils the result."""
+        t = self._tensor
+        if t is None:
             return
-        t, digester = self._source
-        self._source = None
-        expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
-        if digester.digest() != expected:
-            raise wrong_base(self._reader, self._base, t.origin, "has other values in the base")
-
-    def _finish_result(self) -> None:
-        if self._result is None:
-            return
-        t, digester = self._result
-        self._result = None
-        if digester.digest() != t.tuned_digest:
+        if t.kind in (Kind.SAME, Kind.DELTA):
+            expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
+            if self._source.digest() != expected:
+                problem = "has other values in the base"
+                raise wrong_base(self._reader, self._base, t.origin, problem)
+        if self._result.digest() != t.tuned_digest:
             msg = "the decoded tensor does not have its digest; the delta is damaged"
             raise ResultMismatchError(msg, file=self._reader.path, tensor=shown(t.name))
-
-
-def _with_digests(runs: Iterator[_Run], digests: _Digests) -> Iterator[_Run]:
-    for run in runs:
-        # A wrong base is found here, before a result that it would spoil is compared.
-        digests.begin(run.tensor)
-        if run.tensor.kind in (Kind.SAME, Kind.DELTA):
-            if run.base is not None:
-                digests.add_source(run.tensor, run.base)
-            digests.add_source(run.tensor, run.extra)
-        yield run
-    digests.begin(None)
 
 
 def _runs(reader: DeltaReader, base: Checkpoint) -> Iterator[_Run]:
@@ -191,91 +215,107 @@ def _runs(reader: DeltaReader, base: Checkpoint) -> Iterator[_Run]:
         chunks[chunk.tensor].append(chunk)
     for number, t in enumerate(reader.index.tensors):
         if t.kind is not Kind.ALIAS:
-            yield from _tensor_runs(reader, base, t, chunks.get(number, []))
+            yield from _tensor_runs(base, t, chunks.get(number, []))
 
 
-_NO_WORDS: Final = np.zeros(0, np.uint8)
-
-
-def _tensor_runs(
-    reader: DeltaReader, base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]
-) -> Iterator[_Run]:
+def _tensor_runs(base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]) -> Iterator[_Run]:
     source = base.tensors[t.origin] if t.kind in (Kind.SAME, Kind.DELTA) else None
     coding = t.coding or t.dtype.coding
     place = 0
     for chunk in chunks:
-        yield from _copies(base, t, source, place, chunk.first)
-        end = chunk.first + chunk.length
-        stored = reader.stored(chunk)
-        data = None
-        if source is not None and chunk.first < t.shared:
-            start = coding.nbytes(chunk.first)
-            data = base.read(source, start, coding.nbytes(min(end, t.shared)) - start)
-        yield _Run(t, chunk.first, data, chunk, stored)
-        place = end
-    yield from _copies(base, t, source, place, t.words)
-    yield _Run(t, t.words, _NO_WORDS, None)
+        yield from _copies(t, source, place, chunk.first)
+        place = chunk.first + chunk.length
+        needed = 0
+        if source is not None:
+            needed = max(0, coding.nbytes(min(place, t.shared)) - coding.nbytes(chunk.first))
+        yield _Run(t, chunk.first, chunk.length, coding.nbytes(chunk.first), needed, chunk)
+    yield from _copies(t, source, place, t.words)
+    yield _Run(t, t.words, 0)
     if source is not None:
         # A source may be longer than what is shared of it, and its digest covers all of it.
         for rest in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
-            extra = base.read(source, rest, min(PIECE_BYTES, source.nbytes - rest))
-            yield _Run(t, t.words, _NO_WORDS, None, extra=extra)
+            yield _Run(t, t.words, 0, rest, min(PIECE_BYTES, source.nbytes - rest))
 
 
-def _copies(
-    base: Checkpoint, t: TensorRecord, source: TensorRef | None, start: int, end: int
-) -> Iterator[_Run]:
+def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Run]:
     """Runs of words that are the source's own."""
     if source is None or start >= end:
         return
     coding = t.coding or t.dtype.coding
     step = coding.num_words(PIECE_BYTES)
     for first in range(start, end, step):
-        nbytes = coding.nbytes(min(step, end - first))
-        data = base.read(source, coding.nbytes(first), nbytes)
-        yield _Run(t, first, data, None)
+        words = min(step, end - first)
+        yield _Run(t, first, words, coding.nbytes(first), coding.nbytes(words))
 
 
-def _decode_run(
-    reader: DeltaReader, base: Checkpoint, backend: Backend, run: _Run
-) -> NDArray[np.uint8]:
-    """The tuned bytes of a run."""
-    t, chunk = run.tensor, run.chunk
-    data = run.base if run.base is not None else _NO_WORDS
-    if chunk is not None:
-        try:
-            data = _decode_chunk(reader, base, backend, run, chunk)
-        except FormatError as error:
-            error.file = error.file or reader.path
-            error.tensor = error.tensor or shown(t.name)
-            raise
-        if leaves_check(leaf_hashes(data)) != chunk.result:
+class _Decoder:
+    """Decodes runs, on any thread."""
+
+    def __init__(self, reader: DeltaReader, base: Checkpoint, write: Write) -> None:
+        self._reader = reader
+        self._base = base
+        self._write = write
+        self._backend = get_backend()
+        self._rooms = Rooms()
+
+    def decode(self, run: _Run) -> _Done:
+        """Read, decode and write a run."""
+        t = run.tensor
+        data = self._rooms.base.take(run.base_nbytes)
+        source = _Part(None, _NO_BYTES)
+        if run.base_nbytes:
+            tensor = self._base.tensors[t.origin]
+            self._base.read_into(tensor, run.start, data)
+            source = _Part.of(data, run.start, tensor.nbytes)
+        if run.words == 0:
+            return _Done(run, 0, source, _Part(None, _NO_BYTES))
+        leaves, start = source.leaves, run.start
+        if run.chunk is not None:
+            try:
+                data, leaves = self._decode_chunk(run, run.chunk, data, leaves)
+            except FormatError as error:
+                error.file = error.file or self._reader.path
+                error.tensor = error.tensor or shown(t.name)
+                raise
+        if t.widening:
+            data, leaves = widen(data.view(np.uint16), t.widening).view(np.uint8), None
+            start *= 2
+        self._write(t, start, data)
+        return _Done(run, data.size, source, _Part.of(data, start, t.nbytes, leaves))
+
+    def _decode_chunk(
+        self,
+        run: _Run,
+        chunk: ChunkRecord,
+        data: NDArray[np.uint8],
+        base_leaves: NDArray[np.uint64] | None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """The tuned bytes of a chunk, checked, and their hashes; ``data`` is patched in place."""
+        t = run.tensor
+        stored = self._reader.stored(chunk)
+        assert t.coding is not None  # noqa: S101 - the index was checked
+        width = t.coding.width
+        if chunk.coding is ChunkCoding.WHOLE:
+            data = to_bytes(decode_whole(stored, chunk.length, t.coding), width)
+        else:
+            known = leaf_hashes(data) if base_leaves is None else base_leaves
+            if leaves_check(known) != chunk.base:
+                problem = "has other values in the base"
+                raise wrong_base(self._reader, self._base, t.origin, problem)
+            row = t.row_words
+            coded = DeltaChunk(
+                stored=stored,
+                has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
+                bounds=chunk.bounds,
+                changed=chunk.changed,
+                steps=(),
+            )
+            words = as_words(data, width)
+            place = None if row is None else (row, chunk.first % row)
+            decode_delta(self._backend, words, t.coding, coded, place, words)
+            data = to_bytes(words, width)
+        leaves = leaf_hashes(data)
+        if leaves_check(leaves) != chunk.result:
             msg = "a decoded chunk does not have its check; the delta is damaged"
-            raise ResultMismatchError(msg, file=reader.path, tensor=shown(t.name))
-    if t.widening:
-        return widen(data.view(np.uint16), t.widening).view(np.uint8)
-    return data
-
-
-def _decode_chunk(
-    reader: DeltaReader, base: Checkpoint, backend: Backend, run: _Run, chunk: ChunkRecord
-) -> NDArray[np.uint8]:
-    t = run.tensor
-    assert t.coding is not None  # noqa: S101 - the index was checked
-    if chunk.coding is ChunkCoding.WHOLE:
-        words = decode_whole(run.stored, chunk.length, t.coding)
-        return to_bytes(words, t.coding.width)
-    assert run.base is not None  # noqa: S101 - a delta chunk lies in the shared part
-    if leaves_check(leaf_hashes(run.base)) != chunk.base:
-        raise wrong_base(reader, base, t.origin, "has other values in the base")
-    row = t.row_words
-    coded = DeltaChunk(
-        stored=run.stored,
-        has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
-        bounds=chunk.bounds,
-        changed=chunk.changed,
-        steps=(),
-    )
-    before = as_words(run.base, t.coding.width)
-    place = None if row is None else (row, chunk.first % row)
-    return to_bytes(decode_delta(backend, before, t.coding, coded, place), t.coding.width)
+            raise ResultMismatchError(msg, file=self._reader.path, tensor=shown(t.name))
+        return data, leaves

@@ -11,20 +11,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Sized", "ordered_map"]
 
-MOST_WAITING: Final = 128 << 20
-"""Bytes of pieces that may wait or be worked on while the next one is made."""
-
-
 SMALL_PIECE: Final = 64 << 10
 """Bytes: smaller pieces gain nothing from a thread, which would fight for the interpreter."""
 
 
 class Sized(Protocol):
-    """A piece of work that knows what memory it holds."""
+    """A piece of work that knows its size."""
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes that it keeps in memory."""
+    def nbytes(self) -> int:
+        """Bytes that it reads."""
 
 
 Work = TypeVar("Work", bound=Sized)
@@ -35,7 +31,7 @@ def _begin(
     pool: ThreadPoolExecutor, function: Callable[[Work], Result], piece: Work
 ) -> Future[Result]:
     """Hand a piece to the pool, or do it at once if handing it over would cost more."""
-    if piece.held_bytes > SMALL_PIECE:
+    if piece.nbytes > SMALL_PIECE:
         return pool.submit(function, piece)
     done: Future[Result] = Future()
     done.set_result(function(piece))
@@ -47,22 +43,17 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Apply ``function`` to each piece on ``threads`` threads and yield results in order.
 
-    A new piece is made only while those under way hold little memory, so that the total stays
-    bounded whatever the size of the input.
+    A piece is begun only while fewer than twice as many are under way, so that the memory held
+    does not depend on how many there are.
     """
-    waiting: deque[tuple[Future[Result], int]] = deque()
-    held = 0
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
-                waiting.append((_begin(pool, function, piece), piece.held_bytes))
-                held += piece.held_bytes
-                del piece
-                while waiting and (held > MOST_WAITING or len(waiting) > 2 * threads):
-                    future, nbytes = waiting.popleft()
-                    yield future.result()
-                    held -= nbytes
+                waiting.append(_begin(pool, function, piece))
+                while len(waiting) >= 2 * threads or (waiting and waiting[0].done()):
+                    yield waiting.popleft().result()
             while waiting:
-                yield waiting.popleft()[0].result()
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

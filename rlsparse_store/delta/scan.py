@@ -1,20 +1,22 @@
-"""Walking base and tuned side by side: chunks out, digests on the way.
+"""Coding a stretch of a tensor: base and tuned side by side, chunks out, leaf hashes on the way.
 
-Blocks of 2^20 words are compared as bytes. A chunk starts at a block with changes and is closed
-once it holds enough changes, so that changes, not words, decide how large it is.
+A span is what one thread does from reading to compressing, so that the words it looks at several
+times stay in its cache. Within a span, blocks of 2^20 words are compared; a chunk starts at a
+block with changes and is closed once it holds enough of them, so that changes, not words, decide
+how large it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from rlsparse_store.backends import Changes
 from rlsparse_store.codec import (
     CodedChunk,
     DeltaChunk,
-    WholeChunk,
     as_words,
     cast_to_bf16,
     decode_delta,
@@ -26,7 +28,7 @@ from rlsparse_store.codec import (
 )
 from rlsparse_store.container import row_words
 from rlsparse_store.delta.sources import PIECE_BYTES, TensorPlan
-from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes, leaves_check
+from rlsparse_store.digest import leaf_hashes, leaves_check
 from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.limits import MAX_CHUNK_WORDS
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.backends import Backend, Words
-    from rlsparse_store.checkpoint import Checkpoint
+    from rlsparse_store.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.delta.room import Room, Rooms
 
-__all__ = ["Coded", "Piece", "TensorScan", "code_piece", "scan_tensor"]
+__all__ = ["BaseWindow", "Coded", "CodedSpan", "Span", "choose_coding", "code_span", "spans_of"]
 
 BLOCK_WORDS: Final = 1 << 20
 """Words compared at a time."""
@@ -47,8 +50,11 @@ BLOCK_WORDS: Final = 1 << 20
 ENOUGH_CHANGES: Final = 1 << 17
 """Changed words that close a chunk."""
 
-LARGEST_CHUNK: Final = 1 << 27
-"""Bytes of words that close a chunk: 64 blocks of 16-bit words."""
+SPAN_BYTES: Final = 1 << 27
+"""Bytes of words in a span, and so the most in a chunk: 64 blocks of 16-bit words."""
+
+WHOLE_BLOCKS: Final = 8
+"""Blocks of a span that is stored whole, whose chunks are a block each."""
 
 _PACKED: Final = {
     "I32": (WordCoding(4, OrderMap.UNSIGNED),),
@@ -57,57 +63,53 @@ _PACKED: Final = {
 """Dtypes in which quantized models pack several small numbers: other codings worth trying."""
 
 
-@dataclass(slots=True)
-class Piece:
-    """A run of words to be coded.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a tensor, in bytes of the dtype that is coded: the source's.
 
     Attributes:
-        tensor: Place of its tensor.
-        name: The tensor's name, for messages.
-        first: Its first word.
+        tensor: Place of the tensor.
+        plan: How it is stored.
         coding: Word coding.
-        mantissa_bits: Of a floating-point dtype.
-        row: Words of a row and the place of the first word in its row, if rows mean something.
-        base: The source's bytes; ``None`` to store the words whole.
-        tuned: The tuned bytes, in the source's dtype.
-        base_leaves: Leaf hashes of ``base``.
-        tuned_leaves: Leaf hashes of ``tuned``.
-        changed: Changed words.
+        start: First byte, a multiple of a block.
+        stop: Byte after the last one, of the longer of source and tuned.
     """
 
     tensor: int
-    name: str
-    first: int
+    plan: TensorPlan
     coding: WordCoding
-    mantissa_bits: int | None
-    row: tuple[int, int] | None
-    base: NDArray[np.uint8] | None
-    tuned: NDArray[np.uint8]
-    base_leaves: NDArray[np.uint64]
-    tuned_leaves: NDArray[np.uint64]
-    changed: int
+    start: int
+    stop: int
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of words it keeps in memory."""
-        return self.tuned.nbytes + (0 if self.base is None else self.base.nbytes)
+    def nbytes(self) -> int:
+        """Bytes that it reads."""
+        return (self.stop - self.start) * (1 if self.plan.source is None else 2)
+
+    @property
+    def tuned_stop(self) -> int:
+        """Where the tuned bytes of the span end."""
+        return max(self.start, min(self.stop, self.plan.coded_nbytes))
+
+    @property
+    def shared_stop(self) -> int:
+        """Where the bytes end that source and tuned share."""
+        return max(self.start, min(self.stop, self.plan.shared_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A coded piece and what the index says of it.
+    """A coded chunk and what the index says of it.
 
     Attributes:
-        tensor: Place of its tensor.
         first: Its first word.
         length: Its words.
         chunk: What is stored.
-        base_check: Check of the base words.
+        base_check: Check of the base words; 0 where none are needed to decode it.
         result_check: Check of the result words.
         changed: Changed words; none where there is no source.
     """
 
-    tensor: int
     first: int
     length: int
     chunk: CodedChunk
@@ -116,81 +118,100 @@ class Coded:
     changed: int
 
 
-@dataclass(slots=True)
-class TensorScan:
-    """What scanning a tensor found out, complete once its pieces are exhausted.
+@dataclass(frozen=True, slots=True)
+class CodedSpan:
+    """What became of a span.
 
     Attributes:
-        coding: Word coding of its pieces.
-        words: Words of the tensor.
-        changed: Changed words of the shared part.
-        tuned_digest: Digest of its data.
-        base_digest: Digest of its source's data.
+        span: The span.
+        chunks: Its chunks, in order.
+        tuned_leaves: Leaf hashes of the tuned tensor's bytes as they are stored.
     """
 
-    coding: WordCoding
-    words: int = 0
-    changed: int = 0
-    tuned_digest: bytes = b""
-    base_digest: bytes = b""
+    span: Span
+    chunks: list[Coded]
+    tuned_leaves: NDArray[np.uint64]
 
 
-def code_piece(backend: Backend, piece: Piece) -> Coded:
-    """Code a piece and prove that it decodes to the same words.
-
-    Raises:
-        ResultMismatchError: It does not: bad memory, or a defect of a library.
-    """
-    coding = piece.coding
-    tuned = as_words(piece.tuned, coding.width)
-    chunk: CodedChunk
-    if piece.base is None:
-        chunk = encode_whole(tuned, coding)
-        base_check = 0
-    else:
-        base = as_words(piece.base, coding.width)
-        chunk = encode_chunk(backend, base, tuned, coding, piece.mantissa_bits, piece.row)
-        base_check = leaves_check(piece.base_leaves)
-        if isinstance(chunk, DeltaChunk):
-            _require_equal(decode_delta(backend, base, coding, chunk, piece.row), tuned, piece)
-    if isinstance(chunk, WholeChunk):
-        _require_equal(decode_whole(chunk.stored, tuned.size, coding), tuned, piece)
-    return Coded(
-        tensor=piece.tensor,
-        first=piece.first,
-        length=tuned.size,
-        chunk=chunk,
-        base_check=base_check,
-        result_check=leaves_check(piece.tuned_leaves),
-        changed=piece.changed,
-    )
+def spans_of(tensor: int, plan: TensorPlan, coding: WordCoding) -> Iterator[Span]:
+    """The spans of one tensor, in order."""
+    if plan.alias_of is not None:
+        return
+    source = 0 if plan.source is None else plan.source.nbytes
+    most = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
+    if plan.source is None:
+        most = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
+    end = max(source, plan.coded_nbytes)
+    for start in range(0, end, most):
+        yield Span(tensor, plan, coding, start, min(start + most, end))
 
 
-def _require_equal(decoded: Words, tuned: Words, piece: Piece) -> None:
-    if not np.array_equal(decoded, tuned):
-        msg = "what was encoded does not decode to itself; the memory may be faulty"
-        raise ResultMismatchError(msg, tensor=piece.name)
-
-
-def scan_tensor(
-    number: int,
-    plan: TensorPlan,
-    base: Checkpoint,
-    tuned: Checkpoint,
-    backend: Backend,
-    scan: TensorScan,
-) -> Iterator[Piece]:
-    """Yield the pieces of one tensor that must be stored, and fill in ``scan``.
+class BaseWindow:
+    """The base's bytes of a span, read when they are first asked for, and hashed once.
 
     Args:
-        number: Place of the tensor.
-        plan: How it is stored.
         base: The base.
-        tuned: The tuned checkpoint.
-        backend: Counts changes.
-        scan: Receives what was found.
+        span: The span.
+        room: Where the bytes go.
+        keep: Whether bytes must stay for another tuned checkpoint, or may be overwritten.
     """
-    return _Scanner(number, plan, base, tuned, backend, scan).pieces()
+
+    def __init__(self, base: Checkpoint, span: Span, room: Room, *, keep: bool) -> None:
+        self._base = base
+        self._source: TensorRef | None = span.plan.source
+        self._start = span.start
+        self._stop = span.start
+        if self._source is not None:
+            self._stop = max(span.start, min(span.stop, self._source.nbytes))
+        self._bytes = room.take(self._stop - self._start)
+        self._origin = self._read_to = self._start
+        self._leaves: list[NDArray[np.uint64]] = []
+        self.keep = keep
+
+    def block(self, start: int, nbytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """The block from byte ``start`` on, or what there is of it, and its leaf hashes."""
+        stop = max(start, min(start + nbytes, self._stop))
+        if start >= self._read_to and stop > start:
+            assert self._source is not None  # noqa: S101 - it has bytes
+            fresh = self.view(start, stop)
+            self._base.read_into(self._source, start, fresh)
+            self._leaves.append(leaf_hashes(fresh))
+            self._read_to = stop
+        if stop == start:
+            return self.view(start, start), np.zeros(0, np.uint64)
+        return self.view(start, stop), self._leaves[(start - self._start) // nbytes]
+
+    def view(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes that were read and not forgotten."""
+        return self._bytes[start - self._origin : stop - self._origin]
+
+    def forget(self) -> None:
+        """Begin at the front of the room again, unless the bytes are needed once more."""
+        if not self.keep:
+            self._origin = self._read_to
+
+    def leaves(self) -> NDArray[np.uint64]:
+        """Leaf hashes of all of the span's base bytes, once every block was asked for."""
+        return np.concatenate([*self._leaves, np.zeros(0, np.uint64)])
+
+
+def code_span(
+    backend: Backend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
+) -> CodedSpan:
+    """Code a span and prove that it decodes to the same words.
+
+    Args:
+        backend: Runs the loops.
+        span: The span.
+        base: Its base bytes.
+        tuned: The tuned checkpoint.
+        rooms: Memory of this thread.
+
+    Raises:
+        ResultMismatchError: What was coded does not decode to itself: bad memory, or a defect of
+            a library.
+    """
+    return _SpanCoder(backend, span, base, tuned, rooms).run()
 
 
 def choose_coding(
@@ -219,141 +240,160 @@ def choose_coding(
     return dtype.coding
 
 
-class _Scanner:
-    """The state of one tensor's scan."""
+@dataclass(slots=True)
+class _OpenChunk:
+    """A chunk that is still growing: whole blocks from ``start`` to ``stop``."""
+
+    start: int
+    stop: int
+    changes: Changes = field(default_factory=lambda: Changes(0, 0))
+    base_leaves: list[NDArray[np.uint64]] = field(default_factory=list)
+    tuned_leaves: list[NDArray[np.uint64]] = field(default_factory=list)
+    blocks: int = 0
+    """Blocks up to the last one with changes; those behind it are dropped."""
+
+    last_change: int = 0
+    """Where that block ends."""
+
+
+class _SpanCoder:
+    """The state of coding one span."""
 
     def __init__(
-        self,
-        number: int,
-        plan: TensorPlan,
-        base: Checkpoint,
-        tuned: Checkpoint,
-        backend: Backend,
-        scan: TensorScan,
+        self, backend: Backend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
     ) -> None:
-        self._number = number
-        self._plan = plan
+        self._backend = backend
+        self._span = span
+        self._plan = span.plan
+        self._coding = span.coding
         self._base = base
         self._tuned = tuned
-        self._backend = backend
-        self._scan = scan
-        coded = plan.source.dtype if plan.source is not None else plan.dtype
-        self._mantissa_bits = coded.mantissa_bits if scan.coding == coded.coding else None
-        self._nbytes = plan.stored_nbytes // (2 if plan.widening else 1)
-        scan.words = scan.coding.num_words(self._nbytes)
-        self._row = row_words(plan.tuned.shape, scan.words)
-        self._largest_chunk = min(LARGEST_CHUNK, scan.coding.nbytes(MAX_CHUNK_WORDS))
-        self._tuned_digest = TensorDigester(plan.stored_nbytes)
+        self._rooms = rooms
+        coded = self._plan.source.dtype if self._plan.source is not None else self._plan.dtype
+        self._mantissa_bits = coded.mantissa_bits if span.coding == coded.coding else None
+        words = span.coding.num_words(self._plan.coded_nbytes)
+        self._row = row_words(self._plan.tuned.shape, words)
+        self._bytes = rooms.tuned.take(span.tuned_stop - span.start)
+        self._origin = span.start
+        self._open: _OpenChunk | None = None
+        self._chunks: list[Coded] = []
+        self._tuned_leaves: list[NDArray[np.uint64]] = []
 
-    def pieces(self) -> Iterator[Piece]:
-        """All pieces: those of the shared part, then those of the rest."""
-        if self._plan.source is not None:
-            yield from self._shared_pieces()
-        block = self._scan.coding.nbytes(BLOCK_WORDS)
-        for start in range(self._plan.shared_bytes, self._nbytes, block):
-            data = self._read_tuned(start, min(block, self._nbytes - start))
-            none = np.zeros(0, np.uint64)
-            yield self._piece(start, None, data, none, leaf_hashes(data), 0)
-        self._scan.tuned_digest = self._tuned_digest.digest()
+    def run(self) -> CodedSpan:
+        """Code block by block."""
+        span = self._span
+        size = self._coding.nbytes(BLOCK_WORDS)
+        for start in range(span.start, span.stop, size):
+            old, old_leaves = self._base.block(start, size)
+            stop = max(start, min(start + size, span.tuned_stop))
+            shared = max(start, min(stop, span.shared_stop))
+            new, wide = self._read_tuned(start, stop)
+            changes = Changes(0, 0)
+            if shared > start:
+                changes = self._changes(old[: shared - start], new[: shared - start])
+            same = changes.number == 0 and shared == stop and old.size == new.size
+            new_leaves = old_leaves if same else leaf_hashes(new)
+            self._tuned_leaves.append(new_leaves if wide is None else leaf_hashes(wide))
+            if shared < start + old.size:
+                old_leaves = leaf_hashes(old[: shared - start])
+            if shared > start:
+                leaves = new_leaves if shared == stop else leaf_hashes(new[: shared - start])
+                self._grow(start, shared, changes, old_leaves, leaves)
+            if shared < stop:
+                self._close()
+                self._store_whole(shared, stop)
+            if self._open is None:
+                self._base.forget()
+                self._origin = stop
+        self._close()
+        empty = np.zeros(0, np.uint64)
+        return CodedSpan(span, self._chunks, np.concatenate([*self._tuned_leaves, empty]))
 
-    def _read_tuned(self, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Tuned bytes in the dtype that is coded; those that will be stored are digested."""
-        plan = self._plan
+    def _read_tuned(
+        self, start: int, stop: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Tuned bytes in the dtype that is coded, and in their own if they will be widened."""
+        plan, new = self._plan, self._view(start, stop)
         if not (plan.widening or plan.is_cast):
-            data = self._tuned.read(plan.tuned, start, nbytes)
-        else:
-            wide = self._tuned.read(plan.tuned, 2 * start, 2 * nbytes)
-            if plan.widening:
-                self._tuned_digest.add(wide)
-                words = narrow(wide.view(np.uint32), plan.widening)
-                assert words is not None  # noqa: S101 - the plan checked every word
-                return words.view(np.uint8)
-            data = cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
-        self._tuned_digest.add(data)
-        return data
+            self._tuned.read_into(plan.tuned, start, new)
+            return new, None
+        wide = self._tuned.read(plan.tuned, 2 * start, 2 * (stop - start))
+        if plan.widening:
+            words = narrow(wide.view(np.uint32), plan.widening)
+            assert words is not None  # noqa: S101 - the plan checked every word
+            new[:] = words.view(np.uint8)
+            return new, wide
+        new[:] = cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
+        return new, None
 
-    def _shared_pieces(self) -> Iterator[Piece]:
-        plan, shared = self._plan, self._plan.shared_bytes
-        assert plan.source is not None  # noqa: S101 - the caller asked
-        base_digest = TensorDigester(plan.source.nbytes)
-        block = self._scan.coding.nbytes(BLOCK_WORDS)
-        place = 0
-        while place < shared:
-            # Memory that is never touched costs nothing, so room for the largest chunk is free.
-            room = min(shared - place, self._largest_chunk)
-            before, after = np.empty(room, np.uint8), np.empty(room, np.uint8)
-            base_leaves, tuned_leaves = [], []
-            start, filled, changed, ends = place, 0, 0, 0
-            while filled < room and changed < ENOUGH_CHANGES:
-                size = min(block, room - filled)
-                old, new = before[filled : filled + size], after[filled : filled + size]
-                moved, leaves = self._read_block(place, old, new)
-                if size % LEAF_BYTES:
-                    # The source may go on beyond what is shared, within the same leaf.
-                    base_digest.add(old)
-                else:
-                    base_digest.add_leaves(leaves[0])
-                place += size
-                if not (moved or changed):
-                    start = place
-                    room = min(room, shared - place)
-                    continue
-                filled += size
-                changed += moved
-                base_leaves.append(leaves[0])
-                tuned_leaves.append(leaves[1])
-                if moved:
-                    ends = filled
-            if changed:
-                blocks = -(-ends // block)
-                yield self._piece(
-                    start,
-                    before[:ends],
-                    after[:ends],
-                    np.concatenate(base_leaves[:blocks]),
-                    np.concatenate(tuned_leaves[:blocks]),
-                    changed,
-                )
-                self._scan.changed += changed
-        for rest in range(shared, plan.source.nbytes, PIECE_BYTES):
-            size = min(PIECE_BYTES, plan.source.nbytes - rest)
-            base_digest.add(self._base.read(plan.source, rest, size))
-        self._scan.base_digest = base_digest.digest()
+    def _view(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._bytes[start - self._origin : stop - self._origin]
 
-    def _read_block(
-        self, place: int, old: NDArray[np.uint8], new: NDArray[np.uint8]
-    ) -> tuple[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
-        """Read a block of both, and return its changed words and leaf hashes."""
-        plan = self._plan
-        assert plan.source is not None  # noqa: S101 - the caller asked
-        self._base.read_into(plan.source, place, old)
-        new[:] = self._read_tuned(place, new.size)
-        width = self._scan.coding.width
-        base_leaves = leaf_hashes(old)
-        moved = self._backend.count_changed(as_words(old, width), as_words(new, width))
-        tuned_leaves = leaf_hashes(new) if moved else base_leaves
-        return moved, (base_leaves, tuned_leaves)
+    def _changes(self, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> Changes:
+        width = self._coding.width
+        return self._backend.changes(as_words(old, width), as_words(new, width), self._coding)
 
-    def _piece(
+    def _grow(
         self,
         start: int,
-        base: NDArray[np.uint8] | None,
-        tuned: NDArray[np.uint8],
+        stop: int,
+        changes: Changes,
         base_leaves: NDArray[np.uint64],
         tuned_leaves: NDArray[np.uint64],
-        changed: int,
-    ) -> Piece:
-        first = self._scan.coding.num_words(start)
-        return Piece(
-            tensor=self._number,
-            name=self._plan.tuned.name,
-            first=first,
-            coding=self._scan.coding,
-            mantissa_bits=self._mantissa_bits,
-            row=None if self._row is None else (self._row, first % self._row),
-            base=base,
-            tuned=tuned,
-            base_leaves=base_leaves,
-            tuned_leaves=tuned_leaves,
-            changed=changed,
+    ) -> None:
+        """Add a block to the open chunk, or open one if the block has changes."""
+        if self._open is None:
+            if changes.number == 0:
+                return
+            self._open = _OpenChunk(start, stop)
+        chunk = self._open
+        chunk.stop = stop
+        chunk.changes += changes
+        chunk.base_leaves.append(base_leaves)
+        chunk.tuned_leaves.append(tuned_leaves)
+        if changes.number:
+            chunk.blocks, chunk.last_change = len(chunk.base_leaves), stop
+        if chunk.changes.number >= ENOUGH_CHANGES:
+            self._close()
+
+    def _close(self) -> None:
+        """Code the open chunk, if there is one."""
+        chunk, self._open = self._open, None
+        if chunk is None:
+            return
+        coding, stop = self._coding, chunk.last_change
+        base = as_words(self._base.view(chunk.start, stop), coding.width)
+        tuned = as_words(self._view(chunk.start, stop), coding.width)
+        first = coding.num_words(chunk.start)
+        row = None if self._row is None else (self._row, first % self._row)
+        coded = encode_chunk(
+            self._backend, base, tuned, coding, self._mantissa_bits, row, chunk.changes
         )
+        base_check = 0
+        if isinstance(coded, DeltaChunk):
+            out = base
+            if self._base.keep:
+                out = as_words(self._rooms.result.take(stop - chunk.start), coding.width)
+            decode_delta(self._backend, base, coding, coded, row, out)
+            self._require_equal(out, tuned)
+            base_check = leaves_check(np.concatenate(chunk.base_leaves[: chunk.blocks]))
+        else:
+            self._require_equal(decode_whole(coded.stored, tuned.size, coding), tuned)
+        result_check = leaves_check(np.concatenate(chunk.tuned_leaves[: chunk.blocks]))
+        number = chunk.changes.number
+        self._chunks.append(Coded(first, tuned.size, coded, base_check, result_check, number))
+
+    def _store_whole(self, start: int, stop: int) -> None:
+        coding = self._coding
+        data = self._view(start, stop)
+        tuned = as_words(data, coding.width)
+        chunk = encode_whole(tuned, coding)
+        self._require_equal(decode_whole(chunk.stored, tuned.size, coding), tuned)
+        check = leaves_check(leaf_hashes(data))
+        first = coding.num_words(start)
+        self._chunks.append(Coded(first, tuned.size, chunk, 0, check, 0))
+
+    def _require_equal(self, decoded: Words, tuned: Words) -> None:
+        if self._backend.changes(decoded, tuned, self._coding).number:
+            msg = "what was encoded does not decode to itself; the memory may be faulty"
+            raise ResultMismatchError(msg, tensor=self._plan.tuned.name)

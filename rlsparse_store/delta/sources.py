@@ -85,6 +85,11 @@ class TensorPlan:
         """Bytes of its data as it will be stored."""
         return self.dtype.nbytes(self.tuned.shape) or 0
 
+    @property
+    def coded_nbytes(self) -> int:
+        """Bytes of its data in the dtype that is coded: before it is widened."""
+        return self.stored_nbytes // (2 if self.widening else 1)
+
 
 def plan_tensors(base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> list[TensorPlan]:
     """Plan every tuned tensor, in ascending order of names.

@@ -89,10 +89,7 @@ def verify_delta(
 
 
 def _check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
-    done, total = 0, reader.manifest.totals.tuned_bytes
-    for piece in decode_tensors(reader, base, threads):
-        done += piece.data.nbytes
-        progress(done, total)
+    decode_tensors(reader, base, threads, lambda _tensor, _offset, _data: None, progress)
     # Decoding compared every source of the same bytes; the state covers the other tensors too.
     known = {
         t.origin: t.base_digest or t.tuned_digest

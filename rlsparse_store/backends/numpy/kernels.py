@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.backends.interface import MAGNITUDE_CLASSES, Histogram, Rows, Streams, Words
+from rlsparse_store.backends.interface import (
+    MAGNITUDE_CLASSES,
+    TILE,
+    Changes,
+    Histogram,
+    Rows,
+    Streams,
+    Words,
+    rows_touched,
+)
 from rlsparse_store.backends.numpy.bits import Cursor
 from rlsparse_store.backends.numpy.masks import decode_mask, encode_mask
 from rlsparse_store.backends.numpy.values import bit_length, decode_steps, encode_steps
@@ -85,39 +94,60 @@ def magnitude_class(step: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(magnitude <= 3, near, np.minimum(far, MAGNITUDE_CLASSES - 1))
 
 
+def _step_counts(step: NDArray[np.int64]) -> list[int]:
+    """How many steps are -1, -2, -3, <= -4, 1, 2, 3, >= 4."""
+    nearest = np.minimum(np.where(step < 0, -1 - step, step - 1), 3)
+    return np.bincount(np.where(step < 0, 0, 4) + nearest, minlength=8).tolist()  # type: ignore[no-any-return]
+
+
 class NumpyBackend:
     """The definition."""
 
     name = "numpy"
 
-    def count_changed(self, base: Words, tuned: Words) -> int:
-        """Count the words that differ."""
-        return int(np.count_nonzero(base != tuned))
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the words that differ and find the largest key among them."""
+        found = Changes(0, 0)
+        for block in _blocks(base.size):
+            moved = base[block][base[block] != tuned[block]]
+            if moved.size:
+                found += Changes(moved.size, int(keys(moved, coding).max()))
+        return found
 
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
-        active = np.zeros(-(-(offset + base.size) // length), np.bool_)
+        active = np.zeros(rows_touched(base.size, length, offset), np.bool_)
         for block in _blocks(base.size):
             places = np.flatnonzero(base[block] != tuned[block])
             active[(places + (offset + block.start)) // length] = True
         return Rows(active, length, offset)
 
     def histogram(
-        self, base: Words, tuned: Words, coding: WordCoding, bins: NDArray[np.uint64]
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Rows | None = None,
+        every: int = 1,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key."""
+        """Count words and steps by bin of the base word's key, in active rows only."""
         classify = _Classifier(coding, bins)
         words = np.zeros(bins.size, np.int64)
         magnitudes = np.zeros(bins.size * MAGNITUDE_CLASSES, np.int64)
         for block in _blocks(base.size):
-            before, after = base[block], tuned[block]
+            counted = (np.arange(block.start, block.stop) // TILE) % every == 0
+            if rows is not None:
+                counted &= rows.live(block.start, block.stop)
+            before, after = base[block][counted], tuned[block][counted]
             binned = classify(before)
             words += np.bincount(binned, minlength=bins.size)
             moved = np.flatnonzero(before != after)
             classes = magnitude_class(steps(before[moved], after[moved], coding))
             cells = binned[moved].astype(np.int64) * MAGNITUDE_CLASSES + classes
             magnitudes += np.bincount(cells, minlength=magnitudes.size)
-        return Histogram(words, magnitudes.reshape(bins.size, MAGNITUDE_CLASSES))
+        shape = bins.size, MAGNITUDE_CLASSES
+        return Histogram(words * every, magnitudes.reshape(shape) * every)
 
     def partition(
         self,
@@ -142,10 +172,8 @@ class NumpyBackend:
                 moved = places[hits]
                 moves[number].append(steps(before[moved], after[moved], coding))
         joined = [np.concatenate(r) for r in ranks]
-        signs, classes, exponents, low_bits = encode_steps(
-            np.concatenate([step for context_moves in moves for step in context_moves]),
-            coding.width,
-        )
+        step = np.concatenate([step for context_moves in moves for step in context_moves])
+        signs, classes, exponents, low_bits = encode_steps(step, coding.width)
         return Streams(
             counts=counts,
             changed=[r.size for r in joined],
@@ -154,10 +182,12 @@ class NumpyBackend:
             classes=classes,
             exponents=exponents,
             low_bits=low_bits,
+            steps=_step_counts(step),
         )
 
-    def count_contexts(
-        self, base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
+    @staticmethod
+    def _count_contexts(
+        base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
     ) -> list[int]:
         """Count the words of each context."""
         contexts = _Contexts(base, coding, bounds, rows)
@@ -174,13 +204,14 @@ class NumpyBackend:
         rows: Rows | None,
         changed: list[int],
         content: bytes,
-    ) -> Words:
-        """Decode the streams and return the tuned words.
+        out: Words,
+    ) -> None:
+        """Decode the streams and write the tuned words to ``out``.
 
         Raises:
-            StreamError: The streams break the format.
+            StreamError: The streams break the format, or a row is flagged that has no change.
         """
-        counts = self.count_contexts(base, coding, bounds, rows)
+        counts = self._count_contexts(base, coding, bounds, rows)
         for n, k in zip(counts, changed, strict=True):
             if k > n:
                 msg = f"a context of {n} words is said to have {k} changed ones"
@@ -190,9 +221,16 @@ class NumpyBackend:
         step = decode_steps(streams, sum(changed), coding.width)
         streams.finish()
         places = self._places(_Contexts(base, coding, bounds, rows), ranks)
-        tuned = base.copy()
-        tuned[places] = add_steps(base[places], step, coding)
-        return tuned
+        if rows is not None:
+            changes = np.zeros(rows.active.size, np.bool_)
+            changes[(places + rows.offset) // rows.length] = True
+            if (rows.active & ~changes).any():
+                msg = "a row without changes is flagged"
+                raise StreamError(msg)
+        words = add_steps(base[places], step, coding)
+        if out is not base:
+            out[:] = base
+        out[places] = words
 
     @staticmethod
     def _places(contexts: _Contexts, ranks: list[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -1,4 +1,7 @@
-"""The NumPy backend against the format's text, stated a second time, slowly, on Python integers."""
+"""Every backend against the format's text, stated a second time, slowly, on Python integers.
+
+And the native ones against the NumPy backend, bit for bit, on more words than that can be done on.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlsparse_store.backends import Backend, Rows, choice, get_backend
+from rlsparse_store.backends.choice import VARIABLE
+from rlsparse_store.backends.native import load_native, native_paths
 from rlsparse_store.backends.numpy import NumpyBackend, kernels
 from rlsparse_store.backends.numpy.words import add_steps, keys, steps
 from rlsparse_store.codec import as_words, to_bytes
+from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.dtypes import OrderMap, WordCoding
-from rlsparse_store.errors import StreamError
+from rlsparse_store.errors import BackendError, StreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlsparse_store.backends import Rows, Words
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends import Words
 
 BACKEND = NumpyBackend()
+PATHS = ["numpy", *native_paths()]
+every_backend = pytest.mark.parametrize(
+    "backend", [BACKEND, *map(load_native, native_paths())], ids=PATHS
+)
 CODINGS = [WordCoding(width, order) for width in (4, 8, 16, 32, 64) for order in OrderMap]
 TYPES: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
@@ -88,6 +101,7 @@ class Expected:
     changed: list[int]
     masks: list[bytes]
     values: tuple[bytes, bytes, bytes, bytes]
+    steps: list[int]
 
 
 def values_of(moves: list[int], width: int) -> tuple[bytes, bytes, bytes, bytes]:
@@ -114,7 +128,11 @@ def state(
         changed.append(len(ranks))
         masks.append(mask_of(ranks, len(members)))
         below = bound
-    return Expected(counts, changed, masks, values_of(moves, coding.width))
+    sides = [[-1, -2, -3], [1, 2, 3]]
+    near = [[moves.count(step) for step in side] for side in sides]
+    far = [sum(step <= -4 for step in moves), sum(step >= 4 for step in moves)]
+    steps = [*near[0], far[0], *near[1], far[1]]
+    return Expected(counts, changed, masks, values_of(moves, coding.width), steps)
 
 
 # --- cases -----------------------------------------------------------------------------------
@@ -164,7 +182,7 @@ def array(words: list[int], coding: WordCoding) -> Words:
     return made
 
 
-def check(case: Case, coding: WordCoding) -> None:
+def check(case: Case, coding: WordCoding, backend: Backend) -> None:
     """The streams are the stated ones, and decode to the tuned words."""
     base, tuned = array(case.base, coding), array(case.tuned, coding)
     bounds = np.array(case.bounds, np.uint64)
@@ -172,29 +190,35 @@ def check(case: Case, coding: WordCoding) -> None:
     live = [True] * len(case.base)
     if case.row is not None:
         length, offset = case.row
-        rows = BACKEND.active_rows(base, tuned, length, offset)
+        rows = backend.active_rows(base, tuned, length, offset)
         row_of = [(offset + i) // length for i in range(len(case.base))]
         active = {row for row, b, t in zip(row_of, case.base, case.tuned, strict=True) if b != t}
         assert np.flatnonzero(rows.active).tolist() == sorted(active)
         live = [row in active for row in row_of]
-    streams = BACKEND.partition(base, tuned, coding, bounds, rows)
+    streams = backend.partition(base, tuned, coding, bounds, rows)
     expected = state(case.base, case.tuned, coding, case.bounds, live)
     assert streams.counts == expected.counts
     assert streams.changed == expected.changed
     assert streams.masks == expected.masks
     values = (streams.signs, streams.classes, streams.exponents, streams.low_bits)
     assert values == expected.values
-    assert BACKEND.count_contexts(base, coding, bounds, rows) == expected.counts
+    assert streams.steps == expected.steps
     content = b"".join([*streams.masks, *values])
-    decoded = BACKEND.apply(base, coding, bounds, rows, streams.changed, content)
-    assert decoded.dtype == tuned.dtype
+    decoded = np.empty_like(base)
+    backend.apply(base, coding, bounds, rows, streams.changed, content, decoded)
     assert decoded.tolist() == case.tuned
+    assert base.tolist() == case.base
+    backend.apply(base, coding, bounds, rows, streams.changed, content, base)
+    assert base.tolist() == case.tuned
 
 
+@every_backend
 @every_coding
 @given(data=st.data())
-def test_streams_are_the_stated_ones_and_decode(coding: WordCoding, data: st.DataObject) -> None:
-    check(data.draw(cases(coding)), coding)
+def test_streams_are_the_stated_ones_and_decode(
+    coding: WordCoding, data: st.DataObject, backend: Backend
+) -> None:
+    check(data.draw(cases(coding)), coding, backend)
 
 
 @every_coding
@@ -204,7 +228,7 @@ def test_blocks_do_not_show(
     coding: WordCoding, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "BLOCK", data.draw(st.integers(1, 9)))
-    check(data.draw(cases(coding)), coding)
+    check(data.draw(cases(coding)), coding, BACKEND)
 
 
 @every_coding
@@ -237,23 +261,25 @@ def test_a_step_has_its_neighbours_sign_in_value() -> None:
     assert steps(base, tuned, coding).tolist() == [1, -1, -1]
 
 
+@every_backend
 @pytest.mark.parametrize("width", [16, 32, 64])
-def test_gaps_with_escapes(width: int) -> None:
+def test_gaps_with_escapes(width: int, backend: Backend) -> None:
     coding = WordCoding(width, OrderMap.SIGN_MAGNITUDE)
     base = [i % 7 for i in range(9000)]
     changed = {*range(60), 6000, 8999}
     tuned = [b + 1 if i in changed else b for i, b in enumerate(base)]
-    check(Case(base, tuned, [2**coding.key_bits - 1], None), coding)
+    check(Case(base, tuned, [2**coding.key_bits - 1], None), coding, backend)
     mask = mask_of(sorted(changed), len(base))
     assert len(mask) > len(changed) * 5 // 8 + 4
 
 
-def test_contexts_with_no_and_with_only_changed_words() -> None:
+@every_backend
+def test_contexts_with_no_and_with_only_changed_words(backend: Backend) -> None:
     coding = WordCoding(16, OrderMap.UNSIGNED)
     base = [1, 2, 3] * 20
     tuned = [b + 7 if b == 2 else b for b in base]
-    check(Case(base, tuned, [1, 2, 3], None), coding)
-    streams = BACKEND.partition(
+    check(Case(base, tuned, [1, 2, 3], None), coding, backend)
+    streams = backend.partition(
         array(base, coding), array(tuned, coding), coding, np.array([1, 2, 3], np.uint64), None
     )
     assert streams.changed == [0, 20, 0]
@@ -268,35 +294,182 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
     assert to_bytes(words, 4).tobytes() == data
 
 
+@every_backend
 @every_coding
-@settings(max_examples=20)
 @given(data=st.data(), content=st.binary(max_size=64))
-def test_any_content_decodes_or_is_refused(
-    coding: WordCoding, data: st.DataObject, content: bytes
+def test_any_content_decodes_to_the_same_or_is_refused(
+    coding: WordCoding, data: st.DataObject, content: bytes, backend: Backend
 ) -> None:
     case = data.draw(cases(coding))
     base, bounds = array(case.base, coding), np.array(case.bounds, np.uint64)
     changed = [data.draw(st.integers(0, len(base))) for _ in bounds]
+    rows = None
+    if case.row is not None:
+        rows = BACKEND.active_rows(base, array(case.tuned, coding), *case.row)
+    assert attempt(backend, base, coding, bounds, rows, changed, content) == attempt(
+        BACKEND, base, coding, bounds, rows, changed, content
+    )
+
+
+def attempt(
+    backend: Backend,
+    base: Words,
+    coding: WordCoding,
+    bounds: NDArray[np.uint64],
+    rows: Rows | None,
+    changed: list[int],
+    content: bytes,
+) -> list[int] | None:
+    """The decoded words, or nothing if the content is refused."""
+    out = np.empty_like(base)
     try:
-        decoded = BACKEND.apply(base, coding, bounds, None, changed, content)
+        backend.apply(base, coding, bounds, rows, changed, content, out)
     except StreamError:
-        return
-    assert decoded.size == base.size
+        return None
+    decoded: list[int] = out.tolist()
+    return decoded
 
 
+@every_backend
+@every_coding
+@given(data=st.data())
+def test_an_edited_content_decodes_to_the_same_or_is_refused(
+    coding: WordCoding, data: st.DataObject, backend: Backend
+) -> None:
+    case = data.draw(cases(coding))
+    base, tuned = array(case.base, coding), array(case.tuned, coding)
+    bounds = np.array(case.bounds, np.uint64)
+    rows = None if case.row is None else BACKEND.active_rows(base, tuned, *case.row)
+    parts = BACKEND.partition(base, tuned, coding, bounds, rows)
+    joined = [*parts.masks, parts.signs, parts.classes, parts.exponents, parts.low_bits]
+    content = bytearray(b"".join(joined))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    changed = list(parts.changed)
+    if data.draw(st.booleans()):
+        changed[data.draw(st.integers(0, len(changed) - 1))] += data.draw(st.sampled_from([-1, 1]))
+    changed = [max(0, k) for k in changed]
+    arguments = (base, coding, bounds, rows, changed, bytes(content))
+    assert attempt(backend, *arguments) == attempt(BACKEND, *arguments)
+
+
+@every_backend
 @pytest.mark.parametrize("width", [4, 16, 64])
-def test_a_changed_stream_is_refused(width: int) -> None:
+def test_a_changed_stream_is_refused(width: int, backend: Backend) -> None:
     coding = WordCoding(width, OrderMap.UNSIGNED)
     base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
     bounds = np.array([2**width - 1], np.uint64)
-    parts = BACKEND.partition(base, tuned, coding, bounds, None)
+    parts = backend.partition(base, tuned, coding, bounds, None)
     tail = parts.signs + parts.classes + parts.exponents + parts.low_bits
     content = parts.masks[0] + tail
-    for broken in (content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])):
-        with pytest.raises(StreamError):
-            BACKEND.apply(base, coding, bounds, None, [1], broken)
-    with pytest.raises(StreamError):
-        BACKEND.apply(base, coding, bounds, None, [101], content)
+    refused = [content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])]
     gap_too_far = bytes([*parts.masks[0][:-1], 255]) + b"\xff\xff\xff\xff" + tail
-    with pytest.raises(StreamError):
-        BACKEND.apply(base, coding, bounds, None, [1], gap_too_far)
+    for broken in (*refused, gap_too_far):
+        assert attempt(backend, base, coding, bounds, None, [1], broken) is None
+    assert attempt(backend, base, coding, bounds, None, [101], content) is None
+    assert attempt(backend, base, coding, bounds, None, [1], content) == tuned.tolist()
+
+
+@every_backend
+def test_a_flagged_row_without_changes_is_refused(backend: Backend) -> None:
+    coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
+    base = array(list(range(300)), coding)
+    tuned = base.copy()
+    tuned[[5, 250]] += 1
+    rows = Rows(np.array([True, True, True, False]), 100, 50)
+    bounds = np.array([0x7FFF], np.uint64)
+    parts = backend.partition(base, tuned, coding, bounds, rows)
+    content = parts.masks[0] + parts.signs + parts.classes
+    with pytest.raises(StreamError, match="flagged"):
+        backend.apply(base, coding, bounds, rows, parts.changed, content, tuned)
+
+
+# --- many words, against the definition ------------------------------------------------------
+
+
+def many_words(coding: WordCoding, count: int, density: float, seed: int) -> tuple[Words, Words]:
+    """Words as weights have them, many near each other, and specials among them."""
+    rng = np.random.default_rng(seed)
+    kind = TYPES[coding.width]
+    top = 1 << coding.width
+    weights = (rng.standard_normal(count) * (top >> 5)).astype(np.int64).view(np.uint64)
+    base = (weights & np.uint64(top - 1)).astype(kind)
+    some = rng.integers(0, count, count // 20)
+    base[some] = rng.choice(array(specials(coding.width), coding), some.size)
+    moved = rng.random(count) < density
+    step = np.rint(rng.standard_cauchy(count) * 2).clip(-1e6, 1e6).astype(np.int64).view(np.uint64)
+    tuned = ((base.astype(np.uint64) + step) & np.uint64(top - 1)).astype(kind)
+    return base, np.where(moved, tuned, base).astype(kind)
+
+
+@every_backend
+@every_coding
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.6])
+@pytest.mark.parametrize("count", [1, 64, 4096 * 3, 20_011])
+def test_many_words_equal_the_definition(
+    coding: WordCoding, density: float, count: int, backend: Backend
+) -> None:
+    base, tuned = many_words(coding, count, density, count)
+    tuned[count // 2] ^= 1
+    changes = BACKEND.changes(base, tuned, coding)
+    assert backend.changes(base, tuned, coding) == changes
+    top = (1 << coding.key_bits) - 1
+    bins = key_bins(coding, {16: 7, 32: 23, 64: 52}.get(coding.width))
+    assert bins[-1] == top
+    ordered = np.sort(keys(base, coding)).astype(np.uint64)
+    low = ordered[[count // 10, count // 3, count // 2]]
+    bounds = np.append(np.unique(low[low < changes.top_key]), np.uint64(changes.top_key))
+    for rows in (None, BACKEND.active_rows(base, tuned, 37, 5)):
+        if rows is not None:
+            assert np.array_equal(backend.active_rows(base, tuned, 37, 5).active, rows.active)
+        for every in (1, 3):
+            expected = BACKEND.histogram(base, tuned, coding, bins, rows, every)
+            found = backend.histogram(base, tuned, coding, bins, rows, every)
+            assert np.array_equal(found.words, expected.words)
+            assert np.array_equal(found.magnitudes, expected.magnitudes)
+        for cut in (bounds, _on_exponents(bounds, coding)):
+            streams = backend.partition(base, tuned, coding, cut, rows)
+            assert streams == BACKEND.partition(base, tuned, coding, cut, rows)
+            values = [streams.signs, streams.classes, streams.exponents, streams.low_bits]
+            content = b"".join([*streams.masks, *values])
+            arguments = (coding, cut, rows, streams.changed, content)
+            assert attempt(backend, base, *arguments) == tuned.tolist()
+
+
+def _on_exponents(bounds: NDArray[np.uint64], coding: WordCoding) -> NDArray[np.uint64]:
+    """Bounds as the encoder chooses them for floats: up to whole exponents, or to the first key."""
+    low = np.uint64((1 << max(coding.key_bits - 8, 0)) - 1)
+    return np.unique(np.append(bounds[:-1] & ~low, bounds[-1] | low))
+
+
+# --- which backend -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_environment_forces_a_backend(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, path)
+    assert get_backend().name == path
+
+
+def test_an_unknown_backend_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "abacus")
+    with pytest.raises(BackendError, match="abacus"):
+        get_backend()
+
+
+def test_without_the_extension_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(choice, "native_paths", list)
+    choice._choose.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="compiler"):
+            assert get_backend().name == "numpy"
+        get_backend()
+    finally:
+        choice._choose.cache_clear()
+
+
+def test_the_native_kernels_were_built() -> None:
+    # The tests of the other paths would otherwise pass by being left out.
+    assert "portable" in native_paths()

@@ -1,0 +1,56 @@
+# The compiled loops. Arrays are contiguous; words lie in unsigned integers of their width.
+
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+Buffer: TypeAlias = NDArray[Any] | bytes
+
+def paths() -> list[str]: ...
+def changes(
+    path: str, base: Buffer, tuned: Buffer, width: int, order: int, /
+) -> tuple[int, int]: ...
+def active_rows(
+    base: Buffer, tuned: Buffer, row_bytes: int, offset: int, flags: Buffer, /
+) -> None: ...
+def histogram(
+    path: str,
+    base: Buffer,
+    tuned: Buffer,
+    width: int,
+    order: int,
+    bins: Buffer,
+    rows: Buffer | None,
+    row_length: int,
+    row_offset: int,
+    every: int,
+    words: Buffer,
+    magnitudes: Buffer,
+    /,
+) -> None: ...
+def partition(
+    path: str,
+    base: Buffer,
+    tuned: Buffer,
+    width: int,
+    order: int,
+    bounds: Buffer,
+    rows: Buffer | None,
+    row_length: int,
+    row_offset: int,
+    /,
+) -> tuple[list[int], list[int], list[bytes], bytes, bytes, bytes, bytes, list[int]]: ...
+def apply(
+    path: str,
+    base: Buffer,
+    out: Buffer,
+    width: int,
+    order: int,
+    bounds: Buffer,
+    rows: Buffer | None,
+    row_length: int,
+    row_offset: int,
+    changed: Buffer,
+    content: Buffer,
+    /,
+) -> str | None: ...

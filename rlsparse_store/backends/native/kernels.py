@@ -1,0 +1,128 @@
+"""Calling the compiled loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlsparse_store.backends.interface import (
+    MAGNITUDE_CLASSES,
+    Changes,
+    Histogram,
+    Rows,
+    Streams,
+    Words,
+    rows_touched,
+)
+from rlsparse_store.backends.native import _kernels
+from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.dtypes import WordCoding
+
+__all__ = ["NativeBackend"]
+
+
+def _row_arguments(rows: Rows | None) -> tuple[NDArray[np.bool_] | None, int, int]:
+    return (None, 1, 0) if rows is None else (rows.active, rows.length, rows.offset)
+
+
+class NativeBackend:
+    """The compiled loops for one instruction set. They run without the interpreter's lock.
+
+    Args:
+        path: Name of the instruction set.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the words that differ and find the largest key among them."""
+        return Changes(*_kernels.changes(self.name, base, tuned, coding.width, coding.order))
+
+    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
+        """Find the rows of ``length`` words that hold a changed word."""
+        active = np.zeros(rows_touched(base.size, length, offset), np.bool_)
+        nbytes = base.itemsize
+        _kernels.active_rows(base, tuned, length * nbytes, offset * nbytes, active)
+        return Rows(active, length, offset)
+
+    def histogram(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Rows | None = None,
+        every: int = 1,
+    ) -> Histogram:
+        """Count words and steps by bin of the base word's key, in active rows only."""
+        words = np.zeros(bins.size, np.int64)
+        magnitudes = np.zeros((bins.size, MAGNITUDE_CLASSES), np.int64)
+        _kernels.histogram(
+            self.name,
+            base,
+            tuned,
+            coding.width,
+            coding.order,
+            bins,
+            *_row_arguments(rows),
+            every,
+            words,
+            magnitudes,
+        )
+        return Histogram(words * every, magnitudes * every)
+
+    def partition(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+    ) -> Streams:
+        """Split a chunk into the streams of its contexts."""
+        return Streams(
+            *_kernels.partition(
+                self.name,
+                base,
+                tuned,
+                coding.width,
+                coding.order,
+                bounds,
+                *_row_arguments(rows),
+            )
+        )
+
+    def apply(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes,
+        out: Words,
+    ) -> None:
+        """Decode the streams and write the tuned words to ``out``.
+
+        Raises:
+            StreamError: The streams break the format, or a row is flagged that has no change.
+        """
+        problem = _kernels.apply(
+            self.name,
+            base,
+            out,
+            coding.width,
+            coding.order,
+            bounds,
+            *_row_arguments(rows),
+            np.array(changed, np.uint64),
+            content,
+        )
+        if problem is not None:
+            raise StreamError(problem)

@@ -1,0 +1,33 @@
+// The kernels for x86 processors with AVX2 and fast BMI2.
+#include "kernels.hpp"
+
+#if defined(RLSPARSE_X86)
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "target.hpp"
+
+RLSPARSE_TARGET_BEGIN("avx2,bmi,bmi2,lzcnt,popcnt")
+
+namespace rlsparse {
+namespace avx2 {
+
+#include "words.hpp"
+#include "bits.hpp"
+#include "generic.hpp"
+
+#include "avx2.hpp"
+using Simd = Avx2;
+#include "codes.hpp"
+#include "streams.hpp"
+#include "chunk.hpp"
+
+}  // namespace avx2
+
+extern const Kernels kAvx2 = {"avx2", avx2::changes, avx2::histogram, avx2::partition,
+                           avx2::apply};
+
+}  // namespace rlsparse
+RLSPARSE_TARGET_END
+#endif

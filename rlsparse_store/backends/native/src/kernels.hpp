@@ -1,0 +1,104 @@
+// What the kernels take and give, for every instruction set. What they must compute is defined by
+// the NumPy backend and, in words, by specs/format.md section 8.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// The faster paths need x86 and the intrinsics and attributes that GCC and Clang share.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define RLSPARSE_X86 1
+#endif
+
+namespace rlsparse {
+
+constexpr int kMaxContexts = 16;
+constexpr int kMagnitudeClasses = 12;  // MAGNITUDE_CLASSES of the interface
+
+enum Order { kUnsigned = 0, kTwosComplement = 1, kSignMagnitude = 2 };
+
+// One flag per row that a chunk touches; no flags at all where every word counts.
+struct RowFlags {
+    const uint8_t* active = nullptr;
+    uint64_t length = 1;  // words of a row
+    uint64_t offset = 0;  // place of the chunk's first word in its row
+};
+
+// The words of a chunk and how they are to be read.
+struct Chunk {
+    const void* base;
+    size_t words;
+    int width;  // 4 (one per byte), 8, 16, 32 or 64
+    Order order;
+    RowFlags rows;
+};
+
+struct Bounds {
+    const uint64_t* upper;  // ascending inclusive keys
+    size_t number;
+};
+
+struct Span {
+    const uint8_t* data = nullptr;
+    size_t size = 0;
+};
+
+// Memory that is given back as a whole. Each thread keeps some for its next call, because fresh
+// memory costs a page fault for every 4 KiB, which can cost more than the work done in it. Kept out
+// of the files that are compiled for one instruction set, so that nothing compiled for a newer
+// processor can be linked into the path of an older one.
+class Scratch {
+  public:
+    Scratch();
+    ~Scratch();
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    // Uninitialized memory, aligned for vectors. Throws std::bad_alloc.
+    void* take(size_t bytes);
+    template <class T>
+    T* array(size_t count) {
+        return static_cast<T*>(take(count * sizeof(T)));
+    }
+
+  private:
+    struct Block;
+    Block* blocks_ = nullptr;  // the newest first
+    size_t free_ = 0;          // bytes left in it
+};
+
+// How many words changed, and the largest key of a base word that did.
+struct Changes {
+    uint64_t number = 0;
+    uint64_t top_key = 0;
+};
+
+// The streams of a chunk; the spans lie in the scratch memory they were made with.
+struct Streams {
+    uint64_t counts[kMaxContexts] = {};
+    uint64_t changed[kMaxContexts] = {};
+    uint64_t steps[8] = {};  // -1, -2, -3, <= -4, 1, 2, 3, >= 4
+    Span masks[kMaxContexts];
+    Span signs, classes, exponents, low_bits;
+};
+
+// One implementation of the kernels. None of them reads past what it is given, whatever is in it.
+struct Kernels {
+    const char* name;
+    Changes (*changes)(const Chunk&, const void* tuned);
+    // Adds to words[bins] and magnitudes[bins * kMagnitudeClasses], for every so manieth tile.
+    void (*histogram)(const Chunk&, const void* tuned, const Bounds& bins, size_t every,
+                      int64_t* words, int64_t* magnitudes, Scratch&);
+    void (*partition)(const Chunk&, const void* tuned, const Bounds& bounds, Streams&, Scratch&);
+    // Writes the tuned words to out, which may be the base itself. Returns what is wrong with the
+    // content, or nullptr; then out holds anything.
+    const char* (*apply)(const Chunk&, void* out, const Bounds& bounds, const uint64_t* changed,
+                         Span content, Scratch&);
+};
+
+extern const Kernels kPortable;
+#if defined(RLSPARSE_X86)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace rlsparse

@@ -1,0 +1,326 @@
+// The kernels as a Python module. Python checks types; what arrays must agree on is checked here,
+// so that no call from Python can read or write outside of what it hands over.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cstring>
+#include <new>
+
+#include "kernels.hpp"
+
+namespace {
+
+using namespace rlsparse;
+
+// A buffer of Python's, released at the end.
+class Buffer {
+  public:
+    Buffer() = default;
+    ~Buffer() {
+        if (view_.obj) PyBuffer_Release(&view_);
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    Py_buffer* view() { return &view_; }
+    void* data() const { return view_.buf; }
+    size_t size() const { return size_t(view_.len); }
+    bool given() const { return view_.obj != nullptr; }
+
+  private:
+    Py_buffer view_ = {};
+};
+
+// Where the kernels run without the interpreter's lock.
+class Unlocked {
+  public:
+    Unlocked() : state_(PyEval_SaveThread()) {}
+    ~Unlocked() { PyEval_RestoreThread(state_); }
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+const Kernels* const kAll[] = {
+#if defined(RLSPARSE_X86)
+    &kAvx512,
+    &kAvx2,
+#endif
+    &kPortable,
+};
+
+bool runs_here(const Kernels* kernels) {
+#if defined(RLSPARSE_X86)
+    __builtin_cpu_init();
+    // Zen 1 and 2 have BMI2, but run its bit extraction in microcode, slower than a loop.
+    const bool slow_bmi2 = __builtin_cpu_is("znver1") || __builtin_cpu_is("znver2");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
+                      !slow_bmi2;
+    if (kernels == &kAvx2) return avx2;
+    if (kernels == &kAvx512) {
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+    }
+#endif
+    return kernels == &kPortable;
+}
+
+const Kernels* find(const char* name) {
+    for (const Kernels* kernels : kAll) {
+        if (std::strcmp(kernels->name, name) == 0 && runs_here(kernels)) return kernels;
+    }
+    PyErr_Format(PyExc_ValueError, "no kernels named %s run here", name);
+    return nullptr;
+}
+
+PyObject* paths(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    for (const Kernels* kernels : kAll) {
+        if (!names || !runs_here(kernels)) continue;
+        PyObject* name = PyUnicode_FromString(kernels->name);
+        if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+bool refuse(const char* message) {
+    PyErr_SetString(PyExc_ValueError, message);
+    return false;
+}
+
+// What every kernel is told of a chunk, and the arrays that back it.
+struct Arguments {
+    const char* path;
+    int width, order;
+    unsigned long long row_length = 1, row_offset = 0;
+    Buffer base, other, bounds, rows;
+
+    bool check() const {
+        if (width != 4 && width != 8 && width != 16 && width != 32 && width != 64) {
+            return refuse("width must be 4, 8, 16, 32 or 64");
+        }
+        if (order < kUnsigned || order > kSignMagnitude) return refuse("unknown order map");
+        const size_t bytes = width == 4 ? 1 : size_t(width) / 8;
+        if (base.size() % bytes || base.size() != other.size()) {
+            return refuse("base and tuned must hold the same whole number of words");
+        }
+        if (base.size() / bytes >= uint64_t(1) << 32) return refuse("too many words");
+        if (!aligned(base, bytes) || !aligned(other, bytes) || !aligned(bounds, 8)) {
+            return refuse("an array is not aligned");
+        }
+        if (bounds.given() && (bounds.size() == 0 || bounds.size() % 8)) return refuse("no bounds");
+        for (size_t i = 1; i < bounds.size() / 8; ++i) {
+            if (upper()[i - 1] >= upper()[i]) return refuse("bounds must ascend");
+        }
+        return check_rows(base.size() / bytes);
+    }
+
+    Chunk chunk() const {
+        const size_t bytes = width == 4 ? 1 : size_t(width) / 8;
+        RowFlags flags;
+        if (rows.given()) {
+            flags = {static_cast<const uint8_t*>(rows.data()), row_length, row_offset};
+        }
+        return {base.data(), base.size() / bytes, width, Order(order), flags};
+    }
+
+    Bounds limits() const { return {upper(), bounds.size() / 8}; }
+
+  private:
+    static bool aligned(const Buffer& buffer, size_t to) {
+        return reinterpret_cast<uintptr_t>(buffer.data()) % to == 0;
+    }
+
+    const uint64_t* upper() const { return static_cast<const uint64_t*>(bounds.data()); }
+
+    bool check_rows(uint64_t words) const {
+        if (!rows.given()) return true;
+        if (row_length == 0 || row_offset >= row_length) return refuse("an offset beyond its row");
+        const uint64_t whole = words > row_length - row_offset ? words - (row_length - row_offset) : 0;
+        const uint64_t touched = words == 0 ? 0 : 1 + whole / row_length + (whole % row_length != 0);
+        return rows.size() == touched || refuse("not one flag per row");
+    }
+};
+
+PyObject* histogram(PyObject*, PyObject* args) {
+    Arguments a;
+    Buffer words, magnitudes;
+    unsigned long long every;
+    if (!PyArg_ParseTuple(args, "sy*y*iiy*z*KKKw*w*", &a.path, a.base.view(), a.other.view(),
+                          &a.width, &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
+                          &a.row_offset, &every, words.view(), magnitudes.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check()) return nullptr;
+    const size_t bins = a.limits().number;
+    const uint64_t top = a.width - (a.order != kUnsigned) == 64
+                             ? ~uint64_t(0)
+                             : (uint64_t(1) << (a.width - (a.order != kUnsigned))) - 1;
+    if (a.limits().upper[bins - 1] < top || bins >= 65536 || words.size() != bins * 8 ||
+        magnitudes.size() != bins * kMagnitudeClasses * 8 || every == 0) {
+        refuse("bins and counts do not fit together");
+        return nullptr;
+    }
+    try {
+        Unlocked unlocked;
+        Scratch scratch;
+        kernels->histogram(a.chunk(), a.other.data(), a.limits(), every,
+                           static_cast<int64_t*>(words.data()),
+                           static_cast<int64_t*>(magnitudes.data()), scratch);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* bytes_of(Span span) {
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(span.data),
+                                     Py_ssize_t(span.size));
+}
+
+PyObject* numbers(const uint64_t* values, size_t number) {
+    PyObject* list = PyList_New(Py_ssize_t(number));
+    for (size_t i = 0; list && i < number; ++i) {
+        PyObject* value = PyLong_FromUnsignedLongLong(values[i]);
+        if (!value || PyList_SetItem(list, Py_ssize_t(i), value) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+PyObject* masks_of(const Streams& streams, size_t number) {
+    PyObject* list = PyList_New(Py_ssize_t(number));
+    for (size_t i = 0; list && i < number; ++i) {
+        PyObject* mask = bytes_of(streams.masks[i]);
+        if (!mask || PyList_SetItem(list, Py_ssize_t(i), mask) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+PyObject* partition(PyObject*, PyObject* args) {
+    Arguments a;
+    if (!PyArg_ParseTuple(args, "sy*y*iiy*z*KK", &a.path, a.base.view(), a.other.view(), &a.width,
+                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
+                          &a.row_offset)) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check()) return nullptr;
+    const size_t number = a.limits().number;
+    if (number > kMaxContexts) {
+        refuse("too many contexts");
+        return nullptr;
+    }
+    Scratch scratch;
+    Streams streams;
+    try {
+        Unlocked unlocked;
+        kernels->partition(a.chunk(), a.other.data(), a.limits(), streams, scratch);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    // "N" takes the reference over; a null one becomes the error that is set already.
+    return Py_BuildValue("(NNNNNNNN)", numbers(streams.counts, number),
+                         numbers(streams.changed, number), masks_of(streams, number),
+                         bytes_of(streams.signs), bytes_of(streams.classes),
+                         bytes_of(streams.exponents), bytes_of(streams.low_bits),
+                         numbers(streams.steps, 8));
+}
+
+PyObject* apply(PyObject*, PyObject* args) {
+    Arguments a;
+    Buffer changed, content;
+    if (!PyArg_ParseTuple(args, "sy*w*iiy*z*KKy*y*", &a.path, a.base.view(), a.other.view(),
+                          &a.width, &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
+                          &a.row_offset, changed.view(), content.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check()) return nullptr;
+    const size_t number = a.limits().number;
+    if (number > kMaxContexts || changed.size() != number * 8) {
+        refuse("too many contexts, or not one number of changes for each");
+        return nullptr;
+    }
+    const char* problem;
+    try {
+        Unlocked unlocked;
+        Scratch scratch;
+        problem = kernels->apply(a.chunk(), a.other.data(), a.limits(),
+                                 static_cast<const uint64_t*>(changed.data()),
+                                 {static_cast<const uint8_t*>(content.data()), content.size()},
+                                 scratch);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    if (!problem) Py_RETURN_NONE;
+    return PyUnicode_FromString(problem);
+}
+
+// The rows of `length` words that hold a changed word, as flags.
+PyObject* active_rows(PyObject*, PyObject* args) {
+    Buffer base, tuned, flags;
+    unsigned long long row_bytes, offset;
+    if (!PyArg_ParseTuple(args, "y*y*KKw*", base.view(), tuned.view(), &row_bytes, &offset,
+                          flags.view())) {
+        return nullptr;
+    }
+    if (base.size() != tuned.size() || row_bytes == 0 || offset >= row_bytes ||
+        flags.size() != (base.size() ? (offset + base.size() - 1) / row_bytes + 1 : 0)) {
+        refuse("base, tuned and flags do not fit together");
+        return nullptr;
+    }
+    const auto* old = static_cast<const char*>(base.data());
+    const auto* now = static_cast<const char*>(tuned.data());
+    auto* active = static_cast<uint8_t*>(flags.data());
+    {
+        Unlocked unlocked;
+        size_t place = 0, row = 0;
+        while (place < base.size()) {
+            const size_t room = size_t(row_bytes - (row ? 0 : offset));
+            const size_t run = base.size() - place < room ? base.size() - place : room;
+            active[row++] = std::memcmp(old + place, now + place, run) != 0;
+            place += run;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* changes(PyObject*, PyObject* args) {
+    Arguments a;
+    if (!PyArg_ParseTuple(args, "sy*y*ii", &a.path, a.base.view(), a.other.view(), &a.width,
+                          &a.order)) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check()) return nullptr;
+    Changes found;
+    {
+        Unlocked unlocked;
+        found = kernels->changes(a.chunk(), a.other.data());
+    }
+    return Py_BuildValue("(KK)", static_cast<unsigned long long>(found.number),
+                         static_cast<unsigned long long>(found.top_key));
+}
+
+PyMethodDef kMethods[] = {
+    {"paths", paths, METH_NOARGS, "Names of the kernels that run here, fastest first."},
+    {"changes", changes, METH_VARARGS, "Count changed words, and find the largest key of one."},
+    {"active_rows", active_rows, METH_VARARGS, "Flag the rows that hold a changed word."},
+    {"histogram", histogram, METH_VARARGS, "Add to counts of words and steps by bin."},
+    {"partition", partition, METH_VARARGS, "Split a chunk into streams."},
+    {"apply", apply, METH_VARARGS, "Decode streams; returns what is wrong with them, if anything."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef kModule = {
+    PyModuleDef_HEAD_INIT, "_kernels", "The hot loops.", 0, kMethods, nullptr, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&kModule); }

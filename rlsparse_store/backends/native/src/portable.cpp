@@ -1,0 +1,22 @@
+// The kernels for any processor.
+#include <cstring>
+
+#include "kernels.hpp"
+
+namespace rlsparse {
+namespace portable {
+
+#include "words.hpp"
+#include "bits.hpp"
+#include "generic.hpp"
+using Simd = Generic;
+#include "codes.hpp"
+#include "streams.hpp"
+#include "chunk.hpp"
+
+}  // namespace portable
+
+extern const Kernels kPortable = {"portable", portable::changes, portable::histogram, portable::partition,
+                           portable::apply};
+
+}  // namespace rlsparse

@@ -1,0 +1,267 @@
+"""One encoding: from the plan of every tensor to the index of the delta."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rlsparse_store.checkpoint import (
+    INDEX_NAME,
+    BaseHints,
+    Checkpoint,
+    SideFiles,
+    describe_file,
+    describe_index,
+    hints_from_path,
+    sort_side_files,
+)
+from rlsparse_store.codec import DeltaChunk
+from rlsparse_store.container import (
+    ChunkCoding,
+    ChunkRecord,
+    ChunkSink,
+    FileRecord,
+    FilesRecord,
+    Index,
+    Kind,
+    Manifest,
+    TensorRecord,
+    Totals,
+)
+from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
+from rlsparse_store.delta.scan import Coded, CodedSpan, Span, choose_coding, spans_of
+from rlsparse_store.delta.sources import DtypePolicy, TensorPlan, plan_tensors
+from rlsparse_store.digest import TensorDigester, bytes_check
+from rlsparse_store.errors import CheckpointError
+from rlsparse_store.storage.names import is_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends import Backend
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """One encoding, from plan to index.
+
+    Args:
+        base: The base.
+        tuned: The tuned checkpoint.
+        policy: What to do where dtypes do not fit.
+
+    Raises:
+        CheckpointError: The tuned checkpoint has a file name that a delta cannot keep.
+        DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
+    """
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> None:
+        self._base = base
+        self.tuned = tuned
+        for file in tuned.files:
+            if not (is_file_name(file.name) and file.name.endswith(".safetensors")):
+                msg = "a delta keeps file names of letters, digits, '.', '_' and '-' that end in "
+                raise CheckpointError(msg + ".safetensors; rename it", file=tuned.path)
+        self._plans = plan_tensors(base, tuned, policy)
+        self._codings = [plan.dtype.coding for plan in self._plans]
+        self._digests = [_Digests(plan) for plan in self._plans]
+        self._chunks: list[ChunkRecord] = []
+        self._steps = [[0] * 8 for _ in self._plans]
+        self._moved = [0] * len(self._plans)
+        self._whole_raw = [0] * len(self._plans)
+        self._whole_bytes = [0] * len(self._plans)
+        self._hints = hints_from_path(base.path.absolute())
+        self._index: Index | None = None
+        self._manifest: Manifest | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of base and tuned that coding reads."""
+        return sum(
+            max(plan.coded_nbytes, source) + source
+            if (source := 0 if plan.source is None else plan.source.nbytes)
+            else plan.coded_nbytes
+            for plan in self._plans
+            if plan.alias_of is None
+        )
+
+    def spans(self, backend: Backend) -> Iterator[tuple[str, list[Span]]]:
+        """The name of each tensor, in order, and its spans."""
+        for number, plan in enumerate(self._plans):
+            coding = choose_coding(plan, self._base, self.tuned, backend)
+            self._codings[number] = coding
+            yield plan.tuned.name, list(spans_of(number, plan, coding))
+
+    def add(self, coded: CodedSpan, base_leaves: NDArray[np.uint64], sink: ChunkSink) -> None:
+        """Take a coded span. Spans come in order."""
+        digests = self._digests[coded.span.tensor]
+        digests.base.add_leaves(base_leaves)
+        digests.tuned.add_leaves(coded.tuned_leaves)
+        for chunk in coded.chunks:
+            self._add_chunk(coded.span.tensor, chunk, sink)
+
+    def base_digests(self) -> dict[str, bytes]:
+        """The digests of the sources, once every span was taken."""
+        return {
+            plan.source.name: digests.base.digest()
+            for plan, digests in zip(self._plans, self._digests, strict=True)
+            if plan.source is not None
+        }
+
+    def finish(self, base_state: str, sink: ChunkSink) -> int:
+        """Write the index and return the bytes of the delta's files.
+
+        Args:
+            base_state: The base's state digest.
+            sink: Where the chunks went.
+        """
+        tensors = [self._record(i) for i in range(len(self._plans))]
+        removed = self._removed()
+        self._index = Index(tensors, removed, self._chunks, self._files())
+        self._manifest = self._make_manifest(
+            base_state, self._index.tuned_state(), self._index.totals()
+        )
+        return sink.finish(self._index, self._manifest)
+
+    def _add_chunk(self, tensor: int, coded: Coded, sink: ChunkSink) -> None:
+        chunk = coded.chunk
+        place = sink.add(chunk.stored)
+        coding = ChunkCoding.WHOLE
+        if isinstance(chunk, DeltaChunk):
+            coding = ChunkCoding.DELTA_WITH_ROWS if chunk.has_row_flags else ChunkCoding.DELTA
+            for bin_number, count in enumerate(chunk.steps):
+                self._steps[tensor][bin_number] += count
+        else:
+            self._moved[tensor] += coded.changed
+            self._whole_raw[tensor] += self._codings[tensor].nbytes(coded.length)
+            self._whole_bytes[tensor] += len(chunk.stored)
+        self._chunks.append(
+            ChunkRecord(
+                tensor,
+                coded.first,
+                coded.length,
+                coding,
+                place.shard,
+                place.offset,
+                len(chunk.stored),
+                bytes_check(chunk.stored),
+                coded.result_check,
+                coded.base_check,
+                chunk.bounds if isinstance(chunk, DeltaChunk) else (),
+                chunk.changed if isinstance(chunk, DeltaChunk) else (),
+            )
+        )
+
+    def _record(self, number: int) -> TensorRecord:
+        plan, coding = self._plans[number], self._codings[number]
+        name, dtype, shape = plan.tuned.name, plan.dtype, plan.tuned.shape
+        if plan.alias_of is not None:
+            return TensorRecord(name, Kind.ALIAS, dtype, shape, origin=plan.alias_of)
+        digest = self._digests[number].tuned.digest()
+        if plan.source is None:
+            return TensorRecord(name, Kind.WHOLE, dtype, shape, coding, tuned_digest=digest)
+        base_digest = self._digests[number].base.digest()
+        if digest == base_digest and not plan.widening:
+            origin = plan.source.name
+            return TensorRecord(name, Kind.SAME, dtype, shape, origin=origin, tuned_digest=digest)
+        return TensorRecord(
+            name,
+            Kind.DELTA,
+            dtype,
+            shape,
+            coding,
+            plan.widening,
+            plan.source.name,
+            coding.num_words(plan.coded_nbytes - plan.shared_bytes),
+            tuple(self._steps[number]),
+            self._moved[number],
+            digest,
+            base_digest,
+        )
+
+    def _removed(self) -> list[str]:
+        used = {plan.source.name for plan in self._plans if plan.source is not None}
+        used |= self.tuned.tensors.keys()
+        return [name for name in self._base.tensors if name not in used]
+
+    def largest_manifest(self) -> Manifest:
+        """A manifest at least as long as the final one."""
+        many = 10**9
+        words = 2 * self.tuned.nbytes
+        totals = Totals(len(self._plans), words, words, many, self.tuned.nbytes)
+        return self._make_manifest("0" * 64, "0" * 64, totals)
+
+    def _make_manifest(self, base: str, tuned: str, totals: Totals) -> Manifest:
+        hints = self._hints or BaseHints("", "")
+        cast = "BF16" if any(plan.is_cast for plan in self._plans) else None
+        return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast)
+
+    def _files(self) -> FilesRecord:
+        """How the tuned files are laid out; cast ones anew, for their bytes are others."""
+        index = describe_index(self.tuned)
+        layouts = [describe_file(file) for file in self.tuned.files]
+        files = [FileRecord(*layout) for layout in layouts]
+        index_layout, index_text = index.layout, index.text
+        if any(plan.is_cast for plan in self._plans):
+            files = [_cast_layout(self.tuned, i, file) for i, file in enumerate(files)]
+            if index_layout:
+                size = sum(plan.stored_nbytes for plan in self._plans)
+                text = json.dumps({"total_size": size}, indent=2, sort_keys=True)
+                index_layout, index_text = 1, text.encode()
+        file_of = [plan.tuned.file for plan in self._plans]
+        return FilesRecord(files, file_of, index_layout, index_text)
+
+    def report(self, delta_bytes: int) -> EncodeReport:
+        """Say what was stored and what it takes.
+
+        Args:
+            delta_bytes: What :meth:`finish` returned.
+        """
+        assert self._index is not None  # noqa: S101 - finish() was called
+        assert self._manifest is not None  # noqa: S101 - finish() was called
+        whole = [
+            WholeTensor(
+                name=plan.tuned.name,
+                reason=plan.reason or "shorter whole than as a delta",
+                raw_bytes=self._whole_raw[i],
+                stored_bytes=self._whole_bytes[i],
+            )
+            for i, plan in enumerate(self._plans)
+            if self._whole_bytes[i]
+        ]
+        sides = self.side_files()
+        return EncodeReport(
+            **report_tensors(self._index, self._manifest, delta_bytes),
+            base_bytes=self._base.nbytes,
+            whole=whole,
+            carried_files=sides.carried,
+            carried_bytes=sum((self.tuned.path / name).stat().st_size for name in sides.carried),
+            skipped_files=sides.skipped,
+        )
+
+    def side_files(self) -> SideFiles:
+        """The small files beside the tuned weights."""
+        if self.tuned.path.is_file():
+            return SideFiles([], [])
+        weights = {file.name for file in self.tuned.files} | {INDEX_NAME}
+        return sort_side_files(self.tuned.path, weights)
+
+
+class _Digests:
+    """The digests of a tensor and of its source, while their leaves come in."""
+
+    def __init__(self, plan: TensorPlan) -> None:
+        self.tuned = TensorDigester(plan.stored_nbytes)
+        self.base = TensorDigester(0 if plan.source is None else plan.source.nbytes)
+
+
+def _cast_layout(tuned: Checkpoint, number: int, file: FileRecord) -> FileRecord:
+    if file.layout != 2:
+        return file
+    metadata = tuned.files[number].parsed.metadata
+    text = b"" if metadata is None else json.dumps(metadata, separators=(",", ":")).encode()
+    return FileRecord(file.name, 0, text)
