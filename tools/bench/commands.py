@@ -1,0 +1,201 @@
+"""Time whole commands on files: ``python tools/bench/commands.py OUT``.
+
+Generates pairs of checkpoints of several GiB in ``OUT/inputs`` unless they are there, and times
+``cmp``, ``cp`` with fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. Each round
+runs every command once, so that a machine that is slow for a while is slow for all of them. What a
+command reads is read into the page cache first. Writes ``OUT/commands.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import click
+
+from inputs import make_pair
+from machine import describe_machine, describe_packages
+
+Json: TypeAlias = dict[str, Any]
+BLOCK: Final = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command to be timed.
+
+    Attributes:
+        name: In the table.
+        steps: Programs with their arguments, run one after another.
+        reads: Folders that are read into the page cache before.
+        writes: Folder that is removed before and after.
+    """
+
+    name: str
+    steps: tuple[tuple[str, ...], ...]
+    reads: tuple[Path, ...]
+    writes: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run took.
+
+    Attributes:
+        seconds: Wall time.
+        cpu_seconds: Processor time, of all threads.
+    """
+
+    seconds: float
+    cpu_seconds: float
+
+
+def commands_for(pair: Path, scratch: Path, threads: tuple[int, ...]) -> list[Command]:
+    """All commands on one pair: two known ones, then ours; needs the copy and the delta there."""
+    base, tuned, copy, delta = pair / "base", pair / "tuned", scratch / "copy", scratch / "delta"
+    out = scratch / "out"
+    # Every file is synced, and then the folder, as a command does that is to survive a crash.
+    files = [str(out / path.name) for path in sorted(tuned.iterdir())]
+    compared = [("cmp", str(path), str(copy / path.name)) for path in sorted(tuned.iterdir())]
+    copied = (("cp", "-r", str(tuned), str(out)), ("sync", *files, str(out)))
+    timed = [
+        Command("cmp of tuned and a copy", tuple(compared), (tuned, copy)),
+        Command("cp of tuned, and fsync", copied, (tuned,), out),
+        Command("inspect DELTA", (_rlsparse("inspect", delta),), (delta,)),
+    ]
+    for count in threads:
+        suffix = f"{count} thread{'s' if count > 1 else ''}"
+        options = ("--quiet", "--threads", str(count))
+        encode = _rlsparse("encode", base, tuned, "-o", out, *options)
+        apply = _rlsparse("apply", delta, "--base", base, "-o", out, *options)
+        inspect = _rlsparse("inspect", base, tuned, *options)
+        timed += [
+            Command(f"encode, {suffix}", (encode,), (base, tuned), out),
+            Command(f"apply, {suffix}", (apply,), (base, delta), out),
+            Command(f"inspect BASE TUNED, {suffix}", (inspect,), (base, tuned)),
+        ]
+    return timed
+
+
+def _rlsparse(*arguments: str | Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "rlsparse_store", *map(str, arguments))
+
+
+def run(command: Command) -> Run:
+    """Run a command on warm files."""
+    _remove(command.writes)
+    for folder in command.reads:
+        _warm(folder)
+    before, started = os.times(), time.perf_counter()
+    for step in command.steps:
+        subprocess.run(step, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - named above
+    seconds, after = time.perf_counter() - started, os.times()
+    _remove(command.writes)
+    user = after.children_user - before.children_user
+    return Run(seconds, user + after.children_system - before.children_system)
+
+
+def time_pair(pair: Path, scratch: Path, threads: tuple[int, ...], repeat: int) -> list[Json]:
+    """The best of several rounds of all commands on a pair."""
+    _remove(scratch)
+    scratch.mkdir(parents=True)
+    shutil.copytree(pair / "tuned", scratch / "copy")
+    encode = _rlsparse("encode", pair / "base", pair / "tuned", "-o", scratch / "delta", "--quiet")
+    subprocess.run(encode, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this project's
+    commands = commands_for(pair, scratch, threads)
+    rounds = [[run(command) for command in commands] for _ in range(repeat)]
+    _remove(scratch)
+    best = [min(runs, key=lambda one: one.seconds) for runs in zip(*rounds, strict=True)]
+    return [
+        {"command": command.name, **asdict(one)}
+        for command, one in zip(commands, best, strict=True)
+    ]
+
+
+def _warm(folder: Path) -> None:
+    """Read all files of a folder."""
+    buffer = bytearray(BLOCK)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tabulate(results: Json) -> str:
+    """The results as Markdown."""
+    machine = results["machine"]
+    lines = [
+        "# Whole commands",
+        "",
+        f"{machine['processor']}, {machine['cores']} cores. Best of {results['repeat']} rounds.",
+        "",
+    ]
+    for pair in results["pairs"]:
+        reference = {row["command"]: row["seconds"] for row in pair["runs"]}
+        cmp, copy = reference["cmp of tuned and a copy"], reference["cp of tuned, and fsync"]
+        lines += [
+            f"## {pair['nbytes'] / (1 << 30):.2f} GiB, {pair['density']:.0%} changed",
+            "",
+            "| command | seconds | CPU seconds | GB/s | ÷ cmp | ÷ cp and fsync |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row['command']} | {row['seconds']:.2f} | {row['cpu_seconds']:.2f} "
+            f"| {pair['nbytes'] / row['seconds'] / 1e9:.2f} "
+            f"| {row['seconds'] / cmp:.2f} | {row['seconds'] / copy:.2f} |"
+            for row in pair["runs"]
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--gib", type=float, default=4.0, help="Size of one checkpoint.")
+@click.option(
+    "--density", "densities", type=float, multiple=True, default=(0.02, 0.09), help="Of the pairs."
+)
+@click.option("--threads", type=int, multiple=True, default=(1, 2), help="To run ours with.")
+@click.option("--repeat", type=click.IntRange(1), default=3, help="Rounds; the best counts.")
+def main(
+    *,
+    out: Path,
+    gib: float,
+    densities: tuple[float, ...],
+    threads: tuple[int, ...],
+    repeat: int,
+) -> None:
+    """Time whole commands on files, and write a table to OUT."""
+    results: Json = {
+        "machine": describe_machine(),
+        "packages": describe_packages(),
+        "repeat": repeat,
+        "pairs": [],
+    }
+    for density in densities:
+        folder = out / "inputs" / f"{gib:g}-gib-{density:g}"
+        pair = make_pair(folder, ["--gib", f"{gib:g}"], density, shards=4)
+        nbytes = sum(path.stat().st_size for path in (pair / "tuned").iterdir())
+        runs = time_pair(pair, out / "scratch", threads, repeat)
+        results["pairs"].append({"density": density, "nbytes": nbytes, "runs": runs})
+    text = json.dumps(results, indent=1) + "\n"
+    (out / "commands.json").write_text(text, encoding="utf-8")
+    (out / "commands.md").write_text(tabulate(results), encoding="utf-8")
+    click.echo(f"wrote {out}/commands.json and commands.md")
+
+
+if __name__ == "__main__":
+    main()

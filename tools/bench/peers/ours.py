@@ -1,0 +1,91 @@
+"""rlsparse_store: chunks cut as ``rlsparse_store.delta.scan`` cuts them, coded one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from peers.base import Codec, Coded, Kind
+from rlsparse_store.backends import Changes, get_backend
+from rlsparse_store.codec import (
+    CodedChunk,
+    DeltaChunk,
+    decode_delta,
+    decode_whole,
+    encode_chunk,
+)
+from rlsparse_store.delta.scan import BLOCK_WORDS, ENOUGH_CHANGES
+from rlsparse_store.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peers.base import Tensor, Tensors
+
+CHUNK_WORDS = 64 * BLOCK_WORDS
+BF16 = DTYPES["BF16"]
+Chunks: TypeAlias = list[list[tuple[slice, CodedChunk]]]
+
+
+class Ours(Codec[Chunks]):
+    """The codec, without files, digests and the check of each chunk that encoding a file makes."""
+
+    name = "rlsparse_store"
+    kind = Kind.OURS
+    in_place = True
+
+    def __init__(self) -> None:
+        self._backend = get_backend()
+
+    def encode(self, base: Tensors, tuned: Tensors) -> Coded[Chunks]:
+        """Code every chunk of every tensor."""
+        chunks = [list(self._code(*pair)) for pair in zip(base, tuned, strict=True)]
+        return Coded(chunks, sum(_nbytes(chunk) for tensor in chunks for _, chunk in tensor))
+
+    def decode(self, base: Tensors, payload: Chunks) -> Tensors:
+        """Decode every chunk into its place."""
+        for tensor, chunks in zip(base, payload, strict=True):
+            words = tensor.reshape(-1)
+            for place, chunk in chunks:
+                part = words[place]
+                if isinstance(chunk, DeltaChunk):
+                    row = _row(tensor, place.start)
+                    decode_delta(self._backend, part, BF16.coding, chunk, row, out=part)
+                else:
+                    part[:] = decode_whole(chunk.stored, part.size, BF16.coding)
+        return base
+
+    def _code(self, base: Tensor, tuned: Tensor) -> Iterator[tuple[slice, CodedChunk]]:
+        before, after = base.reshape(-1), tuned.reshape(-1)
+        for place, changes in self._cut(before, after):
+            sides, row = (before[place], after[place]), _row(base, place.start)
+            chunk = encode_chunk(
+                self._backend, *sides, BF16.coding, BF16.mantissa_bits, row, changes
+            )
+            yield place, chunk
+
+    def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
+        """Close a chunk once it holds enough changes or words; skip blocks without changes."""
+        start, end, changes = 0, 0, Changes(0, 0)
+        for block in range(0, before.size, BLOCK_WORDS):
+            stop = min(block + BLOCK_WORDS, before.size)
+            moved = self._backend.changes(before[block:stop], after[block:stop], BF16.coding)
+            if moved.number:
+                start, end = start if changes.number else block, stop
+                changes += moved
+            full = changes.number >= ENOUGH_CHANGES or stop % CHUNK_WORDS == 0
+            if changes.number and full:
+                yield slice(start, end), changes
+                changes = Changes(0, 0)
+        if changes.number:
+            yield slice(start, end), changes
+
+
+def _row(tensor: Tensor, start: int) -> tuple[int, int] | None:
+    width = tensor.shape[-1]
+    return (width, start % width) if tensor.ndim > 1 else None
+
+
+def _nbytes(chunk: CodedChunk) -> int:
+    """What is stored, and its numbers in the index, at 8 bytes each, less than which they take."""
+    numbers = [*chunk.bounds, *chunk.changed, *chunk.steps] if isinstance(chunk, DeltaChunk) else []
+    return len(chunk.stored) + 8 * len(numbers)
