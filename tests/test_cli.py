@@ -26,7 +26,6 @@ from rlsparse_store.delta import encode_delta
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = ("encode", "apply", "verify", "inspect", "demo")
 KEYS = {"elements", "changed", "density"}
 BOMB = b"cposix\n_exit\n(I66\ntR."  # unpickling this ends the process with exit code 66
@@ -36,12 +35,12 @@ STEP_LABELS = ["-1", "-2", "-3", "<=-4", "+1", "+2", "+3", ">=+4"]
 
 
 def environment(*first: Path, **more: str) -> dict[str, str]:
-    path = os.pathsep.join(str(folder) for folder in (*first, ROOT))
+    path = os.pathsep.join(map(str, first))
     return {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath} | more
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "rlsparse_store", *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "rlsparse_store", *map(str, arguments)]
 
 
 def run(

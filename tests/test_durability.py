@@ -21,7 +21,6 @@ from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = ("encode", "apply")
 
 # Ends the process by SIGKILL before or after the N-th thing it does to the disk.
@@ -72,8 +71,8 @@ main()
 
 def start(*arguments: str | Path | int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath},
+        [sys.executable, "-P", *map(str, arguments)],
+        env={"PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

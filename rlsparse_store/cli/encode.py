@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import percent, print_json, progress_bar, size
-from rlsparse_store.delta import encode_delta
+from rlsparse_store.cli.output import percent, print_json, print_table, progress_bar, size
+from rlsparse_store.delta import EncodeReport, RunReport, encode_delta, encode_run, is_run
 from rlsparse_store.storage.names import shown
 
-if TYPE_CHECKING:
-    from rlsparse_store.delta import EncodeReport
-
-__all__ = ["encode_command", "print_encoded"]
+__all__ = ["encode_command", "print_encoded", "print_run"]
 
 
 @click.command("encode")
 @click.argument("base")
-@click.argument("tuned")
-@click.option("--out", "-o", required=True, metavar="DELTA", help="Folder of the delta to write.")
+@click.argument("tuned", nargs=-1, required=True, metavar="TUNED...")
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    metavar="OUT",
+    help="Folder of the delta, or of the run, to write.",
+)
 @click.option(
     "--cast",
     type=click.Choice(["bf16"]),
@@ -34,7 +37,7 @@ __all__ = ["encode_command", "print_encoded"]
 @quiet_option
 def encode_command(
     base: str,
-    tuned: str,
+    tuned: tuple[str, ...],
     out: str,
     cast: str | None,
     keep_dtype: bool,  # noqa: FBT001 - click passes every parameter by name
@@ -46,24 +49,53 @@ def encode_command(
 
     Both are Hugging Face folders or single .safetensors files. Every tensor comes back bit for
     bit, and the files of TUNED byte for byte.
+
+    Several checkpoints make a run: OUT gets one delta for each, in a folder of its name. BASE is
+    read once for all of them. Deltas that are there already are kept, so the same command goes on
+    after an interruption, and adds later checkpoints.
     """
+    options: dict[str, Any] = {"cast": cast, "keep_dtype": keep_dtype, "threads": threads}
+    as_run = len(tuned) > 1 or is_run(out)
+    report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
-        report = encode_delta(
-            base,
-            tuned,
-            out,
-            cast=cast,
-            keep_dtype=keep_dtype,
-            threads=threads,
-            progress=progress,
-        )
+        if as_run:
+            report = encode_run(base, tuned, out, progress=progress, **options)
+        else:
+            report = encode_delta(base, tuned[0], out, progress=progress, **options)
     if as_json:
         print_json(report.as_json())
-    else:
+        return
+    if isinstance(report, EncodeReport):
         click.echo(f"wrote {shown(out)}")
         print_encoded(report)
         _print_names("copied beside it", report.carried_files)
         _print_names("skipped, not read", report.skipped_files)
+    else:
+        new = sum(delta.is_new for delta in report.deltas)
+        click.echo(f"wrote {new} of {len(report.deltas)} deltas in {shown(out)}")
+        print_run(report)
+
+
+def print_run(report: RunReport) -> None:
+    """Print a line for each delta of a run, and their sum."""
+    print_table(
+        ["delta", "weights", "changed", "density", "bits/changed", "size", "smaller"],
+        [
+            [
+                shown(d.name, 60),
+                f"{d.elements:,}",
+                f"{d.changed:,}",
+                percent(d.density),
+                "" if d.bits_per_changed is None else f"{d.bits_per_changed:.3g}",
+                size(d.delta_bytes),
+                f"{d.tuned_bytes / d.delta_bytes:,.1f} x",
+            ]
+            for d in report.deltas
+        ],
+    )
+    stored = sum(d.delta_bytes for d in report.deltas)
+    raw = sum(d.tuned_bytes for d in report.deltas)
+    click.echo(f"  in all {size(raw)} of tensors in {size(stored)}")
 
 
 def print_encoded(report: EncodeReport) -> None:

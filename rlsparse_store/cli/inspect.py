@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlsparse_store.cli.encode import print_encoded
+from rlsparse_store.cli.encode import print_encoded, print_run
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import percent, print_json, print_table, progress_bar, size
-from rlsparse_store.delta import STEP_LABELS, EncodeReport, inspect_delta, measure_pair
+from rlsparse_store.delta import (
+    STEP_LABELS,
+    EncodeReport,
+    inspect_delta,
+    inspect_run,
+    is_run,
+    measure_pair,
+)
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ SHOWN_TENSORS = 20
 
 
 @click.command("inspect")
-@click.argument("paths", nargs=-1, required=True, metavar="DELTA | BASE TUNED")
+@click.argument("paths", nargs=-1, required=True, metavar="DELTA | RUN | BASE TUNED")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, in order of names.")
 @click.option("--cast", type=click.Choice(["bf16"]), help="For a pair: as for encode.")
 @click.option("--keep-dtype", is_flag=True, help="For a pair: as for encode.")
@@ -38,12 +45,19 @@ def inspect_command(
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
 ) -> None:
-    """Show how sparse an update is: of a DELTA, or of a pair BASE TUNED.
+    """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
     A delta is read from its index alone: no base is needed and nothing is decoded. A pair is
     encoded without writing anything, so its sizes are those that encode would give.
     """
     report: DeltaReport
+    if len(paths) == 1 and is_run(paths[0]):
+        run = inspect_run(paths[0])
+        if as_json:
+            print_json(run.as_json())
+        else:
+            print_run(run)
+        return
     if len(paths) == 1:
         report = inspect_delta(paths[0])
     elif len(paths) == 2:
@@ -52,7 +66,7 @@ def inspect_command(
                 *paths, cast=cast, keep_dtype=keep_dtype, threads=threads, progress=progress
             )
     else:
-        msg = "give one DELTA, or BASE and TUNED"
+        msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
     if as_json:
         print_json(report.as_json())

@@ -11,6 +11,7 @@ from rlsparse_store.delta.report import (
     TensorReport,
     WholeTensor,
 )
+from rlsparse_store.delta.run import RunEntry, RunReport, encode_run, inspect_run, is_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
 
 __all__ = [
@@ -20,12 +21,17 @@ __all__ = [
     "DeltaReport",
     "EncodeReport",
     "Group",
+    "RunEntry",
+    "RunReport",
     "TensorReport",
     "VerifyReport",
     "WholeTensor",
     "apply_delta",
     "encode_delta",
+    "encode_run",
     "inspect_delta",
+    "inspect_run",
+    "is_run",
     "measure_pair",
     "verify_delta",
 ]

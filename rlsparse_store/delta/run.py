@@ -1,0 +1,283 @@
+"""A run: the deltas of several checkpoints of one training run, in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.container import DELTA_FOLDER
+from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, new_delta
+from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.progress import Progress, silent
+from rlsparse_store.delta.together import encode_together
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    NotFoundError,
+    OutputError,
+)
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlsparse_store.container import ChunkSink
+    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.delta.sources import DtypePolicy
+
+__all__ = ["RunEntry", "RunReport", "encode_run", "inspect_run", "is_run"]
+
+SCHEMA_VERSION: Final = 1
+"""Version of the JSON form."""
+
+MOST_TOGETHER: Final = 16
+"""Checkpoints encoded at a time: what is lost if the process is killed, and the number of times
+that a longer run reads the base."""
+
+MOST_FILES: Final = 400
+"""Files of checkpoints open at a time: processes may usually open 1024."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEntry:
+    """One delta of a run.
+
+    Attributes:
+        name: Its folder within the run's: the name of the checkpoint.
+        elements: Words of the tuned checkpoint.
+        changed: Words that differ from their source's.
+        density: changed / elements.
+        delta_bytes: Bytes of all files of the format.
+        bits_per_changed: 8 * delta_bytes / changed, or ``None`` if nothing changed.
+        tuned_bytes: Bytes of the tuned checkpoint's tensors.
+        base_digest: State digest of the base.
+        tuned_digest: State digest of the tuned checkpoint.
+        is_new: Whether it was written just now, and not found.
+    """
+
+    name: str
+    elements: int
+    changed: int
+    density: float
+    delta_bytes: int
+    bits_per_changed: float | None
+    tuned_bytes: int
+    base_digest: str
+    tuned_digest: str
+    is_new: bool
+
+    @classmethod
+    def of(cls, name: str, report: DeltaReport, *, is_new: bool) -> RunEntry:
+        """The summary of a delta's report."""
+        return cls(
+            name=name,
+            elements=report.elements,
+            changed=report.changed,
+            density=report.density,
+            delta_bytes=report.delta_bytes,
+            bits_per_changed=report.bits_per_changed,
+            tuned_bytes=report.tuned_bytes,
+            base_digest=report.base_digest,
+            tuned_digest=report.tuned_digest,
+            is_new=is_new,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The deltas of a run, in natural order of their names."""
+
+    deltas: list[RunEntry]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values, under a versioned schema."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder holds deltas, and is none itself."""
+    path = Path(path)
+    return not _is_delta(path) and path.is_dir() and any(map(_is_delta, path.iterdir()))
+
+
+def _is_delta(path: Path) -> bool:
+    return (path / DELTA_FOLDER).is_dir() and not path.name.startswith(".")
+
+
+def inspect_run(run: str | Path) -> RunReport:
+    """List the deltas of a run. Needs no base and decodes nothing.
+
+    Args:
+        run: Folder of the run.
+
+    Raises:
+        NotFoundError: It holds no deltas.
+        FormatError: A delta is damaged.
+
+    Example:
+        >>> [d.name for d in inspect_run("run").deltas]  # doctest: +SKIP
+        ['checkpoint-100', 'checkpoint-200']
+    """
+    if not is_run(run):
+        msg = "holds no deltas"
+        raise NotFoundError(msg, file=shown(str(run)))
+    folders = sorted((path for path in Path(run).iterdir() if _is_delta(path)), key=_natural)
+    entries = [RunEntry.of(path.name, inspect_delta(path), is_new=False) for path in folders]
+    return RunReport(deltas=entries)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts ``step-9`` before ``step-10``."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def encode_run(
+    base: str | Path,
+    tuned: Sequence[str | Path],
+    out: str | Path,
+    *,
+    cast: str | None = None,
+    keep_dtype: bool = False,
+    threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> RunReport:
+    """Store several checkpoints of one base, each as a delta in a folder of its own name.
+
+    The base is read and hashed once for every 16 checkpoints. A delta that is there already is
+    kept and its checkpoint not read, so that a run can go on after it was interrupted and grow as
+    training does; to have a delta made again, remove its folder.
+
+    Args:
+        base: The base: a Hugging Face folder or one ``.safetensors`` file.
+        tuned: The tuned checkpoints, likewise.
+        out: Folder of the run.
+        cast: As for :func:`encode_delta`.
+        keep_dtype: As for :func:`encode_delta`.
+        threads: Threads to work on; all processors by default.
+        shard_bytes: Bytes of chunks after which a delta begins a new file.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        All deltas of the run, those that were there included.
+
+    Raises:
+        NotFoundError: A checkpoint is not there.
+        CheckpointError: A checkpoint is broken, or two have the same name.
+        DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+        BaseMismatchError: A delta that was there already was made against another base.
+        OutputError: A delta cannot be written.
+
+    Example:
+        >>> encode_run("qwen-base", ["checkpoint-100", "checkpoint-200"], "run")  # doctest: +SKIP
+    """
+    policy = dtype_policy(cast, keep=keep_dtype)
+    out = Path(out)
+    if _is_delta(out):
+        msg = "is a delta, not the folder of a run; choose another place"
+        raise OutputError(msg, file=out)
+    named = _by_name(tuned)
+    found = inspect_run(out).deltas if is_run(out) else []
+    entries = {entry.name: entry for entry in found}
+    pending = [name for name in named if name not in entries]
+    with open_checkpoint(Path(base)) as base_checkpoint:
+        group = _Group(base_checkpoint, policy, out, shard_bytes)
+        parts = _Parts(progress, len(pending))
+        while pending:
+            reports = group.encode(named, pending, threads, parts)
+            for name, report in reports.items():
+                entries[name] = RunEntry.of(name, report, is_new=True)
+            pending = pending[len(reports) :]
+            _require_one_base(out, entries)
+    ordered = sorted(entries.values(), key=lambda entry: _natural(Path(entry.name)))
+    return RunReport(deltas=ordered)
+
+
+def _by_name(tuned: Sequence[str | Path]) -> dict[str, Path]:
+    """The checkpoints by the names of their deltas."""
+    named: dict[str, Path] = {}
+    for given in tuned:
+        path = Path(os.path.abspath(given))  # noqa: PTH100 - resolve() would follow links
+        name = path.stem if path.is_file() else path.name
+        if name in named:
+            msg = f"two checkpoints are named {shown(name)}; store them in different runs"
+            raise CheckpointError(msg, file=path)
+        if not name or name.startswith("."):
+            msg = "its name cannot be that of a delta; rename it"
+            raise CheckpointError(msg, file=path)
+        named[name] = path
+    return named
+
+
+def _require_one_base(out: Path, entries: dict[str, RunEntry]) -> None:
+    """Require that the deltas that were there have the base of the new ones."""
+    new = next(entry for entry in entries.values() if entry.is_new)
+    for entry in entries.values():
+        if entry.base_digest != new.base_digest:
+            msg = "was made against another base; remove it, or choose another folder for this run"
+            raise BaseMismatchError(msg, file=out / entry.name)
+
+
+class _Parts:
+    """Progress of one group of checkpoints after the other.
+
+    What the checkpoints of later groups hold is not known yet; they are taken to be alike.
+    """
+
+    def __init__(self, progress: Progress, checkpoints: int) -> None:
+        self._progress = progress
+        self._checkpoints = checkpoints
+        self._done = 0
+
+    def next(self, checkpoints: int) -> Progress:
+        """Progress of the next group, which has so many checkpoints."""
+        before = self._done
+        self._done += checkpoints
+
+        def report(done: int, total: int) -> None:
+            self._progress(before * total + done * checkpoints, self._checkpoints * total)
+
+        return report
+
+
+class _Group:
+    """Encodes as many checkpoints together as may be open at a time."""
+
+    def __init__(self, base: Checkpoint, policy: DtypePolicy, out: Path, shard_bytes: int) -> None:
+        self._base = base
+        self._policy = policy
+        self._out = out
+        self._shard_bytes = shard_bytes
+
+    def encode(
+        self, named: dict[str, Path], pending: list[str], threads: int | None, parts: _Parts
+    ) -> dict[str, DeltaReport]:
+        """Encode the first of the pending checkpoints, and report on those."""
+        with ExitStack() as checkpoints, ExitStack() as deltas:
+            encoders: dict[str, Encoder] = {}
+            files = len(self._base.files)
+            for name in pending[:MOST_TOGETHER]:
+                checkpoint = checkpoints.enter_context(open_checkpoint(named[name]))
+                files += len(checkpoint.files)
+                if encoders and files > MOST_FILES:
+                    break
+                encoders[name] = Encoder(self._base, checkpoint, self._policy)
+            encodings: list[tuple[Encoder, ChunkSink]] = [
+                (
+                    encoder,
+                    deltas.enter_context(new_delta(encoder, self._out / name, self._shard_bytes)),
+                )
+                for name, encoder in encoders.items()
+            ]
+            sizes = encode_together(self._base, encodings, threads, parts.next(len(encodings)))
+            return {
+                name: encoder.report(size)
+                for (name, encoder), size in zip(encoders.items(), sizes, strict=True)
+            }

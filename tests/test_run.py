@@ -1,0 +1,252 @@
+"""Runs: several checkpoints of one base, encoded together, interrupted, and grown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from pairs import SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
+
+from rlsparse_store import apply_delta, encode_delta, encode_run, inspect_delta, inspect_run
+from rlsparse_store.checkpoint import Checkpoint
+from rlsparse_store.delta import run as run_module
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    NotFoundError,
+    OutputError,
+    RlsparseError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.checkpoint import TensorRef
+
+STEPS = ("step-9", "step-10", "step-200")
+
+# Ends the process by SIGKILL just before the N-th delta gets its name.
+KILLED = """
+import itertools, os, signal, sys
+last, count, rename = int(sys.argv.pop(1)), itertools.count(1), os.rename
+def counted(*arguments, **options):
+    if ".tmp-" in os.path.basename(arguments[0]) and next(count) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(*arguments, **options)
+os.rename = counted
+from rlsparse_store.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A base and checkpoints of its tuning."""
+
+    base: Path
+    tuned: list[Path]
+
+
+def base_tensors() -> Tensors:
+    return {f"layers.{n}.weight": bf16_tensor(n, 300, 64 + n) for n in range(4)}
+
+
+def later(tensors: Tensors, seed: int) -> Tensors:
+    return {name: tune(t, seed, 0.05) for name, t in tensors.items()}
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    tensors = base_tensors()
+    base = save(tmp_path / "base", tensors)
+    tuned = []
+    for seed, name in enumerate(STEPS):
+        tensors = later(tensors, seed)
+        tuned.append(save(tmp_path / name, tensors))
+        (tuned[-1] / "config.json").write_text('{"model_type": "qwen2"}')
+    return Training(base, tuned)
+
+
+def check(training: Training, run: Path, work: Path) -> None:
+    """Every delta of the run is the one that encoding its checkpoint alone gives."""
+    for path in training.tuned:
+        encode_delta(training.base, path, work / path.name)
+        assert contents(run / path.name) == contents(work / path.name)
+
+
+def test_a_run_holds_the_deltas_of_each_checkpoint(training: Training, tmp_path: Path) -> None:
+    report = encode_run(training.base, training.tuned, tmp_path / "run")
+    assert [d.name for d in report.deltas] == list(STEPS)
+    assert all(d.is_new for d in report.deltas)
+    check(training, tmp_path / "run", tmp_path / "alone")
+    for entry in inspect_run(tmp_path / "run").deltas:
+        alone = inspect_delta(tmp_path / "run" / entry.name)
+        assert (entry.changed, entry.density) == (alone.changed, alone.density)
+        assert entry.tuned_digest == alone.tuned_digest
+        assert not entry.is_new
+
+
+def test_checkpoints_may_be_laid_out_differently(tmp_path: Path) -> None:
+    tensors = base_tensors()
+    base = save(tmp_path / "base", tensors)
+    grown = dict(tensors)
+    t = tensors["layers.1.weight"]
+    grown["layers.1.weight"] = Tensor("BF16", (301, 65), t.data + bytes(130))
+    less = {name: t for name, t in later(tensors, 5).items() if name != "layers.0.weight"}
+    more = later(tensors, 6) | {"zz": bf16_tensor(9, 4)}
+    paths = [save(tmp_path / n, t) for n, t in (("a", grown), ("b", less), ("c", more))]
+    single = tmp_path / "d.safetensors"
+    single.write_bytes(file_bytes(later(tensors, 7)))
+    training = Training(base, [*paths, single])
+    report = encode_run(base, training.tuned, tmp_path / "run")
+    assert [d.name for d in report.deltas] == ["a", "b", "c", "d"]
+    for path in training.tuned:
+        name = path.name.removesuffix(".safetensors")
+        apply_delta(tmp_path / "run" / name, tmp_path / "out" / name, base=base)
+        made = tmp_path / "out" / name / (single.name if path is single else SINGLE)
+        assert made.read_bytes() == (path if path is single else path / SINGLE).read_bytes()
+
+
+def test_the_base_is_read_once(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: dict[str, int] = {}
+    read_into = Checkpoint.read_into
+
+    def counted(self: Checkpoint, tensor: TensorRef, start: int, out: NDArray[np.uint8]) -> None:
+        reads[self.path.name] = reads.get(self.path.name, 0) + out.nbytes
+        read_into(self, tensor, start, out)
+
+    monkeypatch.setattr(Checkpoint, "read_into", counted)
+    encode_run(training.base, training.tuned, tmp_path / "run", threads=1)
+    nbytes = sum(len(t.data) for t in base_tensors().values())
+    # Beside the weights, three samples of each tensor, by which equal ones are recognized.
+    samples = 3 * 512 * len(base_tensors())
+    assert nbytes <= reads["base"] <= nbytes + len(STEPS) * samples
+
+
+def test_a_run_grows_and_keeps_what_is_there(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned[:2], run)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    # A checkpoint that was encoded need not be there any more.
+    (training.tuned[0] / SINGLE).unlink()
+    report = encode_run(training.base, training.tuned, run)
+    assert [d.is_new for d in report.deltas] == [False, False, True]
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items() if p.is_file())
+    again = encode_run(training.base, training.tuned, run)
+    assert not any(d.is_new for d in again.deltas)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_many_checkpoints_are_encoded_in_groups(
+    training: Training, tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(run_module, "MOST_TOGETHER", together)
+    encode_run(
+        training.base,
+        training.tuned,
+        tmp_path / "run",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    check(training, tmp_path / "run", tmp_path / "alone")
+    shares = [done / total for done, total in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_few_files_are_open_at_a_time(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "MOST_FILES", 1)
+    encode_run(training.base, training.tuned, tmp_path / "run")
+    check(training, tmp_path / "run", tmp_path / "alone")
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", *map(str, arguments)],
+        env={"PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_a_killed_run_goes_on(training: Training, tmp_path: Path, last: int) -> None:
+    run = tmp_path / "run"
+    arguments: list[str | Path] = ["encode", training.base, *training.tuned, "-o", run, "-q"]
+    assert command("-c", KILLED, str(last), *arguments).returncode == -9
+    finished = [path.name for path in run.iterdir() if not path.name.startswith(".")]
+    assert len(finished) == last - 1
+    done = command("-m", "rlsparse_store", *arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert sum(delta["is_new"] for delta in report["deltas"]) == len(STEPS) - len(finished)
+    check(training, run, tmp_path / "alone")
+    assert sorted(path.name for path in run.iterdir()) == sorted(STEPS)
+
+
+def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("-m", "rlsparse_store", "encode", training.base, *training.tuned, "-o", run)
+    assert done.returncode == 0
+    assert f"wrote 3 of 3 deltas in {run}" in done.stdout
+    for report in (done, command("-m", "rlsparse_store", "inspect", run)):
+        lines = [line.split() for line in report.stdout.splitlines()]
+        found = [line[0] for line in lines if line and line[0] in STEPS]
+        assert found == list(STEPS)
+    table = json.loads(command("-m", "rlsparse_store", "inspect", run, "--json").stdout)
+    assert table["schema_version"] == 1
+    assert [d["name"] for d in table["deltas"]] == list(STEPS)
+    # One more checkpoint for a folder that is a run joins it.
+    more = save(tmp_path / "step-300", later(base_tensors(), 8))
+    done = command("-m", "rlsparse_store", "encode", training.base, more, "-o", run, "-q")
+    assert f"wrote 1 of 4 deltas in {run}" in done.stdout
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_a_run_has_one_base(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned[:1], run)
+    other = save(tmp_path / "other", later(base_tensors(), 3))
+    with pytest.raises(BaseMismatchError, match="another base"):
+        encode_run(other, training.tuned[1:2], run)
+
+
+def test_two_checkpoints_of_one_name_are_refused(training: Training, tmp_path: Path) -> None:
+    twin = save(tmp_path / "elsewhere" / STEPS[0], base_tensors())
+    with pytest.raises(CheckpointError, match=STEPS[0]):
+        encode_run(training.base, [training.tuned[0], twin], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_delta_is_no_run(training: Training, tmp_path: Path) -> None:
+    encode_delta(training.base, training.tuned[0], tmp_path / "delta")
+    with pytest.raises(OutputError, match="is a delta"):
+        encode_run(training.base, training.tuned[1:], tmp_path / "delta")
+    with pytest.raises(NotFoundError, match="no deltas"):
+        inspect_run(tmp_path / "delta")
+
+
+def test_nothing_is_written_if_a_checkpoint_is_broken(training: Training, tmp_path: Path) -> None:
+    (training.tuned[1] / SINGLE).write_bytes(b"broken")
+    with pytest.raises(RlsparseError):
+        encode_run(training.base, training.tuned, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
