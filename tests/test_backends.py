@@ -443,6 +443,45 @@ def _on_exponents(bounds: NDArray[np.uint64], coding: WordCoding) -> NDArray[np.
     return np.unique(np.append(bounds[:-1] & ~low, bounds[-1] | low))
 
 
+# --- the encoder's choices ---------------------------------------------------------------------
+
+
+@every_backend
+@given(data=st.data(), bins=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_cuts_equal_the_definition(
+    data: st.DataObject, bins: int, seed: int, backend: Backend
+) -> None:
+    rng = np.random.default_rng(seed)
+    scale = data.draw(st.sampled_from([1, 3, 100, 1 << 20]))
+    magnitudes = rng.integers(0, scale, (bins, 12)) * (rng.random((bins, 12)) < 0.3)
+    words = magnitudes.sum(1) + rng.integers(0, scale, bins)
+    assert backend.cheapest_cut(words, magnitudes) == BACKEND.cheapest_cut(words, magnitudes)
+
+
+def test_a_tie_between_cuts_goes_to_the_same_one() -> None:
+    magnitudes = np.zeros((6, 12), np.int64)
+    magnitudes[::2, 0] = 500
+    words = np.full(6, 500, np.int64)
+    for path in native_paths():
+        cut = load_native(path).cheapest_cut(words, magnitudes)
+        assert cut == BACKEND.cheapest_cut(words, magnitudes)
+
+
+@every_backend
+@given(
+    kinds=st.lists(
+        st.tuples(st.integers(1, 20_000), st.sampled_from([1, 2, 16, 200, 256])), max_size=12
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_blocks_equal_the_definition(
+    kinds: list[tuple[int, int]], seed: int, backend: Backend
+) -> None:
+    rng = np.random.default_rng(seed)
+    streams = [rng.integers(0, top, size).astype(np.uint8).tobytes() for size, top in kinds]
+    assert backend.block_starts(streams) == BACKEND.block_starts(streams)
+
+
 # --- which backend -----------------------------------------------------------------------------
 
 

@@ -14,6 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsparse_store.backends import Histogram, Words, get_backend
+from rlsparse_store.backends.cost import (
+    CONTEXT_COST,
+    EMPTY_COST,
+    LOG2,
+    ONE_BIT,
+    mask_cost,
+    n_log_n,
+)
 from rlsparse_store.codec import (
     CodedChunk,
     DeltaChunk,
@@ -28,15 +36,7 @@ from rlsparse_store.codec import (
     to_bytes,
     widen,
 )
-from rlsparse_store.codec.contexts import (
-    CONTEXT_COST,
-    EMPTY_COST,
-    FEW_CHANGES,
-    choose_bounds,
-    key_bins,
-    mask_cost,
-)
-from rlsparse_store.codec.cost import _LOG2, ONE_BIT, n_log_n
+from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
 from rlsparse_store.codec.frames import compress, decompress
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.errors import LimitError, StreamError
@@ -54,8 +54,8 @@ every_dtype = pytest.mark.parametrize("code", CODINGS)
 
 
 def test_no_logarithm_lies_near_a_rounding_boundary() -> None:
-    steps = _LOG2.size - 1
-    for i, entry in enumerate(_LOG2.tolist()):
+    steps = LOG2.size - 1
+    for i, entry in enumerate(LOG2.tolist()):
         exact = math.log2(1 + i / steps) * ONE_BIT
         assert abs(exact % 1 - 0.5) > 1e-6
         assert entry == math.floor(exact + 0.5)
@@ -111,8 +111,8 @@ def test_chosen_contexts_cover_changes_and_are_the_cheapest(histogram: Histogram
     bins = np.arange(histogram.words.size, dtype=np.uint64) * np.uint64(3)
     last = int(np.flatnonzero(histogram.magnitudes.any(1))[-1])
     top = int(bins[last])
-    bounds, cost = choose_bounds(histogram, bins, top)
-    again, _ = choose_bounds(histogram, bins, top)
+    bounds, cost = choose_bounds(BACKEND, histogram, bins, top)
+    again, _ = choose_bounds(BACKEND, histogram, bins, top)
     assert np.array_equal(bounds, again)
     assert set(bounds.tolist()) <= set(bins.tolist())
     assert all(a < b for a, b in pairwise(bounds.tolist()))
@@ -130,13 +130,13 @@ def test_a_tie_goes_to_fewer_contexts() -> None:
     magnitudes = np.zeros((4, 12), np.int64)
     magnitudes[:, 0] = 100
     histogram = Histogram(magnitudes.sum(1) * 10, magnitudes)
-    bounds, _ = choose_bounds(histogram, np.arange(4, dtype=np.uint64), 3)
+    bounds, _ = choose_bounds(BACKEND, histogram, np.arange(4, dtype=np.uint64), 3)
     assert bounds.tolist() == [3]
 
 
 def test_the_contexts_reach_a_change_that_the_sample_missed() -> None:
     histogram = Histogram(np.array([100, 0, 50]), np.zeros((3, 12), np.int64))
-    bounds, _ = choose_bounds(histogram, np.array([9, 19, 29], np.uint64), 15)
+    bounds, _ = choose_bounds(BACKEND, histogram, np.array([9, 19, 29], np.uint64), 15)
     assert bounds[-1] == 19
 
 
@@ -147,7 +147,7 @@ def test_many_bins_are_merged_and_all_covered() -> None:
     magnitudes[499, 0] = 1
     words = magnitudes.sum(1) + rng.integers(0, 1000, 512)
     bins = np.arange(512, dtype=np.uint64)
-    bounds, _ = choose_bounds(Histogram(words, magnitudes), bins, 499)
+    bounds, _ = choose_bounds(BACKEND, Histogram(words, magnitudes), bins, 499)
     assert bounds[-1] == 499
     assert 1 <= bounds.size <= 12
 
@@ -229,7 +229,7 @@ def test_chunks_there_and_back(
 def test_whole_chunks_there_and_back(code: str, count: int) -> None:
     coding, _ = CODINGS[code]
     words = random_words(coding, count, 5)
-    stored = encode_whole(words, coding).stored
+    stored = encode_whole(BACKEND, words, coding).stored
     assert np.array_equal(decode_whole(stored, count, coding), words)
     for wrong in (count - 2, count + 2):
         with pytest.raises(StreamError):
@@ -349,9 +349,9 @@ def frame(**options: Any) -> bytes:  # noqa: ANN401
 
 @given(st.lists(st.binary(max_size=300)))
 def test_frames_hold_their_streams(streams: list[bytes]) -> None:
-    stored = compress(streams)
+    stored = compress(BACKEND, streams)
     content = b"".join(streams)
-    assert stored == compress(streams)
+    assert stored == compress(BACKEND, streams)
     assert decompress(stored, len(content)) == content
     if content:
         with pytest.raises(StreamError, match="announces"):
@@ -360,15 +360,15 @@ def test_frames_hold_their_streams(streams: list[bytes]) -> None:
 
 def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
     streams = [bytes(range(256)) * 20, b"\0" * 5000, np.random.default_rng(1).bytes(3000)]
-    stored = compress(streams)
-    compress([b"something else" * 100])
-    assert compress(streams) == stored
+    stored = compress(BACKEND, streams)
+    compress(BACKEND, [b"something else" * 100])
+    assert compress(BACKEND, streams) == stored
     assert decompress(stored, 1 << 20) == b"".join(streams)
 
 
 def lying(size: int) -> bytes:
     """A frame of CONTENT whose header announces another size."""
-    stored = compress([CONTENT])
+    stored = compress(BACKEND, [CONTENT])
     at = stored.index(struct.pack("<H", len(CONTENT) - 256))
     return stored[:at] + struct.pack("<H", size - 256) + stored[at + 2 :]
 
@@ -405,7 +405,7 @@ def test_a_frame_with_a_dictionary_is_refused() -> None:
     stored = bytearray(frame(dict_data=DICTIONARY))
     with pytest.raises(StreamError):
         decompress(bytes(stored), 1 << 20)
-    numbered = bytearray(compress([CONTENT]))
+    numbered = bytearray(compress(BACKEND, [CONTENT]))
     numbered[4] |= 1  # one byte of a dictionary's number follows the window
     place = 5 if numbered[4] & 0x20 else 6
     numbered[place:place] = b"\x07"

@@ -712,7 +712,7 @@ def whole_chunk(
     """Part of a tensor as a whole chunk."""
     t = draft.index.tensors[tensor]
     _, after = _words_of(pair, t, first, length)
-    stored = encode_whole(after, t.coding or t.dtype.coding).stored
+    stored = encode_whole(get_backend(), after, t.coding or t.dtype.coding).stored
     check = bytes_check(stored)
     coding = ChunkCoding.WHOLE
     return (

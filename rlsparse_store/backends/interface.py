@@ -1,8 +1,8 @@
-"""What a backend does: the few loops over words, and nothing else.
+"""What a backend does: the few hot loops, and nothing else.
 
-A backend sees a chunk as arrays of words. What the results must be is fixed by
-``specs/format.md`` section 8; the NumPy backend is its definition in code, and every other
-backend must equal it bit for bit.
+A backend sees a chunk as arrays of words. What the streams must be is fixed by
+``specs/format.md`` section 8; the NumPy backend is the definition in code of that and of the
+encoder's choices, and every other backend must equal it bit for bit.
 """
 
 from __future__ import annotations
@@ -182,3 +182,19 @@ class Backend(Protocol):
             StreamError: The streams break the format, a row is flagged that has no change, or
                 the base's words changed while they were read.
         """
+
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Cut bins into contexts at the least cost.
+
+        Args:
+            words: Words per bin.
+            magnitudes: Changed words per bin and class of |step|.
+
+        Returns:
+            The ends of the contexts, and the cost of their masks and steps.
+        """
+
+    def block_starts(self, streams: list[bytes]) -> list[bool]:
+        """Which streams begin a block of the frame, so that its blocks cost the least."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.backends import Backend, Changes, Histogram, Rows, Words, rows_touched
+from rlsparse_store.backends.cost import ONE_BIT, mask_cost
 from rlsparse_store.backends.interface import MAGNITUDE_CLASSES
 from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
-from rlsparse_store.codec.contexts import choose_bounds, key_bins, mask_cost
-from rlsparse_store.codec.cost import ONE_BIT
+from rlsparse_store.codec.contexts import choose_bounds, key_bins
 from rlsparse_store.codec.frames import compress, decompress
 from rlsparse_store.codec.views import as_words, to_bytes
 from rlsparse_store.dtypes import OrderMap, WordCoding
@@ -108,10 +108,11 @@ def encode_chunk(
     rows = None
     if row is not None:
         rows, histogram = _try_rows(backend, base, tuned, coding, bins, histogram, row, every)
-    bounds, _ = choose_bounds(histogram, bins, changes.top_key)
+    bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
     streams = backend.partition(base, tuned, coding, bounds, rows)
     flags = [pack_flags(rows.active)] if rows is not None else []
     stored = compress(
+        backend,
         [
             *flags,
             *streams.masks,
@@ -119,11 +120,11 @@ def encode_chunk(
             *_by_context(streams.classes, streams.changed, 2),
             streams.exponents,
             streams.low_bits,
-        ]
+        ],
     )
     raw = coding.nbytes(base.size)
     if len(stored) * WHOLE_TRIAL > raw:
-        whole = encode_whole(tuned, coding)
+        whole = encode_whole(backend, tuned, coding)
         if len(whole.stored) < len(stored):
             return whole
     return DeltaChunk(
@@ -182,7 +183,7 @@ def estimate_bits(
     low_bits = np.maximum(classes - 3, 0)
     low_bits[-1] = max(low_bits[-1], (low_bits[-1] + coding.width) // 2)
     moved = histogram.magnitudes.sum(0)
-    return choose_bounds(histogram, bins, changes.top_key)[1] // ONE_BIT + int(
+    return choose_bounds(backend, histogram, bins, changes.top_key)[1] // ONE_BIT + int(
         (moved * (1 + low_bits)).sum()
     )
 
@@ -232,14 +233,14 @@ def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
     return flags + masks + values
 
 
-def encode_whole(words: Words, coding: WordCoding) -> WholeChunk:
+def encode_whole(backend: Backend, words: Words, coding: WordCoding) -> WholeChunk:
     """Store words as byte planes, the most significant first; floats with their sign last."""
     if coding.width == 4:
-        return WholeChunk(compress([to_bytes(words, 4).tobytes()]))
+        return WholeChunk(compress(backend, [to_bytes(words, 4).tobytes()]))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
         words = _rotated(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1)
-    return WholeChunk(compress([plane.tobytes() for plane in planes.T[::-1]]))
+    return WholeChunk(compress(backend, [plane.tobytes() for plane in planes.T[::-1]]))
 
 
 def _rotated(words: Words, by: int) -> Words:

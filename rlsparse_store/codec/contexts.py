@@ -12,29 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.cost import ONE_BIT, n_log_n
 from rlsparse_store.dtypes import OrderMap, WordCoding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Histogram
+    from rlsparse_store.backends import Backend, Histogram
 
-__all__ = ["choose_bounds", "key_bins", "mask_cost"]
-
-CONTEXT_COST: Final = 160 * ONE_BIT
-"""What a context with changes costs beyond its entropy: table entries, partial bytes, a block."""
-
-EMPTY_COST: Final = 16 * ONE_BIT
-"""What a context without changes costs."""
-
-MOST_CONTEXTS: Final = 12
-"""More than the format's typical eight buy nothing measurable; it allows 16."""
+__all__ = ["choose_bounds", "key_bins"]
 
 FEW_CHANGES: Final = 48
 """With no more changes than this in a chunk, one context is the cheapest."""
-
-_IMPOSSIBLE: Final = np.int64(1) << 62
 
 
 @cache
@@ -55,50 +43,13 @@ def key_bins(coding: WordCoding, mantissa_bits: int | None) -> NDArray[np.uint64
     return np.array([(1 << bits) - 1 for bits in range(coding.key_bits + 1)], np.uint64)
 
 
-def mask_cost(n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cost of telling which ``k`` of ``n`` words changed."""
-    return n_log_n(n) - n_log_n(k) - n_log_n(n - k)
-
-
-def _interval_costs(words: NDArray[np.int64], magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cost of every interval [i, j) of bins, as a matrix; impossible where j <= i."""
-    count = words.size
-    n_sum = np.concatenate([[0], np.cumsum(words)])
-    m_sum = np.concatenate([np.zeros((1, magnitudes.shape[1]), np.int64), magnitudes.cumsum(0)])
-    n = np.maximum(n_sum[None, :] - n_sum[:, None], 0)
-    m = np.maximum(m_sum[None, :, :] - m_sum[:, None, :], 0)
-    k = m.sum(2)
-    cost = mask_cost(n, k) + n_log_n(k) - n_log_n(m).sum(2)
-    cost += np.where(k > 0, CONTEXT_COST, EMPTY_COST)
-    empty = np.tri(count + 1, dtype=np.bool_)
-    return np.where(empty, _IMPOSSIBLE, cost)
-
-
-def _cheapest_cut(cost: NDArray[np.int64]) -> list[int]:
-    """Ends of the intervals of the cheapest cut; ties go to fewer intervals, then earlier cuts."""
-    last = cost.shape[0] - 1
-    best = cost[0]
-    came_from: list[NDArray[np.int64]] = []
-    totals = [best[last]]
-    for _ in range(1, min(MOST_CONTEXTS, last)):
-        # Both terms may be "impossible"; halving the sum's range keeps it from overflowing.
-        through = np.minimum(best, _IMPOSSIBLE >> 1)[:, None] + np.minimum(cost, _IMPOSSIBLE >> 1)
-        source = through.argmin(0)
-        best = through[source, np.arange(last + 1)]
-        came_from.append(source)
-        totals.append(best[last])
-    ends = [last]
-    for source in reversed(came_from[: int(np.argmin(totals))]):
-        ends.append(int(source[ends[-1]]))
-    return ends[::-1]
-
-
 def choose_bounds(
-    histogram: Histogram, bins: NDArray[np.uint64], top_key: int
+    backend: Backend, histogram: Histogram, bins: NDArray[np.uint64], top_key: int
 ) -> tuple[NDArray[np.uint64], int]:
     """Choose the contexts of a chunk with at least one changed word.
 
     Args:
+        backend: Finds the cheapest cut.
         histogram: Counts per bin, which may be estimates.
         bins: Inclusive upper keys of the bins.
         top_key: The largest key of a changed word, which the contexts must reach.
@@ -115,11 +66,8 @@ def choose_bounds(
         used = used[-1:]
     elif used.size > 2 * _MOST_BINS:
         words, magnitudes, used = _merge_bins(words, magnitudes, used)
-    cost = _interval_costs(words, magnitudes)
-    ends = _cheapest_cut(cost)
-    starts = [0, *ends[:-1]]
-    total = int(sum(cost[i, j] for i, j in zip(starts, ends, strict=True)))
-    return bins[used[np.array(ends) - 1]], total
+    ends, cost = backend.cheapest_cut(words, magnitudes)
+    return bins[used[np.array(ends) - 1]], cost
 
 
 _MOST_BINS: Final = 64

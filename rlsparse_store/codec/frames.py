@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import zstandard
 
-from rlsparse_store.codec.cost import ONE_BIT, n_log_n
 from rlsparse_store.errors import LimitError, StreamError
 from rlsparse_store.limits import MAX_WINDOW
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from rlsparse_store.backends import Backend
 
 __all__ = ["compress", "compress_plainly", "content_size", "decompress"]
 
@@ -31,62 +29,16 @@ _PARAMETERS: Final = {
     "write_dict_id": False,
 }
 
-_BLOCK_COST: Final = 24 * ONE_BIT
-_TABLE_COST: Final = 40 * ONE_BIT
-_SYMBOL_COST: Final = 5 * ONE_BIT
 
-
-SAMPLED: Final = 4096
-"""Bytes of a stream, evenly spread, that its histogram is taken from."""
-
-
-def _histograms(streams: list[bytes]) -> NDArray[np.int64]:
-    """How often each byte value occurs in each stream, estimated where it is long."""
-    histograms = np.empty((len(streams), 256), np.int64)
-    for histogram, stream in zip(histograms, streams, strict=True):
-        every = max(1, len(stream) // SAMPLED)
-        sample = np.frombuffer(stream, np.uint8)[::every]
-        histogram[:] = np.bincount(sample, minlength=256) * every
-    return histograms
-
-
-def _block_costs(histograms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """About what zstd makes of bytes with each histogram as one block of its own."""
-    size = histograms.sum(1)
-    symbols = np.count_nonzero(histograms, 1)
-    ideal = n_log_n(size) - n_log_n(histograms).sum(1)
-    # Huffman spends at least one bit per byte, and about a percent more than the entropy.
-    coded = np.maximum(ideal + ideal // 100, size * ONE_BIT) + _TABLE_COST + symbols * _SYMBOL_COST
-    plain = np.minimum(coded, size * 8 * ONE_BIT)
-    return _BLOCK_COST + np.where(symbols <= 1, 8 * ONE_BIT, plain)
-
-
-def _block_starts(streams: list[bytes]) -> list[bool]:
-    """Which streams begin a block: where two blocks cost less than one for both."""
-    if len(streams) < 2:
-        return [True] * len(streams)
-    histograms = _histograms(streams)
-    alone = _block_costs(histograms)
-    with_next = _block_costs(histograms[:-1] + histograms[1:])
-    starts = [True]
-    block, cost, together = histograms[0], alone[0], with_next[:1]
-    for number in range(1, len(streams)):
-        apart = bool(cost + alone[number] < together[0])
-        starts.append(apart)
-        block = histograms[number] if apart else block + histograms[number]
-        cost = alone[number] if apart else together[0]
-        if number + 1 < len(streams):
-            # Only a block of several streams has not been tried with the next one yet.
-            joined = block + histograms[number + 1]
-            together = with_next[number:] if apart else _block_costs(joined[None])
-    return starts
-
-
-def compress(streams: list[bytes]) -> bytes:
+def compress(backend: Backend, streams: list[bytes]) -> bytes:
     """Compress streams into one frame, with a new block where the distribution changes.
 
     A block carries its own Huffman table, so streams that differ are cheaper apart and streams
     that are alike, or tiny, are cheaper together.
+
+    Args:
+        backend: Decides that.
+        streams: The streams, in order.
     """
     streams = [stream for stream in streams if stream]
     parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
@@ -94,7 +46,7 @@ def compress(streams: list[bytes]) -> bytes:
         size=sum(map(len, streams))
     )
     stored: list[bytes] = []
-    for stream, starts in zip(streams, _block_starts(streams), strict=True):
+    for stream, starts in zip(streams, backend.block_starts(streams), strict=True):
         if starts and stored:
             stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
         stored.append(compressor.compress(stream))

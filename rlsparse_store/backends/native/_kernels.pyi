@@ -54,3 +54,21 @@ def apply(
     content: Buffer,
     /,
 ) -> str | None: ...
+def cheapest_cut(
+    words: Buffer,
+    magnitudes: Buffer,
+    log2: Buffer,
+    context_cost: int,
+    empty_cost: int,
+    most_contexts: int,
+    /,
+) -> tuple[list[int], int]: ...
+def block_starts(
+    streams: list[bytes],
+    log2: Buffer,
+    sampled_bytes: int,
+    block_cost: int,
+    table_cost: int,
+    symbol_cost: int,
+    /,
+) -> list[bool]: ...

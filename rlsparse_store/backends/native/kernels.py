@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlsparse_store.backends.cost import (
+    BLOCK_COST,
+    CONTEXT_COST,
+    EMPTY_COST,
+    LOG2,
+    MOST_CONTEXTS,
+    SAMPLED_BYTES,
+    SYMBOL_COST,
+    TABLE_COST,
+)
 from rlsparse_store.backends.interface import (
     MAGNITUDE_CLASSES,
     Changes,
@@ -126,3 +136,22 @@ class NativeBackend:
         )
         if problem is not None:
             raise StreamError(problem)
+
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Cut bins into contexts at the least cost."""
+        return _kernels.cheapest_cut(
+            np.ascontiguousarray(words),
+            np.ascontiguousarray(magnitudes),
+            LOG2,
+            CONTEXT_COST,
+            EMPTY_COST,
+            MOST_CONTEXTS,
+        )
+
+    def block_starts(self, streams: list[bytes]) -> list[bool]:
+        """Which streams begin a block of the frame."""
+        return _kernels.block_starts(
+            streams, LOG2, SAMPLED_BYTES, BLOCK_COST, TABLE_COST, SYMBOL_COST
+        )

@@ -17,6 +17,7 @@ from rlsparse_store.backends.interface import (
     rows_touched,
 )
 from rlsparse_store.backends.numpy.bits import Cursor
+from rlsparse_store.backends.numpy.cuts import block_starts, cheapest_cut
 from rlsparse_store.backends.numpy.masks import decode_mask, encode_mask
 from rlsparse_store.backends.numpy.values import bit_length, decode_steps, encode_steps
 from rlsparse_store.backends.numpy.words import add_steps, keys, steps
@@ -184,6 +185,16 @@ class NumpyBackend:
             low_bits=low_bits,
             steps=_step_counts(step),
         )
+
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Cut bins into contexts at the least cost."""
+        return cheapest_cut(words, magnitudes)
+
+    def block_starts(self, streams: list[bytes]) -> list[bool]:
+        """Which streams begin a block of the frame."""
+        return block_starts(streams)
 
     @staticmethod
     def _count_contexts(

@@ -78,7 +78,9 @@ class Counters {
     void add(size_t cell, size_t turn) { ++counts_[turn % kTables * cells_ + cell]; }
 
     void add_to(int64_t* totals) const {
-        for (size_t i = 0; i < kTables * cells_; ++i) totals[i % cells_] += counts_[i];
+        for (size_t table = 0; table < kTables; ++table) {
+            for (size_t i = 0; i < cells_; ++i) totals[i] += counts_[table * cells_ + i];
+        }
     }
 
   private:

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "cuts.hpp"
 #include "kernels.hpp"
 
 namespace {
@@ -307,6 +308,75 @@ PyObject* changes(PyObject*, PyObject* args) {
                          static_cast<unsigned long long>(found.top_key));
 }
 
+bool is_log2(const Buffer& log2) {
+    return log2.size() == kLogarithms * 8 || refuse("not the table of logarithms");
+}
+
+PyObject* cut(PyObject*, PyObject* args) {
+    Buffer words, magnitudes, log2;
+    long long context_cost, empty_cost;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(args, "y*y*y*LLn", words.view(), magnitudes.view(), log2.view(),
+                          &context_cost, &empty_cost, &most) ||
+        !is_log2(log2)) {
+        return nullptr;
+    }
+    const size_t bins = words.size() / 8;
+    if (bins == 0 || bins > 4096 || words.size() % 8 || most < 1 || most > kMaxContexts ||
+        magnitudes.size() != words.size() * kMagnitudeClasses) {
+        refuse("words and magnitudes do not fit together");
+        return nullptr;
+    }
+    uint64_t ends[kMaxContexts];
+    int64_t cost = 0;
+    size_t number;
+    try {
+        Unlocked unlocked;
+        Scratch scratch;
+        number = cheapest_cut(static_cast<const int64_t*>(words.data()),
+                              static_cast<const int64_t*>(magnitudes.data()), bins,
+                              static_cast<const int64_t*>(log2.data()), context_cost, empty_cost,
+                              size_t(most), ends, &cost, scratch);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    return Py_BuildValue("(NL)", numbers(ends, number), static_cast<long long>(cost));
+}
+
+PyObject* starts(PyObject*, PyObject* args) {
+    PyObject* list;
+    Buffer log2;
+    Py_ssize_t sampled;
+    long long block, table, symbol;
+    if (!PyArg_ParseTuple(args, "O!y*nLLL", &PyList_Type, &list, log2.view(), &sampled, &block,
+                          &table, &symbol) ||
+        !is_log2(log2)) {
+        return nullptr;
+    }
+    constexpr Py_ssize_t kMost = 256;
+    const Py_ssize_t number = PyList_Size(list);
+    if (number > kMost || sampled < 1) {
+        refuse("too many streams");
+        return nullptr;
+    }
+    Span streams[kMost];
+    bool begins[kMost];
+    for (Py_ssize_t i = 0; i < number; ++i) {
+        char* data;
+        Py_ssize_t size;
+        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &data, &size) < 0) return nullptr;
+        streams[i] = {reinterpret_cast<const uint8_t*>(data), size_t(size)};
+    }
+    block_starts(streams, size_t(number),
+                 {static_cast<const int64_t*>(log2.data()), size_t(sampled), block, table, symbol},
+                 begins);
+    PyObject* answer = PyList_New(number);
+    for (Py_ssize_t i = 0; answer && i < number; ++i) {
+        if (PyList_SetItem(answer, i, PyBool_FromLong(begins[i])) < 0) Py_CLEAR(answer);
+    }
+    return answer;
+}
+
 PyMethodDef kMethods[] = {
     {"paths", paths, METH_NOARGS, "Names of the kernels that run here, fastest first."},
     {"changes", changes, METH_VARARGS, "Count changed words, and find the largest key of one."},
@@ -314,6 +384,8 @@ PyMethodDef kMethods[] = {
     {"histogram", histogram, METH_VARARGS, "Add to counts of words and steps by bin."},
     {"partition", partition, METH_VARARGS, "Split a chunk into streams."},
     {"apply", apply, METH_VARARGS, "Decode streams; returns what is wrong with them, if anything."},
+    {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
+    {"block_starts", starts, METH_VARARGS, "Which streams begin a block."},
     {nullptr, nullptr, 0, nullptr},
 };
 

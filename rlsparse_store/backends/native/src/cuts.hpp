@@ -1,0 +1,31 @@
+// Cutting bins into contexts and streams into blocks by what they would cost: the encoder's
+// choices, of which the NumPy backend is the definition. In integers, so that every machine makes
+// the same.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.hpp"
+
+namespace rlsparse {
+
+// Logarithms of 1 + i / 2048 in fixed point of kFraction bits, for i from 0 to kLogarithms - 1.
+constexpr int kFraction = 16;
+constexpr size_t kLogarithms = 2049;
+
+// Writes the ends of the contexts, at most `most` of them, and returns how many there are.
+size_t cheapest_cut(const int64_t* words, const int64_t* magnitudes, size_t bins,
+                    const int64_t* log2, int64_t context_cost, int64_t empty_cost, size_t most,
+                    uint64_t* ends, int64_t* cost, Scratch& scratch);
+
+struct BlockCosts {
+    const int64_t* log2;
+    size_t sampled_bytes;
+    int64_t block, table, symbol;
+};
+
+// Decides which streams, none of them empty, begin a block.
+void block_starts(const Span* streams, size_t number, const BlockCosts& costs, bool* starts);
+
+}  // namespace rlsparse
