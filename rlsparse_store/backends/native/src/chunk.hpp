@@ -24,11 +24,11 @@ const W* whole_groups(const void* words, size_t start, size_t number, W* room) {
 
 // Asks for the tile that comes `ahead` words later: the processor's own prefetching stops between
 // the passes over a tile.
-template <class W>
+template <class W, int kForWriting = 0>
 void prefetch(const Chunk& chunk, const void* words, size_t start, size_t ahead) {
     if (start + ahead + kTile > chunk.words) return;
     const auto* next = reinterpret_cast<const char*>(static_cast<const W*>(words) + start + ahead);
-    for (size_t at = 0; at < kTile * sizeof(W); at += 64) __builtin_prefetch(next + at);
+    for (size_t at = 0; at < kTile * sizeof(W); at += 64) __builtin_prefetch(next + at, kForWriting);
 }
 
 // --- what changed --------------------------------------------------------------------------
@@ -44,14 +44,14 @@ Changes count_changes(const Chunk& chunk, const void* tuned_words) {
     for (size_t start = 0; start < chunk.words; start += kBlock) {
         const size_t left = chunk.words - start;
         const size_t words = left < kBlock ? left : kBlock;
+        const W *old = base + start, *now = tuned + start;
         W count = 0;
-        for (size_t i = 0; i < words; ++i) {
-            const W old = base[start + i];
-            const W changed = old != tuned[start + i] ? W(~W(0)) : W(0);
-            const W key = W(map.key(old) & changed);
-            top = key > top ? key : top;
+        each_key(old, words, map, [&](size_t i, W key) {
+            const W changed = old[i] != now[i] ? W(~W(0)) : W(0);
+            const W moved = W(key & changed);
+            top = moved > top ? moved : top;
             count = W(count - changed);
-        }
+        });
         found.number += count;
     }
     found.top_key = top;
@@ -476,7 +476,9 @@ const char* decode_changes(const DenseWords& dense, const Codes<W>& coder, const
     size_t total = 0;
     for (size_t i = 0; i < found; ++i) total += numbers[cursors[i].context];
     auto* steps = scratch.array<Signed<W>>(total + 128);
-    if (const char* problem = decode_steps<W>(reader, total, chunk.width, steps)) return problem;
+    if (const char* problem = decode_steps<W>(reader, total, chunk.width, steps, scratch)) {
+        return problem;
+    }
     if (reader.left()) return "bytes are left after the last stream";
     for (size_t i = 0; i < found; ++i) {
         cursors[i].step = steps;
@@ -555,6 +557,7 @@ const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
     RowCheck rows(chunk);
     for (size_t start = 0; start < chunk.words; start += kTile) {
         const size_t words = tile_words(chunk, start), groups = groups_of(words);
+        prefetch<W, 1>(chunk, out, start, kTile);
         size_t found = 0;
         for (size_t g = 0; g < groups; ++g) {
             const uint64_t taken = dense.taken[start / 64 + g];

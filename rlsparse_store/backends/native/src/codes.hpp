@@ -74,15 +74,11 @@ class Codes {
         const auto shift = uint16_t(steps_.shift);
         const auto rest = uint16_t((1 << shift) - 1);
         const auto first = uint16_t(steps_.first);
-        const auto low = uint16_t(map_.low), flip = uint16_t(map_.key_flip);
-        for (size_t i = 0; i < words; ++i) {
-            const auto word = uint16_t(base[i]);
-            const auto sign = uint16_t(word > low ? 0xFFFF : 0);
-            const auto key = uint16_t((word ^ (sign & flip)) & low);
-            auto code = uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
-            code = uint16_t(code > first ? code - first : 0);
+        each_key(base, words, map_, [&](size_t i, W key) {
+            const auto places = uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
+            const auto code = uint16_t(places > first ? places - first : 0);
             codes[i] = uint8_t(code < kNoContext ? code : kNoContext);
-        }
+        });
     }
 
     const WordMap<W>& map_;

@@ -202,7 +202,7 @@ void encode_steps(const Signed<W>* steps, size_t count, int width, Streams& out,
 // The steps of class 3, which `steps` holds the sign of and nothing else.
 template <class W>
 const char* decode_far_steps(Reader& reader, const uint8_t* signs, const uint8_t* classes,
-                             size_t count, int width, Signed<W>* steps) {
+                             size_t count, int width, Signed<W>* steps, Scratch& scratch) {
     const size_t groups = (count + 63) / 64;
     auto far_of = [&](size_t g) {
         const uint64_t first = load64(classes + g * 16), second = load64(classes + g * 16 + 8);
@@ -216,41 +216,54 @@ const char* decode_far_steps(Reader& reader, const uint8_t* signs, const uint8_t
     for (size_t g = 0; g < groups; ++g) far += __builtin_popcountll(far_of(g) & inside(g));
     const int field = exponent_bits(width);
     bool padded;
-    const uint8_t* exponents = reader.take_bits(far * field, &padded);
-    if (!exponents) return "the streams end early";
+    const uint8_t* packed = reader.take_bits(far * field, &padded);
+    if (!packed) return "the streams end early";
     if (padded) return "a padding bit is set";
-    const uint64_t field_mask = (uint64_t(1) << field) - 1;
-    uint64_t low_bits = 0;
-    for (uint64_t i = 0; i < far; ++i) {
-        const uint64_t exponent = exponents[i * field / 8] >> (i * field % 8) & field_mask;
-        if (exponent >= uint64_t(width)) return "a step has an exponent that its words cannot have";
-        low_bits += exponent;
+    // A byte for each exponent: what follows is then free of shifts that depend on the width.
+    uint8_t* exponents = scratch.array<uint8_t>(far + 1);
+    if (field == 8) {
+        std::memcpy(exponents, packed, far);
+    } else {
+        for (uint64_t i = 0; i < far; i += 2) {
+            exponents[i] = packed[i / 2] & 15;
+            exponents[i + 1] = packed[i / 2] >> 4;
+        }
     }
+    uint64_t low_bits = 0;
+    uint8_t largest = 0;
+    for (uint64_t i = 0; i < far; ++i) {
+        low_bits += exponents[i];
+        largest = exponents[i] > largest ? exponents[i] : largest;
+    }
+    if (largest >= width) return "a step has an exponent that its words cannot have";
     const uint8_t* low = reader.take_bits(low_bits, &padded);
     if (!low) return "the streams end early";
     if (padded) return "a padding bit is set";
     const uint64_t limit = (uint64_t(1) << (width - 1)) - 1;
-    uint64_t i = 0, place = 0;
+    uint64_t place = 0;
+    bool fits = true;
+    const uint8_t* exponent = exponents;
     for (size_t g = 0; g < groups; ++g) {
         const uint64_t negative = load64(signs + g * 8);
-        for (uint64_t bits = far_of(g) & inside(g); bits; bits &= bits - 1, ++i) {
+        for (uint64_t bits = far_of(g) & inside(g); bits; bits &= bits - 1) {
             const int at = __builtin_ctzll(bits);
-            const uint64_t exponent = exponents[i * field / 8] >> (i * field % 8) & field_mask;
-            const uint64_t one = uint64_t(1) << exponent;
+            const uint64_t one = uint64_t(1) << *exponent;
             const uint64_t excess = one | (bits_at(low, place) & (one - 1));
-            place += exponent;
-            const bool is_negative = negative >> at & 1;
-            if (excess > limit + is_negative - 3) return "a step does not fit its words";
+            place += *exponent++;
+            const W is_negative = W(negative >> at & 1);
+            fits &= excess <= limit + is_negative - 3;
             const W magnitude = W(excess + 3);
-            steps[g * 64 + at] = Signed<W>(is_negative ? W(W(0) - magnitude) : magnitude);
+            steps[g * 64 + at] = Signed<W>(W(W(magnitude ^ W(W(0) - is_negative)) + is_negative));
         }
     }
+    if (!fits) return "a step does not fit its words";
     return nullptr;
 }
 
 // Reads `count` steps; the memory has room for a multiple of 64.
 template <class W>
-const char* decode_steps(Reader& reader, size_t count, int width, Signed<W>* steps) {
+const char* decode_steps(Reader& reader, size_t count, int width, Signed<W>* steps,
+                         Scratch& scratch) {
     bool sign_padded, class_padded;
     const uint8_t* signs = reader.take_bits(count, &sign_padded);
     const uint8_t* classes = reader.take_bits(2 * uint64_t(count), &class_padded);
@@ -265,5 +278,5 @@ const char* decode_steps(Reader& reader, size_t count, int width, Signed<W>* ste
         };
         join_steps(planes, steps + g * 64);
     }
-    return decode_far_steps<W>(reader, signs, classes, count, width, steps);
+    return decode_far_steps<W>(reader, signs, classes, count, width, steps, scratch);
 }

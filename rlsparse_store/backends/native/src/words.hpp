@@ -52,6 +52,18 @@ struct WordMap {
     W moved(W base, Signed<W> step) const { return place(W((place(base) + W(step)) & top)); }
 };
 
+// Calls take(i, key) for each word. Two loops, because for most dtypes a key is a mere mask, and a
+// compiler then makes better vectors.
+template <class W, class Take>
+inline void each_key(const W* words, size_t number, const WordMap<W>& map, const Take& take) {
+    const W mask = map.key_mask;
+    if (map.key_flip) {
+        for (size_t i = 0; i < number; ++i) take(i, map.key(words[i]));
+    } else {
+        for (size_t i = 0; i < number; ++i) take(i, W(words[i] & mask));
+    }
+}
+
 // The magnitude of a step; the most negative one has no positive twin, but these bits.
 template <class W>
 inline W magnitude_of(Signed<W> step) {
