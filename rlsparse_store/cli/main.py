@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+import warnings
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import click
 
@@ -59,8 +60,22 @@ def _silence_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say a warning as users of a command expect it: one line, without a place in the source."""
+    del category, filename, lineno, file, line
+    click.echo(f"rlsparse: warning: {message}", err=True)
+
+
 def main() -> NoReturn:
     """Run the command and leave with its exit code."""
+    warnings.showwarning = _show_warning
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _terminate)
     try:
