@@ -512,3 +512,58 @@ def test_without_the_extension_there_is_one_warning(monkeypatch: pytest.MonkeyPa
 def test_the_native_kernels_were_built() -> None:
     # The tests of the other paths would otherwise pass by being left out.
     assert "portable" in native_paths()
+
+
+# --- calls that no code of this package makes ----------------------------------------------------
+
+
+@pytest.mark.parametrize("path", native_paths())
+def test_words_that_are_none_do_no_harm(path: str) -> None:
+    # Bytes above 15 as words of 4 bits: they differ, and yet are no step apart.
+    coding = WordCoding(4, OrderMap.UNSIGNED)
+    base, tuned = np.full(100_000, 0x10, np.uint8), np.zeros(100_000, np.uint8)
+    backend = load_native(path)
+    top = np.array([15], np.uint64)
+    streams = backend.partition(base, tuned, coding, top, None)
+    assert streams.changed == [base.size]
+    counts = backend.histogram(base, tuned, coding, np.arange(16, dtype=np.uint64))
+    assert counts.words.sum() == counts.magnitudes.sum() == base.size
+
+
+@pytest.mark.parametrize("path", native_paths())
+@every_coding
+def test_no_words_at_all(coding: WordCoding, path: str) -> None:
+    none = array([], coding)
+    backend = load_native(path)
+    top = np.array([2**coding.key_bits - 1], np.uint64)
+    assert backend.changes(none, none, coding).number == 0
+    for rows in (None, Rows(np.zeros(0, np.bool_), 7, 3)):
+        assert backend.histogram(none, none, coding, top, rows).words.tolist() == [0]
+        streams = backend.partition(none, none, coding, top, rows)
+        assert (streams.counts, streams.changed, streams.masks) == ([0], [0], [b""])
+        backend.apply(none, coding, top, rows, [0], b"", none)
+
+
+@pytest.mark.parametrize("path", native_paths())
+def test_arrays_that_do_not_fit_together_are_refused(path: str) -> None:
+    coding = WordCoding(16, OrderMap.UNSIGNED)
+    words, bounds = np.zeros(64, np.uint16), np.array([0xFFFF], np.uint64)
+    backend = load_native(path)
+    fewer = words[:-1]
+    flags = Rows(np.zeros(3, np.bool_), 64, 0)
+    descending = np.array([9, 5], np.uint64)
+    many = np.arange(17, dtype=np.uint64)
+    for bad in (
+        lambda: backend.partition(words, fewer, coding, bounds, None),
+        lambda: backend.partition(words, words, coding, bounds, flags),
+        lambda: backend.partition(words, words, coding, descending, None),
+        lambda: backend.partition(words, words, coding, many, None),
+        lambda: backend.partition(words, words, coding, bounds[:0], None),
+        lambda: backend.histogram(words, words, coding, np.array([5], np.uint64)),
+        lambda: backend.apply(words, coding, bounds, None, [1, 2], b"", words),
+        lambda: backend.apply(words, coding, bounds, None, [1], b"", fewer),
+        lambda: backend.changes(words, fewer, coding),
+        lambda: load_native("abacus").changes(words, words, coding),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            bad()

@@ -19,8 +19,6 @@ namespace avx2 {
 
 #include "avx2.hpp"
 using Simd = Avx2;
-#include "codes.hpp"
-#include "streams.hpp"
 #include "chunk.hpp"
 
 }  // namespace avx2

@@ -96,8 +96,6 @@ struct Simd : Avx2 {
     }
 };
 
-#include "codes.hpp"
-#include "streams.hpp"
 #include "chunk.hpp"
 
 }  // namespace avx512

@@ -10,8 +10,6 @@ namespace portable {
 #include "bits.hpp"
 #include "generic.hpp"
 using Simd = Generic;
-#include "codes.hpp"
-#include "streams.hpp"
 #include "chunk.hpp"
 
 }  // namespace portable

@@ -183,8 +183,9 @@ void encode_steps(const Signed<W>* steps, size_t count, int width, Streams& out,
     BitWriter exponent_writer(exponents), low_writer(low);
     for (size_t g = 0; g < groups; ++g) {
         for (uint64_t is_far = far_steps[g]; is_far; is_far &= is_far - 1) {
-            const uint64_t excess =
-                uint64_t(magnitude_of<W>(steps[g * 64 + __builtin_ctzll(is_far)])) - 3;
+            const uint64_t magnitude = magnitude_of<W>(steps[g * 64 + size_t(__builtin_ctzll(is_far))]);
+            // 0 if the words changed after they were compared; the result is wrong then anyway.
+            const uint64_t excess = magnitude > 3 ? magnitude - 3 : 1;
             const int exponent = bit_length(excess) - 1;
             exponent_writer.put(uint64_t(exponent), field);
             low_writer.put(excess & ((uint64_t(1) << exponent) - 1), exponent);

@@ -85,7 +85,7 @@ class Lookup {
         upper_ = upper;
         const int key_bits = bit_length(map.key_mask);
         // A table larger than the words to look up would cost more than it saves.
-        int table_bits = bit_length(words) < 16 ? bit_length(words) : 16;
+        int table_bits = bit_length(words | 1) < 16 ? bit_length(words | 1) : 16;
         table_bits = table_bits < key_bits ? table_bits : key_bits;
         shift_ = key_bits - table_bits;
         Id* table = scratch.array<Id>(size_t(1) << table_bits);
