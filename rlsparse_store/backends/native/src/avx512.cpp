@@ -101,7 +101,7 @@ struct Simd : Avx2 {
 }  // namespace avx512
 
 extern const Kernels kAvx512 = {"avx512", avx512::changes, avx512::histogram, avx512::partition,
-                           avx512::apply};
+                                avx512::apply};
 
 }  // namespace rlsparse
 RLSPARSE_TARGET_END

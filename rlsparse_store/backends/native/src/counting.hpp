@@ -64,8 +64,12 @@ class WordCounter {
   public:
     WordCounter(const Bounds& bins, const WordMap<W>& map, const Lookup<W, uint16_t>& bin_of,
                 Scratch& scratch)
-        : map_(map), bin_of_(bin_of), bins_(bins.number), few_(256, scratch),
-          all_(bins.number, scratch), codes_(scratch.array<uint8_t>(kTile)) {
+        : map_(map),
+          bin_of_(bin_of),
+          bins_(bins.number),
+          few_(256, scratch),
+          all_(bins.number, scratch),
+          codes_(scratch.array<uint8_t>(kTile)) {
         if (sizeof(W) == 2 && map.key_mask == 0x7FFF && bins.number > 2) {
             shift_ = bit_length(bins.upper[1]);
             is_regular_ = bins.number == size_t(2) << (15 - shift_);
@@ -118,15 +122,15 @@ class WordCounter {
             const uint64_t eight = load64(codes + i);
             for (size_t j = 0; j < 8; ++j) few_.add(eight >> 8 * j & 255, j);
         }
-        uint64_t beyond = all_ones(codes);
+        uint64_t beyond = beyond_bins(codes);
         for (; beyond; beyond &= beyond - 1) {
             const size_t i = size_t(__builtin_ctzll(beyond));
             all_.add(bin_of_(map_.key(base[i])), i);
         }
     }
 
-    // Which of 64 codes are kBeyond.
-    static uint64_t all_ones(const uint8_t* codes) {
+    // Which of 64 codes are kBeyond; almost always none.
+    static uint64_t beyond_bins(const uint8_t* codes) {
         bool any = false;
         for (size_t i = 0; i < 64; ++i) any |= codes[i] == kBeyond;
         if (!any) return 0;

@@ -15,6 +15,6 @@ using Simd = Generic;
 }  // namespace portable
 
 extern const Kernels kPortable = {"portable", portable::changes, portable::histogram, portable::partition,
-                           portable::apply};
+                                  portable::apply};
 
 }  // namespace rlsparse
