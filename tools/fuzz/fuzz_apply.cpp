@@ -233,9 +233,7 @@ struct Case {
 
     size_t word_bytes() const { return width == 4 ? 1 : size_t(width) / 8; }
 
-    uint64_t top_key() const {
-        return ~uint64_t(0) >> (64 - width + (order == kUnsigned ? 0 : 1));
-    }
+    uint64_t top_key() const { return ~uint64_t(0) >> (64 - width + (order == kUnsigned ? 0 : 1)); }
 
     size_t row_of(size_t word) const {
         return size_t((static_cast<unsigned __int128>(row_offset) + word) / row_length);

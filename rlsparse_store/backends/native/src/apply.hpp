@@ -78,7 +78,8 @@ const char* read_masks(Reader& reader, const uint64_t* counts, const uint64_t* n
         const size_t bytes = size_t(counts[c] / 8 + 24);  // whole words are read past the end
         uint8_t* bitmap = scratch.array<uint8_t>(bytes);
         std::memset(bitmap, 0, bytes);
-        if (const char* problem = decode_mask(reader, counts[c], numbers[c], bitmap)) return problem;
+        if (const char* problem = decode_mask(reader, counts[c], numbers[c], bitmap))
+            return problem;
         cursors[(*found)++] = {c, bitmap, 0, nullptr};
     }
     return nullptr;
@@ -103,7 +104,8 @@ const char* decode_changes(const DenseWords& dense, const Codes<W>& coder, const
     Reader reader({copy, content.size});
     Cursor<W> cursors[kMaxContexts];
     size_t found;
-    if (const char* problem = read_masks(reader, counts, numbers, number, cursors, &found, scratch)) {
+    if (const char* problem =
+            read_masks(reader, counts, numbers, number, cursors, &found, scratch)) {
         return problem;
     }
     size_t total = 0;
@@ -207,6 +209,7 @@ const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
             }
         }
     }
-    if (chunk.rows.active && chunk.words && !rows.finish()) return "a row without changes is flagged";
+    if (chunk.rows.active && chunk.words && !rows.finish())
+        return "a row without changes is flagged";
     return nullptr;
 }

@@ -8,7 +8,8 @@
 
 #include "target.hpp"
 
-RLSPARSE_TARGET_BEGIN("avx2,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2")
+RLSPARSE_TARGET_BEGIN(
+    "avx2,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2")
 
 namespace rlsparse {
 namespace avx512 {
@@ -29,8 +30,10 @@ struct Simd : Avx2 {
         for (int i = 0; i < int(sizeof(W)); ++i) {
             const __m512i x = load512(a + i * kLanes), y = load512(b + i * kLanes);
             if constexpr (sizeof(W) == 1) mask = _mm512_cmpneq_epu8_mask(x, y);
-            if constexpr (sizeof(W) == 2) mask |= uint64_t(_mm512_cmpneq_epu16_mask(x, y)) << 32 * i;
-            if constexpr (sizeof(W) == 4) mask |= uint64_t(_mm512_cmpneq_epu32_mask(x, y)) << 16 * i;
+            if constexpr (sizeof(W) == 2)
+                mask |= uint64_t(_mm512_cmpneq_epu16_mask(x, y)) << 32 * i;
+            if constexpr (sizeof(W) == 4)
+                mask |= uint64_t(_mm512_cmpneq_epu32_mask(x, y)) << 16 * i;
             if constexpr (sizeof(W) == 8) mask |= uint64_t(_mm512_cmpneq_epu64_mask(x, y)) << 8 * i;
         }
         return mask;
@@ -89,7 +92,8 @@ struct Simd : Avx2 {
             _mm512_storeu_si512(values, first);
             _mm512_storeu_si512(values + 32, second);
         } else if constexpr (sizeof(S) == 1) {
-            _mm512_storeu_si512(values, _mm512_mask_expand_epi8(load512(values), mask, load512(from)));
+            _mm512_storeu_si512(values,
+                                _mm512_mask_expand_epi8(load512(values), mask, load512(from)));
         } else {
             Generic::scatter(from, mask, values);
         }

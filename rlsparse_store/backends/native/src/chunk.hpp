@@ -11,43 +11,55 @@
 
 inline Changes changes(const Chunk& chunk, const void* tuned) {
     switch (chunk.width) {
-        case 16: return count_changes<uint16_t>(chunk, tuned);
-        case 32: return count_changes<uint32_t>(chunk, tuned);
-        case 64: return count_changes<uint64_t>(chunk, tuned);
-        default: return count_changes<uint8_t>(chunk, tuned);
+        case 16:
+            return count_changes<uint16_t>(chunk, tuned);
+        case 32:
+            return count_changes<uint32_t>(chunk, tuned);
+        case 64:
+            return count_changes<uint64_t>(chunk, tuned);
+        default:
+            return count_changes<uint8_t>(chunk, tuned);
     }
 }
 
 inline void histogram(const Chunk& chunk, const void* tuned, const Bounds& bins, size_t every,
                       int64_t* words, int64_t* magnitudes, Scratch& scratch) {
     switch (chunk.width) {
-        case 16: return histogram_words<uint16_t>(chunk, tuned, bins, every, words, magnitudes,
-                                             scratch);
-        case 32: return histogram_words<uint32_t>(chunk, tuned, bins, every, words, magnitudes,
-                                             scratch);
-        case 64: return histogram_words<uint64_t>(chunk, tuned, bins, every, words, magnitudes,
-                                             scratch);
-        default: return histogram_words<uint8_t>(chunk, tuned, bins, every, words, magnitudes,
-                                             scratch);
+        case 16:
+            return histogram_words<uint16_t>(chunk, tuned, bins, every, words, magnitudes, scratch);
+        case 32:
+            return histogram_words<uint32_t>(chunk, tuned, bins, every, words, magnitudes, scratch);
+        case 64:
+            return histogram_words<uint64_t>(chunk, tuned, bins, every, words, magnitudes, scratch);
+        default:
+            return histogram_words<uint8_t>(chunk, tuned, bins, every, words, magnitudes, scratch);
     }
 }
 
 inline void partition(const Chunk& chunk, const void* tuned, const Bounds& bounds, Streams& out,
                       Scratch& scratch) {
     switch (chunk.width) {
-        case 16: return partition_words<uint16_t>(chunk, tuned, bounds, out, scratch);
-        case 32: return partition_words<uint32_t>(chunk, tuned, bounds, out, scratch);
-        case 64: return partition_words<uint64_t>(chunk, tuned, bounds, out, scratch);
-        default: return partition_words<uint8_t>(chunk, tuned, bounds, out, scratch);
+        case 16:
+            return partition_words<uint16_t>(chunk, tuned, bounds, out, scratch);
+        case 32:
+            return partition_words<uint32_t>(chunk, tuned, bounds, out, scratch);
+        case 64:
+            return partition_words<uint64_t>(chunk, tuned, bounds, out, scratch);
+        default:
+            return partition_words<uint8_t>(chunk, tuned, bounds, out, scratch);
     }
 }
 
 inline const char* apply(const Chunk& chunk, void* out, const Bounds& bounds,
                          const uint64_t* changed, Span content, Scratch& scratch) {
     switch (chunk.width) {
-        case 16: return apply_words<uint16_t>(chunk, out, bounds, changed, content, scratch);
-        case 32: return apply_words<uint32_t>(chunk, out, bounds, changed, content, scratch);
-        case 64: return apply_words<uint64_t>(chunk, out, bounds, changed, content, scratch);
-        default: return apply_words<uint8_t>(chunk, out, bounds, changed, content, scratch);
+        case 16:
+            return apply_words<uint16_t>(chunk, out, bounds, changed, content, scratch);
+        case 32:
+            return apply_words<uint32_t>(chunk, out, bounds, changed, content, scratch);
+        case 64:
+            return apply_words<uint64_t>(chunk, out, bounds, changed, content, scratch);
+        default:
+            return apply_words<uint8_t>(chunk, out, bounds, changed, content, scratch);
     }
 }

@@ -25,9 +25,8 @@ class Codes {
         : map_(map), context_of_(bounds, map, words, scratch), number_(bounds.number) {
         if (sizeof(W) == 2 && map.key_mask <= 0x7FFF) steps_ = find_steps();
         for (size_t c = 0; c < number_; ++c) {
-            bound_[c] = uint8_t(steps_.usable ? steps_.of(uint32_t(context_of_.upper()[c])) -
-                                                    steps_.first
-                                              : c);
+            bound_[c] = uint8_t(
+                steps_.usable ? steps_.of(uint32_t(context_of_.upper()[c])) - steps_.first : c);
         }
     }
 
@@ -75,7 +74,8 @@ class Codes {
         const auto rest = uint16_t((1 << shift) - 1);
         const auto first = uint16_t(steps_.first);
         each_key(base, words, map_, [&](size_t i, W key) {
-            const auto places = uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
+            const auto places =
+                uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
             const auto code = uint16_t(places > first ? places - first : 0);
             codes[i] = uint8_t(code < kNoContext ? code : kNoContext);
         });

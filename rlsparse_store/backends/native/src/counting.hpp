@@ -26,7 +26,8 @@ Changes count_changes(const Chunk& chunk, const void* tuned_words) {
     return found;
 }
 
-// The class of |step| in a histogram. A step is 0 only if the words changed after they were compared.
+// The class of |step| in a histogram. A step is 0 only if the words changed after they were
+// compared.
 inline size_t magnitude_class(uint64_t magnitude) {
     if (magnitude <= 3) return size_t(magnitude - (magnitude != 0));
     const int far = 2 + bit_length(magnitude - 3);
@@ -111,7 +112,8 @@ class WordCounter {
         const auto rest = uint16_t((1 << shift_) - 1);
         uint8_t* codes = codes_;
         each_key(base, words, map_, [&](size_t i, W key) {
-            const auto bin = uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
+            const auto bin =
+                uint16_t(uint16_t(key >> shift) + uint16_t(uint16_t(key + rest) >> shift));
             codes[i] = uint8_t(bin < kBeyond ? bin : kBeyond);
         });
     }
@@ -172,9 +174,8 @@ void histogram_words(const Chunk& chunk, const void* tuned_words, const Bounds& 
             for (; bits; bits &= bits - 1) {
                 const size_t i = g * 64 + size_t(__builtin_ctzll(bits));
                 const W magnitude = magnitude_of<W>(map.step(base[i], tuned[i]));
-                step_counts.add(bin_of(map.key(base[i])) * kMagnitudeClasses +
-                                    magnitude_class(magnitude),
-                                i);
+                step_counts.add(
+                    bin_of(map.key(base[i])) * kMagnitudeClasses + magnitude_class(magnitude), i);
             }
         }
     }

@@ -45,9 +45,7 @@ int64_t* interval_costs(const int64_t* words, const int64_t* magnitudes, size_t 
     return costs;
 }
 
-int64_t floor_of_hundredth(int64_t value) {
-    return value / 100 - (value % 100 < 0);
-}
+int64_t floor_of_hundredth(int64_t value) { return value / 100 - (value % 100 < 0); }
 
 struct Block {
     int64_t counts[256];
@@ -76,8 +74,8 @@ int64_t cost_of(const Block& block, const BlockCosts& costs) {
     const int64_t ideal = n_log_n(size, costs.log2) - parts;
     // Huffman spends at least one bit per byte, and about a percent more than the entropy.
     const int64_t fair = ideal + floor_of_hundredth(ideal);
-    const int64_t coded = (fair > size * kOneBit ? fair : size * kOneBit) + costs.table +
-                          symbols * costs.symbol;
+    const int64_t coded =
+        (fair > size * kOneBit ? fair : size * kOneBit) + costs.table + symbols * costs.symbol;
     return costs.block + (coded < size * 8 * kOneBit ? coded : size * 8 * kOneBit);
 }
 

@@ -141,8 +141,10 @@ struct Arguments {
     bool check_rows(uint64_t words) const {
         if (!rows.given()) return true;
         if (row_length == 0 || row_offset >= row_length) return refuse("an offset beyond its row");
-        const uint64_t whole = words > row_length - row_offset ? words - (row_length - row_offset) : 0;
-        const uint64_t touched = words == 0 ? 0 : 1 + whole / row_length + (whole % row_length != 0);
+        const uint64_t whole =
+            words > row_length - row_offset ? words - (row_length - row_offset) : 0;
+        const uint64_t touched =
+            words == 0 ? 0 : 1 + whole / row_length + (whole % row_length != 0);
         return rows.size() == touched || refuse("not one flag per row");
     }
 };
@@ -205,8 +207,7 @@ PyObject* masks_of(const Streams& streams, size_t number) {
 PyObject* partition(PyObject*, PyObject* args) {
     Arguments a;
     if (!PyArg_ParseTuple(args, "sy*y*iiy*z*KK", &a.path, a.base.view(), a.other.view(), &a.width,
-                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
-                          &a.row_offset)) {
+                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset)) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
@@ -225,11 +226,10 @@ PyObject* partition(PyObject*, PyObject* args) {
         return PyErr_NoMemory();
     }
     // "N" takes the reference over; a null one becomes the error that is set already.
-    return Py_BuildValue("(NNNNNNNN)", numbers(streams.counts, number),
-                         numbers(streams.changed, number), masks_of(streams, number),
-                         bytes_of(streams.signs), bytes_of(streams.classes),
-                         bytes_of(streams.exponents), bytes_of(streams.low_bits),
-                         numbers(streams.steps, 8));
+    return Py_BuildValue(
+        "(NNNNNNNN)", numbers(streams.counts, number), numbers(streams.changed, number),
+        masks_of(streams, number), bytes_of(streams.signs), bytes_of(streams.classes),
+        bytes_of(streams.exponents), bytes_of(streams.low_bits), numbers(streams.steps, 8));
 }
 
 PyObject* apply(PyObject*, PyObject* args) {
@@ -251,10 +251,9 @@ PyObject* apply(PyObject*, PyObject* args) {
     try {
         Unlocked unlocked;
         Scratch scratch;
-        problem = kernels->apply(a.chunk(), a.other.data(), a.limits(),
-                                 static_cast<const uint64_t*>(changed.data()),
-                                 {static_cast<const uint8_t*>(content.data()), content.size()},
-                                 scratch);
+        problem = kernels->apply(
+            a.chunk(), a.other.data(), a.limits(), static_cast<const uint64_t*>(changed.data()),
+            {static_cast<const uint8_t*>(content.data()), content.size()}, scratch);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -390,7 +389,15 @@ PyMethodDef kMethods[] = {
 };
 
 PyModuleDef kModule = {
-    PyModuleDef_HEAD_INIT, "_kernels", "The hot loops.", 0, kMethods, nullptr, nullptr, nullptr, nullptr,
+    PyModuleDef_HEAD_INIT,
+    "_kernels",
+    "The hot loops.",
+    0,
+    kMethods,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace

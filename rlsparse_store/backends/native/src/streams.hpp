@@ -170,7 +170,8 @@ void encode_steps(const Signed<W>* steps, size_t count, int width, Streams& out,
         planes.low &= inside;
         planes.high &= inside;
         store64(signs + g * 8, planes.negative);
-        store64(classes + g * 16, spread(uint32_t(planes.low)) | spread(uint32_t(planes.high)) << 1);
+        store64(classes + g * 16, spread(uint32_t(planes.low)) | spread(uint32_t(planes.high))
+                                                                     << 1);
         store64(classes + g * 16 + 8,
                 spread(uint32_t(planes.low >> 32)) | spread(uint32_t(planes.high >> 32)) << 1);
         count_steps(planes, inside, out.steps);
@@ -183,7 +184,8 @@ void encode_steps(const Signed<W>* steps, size_t count, int width, Streams& out,
     BitWriter exponent_writer(exponents), low_writer(low);
     for (size_t g = 0; g < groups; ++g) {
         for (uint64_t is_far = far_steps[g]; is_far; is_far &= is_far - 1) {
-            const uint64_t magnitude = magnitude_of<W>(steps[g * 64 + size_t(__builtin_ctzll(is_far))]);
+            const uint64_t magnitude =
+                magnitude_of<W>(steps[g * 64 + size_t(__builtin_ctzll(is_far))]);
             // 0 if the words changed after they were compared; the result is wrong then anyway.
             const uint64_t excess = magnitude > 3 ? magnitude - 3 : 1;
             const int exponent = bit_length(excess) - 1;
@@ -207,8 +209,8 @@ const char* decode_far_steps(Reader& reader, const uint8_t* signs, const uint8_t
     const size_t groups = (count + 63) / 64;
     auto far_of = [&](size_t g) {
         const uint64_t first = load64(classes + g * 16), second = load64(classes + g * 16 + 8);
-        return uint64_t(squeeze(first & first >> 1)) |
-               uint64_t(squeeze(second & second >> 1)) << 32;
+        return uint64_t(squeeze(first & first >> 1)) | uint64_t(squeeze(second & second >> 1))
+                                                           << 32;
     };
     auto inside = [&](size_t g) {
         return count - g * 64 < 64 ? (uint64_t(1) << (count - g * 64)) - 1 : ~uint64_t(0);

@@ -28,5 +28,6 @@ template <class W, int kForWriting = 0>
 void prefetch(const Chunk& chunk, const void* words, size_t start, size_t ahead) {
     if (start + ahead + kTile > chunk.words) return;
     const auto* next = reinterpret_cast<const char*>(static_cast<const W*>(words) + start + ahead);
-    for (size_t at = 0; at < kTile * sizeof(W); at += 64) __builtin_prefetch(next + at, kForWriting);
+    for (size_t at = 0; at < kTile * sizeof(W); at += 64)
+        __builtin_prefetch(next + at, kForWriting);
 }
