@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -62,18 +63,20 @@ class OutputFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Writers of one file wait for each other in the kernel, and some kernels let them spin.
+        self._writing = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         with output_errors(path):
             self._descriptor = os.open(path, flags, 0o666)
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``.
+        """Write all of ``data`` at ``offset``. May be called from several threads.
 
         Raises:
             OutputError: It cannot be written.
         """
         view = memoryview(data)
-        with output_errors(self.path):
+        with output_errors(self.path), self._writing:
             while view:
                 put = os.pwrite(self._descriptor, view, offset)
                 view = view[put:]

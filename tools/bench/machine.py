@@ -29,7 +29,7 @@ def describe_machine() -> dict[str, str | int | float]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / (1 << 30), 1),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
