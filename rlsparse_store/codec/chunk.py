@@ -38,8 +38,8 @@ MOSTLY_ACTIVE: Final = 8
 """Row flags are not tried when fewer than one row in this many is without changes."""
 
 ENOUGH_SAMPLED: Final = 1 << 12
-"""Changed words from which the contexts of a chunk can be chosen: with all 2^17 of them the files
-are smaller by less than a part in 10,000."""
+"""Changed words from which the contexts of a chunk can be chosen: with all of them the files of
+the real cases are smaller by a part in 1,000."""
 
 MOST_SAMPLED: Final = 32
 """The histogram looks at one in so many tiles at least."""
