@@ -443,6 +443,121 @@ def _on_exponents(bounds: NDArray[np.uint64], coding: WordCoding) -> NDArray[np.
     return np.unique(np.append(bounds[:-1] & ~low, bounds[-1] | low))
 
 
+# --- moving words in place ---------------------------------------------------------------------
+
+
+def two_versions(width: int, count: int, density: float) -> tuple[Words, Words]:
+    """Words of any bits, and as many of which about so many differ."""
+    rng = np.random.default_rng([width, count])
+    before = np.frombuffer(rng.bytes(count * width // 8), TYPES[width])
+    flips = rng.integers(1, 256, count, np.uint8).astype(before.dtype)
+    place = rng.integers(0, width // 8, count).astype(before.dtype)
+    flips <<= place * before.dtype.type(8)
+    return before, np.where(rng.random(count) < density, before ^ flips, before)
+
+
+every_width = pytest.mark.parametrize("width", [8, 16, 32, 64])
+
+
+@every_width
+@pytest.mark.parametrize("density", [0, 0.4, 1])
+@pytest.mark.parametrize("count", [0, 1, 8, 77])
+def test_the_mask_and_the_values_are_the_stated_ones(
+    width: int, density: float, count: int
+) -> None:
+    before, after = two_versions(width, count, density)
+    old, new = before.tolist(), after.tolist()
+    mask, values = BACKEND.record(before, after)
+    assert mask.tobytes() == packed([int(b != a) for b, a in zip(old, new, strict=True)])
+    assert values.tolist() == [b for b, a in zip(old, new, strict=True) if b != a]
+    BACKEND.exchange(after, mask, values)
+    assert after.tolist() == old
+    assert values.tolist() == [a for b, a in zip(old, new, strict=True) if b != a]
+
+
+@every_backend
+@every_width
+@pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.2, 0.5, 0.98, 1])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 63, 64, 65, 4096, 4097, 3 * 4096 + 71])
+def test_words_go_back_and_forth(width: int, density: float, count: int, backend: Backend) -> None:
+    before, after = two_versions(width, count, density)
+    expected_mask, expected = BACKEND.record(before, after)
+    mask, values = backend.record(before, after)
+    assert mask.dtype == np.uint8
+    assert values.dtype == before.dtype
+    assert np.array_equal(mask, expected_mask)
+    assert np.array_equal(values, expected)
+    words = after.copy()
+    for there, kept in ((before, after[before != after]), (after, expected)):
+        backend.exchange(words, mask, values)
+        assert np.array_equal(words, there)
+        assert np.array_equal(values, kept)
+        assert np.array_equal(mask, expected_mask)
+
+
+@every_backend
+@every_width
+@given(data=st.data(), count=st.integers(0, 300), seed=st.integers(0, 2**32))
+def test_nothing_beside_the_arrays_is_touched(
+    width: int, data: st.DataObject, count: int, seed: int, backend: Backend
+) -> None:
+    rng = np.random.default_rng(seed)
+    chosen = rng.random(count) < data.draw(st.sampled_from([0.01, 0.3, 1]))
+    mask, number = np.packbits(chosen, bitorder="little"), int(chosen.sum())
+    start = data.draw(st.integers(0, 9))
+    kind = TYPES[width]
+    words, values = (
+        np.frombuffer(bytearray(rng.bytes((size + 80) * width // 8)), kind)
+        for size in (count, number)
+    )
+    expected, expected_values = words.copy(), values.copy()
+    expected[start : start + count][chosen] = values[start : start + number]
+    expected_values[start : start + number] = words[start : start + count][chosen]
+    backend.exchange(words[start : start + count], mask, values[start : start + number])
+    assert np.array_equal(words, expected)
+    assert np.array_equal(values, expected_values)
+
+
+@every_backend
+@every_width
+@pytest.mark.parametrize("count", [4096 + 64, 4096 + 9])
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    width: int, count: int, backend: Backend
+) -> None:
+    before, after = two_versions(width, count, 0.3)
+    mask, values = backend.record(before, after)
+    kept = values.copy()
+    other = np.dtype(np.uint16 if width != 16 else np.int16)
+    padded, more = mask.copy(), mask.copy()
+    padded[-1] |= 0x80  # behind the last word, where there is such a place
+    more[-1] ^= 1
+    if count % 8 == 0:
+        padded = np.append(mask, np.uint8(0))
+    read_only, read_only_values = after.copy(), values.copy()
+    read_only.flags.writeable = read_only_values.flags.writeable = False
+    words = after.copy()
+    for bad in (
+        (words, padded, values),
+        (words, padded, np.append(values, values[:1])),
+        (words, more, values),
+        (words, mask[:-1], values),
+        (words[:-8], mask, values),
+        (words, mask.view(np.int8), values),
+        (words, mask, values[:-1]),
+        (words, mask, np.append(values, values[:1])),
+        (words, mask, values.astype(other)),
+        (words, mask, values[:0]),
+        (read_only, mask, values),
+        (words, mask, read_only_values),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            backend.exchange(*bad)
+        assert np.array_equal(words, after)
+        assert np.array_equal(read_only, after)
+        assert np.array_equal(values, kept)
+        assert np.array_equal(read_only_values, kept)
+
+
 # --- the encoder's choices ---------------------------------------------------------------------
 
 
@@ -563,6 +678,8 @@ def test_arrays_that_do_not_fit_together_are_refused(path: str) -> None:
         lambda: backend.apply(words, coding, bounds, None, [1, 2], b"", words),
         lambda: backend.apply(words, coding, bounds, None, [1], b"", fewer),
         lambda: backend.changes(words, fewer, coding),
+        lambda: backend.record(words, fewer),
+        lambda: backend.exchange(words, fewer.view(np.uint8), words),
         lambda: load_native("abacus").changes(words, words, coding),
     ):
         with pytest.raises(ValueError, match=r"\w"):

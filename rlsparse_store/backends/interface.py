@@ -25,6 +25,7 @@ __all__ = [
     "Rows",
     "Streams",
     "Words",
+    "check_exchange",
     "rows_touched",
 ]
 
@@ -38,6 +39,20 @@ MAGNITUDE_CLASSES = 12
 def rows_touched(words: int, length: int, offset: int) -> int:
     """Rows of ``length`` words that ``words`` words touch whose first is word ``offset`` of one."""
     return -(-(offset + words) // length) if words else 0
+
+
+def check_exchange(words: Words, mask: NDArray[np.uint8], values: Words) -> None:
+    """What a backend asks of the arrays of ``exchange`` before it looks at the mask's bits.
+
+    Raises:
+        ValueError: They do not fit together, or cannot be written.
+    """
+    if words.dtype != values.dtype:
+        raise ValueError(f"values of {values.dtype} cannot take the place of {words.dtype}")
+    if mask.dtype != np.uint8 or mask.size != -(-words.size // 8):
+        raise ValueError(f"the mask must be the bytes of one bit for each of {words.size} words")
+    if not (words.flags.writeable and values.flags.writeable):
+        raise ValueError("words and values are swapped in place, and one of them is read-only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +196,36 @@ class Backend(Protocol):
         Raises:
             StreamError: The streams break the format, a row is flagged that has no change, or
                 the base's words changed while they were read.
+        """
+
+    def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
+        """Find the words that differ, and what they were before.
+
+        Bits, not values, decide: a word is of its array's own width.
+
+        Args:
+            before: ``n`` words, of uint8, 16, 32 or 64.
+            after: As many of the same dtype.
+
+        Returns:
+            The mask: uint8, ``ceil(n / 8)`` bytes; bit ``i % 8`` of byte ``i // 8`` tells whether
+            word ``i`` differs, and the bits after the last word are zero. And a new array of the
+            words of ``before`` that differ, in order, of their dtype.
+        """
+
+    def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
+        """Swap the words that have a bit in the mask with the values, in order and in place.
+
+        Done twice, it gives back what was there. The arrays must not share memory.
+
+        Args:
+            words: ``n`` words, of uint8, 16, 32 or 64.
+            mask: uint8, ``ceil(n / 8)`` bytes, as of ``record``.
+            values: A word of the same dtype for each bit that is set.
+
+        Raises:
+            ValueError: The arrays do not fit together, a bit is set after the last word, or one
+                that is swapped cannot be written. Nothing was written.
         """
 
     def cheapest_cut(

@@ -54,6 +54,12 @@ def apply(
     content: Buffer,
     /,
 ) -> str | None: ...
+def record(
+    path: str, before: Buffer, after: Buffer, word_bytes: int, mask: Buffer, values: Buffer, /
+) -> int: ...
+def exchange(
+    path: str, words: Buffer, word_bytes: int, mask: Buffer, values: Buffer, /
+) -> None: ...
 def cheapest_cut(
     words: Buffer,
     magnitudes: Buffer,

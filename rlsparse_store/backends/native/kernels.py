@@ -23,6 +23,7 @@ from rlsparse_store.backends.interface import (
     Rows,
     Streams,
     Words,
+    check_exchange,
     rows_touched,
 )
 from rlsparse_store.backends.native import _kernels
@@ -136,6 +137,24 @@ class NativeBackend:
         )
         if problem is not None:
             raise StreamError(problem)
+
+    def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
+        """Find the words that differ, and what they were before."""
+        mask = np.empty(-(-before.size // 8), np.uint8)
+        # Room for all words costs nothing until it is written, and then is given back in place.
+        values = np.empty(before.size, before.dtype)
+        number = _kernels.record(self.name, before, after, before.itemsize, mask, values)
+        values.resize(number, refcheck=False)
+        return mask, values
+
+    def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
+        """Swap the words that have a bit in the mask with the values.
+
+        Raises:
+            ValueError: The arrays do not fit together.
+        """
+        check_exchange(words, mask, values)
+        _kernels.exchange(self.name, words, words.itemsize, mask, values)
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]

@@ -14,6 +14,7 @@ from rlsparse_store.backends.interface import (
     Rows,
     Streams,
     Words,
+    check_exchange,
     rows_touched,
 )
 from rlsparse_store.backends.numpy.bits import Cursor
@@ -185,6 +186,26 @@ class NumpyBackend:
             low_bits=low_bits,
             steps=_step_counts(step),
         )
+
+    def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
+        """Find the words that differ, and what they were before."""
+        differs = before != after
+        return np.packbits(differs, bitorder="little"), before[differs]
+
+    def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
+        """Swap the words that have a bit in the mask with the values.
+
+        Raises:
+            ValueError: The arrays do not fit together.
+        """
+        check_exchange(words, mask, values)
+        bits = np.unpackbits(mask, bitorder="little").view(np.bool_)
+        if bits[words.size :].any():
+            raise ValueError("a bit of the mask is set for no word")
+        chosen = bits[: words.size]
+        if np.count_nonzero(chosen) != values.size:
+            raise ValueError("not one value for each bit of the mask")
+        words[chosen], values[:] = values, words[chosen]
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]

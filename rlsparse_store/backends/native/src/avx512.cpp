@@ -98,14 +98,25 @@ struct Simd : Avx2 {
             Generic::scatter(from, mask, values);
         }
     }
+
+    template <class S>
+    static void swap(S* values, uint64_t mask, const S* from, S* to) {
+        if constexpr (sizeof(S) <= 2) {
+            gather(values, mask, to);
+            scatter(from, mask, values);
+        } else {
+            Generic::swap(values, mask, from, to);
+        }
+    }
 };
 
 #include "chunk.hpp"
 
 }  // namespace avx512
 
-extern const Kernels kAvx512 = {"avx512", avx512::changes, avx512::histogram, avx512::partition,
-                                avx512::apply};
+extern const Kernels kAvx512 = {"avx512",          avx512::changes, avx512::histogram,
+                                avx512::partition, avx512::apply,   avx512::record,
+                                avx512::exchange};
 
 }  // namespace rlsparse
 RLSPARSE_TARGET_END

@@ -8,6 +8,7 @@
 #include "dense.hpp"
 #include "partition.hpp"
 #include "apply.hpp"
+#include "exchange.hpp"
 
 inline Changes changes(const Chunk& chunk, const void* tuned) {
     switch (chunk.width) {
@@ -61,5 +62,45 @@ inline const char* apply(const Chunk& chunk, void* out, const Bounds& bounds,
             return apply_words<uint64_t>(chunk, out, bounds, changed, content, scratch);
         default:
             return apply_words<uint8_t>(chunk, out, bounds, changed, content, scratch);
+    }
+}
+
+inline size_t record(const void* before, const void* after, size_t words, int width, uint8_t* mask,
+                     void* values) {
+    switch (width) {
+        case 16:
+            return record_words(static_cast<const uint16_t*>(before),
+                                static_cast<const uint16_t*>(after), words, mask,
+                                static_cast<uint16_t*>(values));
+        case 32:
+            return record_words(static_cast<const uint32_t*>(before),
+                                static_cast<const uint32_t*>(after), words, mask,
+                                static_cast<uint32_t*>(values));
+        case 64:
+            return record_words(static_cast<const uint64_t*>(before),
+                                static_cast<const uint64_t*>(after), words, mask,
+                                static_cast<uint64_t*>(values));
+        default:
+            return record_words(static_cast<const uint8_t*>(before),
+                                static_cast<const uint8_t*>(after), words, mask,
+                                static_cast<uint8_t*>(values));
+    }
+}
+
+inline const char* exchange(void* words, size_t number, int width, const uint8_t* mask,
+                            void* values, size_t left, Scratch& scratch) {
+    switch (width) {
+        case 16:
+            return exchange_words(static_cast<uint16_t*>(words), number, mask,
+                                  static_cast<uint16_t*>(values), left, scratch);
+        case 32:
+            return exchange_words(static_cast<uint32_t*>(words), number, mask,
+                                  static_cast<uint32_t*>(values), left, scratch);
+        case 64:
+            return exchange_words(static_cast<uint64_t*>(words), number, mask,
+                                  static_cast<uint64_t*>(values), left, scratch);
+        default:
+            return exchange_words(static_cast<uint8_t*>(words), number, mask,
+                                  static_cast<uint8_t*>(values), left, scratch);
     }
 }

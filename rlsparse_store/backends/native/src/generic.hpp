@@ -7,10 +7,9 @@ struct Generic {
     // Which of 64 words differ.
     template <class W>
     static uint64_t differ(const W* a, const W* b) {
-        if (std::memcmp(a, b, 64 * sizeof(W)) == 0) return 0;
-        uint64_t mask = 0;
-        for (int i = 0; i < 64; ++i) mask |= uint64_t(a[i] != b[i]) << i;
-        return mask;
+        uint8_t flags[64];  // bytes first: compilers make vectors of that, but not of bits
+        for (int i = 0; i < 64; ++i) flags[i] = a[i] != b[i];
+        return bit_plane(flags, 0);
     }
 
     // Which of 64 codes are at most `bound`; both are below 128.
@@ -74,6 +73,18 @@ struct Generic {
     static void scatter(const S* from, uint64_t mask, S* values) {
         for (; mask; mask &= mask - 1) values[__builtin_ctzll(mask)] = *from++;
     }
+
+    // Moves those of 64 values that are in `mask` to `to`, and what is in `from` to their places.
+    // 64 values may be read, and `to` has room for 64 more.
+    template <class S>
+    static void swap(S* values, uint64_t mask, const S* from, S* to) {
+        for (; mask; mask &= mask - 1) {
+            S& value = values[__builtin_ctzll(mask)];
+            *to++ = value;
+            value = *from++;
+        }
+    }
+
     // One bit of each of 64 bytes.
     static uint64_t bit_plane(const uint8_t* bytes, int bit) {
         uint64_t mask = 0;

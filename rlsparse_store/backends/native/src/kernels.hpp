@@ -93,6 +93,14 @@ struct Kernels {
     // content, or nullptr; then out holds anything.
     const char* (*apply)(const Chunk&, void* out, const Bounds& bounds, const uint64_t* changed,
                          Span content, Scratch&);
+    // Writes a bit per word that tells whether it differs, and those of `before` that do to
+    // `values`, which has room for all words. Returns how many do.
+    size_t (*record)(const void* before, const void* after, size_t words, int width, uint8_t* mask,
+                     void* values);
+    // Swaps the words whose bit is set with the values. Returns what is wrong with the mask, or
+    // nullptr; where it was wrong from the start, nothing was written.
+    const char* (*exchange)(void* words, size_t number, int width, const uint8_t* mask,
+                            void* values, size_t number_of_values, Scratch&);
 };
 
 extern const Kernels kPortable;

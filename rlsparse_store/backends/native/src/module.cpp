@@ -93,6 +93,10 @@ bool refuse(const char* message) {
     return false;
 }
 
+bool aligned(const Buffer& buffer, size_t to) {
+    return reinterpret_cast<uintptr_t>(buffer.data()) % to == 0;
+}
+
 // What every kernel is told of a chunk, and the arrays that back it.
 struct Arguments {
     const char* path;
@@ -132,10 +136,6 @@ struct Arguments {
     Bounds limits() const { return {upper(), bounds.size() / 8}; }
 
   private:
-    static bool aligned(const Buffer& buffer, size_t to) {
-        return reinterpret_cast<uintptr_t>(buffer.data()) % to == 0;
-    }
-
     const uint64_t* upper() const { return static_cast<const uint64_t*>(bounds.data()); }
 
     bool check_rows(uint64_t words) const {
@@ -307,6 +307,69 @@ PyObject* changes(PyObject*, PyObject* args) {
                          static_cast<unsigned long long>(found.top_key));
 }
 
+// Whether arrays hold whole words of this many bytes, and the mask has a bit for each of the first.
+bool fit(const Buffer& words, const Buffer& others, const Buffer& mask, Py_ssize_t bytes) {
+    if (bytes != 1 && bytes != 2 && bytes != 4 && bytes != 8) {
+        return refuse("words must be of 1, 2, 4 or 8 bytes");
+    }
+    const auto to = size_t(bytes);
+    if (words.size() % to || others.size() % to) return refuse("not a whole number of words");
+    if (!aligned(words, to) || !aligned(others, to)) return refuse("an array is not aligned");
+    const size_t number = words.size() / to;
+    return mask.size() == number / 8 + (number % 8 != 0) || refuse("not one bit per word");
+}
+
+PyObject* record(PyObject*, PyObject* args) {
+    const char* path;
+    Buffer before, after, mask, values;
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "sy*y*nw*w*", &path, before.view(), after.view(), &bytes,
+                          mask.view(), values.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(path);
+    if (!kernels || !fit(before, values, mask, bytes)) return nullptr;
+    if (before.size() != after.size() || before.size() != values.size() ||
+        !aligned(after, size_t(bytes))) {
+        refuse("before, after and values do not fit together");
+        return nullptr;
+    }
+    size_t number;
+    {
+        Unlocked unlocked;
+        number = kernels->record(before.data(), after.data(), before.size() / size_t(bytes),
+                                 int(8 * bytes), static_cast<uint8_t*>(mask.data()), values.data());
+    }
+    return PyLong_FromSize_t(number);
+}
+
+PyObject* exchange(PyObject*, PyObject* args) {
+    const char* path;
+    Buffer words, mask, values;
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "sw*ny*w*", &path, words.view(), &bytes, mask.view(),
+                          values.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(path);
+    if (!kernels || !fit(words, values, mask, bytes)) return nullptr;
+    const char* problem;
+    try {
+        Unlocked unlocked;
+        Scratch scratch;
+        problem = kernels->exchange(words.data(), words.size() / size_t(bytes), int(8 * bytes),
+                                    static_cast<const uint8_t*>(mask.data()), values.data(),
+                                    values.size() / size_t(bytes), scratch);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    if (problem) {
+        refuse(problem);
+        return nullptr;
+    }
+    Py_RETURN_NONE;
+}
+
 bool is_log2(const Buffer& log2) {
     return log2.size() == kLogarithms * 8 || refuse("not the table of logarithms");
 }
@@ -383,6 +446,8 @@ PyMethodDef kMethods[] = {
     {"histogram", histogram, METH_VARARGS, "Add to counts of words and steps by bin."},
     {"partition", partition, METH_VARARGS, "Split a chunk into streams."},
     {"apply", apply, METH_VARARGS, "Decode streams; returns what is wrong with them, if anything."},
+    {"record", record, METH_VARARGS, "Find the words that differ; returns how many."},
+    {"exchange", exchange, METH_VARARGS, "Swap the words of a mask with values."},
     {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
     {"block_starts", starts, METH_VARARGS, "Which streams begin a block."},
     {nullptr, nullptr, 0, nullptr},

@@ -14,7 +14,8 @@ using Simd = Generic;
 
 }  // namespace portable
 
-extern const Kernels kPortable = {"portable", portable::changes, portable::histogram,
-                                  portable::partition, portable::apply};
+extern const Kernels kPortable = {"portable",          portable::changes, portable::histogram,
+                                  portable::partition, portable::apply,   portable::record,
+                                  portable::exchange};
 
 }  // namespace rlsparse
