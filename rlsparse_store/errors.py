@@ -25,6 +25,7 @@ __all__ = [
     "ResultMismatchError",
     "RlsparseError",
     "StreamError",
+    "UnsupportedDtypeError",
     "UnsupportedFeatureError",
     "UnsupportedVersionError",
     "VerificationError",
@@ -138,6 +139,10 @@ class PickleRefusedError(CheckpointError):
 
 class DtypeMismatchError(RlsparseError):
     """The tuned checkpoint's dtype does not fit the base's, and no option says what to do."""
+
+
+class UnsupportedDtypeError(RlsparseError):
+    """A framework has no dtype for a tensor."""
 
 
 class NotFoundError(RlsparseError):

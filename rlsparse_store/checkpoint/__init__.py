@@ -12,11 +12,18 @@ from rlsparse_store.checkpoint.layout import (
     describe_index,
     rebuild_header,
     rebuild_index,
+    stored_metadata,
 )
-from rlsparse_store.checkpoint.sidefiles import SideFiles, copy_side_files, sort_side_files
+from rlsparse_store.checkpoint.sidefiles import (
+    CARRIED_FILES,
+    SideFiles,
+    copy_side_files,
+    sort_side_files,
+)
 from rlsparse_store.checkpoint.writer import CheckpointWriter
 
 __all__ = [
+    "CARRIED_FILES",
     "INDEX_NAME",
     "BaseHints",
     "Checkpoint",
@@ -36,4 +43,5 @@ __all__ = [
     "rebuild_header",
     "rebuild_index",
     "sort_side_files",
+    "stored_metadata",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -122,17 +121,32 @@ class Checkpoint:
             file.source.check_unchanged()
 
     def close(self) -> None:
-        """Close its files."""
+        """Close its files. May be called twice."""
         for file in self.files:
             file.source.close()
 
+    def __enter__(self) -> Self:
+        """Return the checkpoint itself."""
+        return self
 
-@contextmanager
-def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close its files."""
+        self.close()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint: a Hugging Face folder or one ``.safetensors`` file.
 
     Args:
         path: The folder or the file.
+
+    Returns:
+        The checkpoint, which is to be closed or used in a ``with`` statement.
 
     Raises:
         NotFoundError: It does not exist.
@@ -145,10 +159,11 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
         for name in names:
             # Not a comprehension: those already open must be closed if a later one is broken.
             files.append(_open_file(folder / name, name))  # noqa: PERF401
-        yield Checkpoint(path, files, _collect_tensors(folder, files, index_text), index_text)
-    finally:
+        return Checkpoint(path, files, _collect_tensors(folder, files, index_text), index_text)
+    except BaseException:
         for file in files:
             file.source.close()
+        raise
 
 
 def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:

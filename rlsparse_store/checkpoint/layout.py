@@ -16,6 +16,7 @@ from rlsparse_store.storage.header import (
     HeaderError,
     frame_header,
     header_text,
+    is_text_mapping,
     parse_header,
 )
 from rlsparse_store.storage.strict_json import StrictJsonError
@@ -35,6 +36,7 @@ __all__ = [
     "describe_index",
     "rebuild_header",
     "rebuild_index",
+    "stored_metadata",
 ]
 
 INDEX_NAME = INDEX
@@ -131,6 +133,28 @@ def rebuild_header(
         return framed, _placed(tensors, layout.layout)
     framed = len(layout.text).to_bytes(8, "little") + layout.text
     return framed, _check_header(layout.text, layout.name, tensors)
+
+
+def stored_metadata(layout: FileLayout) -> dict[str, str] | None:
+    """The texts that a file had in its header, if it had any.
+
+    Raises:
+        LayoutError: The stored text is not the JSON it must be.
+    """
+    if not layout.text:
+        return None
+    try:
+        fields = parse_index(layout.text.rstrip(b" "))
+    except StrictJsonError as error:
+        msg = f"the stored metadata of {layout.name}: {error}"
+        raise LayoutError(msg) from error
+    if layout.layout == VERBATIM:
+        fields = fields.get("__metadata__") if isinstance(fields, dict) else fields
+    if fields is not None and not is_text_mapping(fields):
+        msg = f"the stored metadata of {layout.name} does not map texts to texts"
+        raise LayoutError(msg)
+    metadata: dict[str, str] | None = fields
+    return metadata
 
 
 def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[HeaderEntry]:

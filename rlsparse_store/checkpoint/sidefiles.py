@@ -12,10 +12,10 @@ from rlsparse_store.storage.source import FileSource
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["SideFiles", "copy_side_files", "sort_side_files"]
+__all__ = ["CARRIED_FILES", "SideFiles", "copy_side_files", "sort_side_files"]
 
 # An allow-list: what is not named here is skipped and listed, and a pickle can never slip in.
-_CARRIED: Final = (
+CARRIED_FILES: Final = (
     "config.json",
     "generation_config.json",
     "*tokenizer*.json",
@@ -42,6 +42,8 @@ _CARRIED: Final = (
     "NOTICE*",
     "USE_POLICY*",
 )
+"""Patterns of the small files that travel with the weights."""
+
 _FOLDERS: Final = ("additional_chat_templates", "1_Pooling")
 PIECE: Final = 4 << 20
 """Bytes copied at a time."""
@@ -85,7 +87,7 @@ def sort_side_files(folder: Path, weights: set[str]) -> SideFiles:
         if name in weights or name.startswith("."):
             continue
         path = folder / name
-        wanted = any(fnmatchcase(name, pattern) for pattern in _CARRIED)
+        wanted = any(fnmatchcase(name, pattern) for pattern in CARRIED_FILES)
         if wanted and path.is_file() and path.stat().st_size <= LARGEST:
             carried.append(name)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -189,6 +190,13 @@ class Index:
     removed: list[str]
     chunks: list[ChunkRecord]
     files: FilesRecord
+
+    def chunks_of_tensors(self) -> dict[str, list[ChunkRecord]]:
+        """The chunks of each tensor that has any, in order."""
+        found: defaultdict[str, list[ChunkRecord]] = defaultdict(list)
+        for chunk in self.chunks:
+            found[self.tensors[chunk.tensor].name].append(chunk)
+        return found
 
     def totals(self) -> Totals:
         """Sums over all tensors."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -10,21 +9,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsparse_store.backends import get_backend
-from rlsparse_store.codec import (
-    DeltaChunk,
-    as_words,
-    decode_delta,
-    decode_whole,
-    to_bytes,
-    widen,
-)
-from rlsparse_store.container import ChunkCoding, ChunkRecord, DeltaReader, Kind, TensorRecord
+from rlsparse_store.codec import widen
+from rlsparse_store.container import ChunkRecord, DeltaReader, Kind, TensorRecord
+from rlsparse_store.delta.chunks import ChunkDecoder, check_sources, wrong_base
 from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.room import Rooms
 from rlsparse_store.delta.sources import PIECE_BYTES
-from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes, leaves_check
-from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
+from rlsparse_store.digest import LEAF_BYTES, TensorDigester, leaf_hashes
+from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -33,7 +25,7 @@ if TYPE_CHECKING:
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.delta.progress import Progress
 
-__all__ = ["Write", "check_sources", "decode_tensors"]
+__all__ = ["Write", "decode_tensors"]
 
 Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
 """Takes bytes of a tuned tensor: the tensor, their position in its data, and the bytes, which are
@@ -112,38 +104,6 @@ class _Done:
 _NO_BYTES: Final = np.zeros(0, np.uint8)
 
 
-def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
-    """Require that the base has every source, in the right dtype and of the right length.
-
-    Raises:
-        BaseMismatchError: It has not.
-    """
-    for t in reader.index.tensors:
-        if t.kind in (Kind.SAME, Kind.DELTA):
-            source = base.tensors.get(t.origin)
-            if source is None:
-                raise wrong_base(reader, base, t.origin, "is missing from the base")
-            if source.dtype is not t.coded_dtype:
-                found = f"is {source.dtype.code} in the base, not {t.coded_dtype.code}"
-                raise wrong_base(reader, base, t.origin, found)
-            shared = t.nbytes if t.coding is None else t.coding.nbytes(t.shared)
-            exact = t.kind is Kind.SAME
-            if source.nbytes < shared or (exact and source.nbytes != shared):
-                found = f"has {source.nbytes} bytes in the base, not {shared}"
-                raise wrong_base(reader, base, t.origin, found)
-
-
-def wrong_base(
-    reader: DeltaReader, base: Checkpoint, tensor: str | None, problem: str
-) -> BaseMismatchError:
-    """The error for a base that is not the one the delta was made against."""
-    manifest = reader.manifest
-    known = f"{manifest.repo} at commit {manifest.revision}" if manifest.repo else "another one"
-    msg = f"{problem}; this is not the base of the delta, which was made against {shown(known)}"
-    name = None if tensor is None else shown(tensor)
-    return BaseMismatchError(msg, file=base.path, tensor=name)
-
-
 def decode_tensors(
     reader: DeltaReader, base: Checkpoint, threads: int, write: Write, progress: Progress
 ) -> None:
@@ -203,19 +163,17 @@ class _Digests:
             expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
             if self._source.digest() != expected:
                 problem = "has other values in the base"
-                raise wrong_base(self._reader, self._base, t.origin, problem)
+                raise wrong_base(self._reader, self._base.path, t.origin, problem)
         if self._result.digest() != t.tuned_digest:
             msg = "the decoded tensor does not have its digest; the delta is damaged"
             raise ResultMismatchError(msg, file=self._reader.path, tensor=shown(t.name))
 
 
 def _runs(reader: DeltaReader, base: Checkpoint) -> Iterator[_Run]:
-    chunks: defaultdict[int, list[ChunkRecord]] = defaultdict(list)
-    for chunk in reader.index.chunks:
-        chunks[chunk.tensor].append(chunk)
-    for number, t in enumerate(reader.index.tensors):
+    chunks = reader.index.chunks_of_tensors()
+    for t in reader.index.tensors:
         if t.kind is not Kind.ALIAS:
-            yield from _tensor_runs(base, t, chunks.get(number, []))
+            yield from _tensor_runs(base, t, chunks.get(t.name, []))
 
 
 def _tensor_runs(base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]) -> Iterator[_Run]:
@@ -252,10 +210,9 @@ class _Decoder:
     """Decodes runs, on any thread."""
 
     def __init__(self, reader: DeltaReader, base: Checkpoint, write: Write) -> None:
-        self._reader = reader
         self._base = base
         self._write = write
-        self._backend = get_backend()
+        self._chunks = ChunkDecoder(reader, base.path)
         self._rooms = Rooms()
 
     def decode(self, run: _Run) -> _Done:
@@ -271,51 +228,9 @@ class _Decoder:
             return _Done(run, 0, source, _Part(None, _NO_BYTES))
         leaves, start = source.leaves, run.start
         if run.chunk is not None:
-            try:
-                data, leaves = self._decode_chunk(run, run.chunk, data, leaves)
-            except FormatError as error:
-                error.file = error.file or self._reader.path
-                error.tensor = error.tensor or shown(t.name)
-                raise
+            data, leaves = self._chunks.decode(t, run.chunk, data, leaves)
         if t.widening:
             data, leaves = widen(data.view(np.uint16), t.widening).view(np.uint8), None
             start *= 2
         self._write(t, start, data)
         return _Done(run, data.size, source, _Part.of(data, start, t.nbytes, leaves))
-
-    def _decode_chunk(
-        self,
-        run: _Run,
-        chunk: ChunkRecord,
-        data: NDArray[np.uint8],
-        base_leaves: NDArray[np.uint64] | None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-        """The tuned bytes of a chunk, checked, and their hashes; ``data`` is patched in place."""
-        t = run.tensor
-        stored = self._reader.stored(chunk)
-        assert t.coding is not None  # noqa: S101 - the index was checked
-        width = t.coding.width
-        if chunk.coding is ChunkCoding.WHOLE:
-            data = to_bytes(decode_whole(stored, chunk.length, t.coding), width)
-        else:
-            known = leaf_hashes(data) if base_leaves is None else base_leaves
-            if leaves_check(known) != chunk.base:
-                problem = "has other values in the base"
-                raise wrong_base(self._reader, self._base, t.origin, problem)
-            row = t.row_words
-            coded = DeltaChunk(
-                stored=stored,
-                has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
-                bounds=chunk.bounds,
-                changed=chunk.changed,
-                steps=(),
-            )
-            words = as_words(data, width)
-            place = None if row is None else (row, chunk.first % row)
-            decode_delta(self._backend, words, t.coding, coded, place, words)
-            data = to_bytes(words, width)
-        leaves = leaf_hashes(data)
-        if leaves_check(leaves) != chunk.result:
-            msg = "a decoded chunk does not have its check; the delta is damaged"
-            raise ResultMismatchError(msg, file=self._reader.path, tensor=shown(t.name))
-        return data, leaves

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from rlsparse_store.container import ChunkCoding, DeltaReader, Kind
+from rlsparse_store.delta.chunks import wrong_base
+from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.sources import PIECE_BYTES
 from rlsparse_store.digest import TensorDigester, TensorIdentity, state_digest
 
 if TYPE_CHECKING:
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
 
-__all__ = ["checkpoint_state", "tensor_digest"]
+__all__ = ["check_origins", "checkpoint_state", "tensor_digest"]
 
 
 def tensor_digest(checkpoint: Checkpoint, tensor: TensorRef) -> bytes:
@@ -33,3 +37,35 @@ def checkpoint_state(checkpoint: Checkpoint, known: dict[str, bytes] | None = No
         TensorIdentity(t.name, t.dtype, t.shape, known.get(t.name) or tensor_digest(checkpoint, t))
         for t in checkpoint.tensors.values()
     )
+
+
+def check_origins(reader: DeltaReader, base: Checkpoint, threads: int, *, every: bool) -> None:
+    """Require that what tuned tensors come from has the digests that the delta gives.
+
+    Args:
+        reader: The delta.
+        base: What may be its base; its names, dtypes and lengths were checked.
+        threads: Threads to read on.
+        every: Whether sources are read too whose words are all covered by checks of chunks, which
+            whoever decodes them compares.
+
+    Raises:
+        BaseMismatchError: A tensor has other values.
+    """
+    covered: Counter[int] = Counter()
+    for chunk in reader.index.chunks:
+        if chunk.coding is not ChunkCoding.WHOLE:
+            covered[chunk.tensor] += chunk.length
+    expected = {
+        t.origin: t.base_digest or t.tuned_digest
+        for number, t in enumerate(reader.index.tensors)
+        if t.kind is Kind.SAME or (t.kind is Kind.DELTA and (every or covered[number] < t.shared))
+    }
+    sources = [base.tensors[name] for name in expected]
+
+    def digest(source: TensorRef) -> tuple[str, bytes]:
+        return source.name, tensor_digest(base, source)
+
+    for name, found in ordered_map(digest, sources, threads):
+        if found != expected[name]:
+            raise wrong_base(reader, base.path, name, "has other values in the base")

@@ -8,14 +8,15 @@ from pathlib import Path
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DeltaReader, Kind
 from rlsparse_store.delta.apply import rebuild_files
-from rlsparse_store.delta.decode import decode_tensors, wrong_base
+from rlsparse_store.delta.chunks import wrong_base
+from rlsparse_store.delta.decode import decode_tensors
 from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError, VerificationError
 from rlsparse_store.storage.names import shown
 
-__all__ = ["VerifyReport", "verify_delta"]
+__all__ = ["VerifyReport", "check_base", "verify_delta"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def verify_delta(
                 reader.stored(chunk)
         else:
             with open_checkpoint(Path(base)) as checkpoint:
-                _check_base(reader, checkpoint, workers, progress)
+                check_base(reader, checkpoint, workers, progress)
         if tuned is not None:
             with open_checkpoint(Path(tuned)) as checkpoint:
                 _check_tuned(reader, checkpoint)
@@ -88,7 +89,12 @@ def verify_delta(
         )
 
 
-def _check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
+def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
+    """Require that this is the base as a whole, and that everything decodes against it.
+
+    Raises:
+        FormatError: The delta is damaged, or it is not.
+    """
     decode_tensors(reader, base, threads, lambda _tensor, _offset, _data: None, progress)
     # Decoding compared every source of the same bytes; the state covers the other tensors too.
     known = {
@@ -98,14 +104,14 @@ def _check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: P
     }
     missing = next((name for name in reader.index.removed if name not in base.tensors), None)
     if missing is not None:
-        raise wrong_base(reader, base, missing, "is missing from the base")
+        raise wrong_base(reader, base.path, missing, "is missing from the base")
     named = {t.name for t in reader.index.tensors}.union(reader.index.removed, known)
     extra = next((name for name in base.tensors if name not in named), None)
     if checkpoint_state(base, known) != reader.manifest.base_digest:
         problem = "a tensor that nothing comes from has other values in the base"
         if extra is not None:
             problem = "is a tensor more than the base had"
-        raise wrong_base(reader, base, extra, problem)
+        raise wrong_base(reader, base.path, extra, problem)
     if extra is not None:
         msg = "the index does not name every tensor of the base that was removed"
         raise IndexFormatError(msg, file=reader.path)

@@ -24,6 +24,7 @@ __all__ = [
     "ParsedHeader",
     "frame_header",
     "header_text",
+    "is_text_mapping",
     "parse_header",
 ]
 
@@ -91,7 +92,7 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
         msg = f"the header is {error}" if str(error).startswith("not") else f"the header: {error}"
         raise HeaderError(msg) from error
     metadata = fields.pop("__metadata__", None)
-    if metadata is not None and not _is_text_mapping(metadata):
+    if metadata is not None and not is_text_mapping(metadata):
         msg = "__metadata__ does not map texts to texts"
         raise HeaderError(msg)
     entries = [_parse_entry(name, field) for name, field in fields.items()]
@@ -99,7 +100,8 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
     return ParsedHeader(entries, metadata)
 
 
-def _is_text_mapping(value: object) -> bool:
+def is_text_mapping(value: object) -> bool:
+    """Whether this maps texts to texts, all of which can be written as UTF-8."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         return False
     # A lone surrogate has no UTF-8 form, so it could not be written back.

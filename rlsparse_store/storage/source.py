@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import struct
@@ -98,6 +99,32 @@ class FileSource:
         if length > self.nbytes - 8:
             return f"announces a header of {length} bytes but is only {self.nbytes} long"
         return self.read(8, length)
+
+    def map_into_memory(self) -> NDArray[np.uint8]:
+        """All of the file as memory of which whoever writes to it has a copy of their own.
+
+        The file itself is never written to. A page that is read for the first time after the file
+        was cut short kills the process: what this library reads itself, it reads by position.
+
+        Raises:
+            RlsparseError: The file cannot be mapped.
+        """
+        try:
+            mapped = mmap.mmap(self._descriptor, self.nbytes, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            msg = f"cannot be mapped into memory ({error})"
+            raise RlsparseError(msg, file=self.path) from error
+        return np.frombuffer(mapped, np.uint8)
+
+    def check_not_cut(self) -> None:
+        """Require that the file is still as long as when it was opened.
+
+        Raises:
+            RlsparseError: It was cut short.
+        """
+        if os.fstat(self._descriptor).st_size < self.nbytes:
+            msg = f"was cut short: it had {self.nbytes} bytes when it was opened"
+            raise RlsparseError(msg, file=self.path)
 
     def check_unchanged(self) -> None:
         """Require that the file is the one that was opened.

@@ -1,0 +1,145 @@
+"""Finding what a name means: a local folder, a repository on the Hub, or the base of a delta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rlsparse_store.checkpoint import BaseHints, hints_from_path, open_checkpoint
+from rlsparse_store.container import DELTA_FOLDER, DeltaReader
+from rlsparse_store.delta.chunks import check_sources
+from rlsparse_store.delta.identity import check_origins
+from rlsparse_store.delta.threads import resolve_threads
+from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
+from rlsparse_store.hub import (
+    CHECKPOINT_FILES,
+    SMALL_FILES,
+    HubAccess,
+    RepoId,
+    cached_snapshots,
+    fetch_snapshot,
+    parse_repo_id,
+)
+from rlsparse_store.storage.names import shown
+
+__all__ = ["FoundBase", "find_base", "find_delta"]
+
+
+class FoundBase(NamedTuple):
+    """Where a base lies.
+
+    Attributes:
+        path: Its folder or file.
+        is_known: Whether it is the very commit that the delta names, or its content was compared.
+    """
+
+    path: Path
+    is_known: bool
+
+
+def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: HubAccess) -> Path:
+    """The folder of a delta, downloaded if it is not here.
+
+    Args:
+        delta: A local folder, or ``org/name[@revision]``.
+        revision: The revision, if it is not part of the id.
+        subfolder: The folder within, of a repository or folder with several deltas.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: It is not there.
+    """
+    inside = _plain_parts(subfolder)
+    repo = _repo_id(delta, revision)
+    if repo is None:
+        return Path(delta, *inside)
+    prefix = "".join(f"{part}/" for part in inside)
+    wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *SMALL_FILES)]
+    # A pattern's star also stands for slashes: the deltas in folders further down are left out.
+    snapshot = fetch_snapshot(repo, "delta", access, wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
+    return snapshot.path.joinpath(*inside)
+
+
+def find_base(
+    reader: DeltaReader, base: str | Path | None, revision: str | None, access: HubAccess
+) -> FoundBase:
+    """Where the base of a delta lies, downloaded if it is not here.
+
+    Args:
+        reader: The delta.
+        base: A local folder or file, or ``org/name[@revision]``; by default what the delta names.
+        revision: The revision, if it is not part of the id.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: It is not there, or the delta names none and none was found.
+    """
+    recorded = _recorded(reader)
+    if base is None:
+        return _named_base(reader, recorded, access)
+    repo = _repo_id(base, revision)
+    if repo is None:
+        path = Path(base)
+        return FoundBase(path, hints_from_path(path.absolute()) == recorded is not None)
+    if recorded and repo == RepoId(recorded.repo):
+        return _named_base(reader, recorded, access)
+    snapshot = fetch_snapshot(repo, "base", access, CHECKPOINT_FILES)
+    return FoundBase(snapshot.path, snapshot.hints == recorded is not None)
+
+
+def _plain_parts(subfolder: str) -> list[str]:
+    parts = [part for part in subfolder.split("/") if part]
+    if any(part in {".", ".."} or "\\" in part for part in parts):
+        msg = "a subfolder lies within its repository: give plain names between slashes"
+        raise NotFoundError(msg, file=shown(subfolder))
+    return parts
+
+
+def _repo_id(place: str | Path, revision: str | None) -> RepoId | None:
+    """The repository that a name means, unless it is something local."""
+    local = Path(place)
+    repo = parse_repo_id(place) if isinstance(place, str) and not local.exists() else None
+    if repo is None:
+        if revision is not None:
+            msg = f"a revision, {shown(revision)}, of a local folder; give org/name"
+            raise NotFoundError(msg, file=shown(str(place)))
+        return None
+    return RepoId(repo.repo, revision or repo.revision)
+
+
+def _recorded(reader: DeltaReader) -> BaseHints | None:
+    """The repository and commit that the delta names."""
+    manifest = reader.manifest
+    if manifest.repo is None or manifest.revision is None or not parse_repo_id(manifest.repo):
+        return None
+    return BaseHints(manifest.repo, manifest.revision)
+
+
+def _named_base(reader: DeltaReader, recorded: BaseHints | None, access: HubAccess) -> FoundBase:
+    """The base that the delta names, else a snapshot in the cache with its content."""
+    missing: NotFoundError | None = None
+    if recorded is not None:
+        try:
+            repo = RepoId(recorded.repo, recorded.revision)
+            snapshot = fetch_snapshot(repo, "base", access, CHECKPOINT_FILES)
+            return FoundBase(snapshot.path, is_known=True)
+        except NotFoundError as error:
+            missing = error
+    for snapshot in cached_snapshots(access, recorded.repo if recorded else None):
+        if _is_base(reader, snapshot.path):
+            return FoundBase(snapshot.path, is_known=True)
+    if missing is not None:
+        raise missing
+    msg = "the delta does not name its base, and none in the cache has its content: give the base"
+    raise NotFoundError(msg, file=reader.path)
+
+
+def _is_base(reader: DeltaReader, path: Path) -> bool:
+    """Whether a checkpoint has all that the delta's tensors come from."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            check_sources(reader, checkpoint)
+            check_origins(reader, checkpoint, resolve_threads(None), every=True)
+    except (CheckpointError, FormatError):
+        return False
+    return True

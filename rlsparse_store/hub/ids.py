@@ -1,0 +1,36 @@
+"""Repository ids: ``org/name``, with a revision behind an ``@`` if one is meant."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+__all__ = ["RepoId", "parse_repo_id"]
+
+_ID: Final = re.compile(
+    r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?", re.ASCII
+)
+
+
+class RepoId(NamedTuple):
+    """A repository on the Hub.
+
+    Attributes:
+        repo: ``org/name``.
+        revision: A commit, branch or tag; ``None`` for the default branch.
+    """
+
+    repo: str
+    revision: str | None = None
+
+
+def parse_repo_id(text: str) -> RepoId | None:
+    """Read an id; ``None`` if this is none, but perhaps a path.
+
+    Example:
+        >>> parse_repo_id("org/name@main")
+        RepoId(repo='org/name', revision='main')
+        >>> parse_repo_id("./folder")
+    """
+    found = _ID.fullmatch(text)
+    return RepoId(found[1], found[2]) if found else None

@@ -1,0 +1,1 @@
+"""Where deltas plug into other libraries, each of them imported only when it is used."""

@@ -1,0 +1,6 @@
+"""What works on tensors that are in memory already. Importing this module imports torch."""
+
+from rlsparse_store.torch.patch import patch_
+
+
+__all__ = ["patch_"]

@@ -1,0 +1,169 @@
+"""The tensors of a loaded base, each with what a delta changes in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlsparse_store.container import Kind
+from rlsparse_store.delta import ordered_map, wrong_base
+from rlsparse_store.digest import TensorDigester
+from rlsparse_store.errors import BaseMismatchError, RlsparseError
+from rlsparse_store.frameworks.pt import bytes_of, code_of
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.container import ChunkRecord, DeltaReader, TensorRecord
+
+__all__ = ["Live", "Target", "check_is_base", "find_targets", "live_tensors"]
+
+Live = dict[str, torch.Tensor]
+"""Tensors by the names they have in a checkpoint, which share the model's memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A tensor in memory and what a delta makes of it.
+
+    Attributes:
+        record: What the delta says of it.
+        tensor: The tensor.
+        chunks: The chunks that change it.
+    """
+
+    record: TensorRecord
+    tensor: torch.Tensor
+    chunks: list[ChunkRecord]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.record.nbytes
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether its bytes can be changed where they are."""
+        return self.tensor.device.type == "cpu" and self.tensor.is_contiguous()
+
+    def load(self) -> NDArray[np.uint8]:
+        """Its bytes, row by row: its own memory if it is direct, else a copy."""
+        tensor = self.tensor.detach()
+        return bytes_of(tensor if self.is_direct else tensor.cpu().contiguous())
+
+    def store(self, data: NDArray[np.uint8]) -> None:
+        """Write back what :meth:`load` gave. Nothing to do if it is direct."""
+        if not self.is_direct:
+            tensor = self.tensor.detach()
+            tensor.copy_(torch.from_numpy(data).view(tensor.dtype).view(tensor.shape))
+
+
+def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
+    """The tensors of a model, or of its state dict, under their names in a checkpoint.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(model, Mapping):
+        return dict(model)
+    if not isinstance(model, torch.nn.Module):
+        msg = f"a {type(model).__name__} is neither a model nor a state dict"
+        raise TypeError(msg)
+    transformers = sys.modules.get("transformers")
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
+        from rlsparse_store.integrations.transformers import (  # noqa: PLC0415 - takes seconds
+            checkpoint_views,
+        )
+
+        return checkpoint_views(model)
+    return model.state_dict()
+
+
+def find_targets(reader: DeltaReader, live: Live) -> list[Target]:
+    """What a delta is to change, and what it leaves alone, each found in memory.
+
+    A tensor that stands under several names is one target.
+
+    Raises:
+        BaseMismatchError: A tensor is missing, or has another shape or dtype than the base's.
+        RlsparseError: The delta makes something of a tensor that cannot be made in its place.
+    """
+    chunks = reader.index.chunks_of_tensors()
+    records = {t.name: t for t in reader.index.tensors}
+    found: dict[tuple[Any, ...], Target] = {}
+    for t in reader.index.tensors:
+        record = records[t.origin] if t.kind is Kind.ALIAS else t
+        tensor = live.get(t.name, live.get(t.origin) if t.kind is not Kind.WHOLE else None)
+        if tensor is None:
+            raise wrong_base(reader, None, t.name, "is not in the model")
+        _check_fits(reader, record, t.name, tensor)
+        target = Target(record, tensor, chunks.get(record.name, []))
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        other = found.setdefault(place, target) if tensor.numel() else target
+        if other.record.tuned_digest != record.tuned_digest:
+            msg = (
+                f"shares its memory with {shown(other.record.name)!r} in the model, but not its "
+                "values in the tuned checkpoint: load the model from the delta instead"
+            )
+            raise RlsparseError(msg, file=reader.path, tensor=shown(t.name))
+    return list(found.values())
+
+
+def _check_fits(reader: DeltaReader, t: TensorRecord, name: str, tensor: torch.Tensor) -> None:
+    """Require that the tuned tensor can stand where this one stands."""
+    if type(tensor) not in {torch.Tensor, torch.nn.Parameter} or tensor.is_meta:
+        msg = (
+            f"is a {type(tensor).__name__} on {tensor.device}: only whole tensors in memory can "
+            "be patched, so patch before they are split, quantised or offloaded"
+        )
+        raise RlsparseError(msg, file=reader.path, tensor=shown(name))
+    if t.widening or t.tail:
+        what = "widens" if t.widening else "resizes"
+        msg = f"the delta {what} it, which cannot be done in place: load the model from the delta"
+        raise RlsparseError(msg, file=reader.path, tensor=shown(name))
+    code = code_of(tensor.dtype)
+    if code != t.dtype.code:
+        problem = (
+            f'is {code or tensor.dtype} in the model, not {t.dtype.code}: load it with dtype="auto"'
+        )
+        raise wrong_base(reader, None, name, problem)
+    if tuple(tensor.shape) != t.shape and code != "F4":
+        problem = f"is {list(tensor.shape)} in the model, not {list(t.shape)}"
+        raise wrong_base(reader, None, name, problem)
+
+
+def check_is_base(
+    reader: DeltaReader, targets: list[Target], threads: int, known: dict[int, bytes]
+) -> None:
+    """Require that tensors in memory have the values that the delta was made against.
+
+    Args:
+        reader: The delta.
+        targets: What it changes and leaves alone.
+        threads: Threads to read on.
+        known: Digests of tensors by the address of their memory, which grows.
+
+    Raises:
+        BaseMismatchError: One has other values.
+    """
+
+    def digest(target: Target) -> tuple[Target, bytes]:
+        address = target.tensor.data_ptr()
+        if address not in known:
+            digester = TensorDigester(target.nbytes)
+            digester.add(target.load())
+            known[address] = digester.digest()
+        return target, known[address]
+
+    based = [t for t in targets if t.record.kind is not Kind.WHOLE]
+    for target, found in ordered_map(digest, based, threads):
+        t = target.record
+        if found != (t.base_digest or t.tuned_digest):
+            error = wrong_base(reader, None, t.name, "has other values in the model")
+            raise BaseMismatchError(error.message, file=reader.path, tensor=error.tensor)

@@ -1,0 +1,130 @@
+"""``patch_``: a loaded base becomes the tuned model, in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlsparse_store.container import DeltaReader
+from rlsparse_store.delta import ChunkDecoder, find_delta, ordered_map, resolve_threads
+from rlsparse_store.errors import FormatError, RlsparseError
+from rlsparse_store.hub import HubAccess
+from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.container import ChunkRecord
+
+    Watch = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
+
+__all__ = ["patch_", "patch_targets"]
+
+
+def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:  # noqa: ANN401 - any model
+    """Turn a loaded base into the tuned model, in place.
+
+    All of the model is compared with the delta's digests, and all that the delta stores with its
+    checks, before the first weight is written.
+
+    Args:
+        model: A module, a model of transformers, whose weights may be fused or renamed, or a
+            state dict with the names of the checkpoint. It must hold the base's weights in the
+            base's dtype, whole and in memory, on any device.
+        delta: Folder of the delta, or ``org/name[@revision]``.
+        threads: Threads to work on; all processors by default.
+
+    Returns:
+        The model.
+
+    Raises:
+        NotFoundError: The delta is not there.
+        FormatError: The delta is damaged.
+        BaseMismatchError: The model is not the base.
+        RlsparseError: The delta makes something of a tensor that cannot be made in place.
+
+    Example:
+        >>> patch_(model, "qwen-grpo-delta")  # doctest: +SKIP
+    """
+    workers = resolve_threads(threads)
+    with DeltaReader(find_delta(delta, None, "", HubAccess())) as reader:
+        targets = find_targets(reader, live_tensors(model))
+        check_is_base(reader, targets, workers, {})
+        patch_targets(reader, targets, workers)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Chunks of a tensor that are decoded together."""
+
+    target: Target
+    chunks: list[ChunkRecord]
+    nbytes: int
+
+
+def patch_targets(
+    reader: DeltaReader, targets: list[Target], threads: int, watch: Watch | None = None
+) -> None:
+    """Change tensors in memory as a delta says.
+
+    Args:
+        reader: The delta.
+        targets: The tensors, which were compared with the base.
+        threads: Threads to work on.
+        watch: Told of each change: the tensor, the place of the first byte, the bytes before and
+            after. Called from several threads.
+
+    Raises:
+        FormatError: The delta is damaged. Nothing was written if stored bytes are not the ones
+            that were encoded.
+    """
+    # Most of what can be wrong with a delta is found before anything is written.
+    for chunk in reader.index.chunks:
+        reader.stored(chunk)
+    decoder = ChunkDecoder(reader, None)
+
+    def patch(piece: _Piece) -> None:
+        _patch(decoder, piece, watch)
+
+    try:
+        for _ in ordered_map(patch, _pieces(targets), threads):
+            pass
+    except FormatError as error:
+        msg = f"{error.message}; the model is partly patched: load it again"
+        raise RlsparseError(msg, file=error.file, tensor=error.tensor) from error
+
+
+def _pieces(targets: list[Target]) -> Iterator[_Piece]:
+    """Chunk by chunk where memory is changed where it is, else tensor by tensor."""
+    for target in targets:
+        if target.is_direct:
+            for chunk in target.chunks:
+                yield _Piece(target, [chunk], _nbytes(target, chunk.length))
+        elif target.chunks:
+            yield _Piece(target, target.chunks, target.nbytes)
+
+
+def _nbytes(target: Target, words: int) -> int:
+    coding = target.record.coding
+    assert coding is not None  # noqa: S101 - a tensor with chunks has a coding
+    return coding.nbytes(words)
+
+
+def _patch(decoder: ChunkDecoder, piece: _Piece, watch: Watch | None) -> None:
+    target = piece.target
+    whole = target.load()
+    for chunk in piece.chunks:
+        start = _nbytes(target, chunk.first)
+        place = whole[start : start + _nbytes(target, chunk.length)]
+        # Decoded beside it: nothing that is not checked is ever in the model.
+        before = place.copy()
+        after, _ = decoder.decode(target.record, chunk, before.copy() if watch else before)
+        place[:] = after
+        if watch is not None:
+            watch(target, start, before, after)
+    target.store(whole)
