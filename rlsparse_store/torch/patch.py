@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.container import DeltaReader
 from rlsparse_store.delta import ChunkDecoder, find_delta, ordered_map, resolve_threads
-from rlsparse_store.errors import FormatError, RlsparseError
+from rlsparse_store.errors import FormatError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Watch = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 
-__all__ = ["patch_", "patch_targets"]
+__all__ = ["check_stored", "patch_", "patch_targets"]
 
 
 def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:  # noqa: ANN401 - any model
@@ -54,8 +54,23 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
     with DeltaReader(find_delta(delta, None, "", HubAccess())) as reader:
         targets = find_targets(reader, live_tensors(model))
         check_is_base(reader, targets, workers, {})
-        patch_targets(reader, targets, workers)
+        check_stored(reader)
+        try:
+            patch_targets(reader, targets, workers)
+        except FormatError as error:
+            error.message += "; the model is partly patched: load it again"
+            raise
     return model
+
+
+def check_stored(reader: DeltaReader) -> None:
+    """Require that all stored bytes are the ones that were encoded, before anything is written.
+
+    Raises:
+        ChecksumError: They are not.
+    """
+    for chunk in reader.index.chunks:
+        reader.stored(chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +88,22 @@ def patch_targets(
     """Change tensors in memory as a delta says.
 
     Args:
-        reader: The delta.
+        reader: The delta, whose stored bytes were checked.
         targets: The tensors, which were compared with the base.
         threads: Threads to work on.
         watch: Told of each change: the tensor, the place of the first byte, the bytes before and
             after. Called from several threads.
 
     Raises:
-        FormatError: The delta is damaged. Nothing was written if stored bytes are not the ones
-            that were encoded.
+        FormatError: The delta is damaged. What was written before that is right.
     """
-    # Most of what can be wrong with a delta is found before anything is written.
-    for chunk in reader.index.chunks:
-        reader.stored(chunk)
     decoder = ChunkDecoder(reader, None)
 
     def patch(piece: _Piece) -> None:
         _patch(decoder, piece, watch)
 
-    try:
-        for _ in ordered_map(patch, _pieces(targets), threads):
-            pass
-    except FormatError as error:
-        msg = f"{error.message}; the model is partly patched: load it again"
-        raise RlsparseError(msg, file=error.file, tensor=error.tensor) from error
+    for _ in ordered_map(patch, _pieces(targets), threads):
+        pass
 
 
 def _pieces(targets: list[Target]) -> Iterator[_Piece]:

@@ -1,0 +1,143 @@
+"""``DeltaSwitch``: one loaded base that becomes each of several tuned models in turn."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Self
+
+from rlsparse_store.container import DeltaReader
+from rlsparse_store.delta import find_delta, ordered_map, resolve_threads
+from rlsparse_store.errors import RlsparseError
+from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.names import shown
+from rlsparse_store.torch.changes import Changes, Group, grouped
+from rlsparse_store.torch.live import check_is_base, find_targets, live_tensors
+from rlsparse_store.torch.patch import check_stored, patch_targets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = ["DeltaSwitch"]
+
+
+class DeltaSwitch:
+    """Holds a loaded base and turns it into tuned models and back, in place and bit for bit.
+
+    A delta is decoded when it is visited for the first time, and what it changed is kept: one bit
+    per weight for the places, and the words themselves; together about 11 % of a bfloat16 model at
+    5 % density. Coming back later exchanges those words, without decoding.
+
+    While it is in use, nothing else may write to the weights. That is noticed where words that a
+    delta changes are not what they were left as.
+
+    Args:
+        model: As for :func:`rlsparse_store.torch.patch_`. It must hold the base's weights.
+        memory: Bytes of main memory for deltas that were visited, beyond the current one; those
+            not used for longest are given up. By default as many as the model has.
+        threads: Threads to work on; all processors by default.
+
+    Attributes:
+        current: The delta that the model is now, as it was named; ``None`` for the base.
+
+    Example:
+        >>> with DeltaSwitch(model) as switch:  # doctest: +SKIP
+        ...     for step in range(100, 1000, 100):
+        ...         switch.to(f"run/step-{step}")
+        ...         evaluate(model)
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - a module or a mapping
+        *,
+        memory: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._live = live_tensors(model)
+        own = sum(t.numel() * t.element_size() for t in self._live.values())
+        self._memory = own if memory is None else memory
+        self._threads = resolve_threads(threads)
+        self._digests: dict[int, bytes] = {}
+        self._visited: OrderedDict[Path, Changes] = OrderedDict()
+        self._here: Changes | None = None
+        self.current: str | Path | None = None
+
+    def to(self, delta: str | Path | None) -> None:
+        """Turn the model into a tuned one, or back into the base.
+
+        Args:
+            delta: Folder of the delta, or ``org/name[@revision]``; ``None`` for the base.
+
+        Raises:
+            NotFoundError: The delta is not there.
+            FormatError: The delta is damaged.
+            BaseMismatchError: The model is not the delta's base.
+            RlsparseError: The delta makes something of a tensor that cannot be made in place, or
+                something else wrote to the weights. The model is then as it was before.
+        """
+        if delta is None:
+            self._move(None)
+        else:
+            folder = find_delta(delta, None, "", HubAccess()).resolve()
+            if folder in self._visited:
+                self._visited.move_to_end(folder)
+                self._move(self._visited[folder])
+            else:
+                self._visit(folder)
+        self.current = delta
+        self._forget()
+
+    def __enter__(self) -> Self:
+        """Return the switch itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Turn the model back into the base."""
+        self.to(None)
+
+    def _visit(self, folder: Path) -> None:
+        """Decode a delta for the first time, from the base."""
+        with DeltaReader(folder) as reader:
+            targets = find_targets(reader, self._live)
+            before, changes = self._here, Changes()
+            self._move(None)
+            try:
+                check_is_base(reader, targets, self._threads, self._digests)
+                check_stored(reader)
+                patch_targets(reader, targets, self._threads, changes.add)
+            except BaseException:
+                # What was patched goes back first, then all of it to where it was.
+                self._here = changes
+                self._move(before)
+                raise
+        self._here = self._visited[folder] = changes
+
+    def _move(self, to: Changes | None) -> None:
+        """Leave what the model is and enter another visited delta, or none."""
+        if to is self._here:
+            return
+        groups = list(grouped([step for step in (self._here, to) if step is not None]))
+        failed = [
+            group for group in ordered_map(Group.exchange, groups, self._threads) if group.failed
+        ]
+        if failed:
+            for group in groups:
+                group.undo()
+            msg = "was written to by something else since the model was switched; load it again"
+            raise RlsparseError(msg, tensor=shown(failed[0].target.record.name))
+        self._here = to
+
+    def _forget(self) -> None:
+        """Give up what was not used for longest, until the rest fits."""
+        others = [folder for folder, v in self._visited.items() if v is not self._here]
+        total = sum(self._visited[folder].nbytes for folder in others)
+        for folder in others:
+            if total <= self._memory:
+                break
+            total -= self._visited.pop(folder).nbytes
