@@ -7,18 +7,23 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import rlsparse_store
+from rlsparse_store import encode_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDE = ROOT / "specs/guides/loading.md"
 
 
 def modules() -> Iterator[str]:
@@ -33,6 +38,58 @@ def test_docstring_examples(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+def python_in(page: Path) -> list[str]:
+    """The Python of a page of Markdown, block by block."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_loading_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    model.generation_config.max_new_tokens = 5
+    for step in (100, 200, 300):
+        torch.manual_seed(step)
+        for weight in model.parameters():
+            words = weight.detach().view(-1).view(torch.int16)
+            words ^= (torch.rand(words.shape) < 0.05).to(torch.int16)
+        model.save_pretrained(f"step-{step}")
+    encode_run("base", ["step-100", "step-200", "step-300"], "run")
+    names: dict[str, object] = {}
+    for code in python_in(GUIDE):
+        exec(compile(code, GUIDE.name, "exec"), names)  # noqa: S102 - it is our own
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "['LlamaForCausalLM'] 5"
+    assert [line.split()[0] for line in lines[1:4]] == [
+        "run/step-100",
+        "run/step-200",
+        "run/step-300",
+    ]
+    assert lines[4:6] == ["torch.Size([24, 64]) torch.Size([64, 24]) torch.bfloat16", "uint16"]
+    assert lines[6] in model.state_dict()
+    tuned = model.state_dict()
+    mine, down = names["mine"], names["down"]
+    assert isinstance(mine, torch.Tensor)
+    assert isinstance(down, torch.Tensor)
+    assert torch.equal(mine, tuned["model.layers.0.mlp.up_proj.weight"][24:48])
+    assert torch.equal(down, tuned["model.layers.0.mlp.down_proj.weight"][:, 24:48])
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    model: Any = LlamaForCausalLM(config)
+    return model.to(torch.bfloat16)  # type: ignore[no-any-return]
+
+
 def test_readme_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +100,7 @@ def test_readme_python(
     for folder, words in (("qwen-base", base), ("qwen-grpo/checkpoint-200", tuned)):
         Path(folder).mkdir(parents=True)
         save_file({"w": words}, Path(folder) / "model.safetensors")
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = python_in(README)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - it is our own
     assert capsys.readouterr().out.startswith("0.01")
     again = Path("qwen-grpo-again/model.safetensors").read_bytes()

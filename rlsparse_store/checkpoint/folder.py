@@ -194,6 +194,8 @@ def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
     if any(p.suffix in _PICKLED or p.name == ".metadata" for p in path.iterdir()):
         raise PickleRefusedError(_CONVERT, file=path)
     msg = "holds no safetensors file"
+    if any(p.suffix == ".gguf" for p in path.iterdir()):
+        msg += ", only GGUF, whose weights are quantised anew; give the safetensors checkpoint"
     raise CheckpointError(msg, file=path)
 
 

@@ -17,6 +17,7 @@ from rlsparse_store.checkpoint import (
     stored_metadata,
 )
 from rlsparse_store.container import DeltaReader, Kind, TensorRecord
+from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.chunks import ChunkDecoder, check_sources
 from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.identity import check_origins
@@ -95,7 +96,7 @@ class DeltaSlice:
 
     def is_floating_point(self) -> bool:
         """Whether its elements are real floating-point numbers."""
-        return self._record.dtype.mantissa_bits is not None and self._record.dtype.code != "C64"
+        return self._record.dtype.code.startswith(("F", "BF"))
 
     def __repr__(self) -> str:
         return f"DeltaSlice({self.name!r}, {self.get_dtype()}, {list(self.shape)})"
@@ -350,6 +351,7 @@ def open_found(
         threads = resolve_threads(None)
         if verify == "full":
             reader.check_state()
+            rebuild_files(reader)
             check_base(reader, checkpoint, threads, silent)
         elif verify == "touched" and is_whole and not found.is_known:
             check_origins(reader, checkpoint, threads, every=False)

@@ -62,7 +62,9 @@ class Torch:
 
         Two elements of F4 are one of torch's, as safetensors has it.
         """
-        flat = torch.from_numpy(data).view(self.dtype(dtype))
+        flat = torch.empty(0, dtype=self.dtype(dtype))
+        if data.size:  # an empty array's strides are not what torch's view requires
+            flat = torch.from_numpy(data).view(self.dtype(dtype))
         if dtype.code == "F4":
             if not shape or shape[-1] % 2:
                 msg = "an odd number of 4-bit elements in a row; use framework='bits'"

@@ -92,7 +92,7 @@ def run(command: Command) -> Run:
     """Run a command on warm files."""
     _remove(command.writes)
     for folder in command.reads:
-        _warm(folder)
+        warm(folder)
     before, started = os.times(), time.perf_counter()
     for step in command.steps:
         subprocess.run(step, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - named above
@@ -119,7 +119,7 @@ def time_pair(pair: Path, scratch: Path, threads: tuple[int, ...], repeat: int) 
     ]
 
 
-def _warm(folder: Path) -> None:
+def warm(folder: Path) -> None:
     """Read all files of a folder."""
     buffer = bytearray(BLOCK)
     for path in folder.rglob("*"):

@@ -1,0 +1,194 @@
+"""Time loading a model: ``python tools/bench/loading.py OUT``.
+
+Generates a Llama of about 1.5 GB in bfloat16 and tuned versions of it in ``OUT/inputs`` unless they
+are there, and loads it in fresh processes: the full tuned checkpoint with ``from_pretrained``, and
+base and delta with ``from_delta``. Each way is also timed until every weight was read once, since
+``from_pretrained`` only maps the files. Then one process moves a loaded base between two deltas.
+Rounds alternate all ways, and files are read into the page cache first. Writes
+``OUT/loading.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import click
+
+from commands import warm
+from inputs import make_pair
+from machine import describe_machine, describe_packages
+
+Json: TypeAlias = dict[str, Any]
+SWITCHED: Final = (0.05, 0.051)
+"""Densities of the two deltas to move between."""
+
+# Each runs in a process of its own and prints one line of JSON. ru_maxrss is in KiB on Linux.
+_START: Final = """
+import json, resource, sys, time
+import torch
+import transformers
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+def touch(model):
+    for parameter in model.parameters():
+        parameter.detach().view(-1).view(torch.int16).amax()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+result = {"import_peak": peak()}
+# The first load of a process also imports the code of the model.
+for which in ("first", "again"):
+    start = time.perf_counter()
+    model = load()
+    result[which] = time.perf_counter() - start
+    touch(model)
+    result[which + " until read"] = time.perf_counter() - start
+    result.setdefault("peak", peak())
+    del model
+print(json.dumps(result))
+"""
+FULL: Final = f"""
+def load():
+    return transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+{_START}"""
+DELTA: Final = f"""
+from rlsparse_store import from_delta
+def load():
+    return from_delta(sys.argv[1], sys.argv[2])
+{_START}"""
+SWITCH: Final = """
+import json, statistics, sys, time
+import transformers
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+from rlsparse_store import from_delta
+from rlsparse_store.torch import DeltaSwitch
+base, first, second = sys.argv[1:]
+def timed(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+reloads = [timed(from_delta, base, first)[0] for _ in range(3)]
+model = transformers.AutoModelForCausalLM.from_pretrained(base)
+switch = DeltaSwitch(model)
+visits = [timed(switch.to, place)[0] for place in (first, second)]
+moves = [timed(switch.to, place)[0] for place in (first, second) * 4]
+print(json.dumps({"reload": statistics.median(reloads), "first visits": visits,
+                  "move": statistics.median(moves)}))
+"""
+
+
+def run(program: str, *arguments: Path) -> Json:
+    """Run a program in a process of its own, on warm files, and return what it prints."""
+    for folder in arguments:
+        warm(folder)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
+    result: Json = json.loads(done.stdout)
+    return result
+
+
+def encode(pair: Path) -> Path:
+    """The delta of a pair, made unless it is there."""
+    delta = pair / "delta"
+    if not delta.exists():
+        command = [sys.executable, "-m", "rlsparse_store", "encode", "-q"]
+        subprocess.run(  # noqa: S603 - this project's own
+            [*command, str(pair / "base"), str(pair / "tuned"), "-o", str(delta)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return delta
+
+
+def time_loading(pair: Path, repeat: int) -> Json:
+    """Load one pair in both ways, in turn, and take medians."""
+    delta = encode(pair)
+    nbytes = sum(path.stat().st_size for path in (pair / "tuned").glob("*.safetensors"))
+    ways = {"full": (FULL, [pair / "tuned"]), "delta": (DELTA, [pair / "base", delta])}
+    rounds = [
+        {way: run(program, *places) for way, (program, places) in ways.items()}
+        for _ in range(repeat)
+    ]
+    result: Json = {"bytes": nbytes}
+    for way in ways:
+        keys = rounds[0][way]
+        result[way] = {key: statistics.median(one[way][key] for one in rounds) for key in keys}
+    return result
+
+
+def tabulate(results: Json) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Loading a model of 1.5 GB",
+        "",
+        "`from_delta` beside `from_pretrained` of the full tuned checkpoint, medians of fresh",
+        "processes that alternate, files in the page cache. *Until read*: until every weight was",
+        "read once; `from_pretrained` maps the file, and reads nothing before. *Again*: for the",
+        "second time in a process, which has imported the code of the model already.",
+        "",
+        "| changed | time ÷ full | until read | again | again, until read | peak ÷ model | full |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for density, one in results["loading"].items():
+        full, delta = one["full"], one["delta"]
+        keys = ("first", "first until read", "again", "again until read")
+        ratios = [f"{delta[key] / full[key]:.2f}" for key in keys]
+        peaks = [f"{way['peak'] / one['bytes']:.2f}" for way in (delta, full)]
+        lines.append(f"| {float(density):.0%} | {' | '.join(ratios + peaks)} |")
+    switch = results["switch"]
+    fresh = results["loading"][min(results["loading"])]["delta"]["first"]
+    bare = f"{results['import_peak'] / 1e6:.0f} MB"
+    lines += [
+        "",
+        f"Peak memory is all of the process, of which Python and torch are {bare}.",
+        "",
+        "## Switching between two deltas of 5 %",
+        "",
+        "| `DeltaSwitch.to` | ÷ `from_delta` again | ÷ `from_delta` in a fresh process |",
+        "| --- | --- | --- |",
+    ]
+    times = {
+        "first visit, of a base mapped from its file": switch["first visits"][0],
+        "first visit of the second": switch["first visits"][1],
+        "back and forth": switch["move"],
+    }
+    lines += [
+        f"| {what} | {seconds / switch['reload']:.2f} | {seconds / fresh:.2f} |"
+        for what, seconds in times.items()
+    ]
+    return "\n".join([*lines, ""])
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--gib", type=float, default=1.4, help="Size of the model, in GiB.")
+@click.option("--density", type=float, multiple=True, default=(0.02, 0.20), help="To load.")
+@click.option("--repeat", type=int, default=5, help="Rounds.")
+def main(out: Path, gib: float, density: tuple[float, ...], repeat: int) -> None:
+    """Time loading from base and delta beside loading the full checkpoint."""
+    inputs = out / "inputs"
+    pairs = {
+        d: make_pair(inputs / f"llama-{gib:g}-gib-{d:g}", ["--gib", f"{gib:g}"], d, shards=2)
+        for d in {*density, *SWITCHED}
+    }
+    loading = {f"{d:g}": time_loading(pairs[d], repeat) for d in density}
+    deltas = [encode(pairs[d]) for d in SWITCHED]
+    results: Json = {
+        "machine": describe_machine(),
+        "packages": describe_packages(),
+        "import_peak": loading[f"{density[0]:g}"]["full"]["import_peak"],
+        "loading": loading,
+        "switch": run(SWITCH, pairs[SWITCHED[0]] / "base", *deltas),
+    }
+    (out / "loading.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "loading.md").write_text(tabulate(results))
+    click.echo(tabulate(results))
+
+
+if __name__ == "__main__":
+    main()
