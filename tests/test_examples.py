@@ -9,10 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rlsparse_store
@@ -51,10 +49,7 @@ def test_loading_guide(
     model.save_pretrained("base")
     model.generation_config.max_new_tokens = 5
     for step in (100, 200, 300):
-        torch.manual_seed(step)
-        for weight in model.parameters():
-            words = weight.detach().view(-1).view(torch.int16)
-            words ^= (torch.rand(words.shape) < 0.05).to(torch.int16)
+        move(model, seed=step, density=0.05)
         model.save_pretrained(f"step-{step}")
     encode_run("base", ["step-100", "step-200", "step-300"], "run")
     names: dict[str, object] = {}
@@ -90,18 +85,29 @@ def small_llama() -> LlamaForCausalLM:
     return model.to(torch.bfloat16)  # type: ignore[no-any-return]
 
 
+def move(model: LlamaForCausalLM, seed: int, density: float) -> None:
+    """Move some weights by one step."""
+    torch.manual_seed(seed)
+    for weight in model.parameters():
+        words = weight.detach().view(-1).view(torch.int16)
+        words ^= (torch.rand(words.shape) < density).to(torch.int16)
+
+
 def test_readme_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    base = np.arange(4096, dtype=np.uint16)
-    tuned = base.copy()
-    tuned[::100] += 1
-    for folder, words in (("qwen-base", base), ("qwen-grpo/checkpoint-200", tuned)):
-        Path(folder).mkdir(parents=True)
-        save_file({"w": words}, Path(folder) / "model.safetensors")
-    (code,) = python_in(README)
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - it is our own
+    model = small_llama()
+    model.save_pretrained("qwen-base")
+    move(model, seed=1, density=0.01)
+    model.save_pretrained("qwen-grpo/checkpoint-200")
+    names: dict[str, object] = {}
+    for code in python_in(README):
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - it is our own
     assert capsys.readouterr().out.startswith("0.01")
     again = Path("qwen-grpo-again/model.safetensors").read_bytes()
     assert again == Path("qwen-grpo/checkpoint-200/model.safetensors").read_bytes()
+    loaded = names["model"]
+    assert isinstance(loaded, LlamaForCausalLM)
+    loaded.save_pretrained("saved")
+    assert Path("saved/model.safetensors").read_bytes() == again
