@@ -130,7 +130,7 @@ class DeltaCheckpoint(Mapping[str, Any]):
         self._mappings = _Mappings(base)
         self.path = reader.path
         self.base = base.path
-        self._close = weakref.finalize(self, _close, reader, base)
+        self._close = weakref.finalize(self, _close, reader, base, self._mappings)
 
     def keys(self) -> Any:  # noqa: ANN401 - a view of the names
         """The names of all tensors, in ascending order."""
@@ -242,7 +242,8 @@ class DeltaCheckpoint(Mapping[str, Any]):
         return self._framework.array(data, t.dtype, selection.shape)
 
 
-def _close(reader: DeltaReader, base: Checkpoint) -> None:
+def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:
+    mappings.forget()
     base.close()
     reader.close()
 
@@ -271,9 +272,14 @@ class _Mappings:
             return None
         file = self._base.files[source.file].source
         file.check_not_cut()
-        if source.file not in self._files:
-            self._files.setdefault(source.file, file.map_into_memory())
-        return self._files[source.file][source.offset : source.offset + source.nbytes]
+        mapped = self._files.get(source.file)
+        if mapped is None:
+            mapped = self._files.setdefault(source.file, file.map_into_memory())
+        return mapped[source.offset : source.offset + source.nbytes]
+
+    def forget(self) -> None:
+        """Let go of the files. Each stays mapped for as long as a tensor of it lives."""
+        self._files.clear()
 
 
 def open_delta(

@@ -80,7 +80,7 @@ def fetch_snapshot(
         RlsparseError: The Hub failed.
     """
     import huggingface_hub  # noqa: PLC0415 - only when an id is given
-    from huggingface_hub import errors  # noqa: PLC0415 - as above
+    from huggingface_hub import constants, errors  # noqa: PLC0415 - as above
 
     name = shown(f"{repo.repo}@{repo.revision}" if repo.revision else repo.repo)
     try:
@@ -94,7 +94,7 @@ def fetch_snapshot(
             ignore_patterns=list(ignore),
         )
     except errors.GatedRepoError as error:
-        page = f"{huggingface_hub.constants.ENDPOINT}/{repo.repo}"
+        page = f"{constants.ENDPOINT}/{repo.repo}"
         msg = f"the {what} is gated: accept its terms at {page} and log in"
         raise NotFoundError(msg, file=name) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:

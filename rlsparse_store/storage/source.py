@@ -67,7 +67,8 @@ class FileSource:
             try:
                 got = os.preadv(self._descriptor, [view], offset)
             except OSError as error:
-                msg = f"cannot be read ({error.strerror})"
+                reason = error.strerror if self._descriptor >= 0 else "it was closed"
+                msg = f"cannot be read ({reason})"
                 raise RlsparseError(msg, file=self.path) from error
             if got == 0:
                 msg = f"ends at byte {offset}: it was cut short while being read"
@@ -120,9 +121,14 @@ class FileSource:
         """Require that the file is still as long as when it was opened.
 
         Raises:
-            RlsparseError: It was cut short.
+            RlsparseError: It was cut short, or cannot be read.
         """
-        if os.fstat(self._descriptor).st_size < self.nbytes:
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError as error:
+            msg = f"cannot be read ({error.strerror})"
+            raise RlsparseError(msg, file=self.path) from error
+        if now.st_size < self.nbytes:
             msg = f"was cut short: it had {self.nbytes} bytes when it was opened"
             raise RlsparseError(msg, file=self.path)
 
