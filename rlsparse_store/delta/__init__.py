@@ -15,6 +15,7 @@ from rlsparse_store.delta.report import (
     TensorReport,
     WholeTensor,
 )
+from rlsparse_store.delta.room import Rooms
 from rlsparse_store.delta.run import RunEntry, RunReport, encode_run, inspect_run, is_run
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
@@ -29,6 +30,7 @@ __all__ = [
     "DeltaSlice",
     "EncodeReport",
     "Group",
+    "Rooms",
     "RunEntry",
     "RunReport",
     "TensorReport",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.container import DeltaReader
-from rlsparse_store.delta import ChunkDecoder, find_delta, ordered_map, resolve_threads
+from rlsparse_store.delta import ChunkDecoder, Rooms, find_delta, ordered_map, resolve_threads
 from rlsparse_store.errors import FormatError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
@@ -91,16 +91,16 @@ def patch_targets(
         reader: The delta, whose stored bytes were checked.
         targets: The tensors, which were compared with the base.
         threads: Threads to work on.
-        watch: Told of each change: the tensor, the place of the first byte, the bytes before and
-            after. Called from several threads.
+        watch: Told of each change before it is made: the tensor, the place of the first byte, the
+            bytes before and after. Called from several threads.
 
     Raises:
         FormatError: The delta is damaged. What was written before that is right.
     """
-    decoder = ChunkDecoder(reader, None)
+    decoder, rooms = ChunkDecoder(reader, None), Rooms()
 
     def patch(piece: _Piece) -> None:
-        _patch(decoder, piece, watch)
+        _patch(decoder, rooms, piece, watch)
 
     for _ in ordered_map(patch, _pieces(targets), threads):
         pass
@@ -122,16 +122,17 @@ def _nbytes(target: Target, words: int) -> int:
     return coding.nbytes(words)
 
 
-def _patch(decoder: ChunkDecoder, piece: _Piece, watch: Watch | None) -> None:
+def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:
     target = piece.target
     whole = target.load()
     for chunk in piece.chunks:
         start = _nbytes(target, chunk.first)
         place = whole[start : start + _nbytes(target, chunk.length)]
         # Decoded beside it: nothing that is not checked is ever in the model.
-        before = place.copy()
-        after, _ = decoder.decode(target.record, chunk, before.copy() if watch else before)
-        place[:] = after
+        room = rooms.tuned.take(place.size)
+        room[:] = place
+        after, _ = decoder.decode(target.record, chunk, room)
         if watch is not None:
-            watch(target, start, before, after)
+            watch(target, start, place, after)
+        place[:] = after
     target.store(whole)

@@ -15,6 +15,7 @@ from rlsparse_store.delta import DeltaCheckpoint, find_delta
 from rlsparse_store.errors import NotFoundError, RlsparseError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.integrations.transformers.loading import open_for_model
+from rlsparse_store.integrations.transformers.refusals import check_deepspeed, check_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,8 @@ def _finding(find: Callable[..., Any]) -> Callable[..., Any]:
             call = inspect.signature(find).bind(*args, **kwargs).arguments
             place = call["pretrained_model_name_or_path"]
             tuned = None
-            if place is not None:
+            is_other = call.get("variant") is not None or call.get("gguf_file") is not None
+            if place is not None and not is_other:
                 # Only its names and dtypes are looked at here.
                 tuned = _open(place, call.get("download_kwargs"), "none")
             if tuned is None:
@@ -110,6 +112,8 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
             msg = "the delta is gone that was here a moment ago"
             raise NotFoundError(msg, file=place)
         with tuned:
+            check_deepspeed()
+            check_quantization(model.config, tuned.path)
             loaded = load(model, tuned.slices(), None, load_config, *args, **kwargs)
             tuned.check_unchanged()
             return loaded

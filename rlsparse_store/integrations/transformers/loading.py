@@ -14,6 +14,7 @@ from rlsparse_store.hub import HubAccess
 from rlsparse_store.integrations.transformers.classes import find_class
 from rlsparse_store.integrations.transformers.refusals import (
     check_arguments,
+    check_deepspeed,
     check_quantization,
     explain_mismatch,
 )
@@ -80,6 +81,7 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
         >>> from_delta("Qwen/Qwen2.5-7B", "me/qwen2.5-7b-grpo")  # doctest: +SKIP
     """
     check_arguments(from_pretrained_kwargs)
+    check_deepspeed()
     base = None if base_id is None else _place(base_id)
     cache = None if cache_dir is None else Path(cache_dir)
     access = HubAccess(token=token, cache_dir=cache, local_files_only=local_files_only)

@@ -13,7 +13,7 @@ from rlsparse_store.storage.names import shown
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_arguments", "check_quantization", "explain_mismatch"]
+__all__ = ["check_arguments", "check_deepspeed", "check_quantization", "explain_mismatch"]
 
 _REFUSED: Final = {
     "revision": "which of the two is meant? Give base_revision or delta_revision",
@@ -34,12 +34,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
     Raises:
         TypeError: There is one.
-        RlsparseError: DeepSpeed takes weights apart before they are loaded.
     """
     for name, reason in _REFUSED.items():
         if arguments.get(name) is not None:
             msg = f"from_delta() takes no {name}: {reason}"
             raise TypeError(msg)
+
+
+def check_deepspeed() -> None:
+    """Refuse to load while DeepSpeed takes models apart.
+
+    Raises:
+        RlsparseError: It does.
+    """
     if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
         msg = f"DeepSpeed ZeRO-3 needs all weights before it loads them: {_APPLY}"
         raise RlsparseError(msg)
