@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 from transformers import (
@@ -100,6 +102,47 @@ def test_views_are_what_is_saved(family: Path) -> None:
     assert state_of(model) != before
 
 
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "gpt-oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "jamba": ("Jamba", {"num_experts": 4}),
+    "deepseek": (
+        "DeepseekV3",
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 0,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_views_of_weights_that_loading_rearranges(name: str, tmp_path: Path) -> None:
+    kind, extra = MORE[name]
+    cls = getattr(transformers, f"{kind}ForCausalLM")
+    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"} | extra
+    cls(getattr(transformers, f"{kind}Config")(**shape)).to(torch.bfloat16).save_pretrained(
+        tmp_path
+    )
+    model = cls.from_pretrained(tmp_path)
+    # Some weights are kept in float32 by loading, and saved so from then on.
+    model.save_pretrained(tmp_path / "again")
+    saved = load_file(tmp_path / "again/model.safetensors")
+    views = checkpoint_views(model)
+    assert state_of({key: views[key] for key in saved}) == state_of(saved)
+    memory = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+    assert all(view.untyped_storage().data_ptr() in memory for view in views.values())
+
+
 def test_patch_gives_the_tuned_model(family: Path) -> None:
     model = loaded(family / "base")
     assert patch_(model, family / "delta-1") is model
@@ -176,6 +219,17 @@ def test_a_switch_refuses_a_model_that_is_not_the_base(family: Path) -> None:
         switch.to(family / "delta-1")
     assert state_of(model) == before
     assert switch.current is None
+
+
+def test_a_delta_that_is_written_anew_is_another_one(family: Path, tmp_path: Path) -> None:
+    model = loaded(family / "base")
+    switch = DeltaSwitch(model)
+    place = tmp_path / "delta"
+    for number in (0, 1):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(family / f"delta-{number}", place)
+        switch.to(place)
+        assert state_of(model) == state_of(loaded(family / f"tuned-{number}"))
 
 
 def test_a_switch_notices_that_someone_else_wrote(family: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rlsparse_store.container import DeltaReader
+from rlsparse_store.container import DELTA_FOLDER, DeltaReader
 from rlsparse_store.delta import find_delta, ordered_map, resolve_threads
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.hub import HubAccess
@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["DeltaSwitch"]
+
+
+class _Visit(NamedTuple):
+    """A delta as it was on disk: one that is written anew is another one.
+
+    Attributes:
+        folder: Its folder.
+        files: Name, length and time of change of each of its files.
+    """
+
+    folder: Path
+    files: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Visit:
+        """The delta in a folder, as it is now."""
+        folder = folder.resolve()
+        found = sorted((folder / DELTA_FOLDER).glob("*"))
+        states = [(path.name, path.stat()) for path in found]
+        return cls(folder, tuple((name, s.st_size, s.st_mtime_ns) for name, s in states))
 
 
 class DeltaSwitch:
@@ -59,7 +79,7 @@ class DeltaSwitch:
         self._memory = own if memory is None else memory
         self._threads = resolve_threads(threads)
         self._digests: dict[int, bytes] = {}
-        self._visited: OrderedDict[Path, Changes] = OrderedDict()
+        self._visited: OrderedDict[_Visit, Changes] = OrderedDict()
         self._here: Changes | None = None
         self.current: str | Path | None = None
 
@@ -79,12 +99,12 @@ class DeltaSwitch:
         if delta is None:
             self._move(None)
         else:
-            folder = find_delta(delta, None, "", HubAccess()).resolve()
-            if folder in self._visited:
-                self._visited.move_to_end(folder)
-                self._move(self._visited[folder])
+            visit = _Visit.of(find_delta(delta, None, "", HubAccess()))
+            if visit in self._visited:
+                self._visited.move_to_end(visit)
+                self._move(self._visited[visit])
             else:
-                self._visit(folder)
+                self._visit(visit)
         self.current = delta
         self._forget()
 
@@ -101,9 +121,9 @@ class DeltaSwitch:
         """Turn the model back into the base."""
         self.to(None)
 
-    def _visit(self, folder: Path) -> None:
+    def _visit(self, visit: _Visit) -> None:
         """Decode a delta for the first time, from the base."""
-        with DeltaReader(folder) as reader:
+        with DeltaReader(visit.folder) as reader:
             targets = find_targets(reader, self._live)
             before, changes = self._here, Changes()
             self._move(None)
@@ -116,7 +136,7 @@ class DeltaSwitch:
                 self._here = changes
                 self._move(before)
                 raise
-        self._here = self._visited[folder] = changes
+        self._here = self._visited[visit] = changes
 
     def _move(self, to: Changes | None) -> None:
         """Leave what the model is and enter another visited delta, or none."""
@@ -135,9 +155,9 @@ class DeltaSwitch:
 
     def _forget(self) -> None:
         """Give up what was not used for longest, until the rest fits."""
-        others = [folder for folder, v in self._visited.items() if v is not self._here]
-        total = sum(self._visited[folder].nbytes for folder in others)
-        for folder in others:
+        others = [visit for visit, v in self._visited.items() if v is not self._here]
+        total = sum(self._visited[visit].nbytes for visit in others)
+        for visit in others:
             if total <= self._memory:
                 break
-            total -= self._visited.pop(folder).nbytes
+            total -= self._visited.pop(visit).nbytes

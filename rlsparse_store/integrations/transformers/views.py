@@ -53,7 +53,11 @@ def _views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Te
     """What saving makes of one weight, as views of it."""
     # A weight that is only renamed comes back as the very object that went in.
     probe = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
-    parts = _reverted(model, name, probe)
+    try:
+        parts = _reverted(model, name, probe)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        # It is one of several that only make sense together.
+        return {}
     if all(part is probe for part in parts.values()):
         return dict.fromkeys(parts, weight)
     # Of any other it is asked where its elements go: their positions are sent instead of them.
