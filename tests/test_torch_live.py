@@ -26,6 +26,7 @@ from rlsparse_store.delta import ChunkDecoder, encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
 from rlsparse_store.integrations.transformers import checkpoint_views
 from rlsparse_store.torch import DeltaSwitch, patch_
+from rlsparse_store.torch.changes import Change
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -230,6 +231,48 @@ def test_a_delta_that_is_written_anew_is_another_one(family: Path, tmp_path: Pat
         shutil.copytree(family / f"delta-{number}", place)
         switch.to(place)
         assert state_of(model) == state_of(loaded(family / f"tuned-{number}"))
+
+
+def test_an_interrupted_move_is_undone(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(family / "base")
+    switch = DeltaSwitch(model)
+    switch.to(family / "delta-0")
+    switch.to(family / "delta-1")
+    exchange, calls = Change.exchange, 0
+
+    def interrupted(change: Change, data: Any) -> bool:  # noqa: ANN401 - passed on
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return exchange(change, data)
+
+    for place in (None, family / "delta-0"):
+        calls = 0
+        monkeypatch.setattr(Change, "exchange", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            switch.to(place)
+        assert state_of(model) == state_of(loaded(family / "tuned-1"))
+        monkeypatch.setattr(Change, "exchange", exchange)
+    switch.to(None)
+    assert state_of(model) == state_of(loaded(family / "base"))
+
+
+def test_weights_that_were_replaced_are_noticed(family: Path) -> None:
+    model: Any = loaded(family / "base")
+    switch = DeltaSwitch(model)
+    model.float().to(torch.bfloat16)
+    with pytest.raises(RlsparseError, match="moved, cast or replaced"):
+        switch.to(family / "delta-0")
+
+
+def test_copies_of_weights_are_refused(family: Path) -> None:
+    model: Any = loaded(family / "base")
+    model._register_state_dict_hook(
+        lambda _module, state, _prefix, _local: {name: t.clone() for name, t in state.items()}
+    )
+    with pytest.raises(RlsparseError, match="copy of the model's weights"):
+        patch_(model, family / "delta-0")
 
 
 def test_a_switch_notices_that_someone_else_wrote(family: Path) -> None:

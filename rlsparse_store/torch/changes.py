@@ -86,8 +86,13 @@ class Change:
         backend = get_backend()
         words = data[self.start : self.end].view(self.values.dtype)
         backend.exchange(words, self.mask, self.values)
-        if _hash(self.values) != self.expected:
-            backend.exchange(words, self.mask, self.values)
+        is_expected = False
+        try:
+            is_expected = _hash(self.values) == self.expected
+        finally:
+            if not is_expected:
+                backend.exchange(words, self.mask, self.values)
+        if not is_expected:
             return False
         self.held, self.expected = self.expected, self.held
         return True
@@ -126,15 +131,19 @@ class Changes:
         coding = target.record.coding or target.record.dtype.coding
         kind = _WORDS[max(8, coding.width)]
         address, end = target.tensor.data_ptr(), start + before.size
+        found: list[tuple[int, Change]] = []
         for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
             first = max(start, number * BLOCK_BYTES)
             part = slice(first - start, min(end, (number + 1) * BLOCK_BYTES) - start)
             change = Change.between(first, before[part].view(kind), after[part].view(kind))
             if change is not None:
-                with self._lock:
-                    self.targets[address] = target
-                    self.blocks.setdefault((address, number), []).append(change)
-                    self.nbytes += change.nbytes
+                found.append((number, change))
+        # All of it or nothing: what is kept here is made next.
+        with self._lock:
+            self.targets[address] = target
+            for number, change in found:
+                self.blocks.setdefault((address, number), []).append(change)
+                self.nbytes += change.nbytes
 
 
 @dataclass(slots=True, eq=False)

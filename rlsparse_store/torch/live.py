@@ -81,8 +81,29 @@ def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
             checkpoint_views,
         )
 
-        return checkpoint_views(model)
-    return model.state_dict()
+        live = checkpoint_views(model)
+    else:
+        live = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    _check_is_memory_of(model, live)
+    return live
+
+
+def _check_is_memory_of(model: torch.nn.Module, live: Live) -> None:
+    """Require that tensors share the memory of a model: wrappers may hand out copies.
+
+    Raises:
+        RlsparseError: One does not.
+    """
+    own = {
+        t.untyped_storage().data_ptr()
+        for t in (*model.parameters(), *model.buffers())
+        if type(t) in {torch.Tensor, torch.nn.Parameter}
+    }
+    for name, t in live.items():
+        plain = type(t) in {torch.Tensor, torch.nn.Parameter} and not t.is_meta
+        if plain and t.numel() and t.untyped_storage().data_ptr() not in own:
+            msg = "is a copy of the model's weights (FSDP?): patch the model before it is wrapped"
+            raise RlsparseError(msg, tensor=shown(name))
 
 
 def find_targets(reader: DeltaReader, live: Live) -> list[Target]:

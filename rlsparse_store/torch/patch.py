@@ -29,7 +29,8 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
     """Turn a loaded base into the tuned model, in place.
 
     All of the model is compared with the delta's digests, and all that the delta stores with its
-    checks, before the first weight is written.
+    checks, before the first weight is written. If it is interrupted after that, the model is partly
+    patched. Only weights change: the configuration stays the base's.
 
     Args:
         model: A module, a model of transformers, whose weights may be fused or renamed, or a
@@ -59,6 +60,9 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
             patch_targets(reader, targets, workers)
         except FormatError as error:
             error.message += "; the model is partly patched: load it again"
+            raise
+        except BaseException as error:
+            error.add_note("the model is partly patched: load it again")
             raise
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader
@@ -41,12 +42,21 @@ class _Visit(NamedTuple):
         return cls(folder, tuple((name, s.st_size, s.st_mtime_ns) for name, s in states))
 
 
+def _places(model: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - a module or a mapping
+    """Where the weights of a model lie."""
+    weights = model.values() if isinstance(model, Mapping) else model.parameters()
+    return [(t.device, t.dtype, t.data_ptr()) for t in weights]
+
+
 class DeltaSwitch:
     """Holds a loaded base and turns it into tuned models and back, in place and bit for bit.
 
     A delta is decoded when it is visited for the first time, and what it changed is kept: one bit
     per weight for the places, and the words themselves; together about 11 % of a bfloat16 model at
     5 % density. Coming back later exchanges those words, without decoding.
+
+    Make it when the model is where it will stay, before it is wrapped (FSDP, torch.compile), and
+    use it from one thread. Only weights change: the configuration stays the base's.
 
     While it is in use, nothing else may write to the weights. That is noticed where words that a
     delta changes are not what they were left as.
@@ -74,6 +84,9 @@ class DeltaSwitch:
         memory: int | None = None,
         threads: int | None = None,
     ) -> None:
+        self._model = model
+        self._places = _places(model)
+        self._is_moving = False
         self._live = live_tensors(model)
         own = sum(t.numel() * t.element_size() for t in self._live.values())
         self._memory = own if memory is None else memory
@@ -96,6 +109,7 @@ class DeltaSwitch:
             RlsparseError: The delta makes something of a tensor that cannot be made in place, or
                 something else wrote to the weights. The model is then as it was before.
         """
+        self._check_in_place()
         if delta is None:
             self._move(None)
         else:
@@ -143,15 +157,36 @@ class DeltaSwitch:
         if to is self._here:
             return
         groups = list(grouped([step for step in (self._here, to) if step is not None]))
-        failed = [
-            group for group in ordered_map(Group.exchange, groups, self._threads) if group.failed
-        ]
+        self._is_moving = True
+        try:
+            done = ordered_map(Group.exchange, groups, self._threads)
+            failed = [group for group in done if group.failed]
+        except BaseException:
+            self._undo(groups)
+            raise
         if failed:
-            for group in groups:
-                group.undo()
+            self._undo(groups)
             msg = "was written to by something else since the model was switched; load it again"
             raise RlsparseError(msg, tensor=shown(failed[0].target.record.name))
-        self._here = to
+        self._here, self._is_moving = to, False
+
+    def _undo(self, groups: list[Group]) -> None:
+        """Go back to where a move began."""
+        for group in groups:
+            group.undo()
+        self._is_moving = False
+
+    def _check_in_place(self) -> None:
+        """Require that the model is whole, and its weights are where they were."""
+        if self._is_moving:
+            msg = "a move was interrupted and could not be undone; load the model again"
+            raise RlsparseError(msg)
+        if self._places != _places(self._model):
+            msg = (
+                "the model's weights were moved, cast or replaced since the switch was made: load "
+                "the base again, and make the switch when it is where it will stay"
+            )
+            raise RlsparseError(msg)
 
     def _forget(self) -> None:
         """Give up what was not used for longest, until the rest fits."""

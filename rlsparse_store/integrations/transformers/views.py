@@ -36,7 +36,8 @@ def checkpoint_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """
     views: dict[str, torch.Tensor] = {}
     ambiguous: set[str] = set()
-    for name, weight in model.state_dict().items():
+    weights = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    for name, weight in weights.items():
         for target, view in _views_of(model, name, weight).items():
             if target in views and not _is_same(views[target], view):
                 ambiguous.add(target)
