@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -87,6 +88,7 @@ class DeltaSwitch:
         self._model = model
         self._places = _places(model)
         self._is_moving = False
+        self._lock = threading.Lock()
         self._live = live_tensors(model)
         own = sum(t.numel() * t.element_size() for t in self._live.values())
         self._memory = own if memory is None else memory
@@ -109,7 +111,18 @@ class DeltaSwitch:
             RlsparseError: The delta makes something of a tensor that cannot be made in place, or
                 something else wrote to the weights. The model is then as it was before.
         """
-        self._check_in_place()
+        if not self._lock.acquire(blocking=False):
+            msg = "another thread is switching this model; use a switch from one thread"
+            raise RlsparseError(msg)
+        try:
+            self._check_in_place()
+            self._become(delta)
+            self.current = delta
+            self._forget()
+        finally:
+            self._lock.release()
+
+    def _become(self, delta: str | Path | None) -> None:
         if delta is None:
             self._move(None)
         else:
@@ -119,8 +132,6 @@ class DeltaSwitch:
                 self._move(self._visited[visit])
             else:
                 self._visit(visit)
-        self.current = delta
-        self._forget()
 
     def __enter__(self) -> Self:
         """Return the switch itself."""
