@@ -106,7 +106,7 @@ def fetch_snapshot(
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         msg = (
             f"the {what} is not in the cache and the Hub cannot be reached: go online once, or "
-            "give a local folder"
+            "give a local folder, which must exist (there is none of this name)"
         )
         raise NotFoundError(msg, file=name) from error
     except errors.HfHubHTTPError as error:

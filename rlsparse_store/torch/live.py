@@ -50,12 +50,14 @@ class Target:
     @property
     def is_direct(self) -> bool:
         """Whether its bytes can be changed where they are."""
-        return self.tensor.device.type == "cpu" and self.tensor.is_contiguous()
+        t = self.tensor
+        is_aligned = t.data_ptr() % t.element_size() == 0
+        return t.device.type == "cpu" and t.is_contiguous() and is_aligned
 
     def load(self) -> NDArray[np.uint8]:
         """Its bytes, row by row: its own memory if it is direct, else a copy."""
         tensor = self.tensor.detach()
-        return bytes_of(tensor if self.is_direct else tensor.cpu().contiguous())
+        return bytes_of(tensor if self.is_direct else tensor.to("cpu", copy=True).contiguous())
 
     def store(self, data: NDArray[np.uint8]) -> None:
         """Write back what :meth:`load` gave. Nothing to do if it is direct."""
