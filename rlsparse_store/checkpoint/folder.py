@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError
 from rlsparse_store.limits import MAX_FILES, MAX_TENSOR_HEADER, MAX_TENSORS
+from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.header import HeaderError, ParsedHeader, parse_header
 from rlsparse_store.storage.names import is_file_name, shown
 from rlsparse_store.storage.source import FileSource
@@ -16,7 +17,6 @@ from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -73,7 +73,7 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint.
 
     Attributes:
@@ -124,19 +124,6 @@ class Checkpoint:
         """Close its files. May be called twice."""
         for file in self.files:
             file.source.close()
-
-    def __enter__(self) -> Self:
-        """Return the checkpoint itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close its files."""
-        self.close()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

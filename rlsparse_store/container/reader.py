@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.codec.frames import content_size, decompress
 from rlsparse_store.container.index_reader import decode_index
@@ -29,6 +29,7 @@ from rlsparse_store.errors import (
     StreamError,
 )
 from rlsparse_store.limits import MAX_CONTAINER_HEADER, MAX_FILES, max_index_content
+from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.names import shown
 from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
@@ -36,7 +37,6 @@ from rlsparse_store.storage.strict_json import StrictJsonError, parse
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from rlsparse_store.container.records import ChunkRecord, Index
 
@@ -54,7 +54,7 @@ class _Shard(NamedTuple):
     index_bytes: int | None
 
 
-class DeltaReader:
+class DeltaReader(Closing):
     """An open delta. Chunks are read one at a time; their bytes are checked first.
 
     Args:
@@ -147,19 +147,6 @@ class DeltaReader:
         """Close the files."""
         for shard in self._shards:
             shard.source.close()
-
-    def __enter__(self) -> Self:
-        """Return the reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the files."""
-        self.close()
 
 
 def _find_shards(folder: Path) -> tuple[list[str], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -29,12 +29,12 @@ from rlsparse_store.delta.verify import check_base
 from rlsparse_store.errors import IndexFormatError, NotFoundError, UnsupportedDtypeError
 from rlsparse_store.frameworks import get_framework
 from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -102,7 +102,7 @@ class DeltaSlice:
         return f"DeltaSlice({self.name!r}, {self.get_dtype()}, {list(self.shape)})"
 
 
-class DeltaCheckpoint(Mapping[str, Any]):
+class DeltaCheckpoint(Closing, Mapping[str, Any]):
     """The tuned checkpoint that a delta and its base hold together.
 
     Tensors are made when they are asked for, and anew each time: nothing is kept. Any number of
@@ -198,17 +198,6 @@ class DeltaCheckpoint(Mapping[str, Any]):
     def close(self) -> None:
         """Close the files. Tensors that were handed out stay as they are."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _record(self, name: str) -> TensorRecord:
         record = self._records.get(name)

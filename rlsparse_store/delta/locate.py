@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rlsparse_store.checkpoint import BaseHints, hints_from_path, open_checkpoint
+from rlsparse_store.checkpoint import (
+    CARRIED_FILES,
+    BaseHints,
+    hints_from_path,
+    open_checkpoint,
+)
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader
 from rlsparse_store.delta.chunks import check_sources
 from rlsparse_store.delta.identity import check_origins
@@ -13,7 +18,6 @@ from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
 from rlsparse_store.hub import (
     CHECKPOINT_FILES,
-    SMALL_FILES,
     HubAccess,
     RepoId,
     cached_snapshots,
@@ -54,7 +58,7 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
     if repo is None:
         return Path(delta, *inside)
     prefix = "".join(f"{part}/" for part in inside)
-    wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *SMALL_FILES)]
+    wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *CARRIED_FILES)]
     # A pattern's star also stands for slashes: the deltas in folders further down are left out.
     snapshot = fetch_snapshot(repo, "delta", access, wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
     return snapshot.path.joinpath(*inside)

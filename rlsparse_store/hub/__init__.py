@@ -3,7 +3,6 @@
 from rlsparse_store.hub.ids import RepoId, parse_repo_id
 from rlsparse_store.hub.snapshots import (
     CHECKPOINT_FILES,
-    SMALL_FILES,
     HubAccess,
     Snapshot,
     cached_snapshots,
@@ -12,7 +11,6 @@ from rlsparse_store.hub.snapshots import (
 
 __all__ = [
     "CHECKPOINT_FILES",
-    "SMALL_FILES",
     "HubAccess",
     "RepoId",
     "Snapshot",

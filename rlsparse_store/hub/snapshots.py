@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlsparse_store.checkpoint import CARRIED_FILES, BaseHints, hints_from_path
 from rlsparse_store.errors import NotFoundError, RlsparseError
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKPOINT_FILES",
-    "SMALL_FILES",
     "HubAccess",
     "Snapshot",
     "cached_snapshots",
     "fetch_snapshot",
 ]
-
-SMALL_FILES: Final = CARRIED_FILES
-"""Patterns of the small files of a model."""
 
 CHECKPOINT_FILES: Final = ("model*.safetensors", "model.safetensors.index.json", *CARRIED_FILES)
 """Patterns of what is needed of a base: its safetensors weights and its small files."""
@@ -130,8 +126,4 @@ def cached_snapshots(access: HubAccess, first: str | None) -> Iterator[Snapshot]
         for path in sorted(root.glob("models--*/snapshots/*"))
         if (hints := hints_from_path(path)) is not None
     ]
-    yield from sorted(found, key=_is_of_another(first))
-
-
-def _is_of_another(repo: str | None) -> Any:  # noqa: ANN401 - a key for sorting
-    return lambda snapshot: snapshot.hints.repo != repo
+    yield from sorted(found, key=lambda s: s.hints is None or s.hints.repo != first)

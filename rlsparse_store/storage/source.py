@@ -6,22 +6,22 @@ import mmap
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
+from rlsparse_store.storage.closing import Closing
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
 __all__ = ["FileSource"]
 
 
-class FileSource:
+class FileSource(Closing):
     """A regular file, read by position.
 
     Reading through a mapping would turn a file that shrinks into a dead process; reading by
@@ -149,16 +149,3 @@ class FileSource:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        """Return the source itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the descriptor."""
-        self.close()
