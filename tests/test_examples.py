@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models import move_weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rlsparse_store
@@ -49,7 +50,7 @@ def test_loading_guide(
     model.save_pretrained("base")
     model.generation_config.max_new_tokens = 5
     for step in (100, 200, 300):
-        move(model, seed=step, density=0.05)
+        move_weights(model, seed=step, density=0.05)
         model.save_pretrained(f"step-{step}")
     encode_run("base", ["step-100", "step-200", "step-300"], "run")
     names: dict[str, object] = {}
@@ -85,21 +86,13 @@ def small_llama() -> LlamaForCausalLM:
     return model.to(torch.bfloat16)  # type: ignore[no-any-return]
 
 
-def move(model: LlamaForCausalLM, seed: int, density: float) -> None:
-    """Move some weights by one step."""
-    torch.manual_seed(seed)
-    for weight in model.parameters():
-        words = weight.detach().view(-1).view(torch.int16)
-        words ^= (torch.rand(words.shape) < density).to(torch.int16)
-
-
 def test_readme_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = small_llama()
     model.save_pretrained("qwen-base")
-    move(model, seed=1, density=0.01)
+    move_weights(model, seed=1, density=0.01)
     model.save_pretrained("qwen-grpo/checkpoint-200")
     names: dict[str, object] = {}
     for code in python_in(README):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import move_weights
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 from transformers import (
@@ -62,14 +63,6 @@ def state_of(tensors: Any) -> State:  # noqa: ANN401 - a module or a mapping
     }
 
 
-def changed(model: PreTrainedModel, seed: int, density: float) -> None:
-    """Move some weights of a model by one step."""
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        words = parameter.detach().view(-1).view(torch.int16)
-        words ^= (torch.rand(words.shape) < density).to(torch.int16)
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, three checkpoints tuned from it, and their deltas."""
@@ -79,7 +72,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model.save_pretrained(work / "base")
     for number, density in enumerate((0.02, 0.2, 0.7)):
         tuned = type(model).from_pretrained(work / "base")
-        changed(tuned, number, density)
+        move_weights(tuned, number, density)
         tuned.save_pretrained(work / f"tuned-{number}")
         encode_delta(work / "base", work / f"tuned-{number}", work / f"delta-{number}")
     return work
@@ -256,6 +249,35 @@ def test_an_interrupted_move_is_undone(family: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Change, "exchange", exchange)
     switch.to(None)
     assert state_of(model) == state_of(loaded(family / "base"))
+
+
+def test_an_interrupted_move_of_copied_tensors_is_undone(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_file(family / "base/model.safetensors")
+    # One block of a tensor that is not contiguous holds a change of each of two deltas.
+    state = {name: t.T.contiguous().T if t.ndim == 2 else t for name, t in state.items()}
+    base = state_of(state)
+    switch = DeltaSwitch(state, threads=1)
+    switch.to(family / "delta-0")
+    switch.to(family / "delta-1")
+    before = state_of(state)
+    exchange, calls = Change.exchange, 0
+
+    def interrupted(change: Change, data: Any) -> bool:  # noqa: ANN401 - passed on
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return exchange(change, data)
+
+    monkeypatch.setattr(Change, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        switch.to(family / "delta-0")
+    monkeypatch.undo()
+    assert state_of(state) == before
+    switch.to(None)
+    assert state_of(state) == base
 
 
 def test_weights_that_were_replaced_are_noticed(family: Path) -> None:

@@ -14,6 +14,7 @@ from rlsparse_store.codec.chunk import (
     estimate_bits,
 )
 from rlsparse_store.codec.views import (
+    UNSIGNED,
     Widening,
     as_words,
     cast_to_bf16,
@@ -23,6 +24,7 @@ from rlsparse_store.codec.views import (
 )
 
 __all__ = [
+    "UNSIGNED",
     "CodedChunk",
     "DeltaChunk",
     "WholeChunk",

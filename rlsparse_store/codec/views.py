@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
     from rlsparse_store.backends import Words
 
-__all__ = ["Widening", "as_words", "cast_to_bf16", "narrow", "to_bytes", "widen"]
+__all__ = ["UNSIGNED", "Widening", "as_words", "cast_to_bf16", "narrow", "to_bytes", "widen"]
 
 if sys.byteorder != "little":  # pragma: no cover
     msg = "rlsparse_store needs a little-endian machine: its files hold little-endian words"
     raise RlsparseError(msg)
 
-_UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+UNSIGNED: Final[dict[int, type[np.unsignedinteger[Any]]]] = {
+    8: np.uint8,
+    16: np.uint16,
+    32: np.uint32,
+    64: np.uint64,
+}
+"""NumPy\'s unsigned words by their bits."""
 
 
 class Widening(IntEnum):
@@ -42,7 +48,7 @@ def as_words(data: NDArray[np.uint8], width: int) -> Words:
     """View bytes as words; 4-bit words are unpacked to one per byte, low half first."""
     if width == 4:
         return np.stack([data & 0xF, data >> 4], axis=1).ravel()
-    return data.view(_UNSIGNED[width])
+    return data.view(UNSIGNED[width])
 
 
 def to_bytes(words: Words, width: int) -> NDArray[np.uint8]:

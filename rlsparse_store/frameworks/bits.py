@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from rlsparse_store.codec import UNSIGNED, as_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -12,13 +14,6 @@ if TYPE_CHECKING:
     from rlsparse_store.dtypes import Dtype
 
 __all__ = ["Bits"]
-
-_WORDS: Final[dict[int, type[np.unsignedinteger[Any]]]] = {
-    8: np.uint8,
-    16: np.uint16,
-    32: np.uint32,
-    64: np.uint64,
-}
 
 
 class Bits:
@@ -36,8 +31,8 @@ class Bits:
         """Words of this shape; one-dimensional bytes for dtypes of less than eight bits."""
         if dtype.bits < 8:
             return data
-        return data.view(_WORDS[dtype.bits]).reshape(shape)
+        return as_words(data, dtype.bits).reshape(shape)
 
     def dtype(self, dtype: Dtype) -> type[np.unsignedinteger[Any]]:
         """The unsigned type of an element's size."""
-        return np.uint8 if dtype.bits < 8 else _WORDS[dtype.bits]
+        return np.uint8 if dtype.bits < 8 else UNSIGNED[dtype.bits]

@@ -7,14 +7,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from rlsparse_store.backends import get_backend
+from rlsparse_store.codec import as_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from rlsparse_store.backends import Words
@@ -27,13 +28,6 @@ BLOCK_BYTES: Final = 1 << 19
 
 GROUP_BYTES: Final = 16 << 20
 """Bytes of a tensor that a thread is given at a time."""
-
-_WORDS: Final[dict[int, type[np.unsignedinteger]]] = {
-    8: np.uint8,
-    16: np.uint16,
-    32: np.uint32,
-    64: np.uint64,
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -129,13 +123,15 @@ class Changes:
             after: Its bytes now.
         """
         coding = target.record.coding or target.record.dtype.coding
-        kind = _WORDS[max(8, coding.width)]
+        width = max(8, coding.width)
         address, end = target.tensor.data_ptr(), start + before.size
         found: list[tuple[int, Change]] = []
         for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
             first = max(start, number * BLOCK_BYTES)
             part = slice(first - start, min(end, (number + 1) * BLOCK_BYTES) - start)
-            change = Change.between(first, before[part].view(kind), after[part].view(kind))
+            change = Change.between(
+                first, as_words(before[part], width), as_words(after[part], width)
+            )
             if change is not None:
                 found.append((number, change))
         # All of it or nothing: what is kept here is made next.
@@ -170,11 +166,14 @@ class Group:
     def exchange(self) -> Group:
         """Make the changes, up to the first that does not find what it expects."""
         data = self.target.load()
-        for change in self.changes:
-            if not change.exchange(data):
-                break
-            self.done += 1
-        self.target.store(data)
+        try:
+            for change in self.changes:
+                if not change.exchange(data):
+                    break
+                self.done += 1
+        finally:
+            # What was done so far is in the model, where undoing it expects it.
+            self.target.store(data)
         return self
 
     def undo(self) -> None:

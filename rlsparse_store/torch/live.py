@@ -12,7 +12,7 @@ import torch
 from rlsparse_store.container import Kind
 from rlsparse_store.delta import ordered_map, wrong_base
 from rlsparse_store.digest import TensorDigester
-from rlsparse_store.errors import BaseMismatchError, RlsparseError
+from rlsparse_store.errors import RlsparseError
 from rlsparse_store.frameworks.pt import bytes_of, code_of
 from rlsparse_store.storage.names import shown
 
@@ -188,5 +188,4 @@ def check_is_base(
     for target, found in ordered_map(digest, based, threads):
         t = target.record
         if found != (t.base_digest or t.tuned_digest):
-            error = wrong_base(reader, None, t.name, "has other values in the model")
-            raise BaseMismatchError(error.message, file=reader.path, tensor=error.tensor)
+            raise wrong_base(reader, reader.path, t.name, "has other values in the model")

@@ -129,14 +129,17 @@ def _nbytes(target: Target, words: int) -> int:
 def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:
     target = piece.target
     whole = target.load()
-    for chunk in piece.chunks:
-        start = _nbytes(target, chunk.first)
-        place = whole[start : start + _nbytes(target, chunk.length)]
-        # Decoded beside it: nothing that is not checked is ever in the model.
-        room = rooms.tuned.take(place.size)
-        room[:] = place
-        after, _ = decoder.decode(target.record, chunk, room)
-        if watch is not None:
-            watch(target, start, place, after)
-        place[:] = after
-    target.store(whole)
+    try:
+        for chunk in piece.chunks:
+            start = _nbytes(target, chunk.first)
+            place = whole[start : start + _nbytes(target, chunk.length)]
+            # Decoded beside it: nothing that is not checked is ever in the model.
+            room = rooms.tuned.take(place.size)
+            room[:] = place
+            after, _ = decoder.decode(target.record, chunk, room)
+            if watch is not None:
+                watch(target, start, place, after)
+            place[:] = after
+    finally:
+        # What was watched is in the model, where undoing it expects it.
+        target.store(whole)
