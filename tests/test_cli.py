@@ -471,7 +471,7 @@ def test_broken_pipe_is_quiet(pair: Pair, extra: list[str]) -> None:
 
 
 def test_head_gets_its_line(pair: Pair) -> None:
-    whole = f"'{sys.executable}' -m rlsparse_store inspect '{pair.delta}' | head -1"
+    whole = f"'{sys.executable}' -P -m rlsparse_store inspect '{pair.delta}' | head -1"
     done = subprocess.run(
         ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=True, text=True
     )
@@ -537,7 +537,8 @@ def wait_for_temporary(folder: Path, process: subprocess.Popen[str]) -> None:
 def test_signal_leaves_nothing_behind(
     large: tuple[Path, Path], work: Path, number: signal.Signals, code: int, said: str
 ) -> None:
-    whole = [sys.executable, "-c", LISTEN, "encode", *map(str, large), "-o", str(work / "delta")]
+    whole = [sys.executable, "-P", "-c", LISTEN, "encode", *map(str, large)]
+    whole += ["-o", str(work / "delta")]
     with subprocess.Popen(
         whole,
         env=environment(),

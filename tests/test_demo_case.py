@@ -130,7 +130,7 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, rlsparse_store.demo\nassert not {'torch', 'transformers'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 # --- The task -----------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ for job in (
 
 def test_a_file_size_limit_of_the_system(pair: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = [sys.executable, "-c", LIMITED, str(pair), str(out), "300"]
+    arguments = [sys.executable, "-P", "-c", LIMITED, str(pair), str(out), "300"]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert ran.stdout.count("refused") == 2
     assert names(tmp_path) == []
