@@ -15,13 +15,22 @@ __all__ = [
     "ChecksumError",
     "DtypeMismatchError",
     "FormatError",
+    "GatedError",
+    "HubError",
+    "HubOfflineError",
+    "HubPermissionError",
+    "HubQuotaError",
+    "HubServerError",
+    "HubTimeoutError",
     "IndexFormatError",
     "LimitError",
     "MissingDependencyError",
     "MissingFileError",
+    "MovedBranchError",
     "NotFoundError",
     "OutputError",
     "PickleRefusedError",
+    "PrivateBaseError",
     "ResultMismatchError",
     "RlsparseError",
     "StreamError",
@@ -149,6 +158,42 @@ class NotFoundError(RlsparseError):
     """A file, a folder or a repository is not there."""
 
     exit_code = 4
+
+
+class GatedError(NotFoundError):
+    """A repository on the Hub has terms that must be accepted first."""
+
+
+class HubError(RlsparseError):
+    """The Hub did not do what it was asked; the leaves say why."""
+
+
+class HubOfflineError(NotFoundError, HubError):
+    """Something is not in the cache, and the Hub cannot be reached."""
+
+
+class HubPermissionError(HubError):
+    """The access token does not allow this."""
+
+
+class HubQuotaError(HubError):
+    """Too many requests, or no room left."""
+
+
+class HubServerError(HubError):
+    """The Hub, or the way to it, failed; trying again later may help."""
+
+
+class HubTimeoutError(HubError):
+    """The Hub did not answer in time."""
+
+
+class MovedBranchError(HubError):
+    """Someone else wrote to the branch in the meantime."""
+
+
+class PrivateBaseError(HubError):
+    """Publishing would tell the name of a private base."""
 
 
 class OutputError(RlsparseError):

@@ -30,8 +30,8 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.limits import MAX_CONTAINER_HEADER, MAX_FILES, max_index_content
 from rlsparse_store.storage.closing import Closing
+from rlsparse_store.storage.files import LocalFiles
 from rlsparse_store.storage.names import shown
-from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlsparse_store.container.records import ChunkRecord, Index
+    from rlsparse_store.storage.files import Files
+    from rlsparse_store.storage.source import Source
 
 __all__ = ["DeltaReader"]
 
@@ -47,7 +49,7 @@ _SHARD: Final = re.compile(r"delta-\d{5}-of-(\d{5})\.safetensors")
 
 
 class _Shard(NamedTuple):
-    source: FileSource
+    source: Source
     manifest_text: bytes
     data_start: int
     data_bytes: int
@@ -59,6 +61,7 @@ class DeltaReader(Closing):
 
     Args:
         path: The delta's folder, which holds ``rlsparse/``.
+        files: The files in ``rlsparse/``, if they are not on disk.
 
     Attributes:
         path: The delta's folder.
@@ -71,22 +74,23 @@ class DeltaReader(Closing):
         FormatError: It breaks the format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
         self._shards: list[_Shard] = []
         folder = path / DELTA_FOLDER
-        if not folder.is_dir():
+        if files is None and not folder.is_dir():
             reason = (
                 f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
                 f"{DELTA_FOLDER}/, or BASE and TUNED to inspect a pair"
             )
             msg = reason if path.exists() else "no such folder; download the delta first"
             raise NotFoundError(msg, file=shown(str(path)))
+        files = files or LocalFiles(folder)
         try:
-            names, extra = _find_shards(folder)
+            names, extra = _find_shards(files)
             for number, name in enumerate(names, 1):
                 has_index = number == len(names)
-                self._shards.append(_open_shard(folder / name, number, has_index=has_index))
+                self._shards.append(_open_shard(files.open(name), number, has_index=has_index))
             last = self._shards[-1]
             self.manifest: Manifest = parse_manifest(last.manifest_text, len(names))
             self.index: Index = _read_index(last)
@@ -149,60 +153,63 @@ class DeltaReader(Closing):
             shard.source.close()
 
 
-def _find_shards(folder: Path) -> tuple[list[str], int]:
+def _find_shards(files: Files) -> tuple[list[str], int]:
     """The names of the delta's files, in order, and the bytes of their index file."""
-    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
-    if single.exists() == index.exists():
-        both = "both a single file and an index of shards" if single.exists() else "no delta file"
+    if files.has(SINGLE_FILE) == files.has(INDEX_FILE):
+        both = "both a single file and an index of shards"
+        both = both if files.has(SINGLE_FILE) else "no delta file"
         msg = f"there is {both}; copy or download the delta again"
         raise MissingFileError(msg)
-    if single.exists():
+    if files.has(SINGLE_FILE):
         return [SINGLE_FILE], 0
-    with FileSource(index) as source:
+    with files.open(INDEX_FILE) as source:
         if source.nbytes > _LARGEST_SHARD_INDEX:
             msg = f"an index of shards of {source.nbytes} bytes"
-            raise LimitError(msg, file=index)
+            raise LimitError(msg, file=source.path)
         text = source.read(0, source.nbytes)
-    return _names_in(text, index), len(text)
+    try:
+        return _names_in(text, files), len(text)
+    except MissingFileError as error:
+        error.file = error.file or source.path
+        raise
 
 
-def _names_in(text: bytes, index: Path) -> list[str]:
+def _names_in(text: bytes, files: Files) -> list[str]:
     try:
         fields: Any = parse(text, most_objects=100, any_number=True)
     except StrictJsonError as error:
-        raise MissingFileError(str(error), file=index) from error
+        raise MissingFileError(str(error)) from error
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     last = weight_map.get("index") if isinstance(weight_map, dict) else None
     found = _SHARD.fullmatch(last) if isinstance(last, str) else None
     count = int(found[1]) if found else 0
     if not 2 <= count <= MAX_FILES:
         msg = "it does not name the shards of a delta"
-        raise MissingFileError(msg, file=index)
+        raise MissingFileError(msg)
     expected = {entry_name(k): shard_name(k, count) for k in range(1, count + 1)}
     if weight_map != {**expected, "index": shard_name(count, count)}:
         msg = "it does not name exactly the shards of a delta"
-        raise MissingFileError(msg, file=index)
+        raise MissingFileError(msg)
     for name in expected.values():
-        if not (index.parent / name).exists():
+        if not files.has(name):
             msg = f"the shard {name} is missing; copy or download the delta again"
-            raise MissingFileError(msg, file=index.parent)
+            raise MissingFileError(msg)
     return list(expected.values())
 
 
-def _open_shard(path: Path, number: int, *, has_index: bool) -> _Shard:
-    source = FileSource(path)
+def _open_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
     try:
         return _read_shard(source, number, has_index=has_index)
     except FormatError as error:
         source.close()
-        error.file = path
+        error.file = source.path
         raise
     except BaseException:
         source.close()
         raise
 
 
-def _read_shard(source: FileSource, number: int, *, has_index: bool) -> _Shard:
+def _read_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
     header = source.read_header(MAX_CONTAINER_HEADER)
     if isinstance(header, str):
         raise LimitError(header) if "at most" in header else FormatError(header)

@@ -1,4 +1,4 @@
-"""Reading files by position, each through one descriptor that stays open."""
+"""Reading by position: what that means, and files, each through one descriptor that stays open."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 import struct
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,58 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FileSource"]
+__all__ = ["FileSource", "Source"]
 
 
-class FileSource(Closing):
+class Source(Closing):
+    """Bytes that are read by position.
+
+    Attributes:
+        path: What they are called, for errors.
+    """
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: They end early or cannot be read.
+        """
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The ``nbytes`` bytes from ``offset`` on; the caller knows that they exist.
+
+        Raises:
+            RlsparseError: They end early or cannot be read.
+        """
+        out = np.empty(nbytes, np.uint8)
+        self.read_into(out, offset)
+        return out.tobytes()
+
+    def read_header(self, most: int) -> bytes | str:
+        """The JSON header of a safetensors file with its padding, or what is wrong with it.
+
+        Args:
+            most: The longest header to accept, in bytes.
+        """
+        if self.nbytes < 8:
+            return f"only {self.nbytes} bytes long, too short for a safetensors file"
+        (length,) = struct.unpack("<Q", self.read(0, 8))
+        if length > most:
+            return f"announces a header of {length} bytes; at most {most} are accepted"
+        if length > self.nbytes - 8:
+            return f"announces a header of {length} bytes but is only {self.nbytes} long"
+        return self.read(8, length)
+
+
+class FileSource(Source):
     """A regular file, read by position.
 
     Reading through a mapping would turn a file that shrinks into a dead process; reading by
@@ -75,31 +124,6 @@ class FileSource(Closing):
                 raise RlsparseError(msg, file=self.path)
             view = view[got:]
             offset += got
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """The ``nbytes`` bytes from ``offset`` on; the caller knows that they exist.
-
-        Raises:
-            RlsparseError: The file ends early or cannot be read.
-        """
-        out = np.empty(nbytes, np.uint8)
-        self.read_into(out, offset)
-        return out.tobytes()
-
-    def read_header(self, most: int) -> bytes | str:
-        """The JSON header of a safetensors file with its padding, or what is wrong with it.
-
-        Args:
-            most: The longest header to accept, in bytes.
-        """
-        if self.nbytes < 8:
-            return f"only {self.nbytes} bytes long, too short for a safetensors file"
-        (length,) = struct.unpack("<Q", self.read(0, 8))
-        if length > most:
-            return f"announces a header of {length} bytes; at most {most} are accepted"
-        if length > self.nbytes - 8:
-            return f"announces a header of {length} bytes but is only {self.nbytes} long"
-        return self.read(8, length)
 
     def map_into_memory(self) -> NDArray[np.uint8]:
         """All of the file as memory of which whoever writes to it has a copy of their own.
