@@ -48,17 +48,15 @@ def apply_command(
         click.echo(f"  the delta is lossy: its checkpoint had been rounded to {report.cast}")
 
 
-def require_base(delta: str, base: str | None) -> str:
-    """The base that was given, or an error that says which one the delta needs.
+def require_base(delta: str, base: str | None) -> str | None:
+    """The base that was given; ``None`` if none was, and the delta names its own.
 
     Raises:
-        click.UsageError: None was given.
+        click.UsageError: None was given, and the delta names none.
     """
-    if base is not None:
+    if base is not None or inspect_delta(delta).base_repo is not None:
         return base
-    report = inspect_delta(delta)
-    known = "the checkpoint it was made against"
-    if report.base_repo:
-        known = f"{shown(report.base_repo)} at commit {shown(report.base_revision or 'unknown')}"
-    msg = f"the base is needed: pass --base with the folder of {known}"
+    msg = (
+        "the delta does not name its base: pass --base with the checkpoint that it was made against"
+    )
     raise click.UsageError(msg)

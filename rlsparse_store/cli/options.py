@@ -7,7 +7,10 @@ import click
 __all__ = ["base_option", "json_option", "quiet_option", "threads_option"]
 
 base_option = click.option(
-    "--base", "-b", metavar="BASE", help="The base: a folder or one .safetensors file."
+    "--base",
+    "-b",
+    metavar="BASE",
+    help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")

@@ -23,9 +23,11 @@ from rlsparse_store.checkpoint import (
 )
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind, TensorRecord
 from rlsparse_store.delta.decode import decode_tensors
+from rlsparse_store.delta.locate import find_base, find_delta
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError
+from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.output import OutputFile, output_folder
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def apply_delta(
     delta: str | Path,
     out: str | Path,
     *,
-    base: str | Path,
+    base: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ApplyReport:
@@ -81,9 +83,11 @@ def apply_delta(
     left under the final name unless all of it was right.
 
     Args:
-        delta: Folder of the delta.
+        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         out: Folder to write, which must not exist or be empty.
-        base: The base the delta was made against.
+        base: The base the delta was made against, a folder, a file or ``org/name[@revision]``; by
+            default the commit that the delta names, else any snapshot in the Hub's cache with its
+            content.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
 
@@ -97,9 +101,10 @@ def apply_delta(
         >>> apply_delta("qwen-grpo-delta", "qwen-grpo", base="qwen-base")  # doctest: +SKIP
     """
     workers = resolve_threads(threads)
+    access = HubAccess()
     with (
-        DeltaReader(Path(delta)) as reader,
-        open_checkpoint(Path(base)) as checkpoint,
+        DeltaReader(find_delta(delta, None, "", access)) as reader,
+        open_checkpoint(find_base(reader, base, None, access)) as checkpoint,
         output_folder(Path(out)) as folder,
     ):
         reader.check_state()

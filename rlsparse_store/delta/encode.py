@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 from rlsparse_store.checkpoint import copy_side_files, open_checkpoint
 from rlsparse_store.container import DELTA_FOLDER, ChunkSink, CountingSink, DeltaWriter
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.locate import find_checkpoint
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.sources import DtypePolicy
 from rlsparse_store.delta.together import encode_together
+from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.output import output_errors, output_folder
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def encode_delta(
     same pair gives the same bytes on any number of threads.
 
     Args:
-        base: The base: a Hugging Face folder or one ``.safetensors`` file.
+        base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
         tuned: The tuned checkpoint, likewise. It may be sharded differently.
         out: Folder of the delta, which must not exist or be empty.
         cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base to bfloat16 first. Lossy, and
@@ -65,9 +67,10 @@ def encode_delta(
         >>> encode_delta("qwen-base", "qwen-grpo", "qwen-grpo-delta")  # doctest: +SKIP
     """
     policy = dtype_policy(cast, keep=keep_dtype)
+    access = HubAccess()
     with (
-        open_checkpoint(Path(base)) as base_checkpoint,
-        open_checkpoint(Path(tuned)) as tuned_checkpoint,
+        open_checkpoint(find_checkpoint(base, "base", access)) as base_checkpoint,
+        open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as tuned_checkpoint,
     ):
         encoder = Encoder(base_checkpoint, tuned_checkpoint, policy)
         with new_delta(encoder, Path(out), shard_bytes) as sink:
@@ -89,9 +92,10 @@ def measure_pair(
     Args and errors are those of :func:`encode_delta`.
     """
     policy = dtype_policy(cast, keep=keep_dtype)
+    access = HubAccess()
     with (
-        open_checkpoint(Path(base)) as base_checkpoint,
-        open_checkpoint(Path(tuned)) as tuned_checkpoint,
+        open_checkpoint(find_checkpoint(base, "base", access)) as base_checkpoint,
+        open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as tuned_checkpoint,
     ):
         encoder = Encoder(base_checkpoint, tuned_checkpoint, policy)
         sink = CountingSink(encoder.largest_manifest())

@@ -333,7 +333,8 @@ def open_found(
         framework: What makes the tensors.
         verify: As there.
         is_whole: Whether all of it will be read. What no chunk's check covers is then compared
-            too, unless the base is the very commit that the delta names.
+            too, even if the base is the very commit that the delta names: what was downloaded may
+            be damaged.
     """
     if verify not in VERIFY:
         msg = f"verify={verify!r}: choose one of {', '.join(VERIFY)}"
@@ -341,14 +342,14 @@ def open_found(
     with ExitStack() as stack:
         reader = stack.enter_context(DeltaReader(delta))
         found = find_base(reader, base, base_revision, access)
-        checkpoint = stack.enter_context(open_checkpoint(found.path))
+        checkpoint = stack.enter_context(open_checkpoint(found))
         check_sources(reader, checkpoint)
         threads = resolve_threads(None)
         if verify == "full":
             reader.check_state()
             rebuild_files(reader)
             check_base(reader, checkpoint, threads, silent)
-        elif verify == "touched" and is_whole and not found.is_known:
+        elif verify == "touched" and is_whole:
             check_origins(reader, checkpoint, threads, every=False)
         opened = DeltaCheckpoint(reader, checkpoint, framework, verify)
         stack.pop_all()

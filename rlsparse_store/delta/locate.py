@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from rlsparse_store.checkpoint import (
     CARRIED_FILES,
     BaseHints,
-    hints_from_path,
     open_checkpoint,
 )
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader
@@ -19,26 +17,18 @@ from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
 from rlsparse_store.hub import (
     CHECKPOINT_FILES,
     HubAccess,
+    RemoteFiles,
     RepoId,
+    Wanted,
+    cached_snapshot,
     cached_snapshots,
     fetch_snapshot,
+    list_repo,
     parse_repo_id,
 )
 from rlsparse_store.storage.names import shown
 
-__all__ = ["FoundBase", "find_base", "find_delta"]
-
-
-class FoundBase(NamedTuple):
-    """Where a base lies.
-
-    Attributes:
-        path: Its folder or file.
-        is_known: Whether it is the very commit that the delta names, or its content was compared.
-    """
-
-    path: Path
-    is_known: bool
+__all__ = ["find_base", "find_checkpoint", "find_delta", "read_delta"]
 
 
 def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: HubAccess) -> Path:
@@ -60,13 +50,57 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
     prefix = "".join(f"{part}/" for part in inside)
     wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *CARRIED_FILES)]
     # A pattern's star also stands for slashes: the deltas in folders further down are left out.
-    snapshot = fetch_snapshot(repo, "delta", access, wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
-    return snapshot.path.joinpath(*inside)
+    within = Wanted("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
+    return fetch_snapshot(repo, within, access).path.joinpath(*inside)
+
+
+def read_delta(delta: str | Path, access: HubAccess) -> DeltaReader:
+    """Open a delta whose chunks are not needed: on the Hub, only the rest of it is read.
+
+    Args:
+        delta: A local folder, or ``org/name[@revision]``.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: It is not there.
+        FormatError: It is damaged.
+    """
+    repo = _repo_id(delta, None)
+    if repo is None:
+        return DeltaReader(Path(delta))
+    if access.is_offline:
+        return DeltaReader(find_delta(delta, None, "", access))
+    listing = list_repo(repo, "delta", access)
+    if not any(name.startswith(f"{DELTA_FOLDER}/") for name in listing.files):
+        msg = f"the repository has no {DELTA_FOLDER}/ folder, so it is no delta"
+        raise NotFoundError(msg, file=shown(str(repo)))
+    files = RemoteFiles(listing, DELTA_FOLDER, access)
+    return DeltaReader(Path(str(listing.repo)), files)
+
+
+def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
+    """Where a checkpoint lies that is to be encoded, downloaded if it is not here.
+
+    All of it is compared with the Hub's ids, for there is no delta yet whose digests would tell.
+
+    Args:
+        place: A local folder or file, or ``org/name[@revision]``.
+        what: What it is, for errors.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: It is not there.
+        ChecksumError: It is damaged.
+    """
+    repo = _repo_id(place, None)
+    if repo is None:
+        return Path(place)
+    return fetch_snapshot(repo, Wanted(what, CHECKPOINT_FILES), access).path
 
 
 def find_base(
     reader: DeltaReader, base: str | Path | None, revision: str | None, access: HubAccess
-) -> FoundBase:
+) -> Path:
     """Where the base of a delta lies, downloaded if it is not here.
 
     Args:
@@ -83,12 +117,28 @@ def find_base(
         return _named_base(reader, recorded, access)
     repo = _repo_id(base, revision)
     if repo is None:
-        path = Path(base)
-        return FoundBase(path, hints_from_path(path.absolute()) == recorded is not None)
+        return Path(base)
     if recorded and repo == RepoId(recorded.repo):
         return _named_base(reader, recorded, access)
-    snapshot = fetch_snapshot(repo, "base", access, CHECKPOINT_FILES)
-    return FoundBase(snapshot.path, snapshot.hints == recorded is not None)
+    return _fetch_base(repo, access)
+
+
+def _fetch_base(repo: RepoId, access: HubAccess) -> Path:
+    """A base, whose content is compared with the delta's digests while it is read."""
+    if repo.is_pinned and not access.is_offline:
+        found = cached_snapshot(repo, "base", access)
+        if found is not None and _is_whole(found.path):
+            return found.path
+    return fetch_snapshot(repo, Wanted("base", CHECKPOINT_FILES, is_checked=False), access).path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every file is there that the checkpoint says it has."""
+    try:
+        with open_checkpoint(path):
+            return True
+    except (CheckpointError, NotFoundError):
+        return False
 
 
 def _plain_parts(subfolder: str) -> list[str]:
@@ -119,19 +169,17 @@ def _recorded(reader: DeltaReader) -> BaseHints | None:
     return BaseHints(manifest.repo, manifest.revision)
 
 
-def _named_base(reader: DeltaReader, recorded: BaseHints | None, access: HubAccess) -> FoundBase:
+def _named_base(reader: DeltaReader, recorded: BaseHints | None, access: HubAccess) -> Path:
     """The base that the delta names, else a snapshot in the cache with its content."""
     missing: NotFoundError | None = None
     if recorded is not None:
         try:
-            repo = RepoId(recorded.repo, recorded.revision)
-            snapshot = fetch_snapshot(repo, "base", access, CHECKPOINT_FILES)
-            return FoundBase(snapshot.path, is_known=True)
+            return _fetch_base(RepoId(recorded.repo, recorded.revision), access)
         except NotFoundError as error:
             missing = error
     for snapshot in cached_snapshots(access, recorded.repo if recorded else None):
         if _is_base(reader, snapshot.path):
-            return FoundBase(snapshot.path, is_known=True)
+            return snapshot.path
     if missing is not None:
         raise missing
     msg = "the delta does not name its base, and none in the cache has its content: give the base"

@@ -14,6 +14,7 @@ from rlsparse_store.container import DELTA_FOLDER
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, new_delta
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.locate import find_checkpoint
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.together import encode_together
 from rlsparse_store.errors import (
@@ -22,6 +23,7 @@ from rlsparse_store.errors import (
     NotFoundError,
     OutputError,
 )
+from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -156,8 +158,8 @@ def encode_run(
     training does; to have a delta made again, remove its folder.
 
     Args:
-        base: The base: a Hugging Face folder or one ``.safetensors`` file.
-        tuned: The tuned checkpoints, likewise.
+        base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
+        tuned: The tuned checkpoints: folders or files.
         out: Folder of the run.
         cast: As for :func:`encode_delta`.
         keep_dtype: As for :func:`encode_delta`.
@@ -187,7 +189,7 @@ def encode_run(
     found = inspect_run(out).deltas if is_run(out) else []
     entries = {entry.name: entry for entry in found}
     pending = [name for name in named if name not in entries]
-    with open_checkpoint(Path(base)) as base_checkpoint:
+    with open_checkpoint(find_checkpoint(base, "base", HubAccess())) as base_checkpoint:
         group = _Group(base_checkpoint, policy, out, shard_bytes)
         parts = _Parts(progress, len(pending))
         while pending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DeltaReader, Kind
@@ -11,10 +11,15 @@ from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.chunks import wrong_base
 from rlsparse_store.delta.decode import decode_tensors
 from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
+from rlsparse_store.delta.locate import find_base, find_checkpoint, find_delta
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError, VerificationError
+from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["VerifyReport", "check_base", "verify_delta"]
 
@@ -52,9 +57,9 @@ def verify_delta(
     base tensor, and every decoded tensor. With a tuned checkpoint also that it is the one stored.
 
     Args:
-        delta: Folder of the delta.
-        base: The base, or what claims to be it.
-        tuned: A checkpoint that should be the tuned one.
+        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        base: The base, or what claims to be it: a folder, a file or an id, too.
+        tuned: A checkpoint that should be the tuned one, likewise.
         threads: Threads to decode on; all processors by default.
         progress: Called with bytes done and bytes in all.
 
@@ -68,17 +73,18 @@ def verify_delta(
         True
     """
     workers = resolve_threads(threads)
-    with DeltaReader(Path(delta)) as reader:
+    access = HubAccess()
+    with DeltaReader(find_delta(delta, None, "", access)) as reader:
         reader.check_state()
         rebuild_files(reader)
         if base is None:
             for chunk in reader.index.chunks:
                 reader.stored(chunk)
         else:
-            with open_checkpoint(Path(base)) as checkpoint:
+            with open_checkpoint(find_base(reader, base, None, access)) as checkpoint:
                 check_base(reader, checkpoint, workers, progress)
         if tuned is not None:
-            with open_checkpoint(Path(tuned)) as checkpoint:
+            with open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as checkpoint:
                 _check_tuned(reader, checkpoint)
         return VerifyReport(
             chunks=len(reader.index.chunks),

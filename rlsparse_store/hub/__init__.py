@@ -1,10 +1,14 @@
-"""The Hugging Face Hub: repository ids, and the folders that their files are downloaded to."""
+"""The Hugging Face Hub: ids, listings, what is downloaded, read in parts and uploaded."""
 
+from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.ids import RepoId, parse_repo_id
+from rlsparse_store.hub.listing import HubFile, Listing, list_repo
+from rlsparse_store.hub.ranges import RemoteFiles
 from rlsparse_store.hub.snapshots import (
     CHECKPOINT_FILES,
-    HubAccess,
     Snapshot,
+    Wanted,
+    cached_snapshot,
     cached_snapshots,
     fetch_snapshot,
 )
@@ -12,9 +16,15 @@ from rlsparse_store.hub.snapshots import (
 __all__ = [
     "CHECKPOINT_FILES",
     "HubAccess",
+    "HubFile",
+    "Listing",
+    "RemoteFiles",
     "RepoId",
     "Snapshot",
+    "Wanted",
+    "cached_snapshot",
     "cached_snapshots",
     "fetch_snapshot",
+    "list_repo",
     "parse_repo_id",
 ]

@@ -11,6 +11,8 @@ _ID: Final = re.compile(
     r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?", re.ASCII
 )
 
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
 
 class RepoId(NamedTuple):
     """A repository on the Hub.
@@ -22,6 +24,14 @@ class RepoId(NamedTuple):
 
     repo: str
     revision: str | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, which never changes."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
 def parse_repo_id(text: str) -> RepoId | None:

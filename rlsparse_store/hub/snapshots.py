@@ -1,45 +1,36 @@
-"""Snapshots of repositories: downloaded, or found in the cache."""
+"""Snapshots of repositories: downloaded and compared with the Hub's ids, or in the cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.checkpoint import CARRIED_FILES, BaseHints, hints_from_path
-from rlsparse_store.errors import NotFoundError, RlsparseError
+from rlsparse_store.errors import ChecksumError, NotFoundError
+from rlsparse_store.hub.calls import Patience, call, patience_for, read
+from rlsparse_store.hub.failures import not_cached
+from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.ids import RepoId
 
 __all__ = [
     "CHECKPOINT_FILES",
-    "HubAccess",
     "Snapshot",
+    "Wanted",
+    "cached_snapshot",
     "cached_snapshots",
     "fetch_snapshot",
 ]
 
 CHECKPOINT_FILES: Final = ("model*.safetensors", "model.safetensors.index.json", *CARRIED_FILES)
 """Patterns of what is needed of a base: its safetensors weights and its small files."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubAccess:
-    """How to reach the Hub.
-
-    Attributes:
-        token: An access token, ``False`` for none; by default the one that is stored.
-        cache_dir: The cache; by default the Hub client's.
-        local_files_only: Whether only the cache is looked at.
-    """
-
-    token: str | bool | None = None
-    cache_dir: str | Path | None = None
-    local_files_only: bool = False
 
 
 class Snapshot(NamedTuple):
@@ -54,61 +45,182 @@ class Snapshot(NamedTuple):
     hints: BaseHints | None
 
 
-def fetch_snapshot(
-    repo: RepoId,
-    what: str,
-    access: HubAccess,
-    allow: Sequence[str],
-    ignore: Sequence[str] = (),
-) -> Snapshot:
+class Wanted(NamedTuple):
+    """Which files of a repository are fetched, and what of them is compared.
+
+    Attributes:
+        what: What they are fetched as, for errors: the base or the delta.
+        allow: Patterns of the files.
+        ignore: Patterns of files not to fetch even so.
+        is_checked: Whether files that are in the cache already are compared with the Hub's ids,
+            too. What was just downloaded always is, for the client does not look.
+    """
+
+    what: str
+    allow: Sequence[str]
+    ignore: Sequence[str] = ()
+    is_checked: bool = True
+
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Those of these names that are wanted."""
+        return [
+            name
+            for name in names
+            if any(fnmatchcase(name, pattern) for pattern in self.allow)
+            and not any(fnmatchcase(name, pattern) for pattern in self.ignore)
+        ]
+
+
+def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
     """Download the files of a repository that are not in the cache yet.
 
     Args:
         repo: The repository and its revision.
-        what: What it is fetched as, for errors: the base or the delta.
+        wanted: Which files.
         access: How to reach the Hub.
-        allow: Patterns of the files to fetch.
-        ignore: Patterns of files not to fetch even so.
 
     Raises:
-        NotFoundError: There is no such repository or revision, it is gated, or it is not in the
-            cache and the Hub cannot be asked.
-        RlsparseError: The Hub failed.
+        NotFoundError: There is no such repository or revision, it is gated, it has none of these
+            files, or it is not in the cache and the Hub cannot be asked.
+        ChecksumError: What was downloaded is not what the Hub says.
+        HubError: The Hub failed.
+    """
+    if access.is_offline:
+        return _fetch_offline(repo, wanted, access)
+    listing = list_repo(repo, wanted.what, access)
+    names = wanted.among(listing.files)
+    if not names:
+        msg = f"the repository has no files of a {wanted.what}"
+        raise NotFoundError(msg, file=shown(str(repo)))
+    paths = [_Fetching(listing, name, wanted, access).fetch() for name in names]
+    folder = paths[0].parents[names[0].count("/")]
+    return Snapshot(folder, hints_from_path(folder))
+
+
+def _fetch_offline(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
+    snapshot = cached_snapshot(repo, wanted.what, access)
+    if snapshot is None:
+        raise not_cached(wanted.what, shown(str(repo)))
+    if wanted.is_checked:
+        folder = snapshot.path
+        names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        for name in wanted.among(names):
+            _check_cached(folder / name, repo)
+    return snapshot
+
+
+def _check_cached(path: Path, repo: RepoId) -> None:
+    """Compare a file with the id that the cache keeps it under: where links work, its name."""
+    blob = path.resolve().name
+    if path.is_symlink() and len(blob) in {40, 64} and content_id(path, blob) != blob:
+        msg = (
+            "the file in the cache is damaged: run `hf cache verify` on its repository, or "
+            "remove it from the cache and download it again"
+        )
+        raise ChecksumError(f"{shown(path.name)}: {msg}", file=shown(str(repo)))
+
+
+def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | None:
+    """What the cache has of a repository at a revision; whether that is all, it does not know.
+
+    Raises:
+        HubError: The client failed.
     """
     import huggingface_hub  # noqa: PLC0415 - only when an id is given
-    from huggingface_hub import constants, errors  # noqa: PLC0415 - as above
 
-    name = shown(f"{repo.repo}@{repo.revision}" if repo.revision else repo.repo)
+    def find() -> str:
+        return huggingface_hub.snapshot_download(
+            repo.repo, revision=repo.revision, cache_dir=access.cache_dir, local_files_only=True
+        )
+
     try:
-        path = huggingface_hub.snapshot_download(
-            repo.repo,
-            revision=repo.revision,
-            cache_dir=access.cache_dir,
-            token=access.token,
-            local_files_only=access.local_files_only,
-            allow_patterns=list(allow),
-            ignore_patterns=list(ignore),
+        path = Path(call(find, what, repo, Patience(access.timeout)))
+    except NotFoundError:
+        return None
+    return Snapshot(path, hints_from_path(path))
+
+
+class _Fetching:
+    """One file on its way into the cache."""
+
+    def __init__(self, listing: Listing, name: str, wanted: Wanted, access: HubAccess) -> None:
+        self._repo = listing.repo
+        self._file: HubFile = listing.files[name]
+        self._name = name
+        self._wanted = wanted
+        self._access = access
+
+    def fetch(self) -> Path:
+        """The file in the cache. What is damaged there is downloaded once more."""
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - an id was given
+
+        cached = try_to_load_from_cache(
+            self._repo.repo,
+            self._name,
+            cache_dir=self._access.cache_dir,
+            revision=self._repo.revision,
         )
-    except errors.GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{repo.repo}"
-        msg = f"the {what} is gated: accept its terms at {page} and log in"
-        raise NotFoundError(msg, file=name) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        msg = (
-            f"there is no such repository or revision for the {what}, or it is private: check the "
-            "name, and log in if it is yours"
+        if isinstance(cached, str):
+            path = Path(cached)
+            if not self._wanted.is_checked or self._is_right(path):
+                return path
+        else:
+            path = self._download(force=False)
+            if self._is_right(path):
+                return path
+        path = self._download(force=True)
+        if not self._is_right(path):
+            msg = (
+                f"{shown(self._name)}: what was downloaded twice is not what the Hub says it is; "
+                "the connection or the Hub is at fault, try again later"
+            )
+            raise ChecksumError(msg, file=shown(str(self._repo)))
+        return path
+
+    def _is_right(self, path: Path) -> bool:
+        if path.stat().st_size != self._file.nbytes:
+            return False
+        return not self._file.content or (
+            content_id(path, self._file.content) == self._file.content
         )
-        raise NotFoundError(msg, file=name) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        msg = (
-            f"the {what} is not in the cache and the Hub cannot be reached: go online once, or "
-            "give a local folder, which must exist (there is none of this name)"
-        )
-        raise NotFoundError(msg, file=name) from error
-    except errors.HfHubHTTPError as error:
-        msg = f"the Hub failed while the {what} was fetched ({shown(str(error))}); try again later"
-        raise RlsparseError(msg, file=name) from error
-    return Snapshot(Path(path), hints_from_path(Path(path)))
+
+    def _download(self, *, force: bool) -> Path:
+        import huggingface_hub  # noqa: PLC0415 - an id was given
+
+        patience = patience_for(self._access, self._file.nbytes, is_watched=True)
+
+        def download() -> str:
+            return huggingface_hub.hf_hub_download(
+                self._repo.repo,
+                self._name,
+                revision=self._repo.revision,
+                cache_dir=self._access.cache_dir,
+                token=self._access.token,
+                force_download=force,
+                library_name="rlsparse-store",
+                tqdm_class=_watching_bar(patience.renew),
+            )
+
+        return Path(read(download, self._wanted.what, self._repo, patience))
+
+
+def _watching_bar(renew: Callable[[], None]) -> type[Any]:
+    """The client's progress bar, on a terminal only, which tells whenever something arrives."""
+    from huggingface_hub import utils  # noqa: PLC0415 - an id was given
+
+    bar: Any = getattr(utils, "tqdm")  # noqa: B009 - the client exports it without types
+
+    class WatchingBar(bar):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+            kwargs["disable"] = bool(kwargs.get("disable")) or not sys.stderr.isatty()
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            renew()
+            shown: bool | None = super().update(n)
+            return shown
+
+    return WatchingBar
 
 
 def cached_snapshots(access: HubAccess, first: str | None) -> Iterator[Snapshot]:

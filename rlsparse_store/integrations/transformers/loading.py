@@ -58,8 +58,7 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
         auto_class: The class to load, or the name of one in transformers, such as
             ``"AutoModelForCausalLM"``; by default the one that the configuration names.
         verify: As :func:`rlsparse_store.open_delta`. ``"touched"`` compares all that is read with
-            the delta's digests, unless the base is the very commit that the delta names: then
-            tensors that tuning left alone are not read.
+            the delta's digests.
         token: Access token for the Hub.
         cache_dir: Cache for what is downloaded.
         local_files_only: Whether to use only what is in the cache.

@@ -1,0 +1,47 @@
+"""How the Hub is reached, and how long it is waited for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["HubAccess"]
+
+TIMEOUT: Final = "RLSPARSE_HUB_TIMEOUT"
+"""Environment variable: seconds."""
+
+
+def _timeout() -> float:
+    try:
+        return max(0.1, float(os.environ.get(TIMEOUT, "")))
+    except ValueError:
+        return 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubAccess:
+    """How to reach the Hub.
+
+    Attributes:
+        token: An access token, ``False`` for none; by default the one that is stored.
+        cache_dir: The cache; by default the Hub client's.
+        local_files_only: Whether only the cache is looked at.
+        timeout: Seconds after which an answer, or the next part of a file, is given up on; by
+            default those of ``RLSPARSE_HUB_TIMEOUT``, else 60.
+    """
+
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    timeout: float = field(default_factory=_timeout)
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether only the cache is looked at, here or by the client's own setting."""
+        from huggingface_hub import constants  # noqa: PLC0415 - only when an id is given
+
+        return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
