@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LoopbackHub:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
-    def __enter__(self) -> LoopbackHub:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.store.requests.append((self.command, path, self.headers.get("Range")))
         fault = self.store.take_fault(path)
@@ -106,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.serve(path, fault)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def serve(self, path: str, fault: str | None) -> None:
         """What is asked for, perhaps damaged on the way."""

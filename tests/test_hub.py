@@ -107,7 +107,7 @@ def test_a_fault_that_passes_is_got_over(pair: Path, hub: LoopbackHub, fault: st
         ("silence", "delta/resolve", 1, "did not answer"),
     ],
 )
-def test_a_lasting_fault_is_one_line(  # noqa: PLR0913 - a table
+def test_a_lasting_fault_is_one_line(
     pair: Path, hub: LoopbackHub, fault: str, on: str, code: int, words: str
 ) -> None:
     hub.fail(fault, on, times=1000)

@@ -8,10 +8,10 @@ import click
 
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, progress_bar, size
-from rlsparse_store.delta import apply_delta, inspect_delta
+from rlsparse_store.delta import apply_delta
 from rlsparse_store.storage.names import shown
 
-__all__ = ["apply_command", "require_base"]
+__all__ = ["apply_command"]
 
 
 @click.command("apply")
@@ -31,9 +31,11 @@ def apply_command(
 ) -> None:
     """Rebuild the tuned checkpoint that DELTA stores.
 
+    DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the commit that it names
+    is used, or a snapshot in the Hub's cache with its content.
+
     Its tensors come back bit for bit and its files byte for byte; everything is checked.
     """
-    base = require_base(delta, base)
     with progress_bar("apply", quiet=quiet) as progress:
         report = apply_delta(delta, out, base=base, threads=threads, progress=progress)
     if as_json:
@@ -46,17 +48,3 @@ def apply_command(
     )
     if report.cast:
         click.echo(f"  the delta is lossy: its checkpoint had been rounded to {report.cast}")
-
-
-def require_base(delta: str, base: str | None) -> str | None:
-    """The base that was given; ``None`` if none was, and the delta names its own.
-
-    Raises:
-        click.UsageError: None was given, and the delta names none.
-    """
-    if base is not None or inspect_delta(delta).base_repo is not None:
-        return base
-    msg = (
-        "the delta does not name its base: pass --base with the checkpoint that it was made against"
-    )
-    raise click.UsageError(msg)

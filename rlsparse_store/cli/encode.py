@@ -47,8 +47,8 @@ def encode_command(
 ) -> None:
     """Store the checkpoint TUNED as a delta against BASE.
 
-    Both are Hugging Face folders, single .safetensors files, or ORG/NAME[@REVISION] on the Hub. Every tensor comes back bit for
-    bit, and the files of TUNED byte for byte.
+    Both are Hugging Face folders, single .safetensors files, or ORG/NAME[@REVISION] on the
+    Hub. Every tensor comes back bit for bit, and the files of TUNED byte for byte.
 
     Several checkpoints make a run: OUT gets one delta for each, in a folder of its name. BASE is
     read once for all of them. Deltas that are there already are kept, so the same command goes on

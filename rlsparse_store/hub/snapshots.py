@@ -136,8 +136,18 @@ def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | No
     try:
         path = Path(call(find, what, repo, Patience(access.timeout)))
     except NotFoundError:
-        return None
+        return _newest(repo, access) if repo.revision is None else None
     return Snapshot(path, hints_from_path(path))
+
+
+def _newest(repo: RepoId, access: HubAccess) -> Snapshot | None:
+    """What was fetched last of a repository: commits are fetched, so no branch may be known."""
+    found = [
+        snapshot
+        for snapshot in cached_snapshots(access, repo.repo)
+        if snapshot.hints and snapshot.hints.repo == repo.repo
+    ]
+    return max(found, key=lambda snapshot: snapshot.path.stat().st_mtime_ns, default=None)
 
 
 class _Fetching:
