@@ -30,7 +30,6 @@ __all__ = [
     "NotFoundError",
     "OutputError",
     "PickleRefusedError",
-    "PrivateBaseError",
     "ResultMismatchError",
     "RlsparseError",
     "StreamError",
@@ -190,10 +189,6 @@ class HubTimeoutError(HubError):
 
 class MovedBranchError(HubError):
     """Someone else wrote to the branch in the meantime."""
-
-
-class PrivateBaseError(HubError):
-    """Publishing would tell the name of a private base."""
 
 
 class OutputError(RlsparseError):

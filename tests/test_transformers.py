@@ -749,7 +749,7 @@ for names in ((None, "me/nothing"), ("org/other", delta)):
     try:
         from_delta(*names)
     except Exception as error:
-        assert type(error).__name__ == "NotFoundError", error
+        assert type(error).__name__ == "HubOfflineError", error
     else:
         raise AssertionError(names)
 """
