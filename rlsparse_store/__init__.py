@@ -7,12 +7,11 @@ from rlsparse_store.delta import (
     encode_delta,
     encode_run,
     inspect_delta,
-    inspect_run,
-    measure_pair,
     open_delta,
     verify_delta,
 )
 from rlsparse_store.errors import MissingDependencyError, RlsparseError
+from rlsparse_store.publish import pull_delta, push_delta
 
 if TYPE_CHECKING:
     from rlsparse_store.integrations.transformers import enable_transformers, from_delta
@@ -27,9 +26,9 @@ __all__ = [
     "encode_run",
     "from_delta",
     "inspect_delta",
-    "inspect_run",
-    "measure_pair",
     "open_delta",
+    "pull_delta",
+    "push_delta",
     "verify_delta",
 ]
 

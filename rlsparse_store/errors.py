@@ -30,6 +30,7 @@ __all__ = [
     "NotFoundError",
     "OutputError",
     "PickleRefusedError",
+    "PrivateBaseError",
     "ResultMismatchError",
     "RlsparseError",
     "StreamError",
@@ -189,6 +190,10 @@ class HubTimeoutError(HubError):
 
 class MovedBranchError(HubError):
     """Someone else wrote to the branch in the meantime."""
+
+
+class PrivateBaseError(RlsparseError):
+    """Publishing would tell the name of a base that not everyone may see."""
 
 
 class OutputError(RlsparseError):

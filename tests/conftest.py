@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loopback_hub import LoopbackHub
 
 # `python -m pytest` puts the checkout first on the path. What is tested is what was installed, with
 # its native kernels; tests/test_project.py checks that the two are the same.
@@ -20,3 +27,31 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile("default")
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    from loopback_hub import LoopbackHub  # noqa: PLC0415 - on the path once pytest has set it
+
+    with LoopbackHub() as running:
+        yield running
+
+
+@pytest.fixture
+def pair(tmp_path: Path, hub: LoopbackHub) -> Path:
+    """A base on the Hub, a delta that names it, and the tuned folder that is expected."""
+    from loopback_hub import NAMED  # noqa: PLC0415 - as above
+    from pairs import bf16_tensor, contents, save, tune  # noqa: PLC0415 - as above
+
+    from rlsparse_store.delta import encode_delta  # noqa: PLC0415 - what was installed
+
+    base = {"a": bf16_tensor(0, 300, 200), "still": bf16_tensor(1, 200, 100)}
+    tuned = save(tmp_path / "tuned", {**base, "a": tune(base["a"], 3)})
+    (tuned / "config.json").write_text("{}")
+    sha = hub.commit("org/base", contents(save(tmp_path / "base", base)))
+    named = tmp_path / "models--org--base" / "snapshots" / sha
+    named.parent.mkdir(parents=True)
+    (tmp_path / "base").rename(named)
+    encode_delta(named, tuned, tmp_path / "delta")
+    hub.commit(NAMED, contents(tmp_path / "delta"))
+    return tmp_path

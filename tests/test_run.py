@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pairs import SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
 
-from rlsparse_store import apply_delta, encode_delta, encode_run, inspect_delta, inspect_run
 from rlsparse_store.checkpoint import Checkpoint
+from rlsparse_store.delta import apply_delta, encode_delta, encode_run, inspect_delta, inspect_run
 from rlsparse_store.delta import run as run_module
 from rlsparse_store.errors import (
     BaseMismatchError,

@@ -1,6 +1,12 @@
 """Hugging Face checkpoints as raw bits: found, read and written back file by file."""
 
-from rlsparse_store.checkpoint.folder import Checkpoint, CheckpointFile, TensorRef, open_checkpoint
+from rlsparse_store.checkpoint.folder import (
+    Checkpoint,
+    CheckpointFile,
+    TensorRef,
+    open_checkpoint,
+    open_files,
+)
 from rlsparse_store.checkpoint.hints import BaseHints, hints_from_path
 from rlsparse_store.checkpoint.layout import (
     INDEX_NAME,
@@ -40,6 +46,7 @@ __all__ = [
     "describe_index",
     "hints_from_path",
     "open_checkpoint",
+    "open_files",
     "rebuild_header",
     "rebuild_index",
     "sort_side_files",

@@ -10,19 +10,23 @@ import numpy as np
 from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError
 from rlsparse_store.limits import MAX_FILES, MAX_TENSOR_HEADER, MAX_TENSORS
 from rlsparse_store.storage.closing import Closing
+from rlsparse_store.storage.files import LocalFiles
 from rlsparse_store.storage.header import HeaderError, ParsedHeader, parse_header
 from rlsparse_store.storage.names import is_file_name, shown
 from rlsparse_store.storage.source import FileSource
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.storage.files import Files
+    from rlsparse_store.storage.source import Source
 
-__all__ = ["Checkpoint", "CheckpointFile", "TensorRef", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointFile", "TensorRef", "open_checkpoint", "open_files"]
 
 SUFFIX: Final = ".safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -67,7 +71,7 @@ class CheckpointFile:
     """
 
     name: str
-    source: FileSource
+    source: Source
     header: bytes
     parsed: ParsedHeader
 
@@ -141,11 +145,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: A file is missing or broken.
     """
     folder, names, index_text = _find_files(path)
+    return open_files(path, LocalFiles(folder), names, index_text)
+
+
+def open_files(
+    path: Path, found: Files, names: Sequence[str], index_text: bytes | None = None
+) -> Checkpoint:
+    """Open the checkpoint that some files make up, wherever they lie.
+
+    Args:
+        path: What it is called.
+        found: The files.
+        names: The names of those with its tensors.
+        index_text: What its index file says, if that is to be compared.
+
+    Raises:
+        CheckpointError: A file is broken.
+    """
     files: list[CheckpointFile] = []
     try:
         for name in names:
             # Not a comprehension: those already open must be closed if a later one is broken.
-            files.append(_open_file(folder / name, name))  # noqa: PERF401
+            files.append(_open_file(found.open(name), name))  # noqa: PERF401
+        folder = path if path.is_dir() else path.parent
         return Checkpoint(path, files, _collect_tensors(folder, files, index_text), index_text)
     except BaseException:
         for file in files:
@@ -237,22 +259,21 @@ def parse_index(text: bytes) -> Any:  # noqa: ANN401 - JSON has no one type
     return parse(text, most_objects=1000, any_number=True)
 
 
-def _open_file(path: Path, name: str) -> CheckpointFile:
-    source = FileSource(path)
+def _open_file(source: Source, name: str) -> CheckpointFile:
     try:
         header = _read_header(source)
         parsed = parse_header(header, source.nbytes - 8 - len(header))
     except HeaderError as error:
         source.close()
         tensor = shown(error.tensor) if error.tensor is not None else None
-        raise CheckpointError(str(error), file=path, tensor=tensor) from error
+        raise CheckpointError(str(error), file=source.path, tensor=tensor) from error
     except BaseException:
         source.close()
         raise
     return CheckpointFile(name, source, header, parsed)
 
 
-def _read_header(source: FileSource) -> bytes:
+def _read_header(source: Source) -> bytes:
     header = source.read_header(MAX_TENSOR_HEADER)
     if isinstance(header, str):
         raise CheckpointError(header, file=source.path)

@@ -6,9 +6,15 @@ from dataclasses import asdict
 
 import click
 
-from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import print_json, progress_bar, size
-from rlsparse_store.delta import apply_delta
+from rlsparse_store.cli.options import (
+    base_option,
+    json_option,
+    quiet_option,
+    subfolder_option,
+    threads_option,
+)
+from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.delta import apply_delta, size
 from rlsparse_store.storage.names import shown
 
 __all__ = ["apply_command"]
@@ -18,6 +24,7 @@ __all__ = ["apply_command"]
 @click.argument("delta")
 @click.option("--out", "-o", required=True, metavar="OUT", help="Folder to write.")
 @base_option
+@subfolder_option
 @threads_option
 @json_option
 @quiet_option
@@ -25,6 +32,7 @@ def apply_command(
     delta: str,
     out: str,
     base: str | None,
+    subfolder: str,
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
@@ -37,7 +45,9 @@ def apply_command(
     Its tensors come back bit for bit and its files byte for byte; everything is checked.
     """
     with progress_bar("apply", quiet=quiet) as progress:
-        report = apply_delta(delta, out, base=base, threads=threads, progress=progress)
+        report = apply_delta(
+            delta, out, base=base, subfolder=subfolder, threads=threads, progress=progress
+        )
     if as_json:
         print_json(asdict(report))
         return

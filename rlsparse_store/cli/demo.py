@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from rlsparse_store.cli.inspect import print_report
-from rlsparse_store.cli.output import percent, print_table, size
-from rlsparse_store.delta import apply_delta, encode_delta, inspect_delta, verify_delta
+from rlsparse_store.cli.output import print_table
+from rlsparse_store.delta import (
+    apply_delta,
+    encode_delta,
+    inspect_delta,
+    percent,
+    size,
+    verify_delta,
+)
 from rlsparse_store.errors import MissingDependencyError, OutputError, ResultMismatchError
 from rlsparse_store.storage.names import shown
 

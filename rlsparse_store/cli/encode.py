@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import percent, print_json, print_table, progress_bar, size
-from rlsparse_store.delta import EncodeReport, RunReport, encode_delta, encode_run, is_run
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.delta import (
+    EncodeReport,
+    RunReport,
+    encode_delta,
+    encode_run,
+    is_run,
+    percent,
+    size,
+)
 from rlsparse_store.storage.names import shown
 
 __all__ = ["encode_command", "print_encoded", "print_run"]
@@ -55,7 +64,7 @@ def encode_command(
     after an interruption, and adds later checkpoints.
     """
     options: dict[str, Any] = {"cast": cast, "keep_dtype": keep_dtype, "threads": threads}
-    as_run = len(tuned) > 1 or is_run(out)
+    as_run = len(tuned) > 1 or is_run(Path(out))
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
         if as_run:

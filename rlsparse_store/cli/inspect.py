@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from rlsparse_store.cli.encode import print_encoded, print_run
-from rlsparse_store.cli.options import json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import percent, print_json, print_table, progress_bar, size
+from rlsparse_store.cli.options import json_option, quiet_option, subfolder_option, threads_option
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta import (
     STEP_LABELS,
     EncodeReport,
@@ -16,6 +16,8 @@ from rlsparse_store.delta import (
     inspect_run,
     is_run,
     measure_pair,
+    percent,
+    size,
 )
 from rlsparse_store.storage.names import shown
 
@@ -31,6 +33,7 @@ SHOWN_TENSORS = 20
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="DELTA | RUN | BASE TUNED")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, in order of names.")
+@subfolder_option
 @click.option("--cast", type=click.Choice(["bf16"]), help="For a pair: as for encode.")
 @click.option("--keep-dtype", is_flag=True, help="For a pair: as for encode.")
 @threads_option
@@ -39,6 +42,7 @@ SHOWN_TENSORS = 20
 def inspect_command(
     paths: tuple[str, ...],
     show_all: bool,  # noqa: FBT001 - click passes every parameter by name
+    subfolder: str,
     cast: str | None,
     keep_dtype: bool,  # noqa: FBT001
     threads: int | None,
@@ -47,11 +51,12 @@ def inspect_command(
 ) -> None:
     """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
-    A delta is read from its index alone: no base is needed and nothing is decoded. A pair is
+    DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. A delta is read from its index
+    alone: no base is needed and nothing is decoded. A pair is
     encoded without writing anything, so its sizes are those that encode would give.
     """
     report: DeltaReport
-    if len(paths) == 1 and is_run(paths[0]):
+    if len(paths) == 1 and not subfolder and is_run(paths[0]):
         run = inspect_run(paths[0])
         if as_json:
             print_json(run.as_json())
@@ -59,7 +64,7 @@ def inspect_command(
             print_run(run)
         return
     if len(paths) == 1:
-        report = inspect_delta(paths[0])
+        report = inspect_delta(paths[0], subfolder=subfolder)
     elif len(paths) == 2:
         with progress_bar("inspect", quiet=quiet) as progress:
             report = measure_pair(

@@ -19,6 +19,8 @@ from rlsparse_store.cli.apply import apply_command
 from rlsparse_store.cli.demo import demo_command
 from rlsparse_store.cli.encode import encode_command
 from rlsparse_store.cli.inspect import inspect_command
+from rlsparse_store.cli.pull import pull_command
+from rlsparse_store.cli.push import push_command
 from rlsparse_store.cli.verify import verify_command
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.storage.names import shown
@@ -38,7 +40,15 @@ def rlsparse() -> None:
     """Store RL-tuned checkpoints as lossless sparse deltas against their base model."""
 
 
-for command in (encode_command, apply_command, verify_command, inspect_command, demo_command):
+for command in (
+    encode_command,
+    apply_command,
+    verify_command,
+    inspect_command,
+    push_command,
+    pull_command,
+    demo_command,
+):
     rlsparse.add_command(command)
 
 

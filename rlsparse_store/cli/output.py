@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,21 +14,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["percent", "print_json", "print_table", "progress_bar", "size"]
-
-
-def size(nbytes: float) -> str:
-    """Bytes with a decimal unit and three digits, as disks and the Hub count them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.4g} TB"
-
-
-def percent(share: float) -> str:
-    """A share with three significant digits."""
-    return "0 %" if share == 0 else f"{100 * share:.3g} %"
+__all__ = ["print_json", "print_table", "progress_bar"]
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -46,12 +33,36 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to report bytes done and bytes in all, shown on a terminal only."""
+    """Give a function to report bytes done and bytes in all, shown on a terminal only.
+
+    So is what the library tells meanwhile, such as how much it is about to download.
+    """
     disable = quiet or not sys.stderr.isatty()
-    with tqdm(desc=label, unit="B", unit_scale=True, disable=disable, leave=False) as bar:
+    with (
+        nullcontext() if disable else _notes(),
+        tqdm(desc=label, unit="B", unit_scale=True, disable=disable, leave=False) as bar,
+    ):
 
         def report(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield report
+
+
+class _Notes(logging.Handler):
+    """Writes what the library tells above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"rlsparse: {record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    log, notes = logging.getLogger("rlsparse_store"), _Notes()
+    log.addHandler(notes)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)

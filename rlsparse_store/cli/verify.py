@@ -6,7 +6,13 @@ from dataclasses import asdict
 
 import click
 
-from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    base_option,
+    json_option,
+    quiet_option,
+    subfolder_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.delta import verify_delta
 
@@ -17,6 +23,7 @@ __all__ = ["verify_command"]
 @click.argument("delta")
 @base_option
 @click.option("--tuned", "-t", metavar="TUNED", help="A checkpoint that should be the tuned one.")
+@subfolder_option
 @threads_option
 @json_option
 @quiet_option
@@ -24,6 +31,7 @@ def verify_command(
     delta: str,
     base: str | None,
     tuned: str | None,
+    subfolder: str,
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
@@ -34,7 +42,14 @@ def verify_command(
     encoded; with --tuned, that this is the checkpoint it stores. Exit code 3 if not.
     """
     with progress_bar("verify", quiet=quiet) as progress:
-        report = verify_delta(delta, base=base, tuned=tuned, threads=threads, progress=progress)
+        report = verify_delta(
+            delta,
+            base=base,
+            tuned=tuned,
+            subfolder=subfolder,
+            threads=threads,
+            progress=progress,
+        )
     if as_json:
         print_json(asdict(report))
         return

@@ -1,6 +1,7 @@
 """The delta file on bytes: manifest, index, chunks. It knows no checkpoint and decodes nothing."""
 
 from rlsparse_store.container.manifest import FORMAT_VERSION, Manifest, Totals
+from rlsparse_store.container.naming import write_named
 from rlsparse_store.container.paths import DELTA_FOLDER
 from rlsparse_store.container.reader import DeltaReader
 from rlsparse_store.container.records import (
@@ -32,4 +33,5 @@ __all__ = [
     "TensorRecord",
     "Totals",
     "row_words",
+    "write_named",
 ]

@@ -42,13 +42,15 @@ if TYPE_CHECKING:
     from rlsparse_store.storage.files import Files
     from rlsparse_store.storage.source import Source
 
-__all__ = ["DeltaReader"]
+__all__ = ["DeltaReader", "Shard"]
 
 _LARGEST_SHARD_INDEX: Final = 4 << 20
 _SHARD: Final = re.compile(r"delta-\d{5}-of-(\d{5})\.safetensors")
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
+    """An open file of a delta: its bytes, its manifest, and where its chunks and index lie."""
+
     source: Source
     manifest_text: bytes
     data_start: int
@@ -67,7 +69,9 @@ class DeltaReader(Closing):
         path: The delta's folder.
         manifest: What the delta says of itself.
         index: Its tensors and chunks.
-        nbytes: Bytes of all files of ``rlsparse/`` that belong to it.
+        shards: Its files with chunks, in order; the last one has the index.
+        names: The names of all files of ``rlsparse/`` that belong to it.
+        nbytes: Their bytes.
 
     Raises:
         NotFoundError: There is no delta at this place.
@@ -76,7 +80,7 @@ class DeltaReader(Closing):
 
     def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
-        self._shards: list[_Shard] = []
+        self.shards: list[Shard] = []
         folder = path / DELTA_FOLDER
         if files is None and not folder.is_dir():
             reason = (
@@ -88,10 +92,11 @@ class DeltaReader(Closing):
         files = files or LocalFiles(folder)
         try:
             names, extra = _find_shards(files)
+            self.names = [*names, *([INDEX_FILE] if extra else [])]
             for number, name in enumerate(names, 1):
                 has_index = number == len(names)
-                self._shards.append(_open_shard(files.open(name), number, has_index=has_index))
-            last = self._shards[-1]
+                self.shards.append(_open_shard(files.open(name), number, has_index=has_index))
+            last = self.shards[-1]
             self.manifest: Manifest = parse_manifest(last.manifest_text, len(names))
             self.index: Index = _read_index(last)
             self._check_agreement()
@@ -102,19 +107,19 @@ class DeltaReader(Closing):
         except BaseException:
             self.close()
             raise
-        self.nbytes = extra + sum(shard.source.nbytes for shard in self._shards)
+        self.nbytes = extra + sum(shard.source.nbytes for shard in self.shards)
 
     def _check_agreement(self) -> None:
         if self.manifest.totals != self.index.totals():
             msg = "the manifest's totals are not those of the index"
             raise IndexFormatError(msg)
-        ends = [0] * len(self._shards)
+        ends = [0] * len(self.shards)
         for chunk in self.index.chunks:
             if chunk.shard >= len(ends):
                 msg = f"a chunk lies in shard {chunk.shard + 1} of {len(ends)}"
                 raise IndexFormatError(msg)
             ends[chunk.shard] = chunk.offset + chunk.stored
-        for shard, end in zip(self._shards, ends, strict=True):
+        for shard, end in zip(self.shards, ends, strict=True):
             if end != shard.data_bytes:
                 msg = f"its chunks take {end} bytes, but it holds {shard.data_bytes}"
                 raise IndexFormatError(msg, file=shard.source.path)
@@ -139,7 +144,7 @@ class DeltaReader(Closing):
         Raises:
             ChecksumError: They are not the ones that were written.
         """
-        shard = self._shards[chunk.shard]
+        shard = self.shards[chunk.shard]
         stored = shard.source.read(shard.data_start + chunk.offset, chunk.stored)
         if checked and bytes_check(stored) != chunk.check:
             msg = "the stored bytes are damaged; copy or download the delta again"
@@ -149,7 +154,7 @@ class DeltaReader(Closing):
 
     def close(self) -> None:
         """Close the files."""
-        for shard in self._shards:
+        for shard in self.shards:
             shard.source.close()
 
 
@@ -197,7 +202,7 @@ def _names_in(text: bytes, files: Files) -> list[str]:
     return list(expected.values())
 
 
-def _open_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
+def _open_shard(source: Source, number: int, *, has_index: bool) -> Shard:
     try:
         return _read_shard(source, number, has_index=has_index)
     except FormatError as error:
@@ -209,7 +214,7 @@ def _open_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
         raise
 
 
-def _read_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
+def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
     header = source.read_header(MAX_CONTAINER_HEADER)
     if isinstance(header, str):
         raise LimitError(header) if "at most" in header else FormatError(header)
@@ -218,7 +223,7 @@ def _read_shard(source: Source, number: int, *, has_index: bool) -> _Shard:
         msg = f"its header describes another length than its {source.nbytes} bytes"
         raise FormatError(msg)
     parse_fields(manifest_text, number)
-    return _Shard(source, manifest_text, 8 + len(header), data, index)
+    return Shard(source, manifest_text, 8 + len(header), data, index)
 
 
 def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes, int, int | None]:
@@ -243,7 +248,7 @@ def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes
     return manifest_text, data, index
 
 
-def _read_index(shard: _Shard) -> Index:
+def _read_index(shard: Shard) -> Index:
     assert shard.index_bytes is not None  # noqa: S101 - the last shard was opened with one
     entry = shard.source.read(shard.data_start + shard.data_bytes, shard.index_bytes)
     if len(entry) < 8:

@@ -74,6 +74,7 @@ def apply_delta(
     out: str | Path,
     *,
     base: str | Path | None = None,
+    subfolder: str = "",
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ApplyReport:
@@ -88,6 +89,7 @@ def apply_delta(
         base: The base the delta was made against, a folder, a file or ``org/name[@revision]``; by
             default the commit that the delta names, else any snapshot in the Hub's cache with its
             content.
+        subfolder: The delta's folder within, of a repository or folder with several.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
 
@@ -103,7 +105,7 @@ def apply_delta(
     workers = resolve_threads(threads)
     access = HubAccess()
     with (
-        DeltaReader(find_delta(delta, None, "", access)) as reader,
+        DeltaReader(find_delta(delta, None, subfolder, access)) as reader,
         open_checkpoint(find_base(reader, base, None, access)) as checkpoint,
         output_folder(Path(out)) as folder,
     ):

@@ -14,7 +14,7 @@ from rlsparse_store.digest import TensorDigester, TensorIdentity, state_digest
 if TYPE_CHECKING:
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
 
-__all__ = ["check_origins", "checkpoint_state", "tensor_digest"]
+__all__ = ["check_origins", "check_small_origins", "checkpoint_state", "tensor_digest"]
 
 
 def tensor_digest(checkpoint: Checkpoint, tensor: TensorRef) -> bytes:
@@ -61,6 +61,41 @@ def check_origins(reader: DeltaReader, base: Checkpoint, threads: int, *, every:
         for number, t in enumerate(reader.index.tensors)
         if t.kind is Kind.SAME or (t.kind is Kind.DELTA and (every or covered[number] < t.shared))
     }
+    _compare(reader, base, expected, threads)
+
+
+def check_small_origins(reader: DeltaReader, base: Checkpoint, most: int, nbytes: int) -> None:
+    """Require that some small tensors of the base have the digests that the delta gives.
+
+    Where reading all of a base would take a download, this tells bases of one architecture apart.
+
+    Args:
+        reader: The delta.
+        base: What may be its base; its names, dtypes and lengths were checked.
+        most: How many tensors to read: the largest ones.
+        nbytes: Bytes of the largest tensor to read.
+
+    Raises:
+        BaseMismatchError: A tensor has other values.
+    """
+    expected = {
+        t.origin: t.base_digest or t.tuned_digest
+        for t in reader.index.tensors
+        if t.kind in (Kind.SAME, Kind.DELTA)
+    }
+    small = [name for name in expected if base.tensors[name].nbytes <= nbytes]
+    largest = sorted(small, key=lambda name: (-base.tensors[name].nbytes, name))[:most]
+    _compare(reader, base, {name: expected[name] for name in largest}, most)
+
+
+def _compare(
+    reader: DeltaReader, base: Checkpoint, expected: dict[str, bytes], threads: int
+) -> None:
+    """Require that tensors of a base have these digests.
+
+    Raises:
+        BaseMismatchError: One has another.
+    """
     sources = [base.tensors[name] for name in expected]
 
     def digest(source: TensorRef) -> tuple[str, bytes]:

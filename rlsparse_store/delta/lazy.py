@@ -31,6 +31,7 @@ from rlsparse_store.frameworks import get_framework
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.names import shown
+from rlsparse_store.storage.source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,6 +261,8 @@ class _Mappings:
         if self._taken.setdefault(source.name, taker) is not taker:
             return None
         file = self._base.files[source.file].source
+        if not isinstance(file, FileSource):
+            return None
         file.check_not_cut()
         mapped = self._files.get(source.file)
         if mapped is None:
@@ -277,6 +280,7 @@ def open_delta(
     base: str | Path | None = None,
     framework: str = "pt",
     device: object = None,
+    subfolder: str = "",
     verify: str = "touched",
 ) -> DeltaCheckpoint:
     """Open a delta as if it were the tuned checkpoint.
@@ -289,6 +293,7 @@ def open_delta(
             the commit that the delta names, else any snapshot in the Hub's cache with its content.
         framework: ``"pt"`` for tensors of torch, ``"bits"`` for NumPy arrays of unsigned words.
         device: Where torch's tensors shall lie; main memory by default.
+        subfolder: The delta's folder within, of a repository or folder with several.
         verify: ``"touched"`` checks every chunk that is decoded, its stored bytes, its base words
             and its result, and the dtypes and lengths of all tensors; ``"full"`` decodes and
             checks all of base and result once before anything is handed out; ``"none"`` checks
@@ -309,7 +314,7 @@ def open_delta(
         ...     tuned.get_slice("lm_head.weight")[:1000]
     """
     access = HubAccess()
-    folder = find_delta(delta, None, "", access)
+    folder = find_delta(delta, None, subfolder, access)
     return open_found(folder, base, None, access, get_framework(framework, device), verify)
 
 

@@ -17,6 +17,7 @@ from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
 from rlsparse_store.hub import (
     CHECKPOINT_FILES,
     HubAccess,
+    Listing,
     RemoteFiles,
     RepoId,
     Wanted,
@@ -28,7 +29,16 @@ from rlsparse_store.hub import (
 )
 from rlsparse_store.storage.names import shown
 
-__all__ = ["find_base", "find_checkpoint", "find_delta", "read_delta"]
+__all__ = [
+    "delta_folders",
+    "find_base",
+    "find_checkpoint",
+    "find_delta",
+    "read_delta",
+    "read_listed",
+    "repo_id",
+    "subfolder_parts",
+]
 
 
 def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: HubAccess) -> Path:
@@ -43,8 +53,8 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
     Raises:
         NotFoundError: It is not there.
     """
-    inside = _plain_parts(subfolder)
-    repo = _repo_id(delta, revision)
+    inside = subfolder_parts(subfolder)
+    repo = repo_id(delta, revision)
     if repo is None:
         return Path(delta, *inside)
     prefix = "".join(f"{part}/" for part in inside)
@@ -54,28 +64,55 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
     return fetch_snapshot(repo, within, access).path.joinpath(*inside)
 
 
-def read_delta(delta: str | Path, access: HubAccess) -> DeltaReader:
+def delta_folders(listing: Listing) -> list[str]:
+    """Where a repository has deltas: folders within, an empty text for the repository itself."""
+    found = {
+        name.partition(f"{DELTA_FOLDER}/")[0].rstrip("/")
+        for name in listing.files
+        if f"/{DELTA_FOLDER}/" in f"/{name}"
+    }
+    return sorted(found)
+
+
+def read_delta(delta: str | Path, subfolder: str, access: HubAccess) -> DeltaReader:
     """Open a delta whose chunks are not needed: on the Hub, only the rest of it is read.
 
     Args:
         delta: A local folder, or ``org/name[@revision]``.
+        subfolder: The folder within, of a repository or folder with several deltas.
         access: How to reach the Hub.
 
     Raises:
         NotFoundError: It is not there.
         FormatError: It is damaged.
     """
-    repo = _repo_id(delta, None)
-    if repo is None:
-        return DeltaReader(Path(delta))
-    if access.is_offline:
-        return DeltaReader(find_delta(delta, None, "", access))
+    repo = repo_id(delta)
+    if repo is None or access.is_offline:
+        return DeltaReader(find_delta(delta, None, subfolder, access))
     listing = list_repo(repo, "delta", access)
-    if not any(name.startswith(f"{DELTA_FOLDER}/") for name in listing.files):
-        msg = f"the repository has no {DELTA_FOLDER}/ folder, so it is no delta"
-        raise NotFoundError(msg, file=shown(str(repo)))
-    files = RemoteFiles(listing, DELTA_FOLDER, access)
-    return DeltaReader(Path(str(listing.repo)), files)
+    return read_listed(listing, "/".join(subfolder_parts(subfolder)), access)
+
+
+def read_listed(listing: Listing, folder: str, access: HubAccess) -> DeltaReader:
+    """Open a delta of a repository that was listed, without its chunks.
+
+    Args:
+        listing: The repository.
+        folder: The folder within; empty for the repository itself.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: There is none.
+        FormatError: It is damaged.
+    """
+    found = delta_folders(listing)
+    if folder not in found:
+        msg = f"there is no {DELTA_FOLDER}/ folder, so it is no delta"
+        if found:
+            msg += f"; there are deltas in {shown(', '.join(found))} (--subfolder)"
+        raise NotFoundError(msg, file=shown(f"{listing.repo}/{folder}".rstrip("/")))
+    inside = f"{folder}/{DELTA_FOLDER}" if folder else DELTA_FOLDER
+    return DeltaReader(Path(str(listing.repo), folder), RemoteFiles(listing, inside, access))
 
 
 def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
@@ -92,7 +129,7 @@ def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
         NotFoundError: It is not there.
         ChecksumError: It is damaged.
     """
-    repo = _repo_id(place, None)
+    repo = repo_id(place)
     if repo is None:
         return Path(place)
     return fetch_snapshot(repo, Wanted(what, CHECKPOINT_FILES), access).path
@@ -115,7 +152,7 @@ def find_base(
     recorded = _recorded(reader)
     if base is None:
         return _named_base(reader, recorded, access)
-    repo = _repo_id(base, revision)
+    repo = repo_id(base, revision)
     if repo is None:
         return Path(base)
     if recorded and repo == RepoId(recorded.repo):
@@ -141,7 +178,12 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _plain_parts(subfolder: str) -> list[str]:
+def subfolder_parts(subfolder: str) -> list[str]:
+    """The names that a subfolder is made of.
+
+    Raises:
+        NotFoundError: It would lead elsewhere.
+    """
     parts = [part for part in subfolder.split("/") if part]
     if any(part in {".", ".."} or "\\" in part for part in parts):
         msg = "a subfolder lies within its repository: give plain names between slashes"
@@ -149,8 +191,16 @@ def _plain_parts(subfolder: str) -> list[str]:
     return parts
 
 
-def _repo_id(place: str | Path, revision: str | None) -> RepoId | None:
-    """The repository that a name means, unless it is something local."""
+def repo_id(place: str | Path, revision: str | None = None) -> RepoId | None:
+    """The repository that a name means, unless it is something local.
+
+    Args:
+        place: A local folder or file, or ``org/name[@revision]``.
+        revision: The revision, if it is not part of the id.
+
+    Raises:
+        NotFoundError: A revision of something local.
+    """
     local = Path(place)
     repo = parse_repo_id(place) if isinstance(place, str) and not local.exists() else None
     if repo is None:

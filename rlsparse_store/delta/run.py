@@ -13,8 +13,8 @@ from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DELTA_FOLDER
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, new_delta
 from rlsparse_store.delta.encoder import Encoder
-from rlsparse_store.delta.inspect import inspect_delta
-from rlsparse_store.delta.locate import find_checkpoint
+from rlsparse_store.delta.inspect import inspect_delta, report_delta
+from rlsparse_store.delta.locate import delta_folders, find_checkpoint, read_listed, repo_id
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.together import encode_together
 from rlsparse_store.errors import (
@@ -23,17 +23,26 @@ from rlsparse_store.errors import (
     NotFoundError,
     OutputError,
 )
-from rlsparse_store.hub import HubAccess
+from rlsparse_store.hub import HubAccess, Listing, cached_snapshot, each, list_repo
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rlsparse_store.container import ChunkSink
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.delta.sources import DtypePolicy
 
-__all__ = ["RunEntry", "RunReport", "encode_run", "inspect_run", "is_run"]
+__all__ = [
+    "RunEntry",
+    "RunReport",
+    "delta_names",
+    "encode_run",
+    "inspect_run",
+    "is_run",
+    "natural_order",
+    "read_reports",
+]
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
@@ -102,21 +111,39 @@ class RunReport:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether a folder holds deltas, and is none itself."""
-    path = Path(path)
+def is_run(run: str | Path, access: HubAccess | None = None) -> bool:
+    """Whether a folder, or a repository on the Hub, holds deltas, and is none itself.
+
+    Args:
+        run: The folder, or ``org/name[@revision]``.
+        access: How to reach the Hub.
+    """
+    access = access or HubAccess()
+    repo = repo_id(run)
+    if repo is not None and not access.is_offline:
+        found = delta_folders(list_repo(repo, "delta", access))
+        return bool(found) and "" not in found
+    path = _local(run, access)
     return not _is_delta(path) and path.is_dir() and any(map(_is_delta, path.iterdir()))
+
+
+def _local(run: str | Path, access: HubAccess) -> Path:
+    """A run's folder: where it lies, or, offline, what the cache has of its repository."""
+    repo = repo_id(run)
+    cached = cached_snapshot(repo, "delta", access) if repo is not None else None
+    return Path(run) if cached is None else cached.path
 
 
 def _is_delta(path: Path) -> bool:
     return (path / DELTA_FOLDER).is_dir() and not path.name.startswith(".")
 
 
-def inspect_run(run: str | Path) -> RunReport:
+def inspect_run(run: str | Path, *, token: str | bool | None = None) -> RunReport:
     """List the deltas of a run. Needs no base and decodes nothing.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or ``org/name[@revision]`` on the Hub.
+        token: Access token for the Hub; by default the one that is stored.
 
     Raises:
         NotFoundError: It holds no deltas.
@@ -126,17 +153,53 @@ def inspect_run(run: str | Path) -> RunReport:
         >>> [d.name for d in inspect_run("run").deltas]  # doctest: +SKIP
         ['checkpoint-100', 'checkpoint-200']
     """
-    if not is_run(run):
+    access = HubAccess(token=token)
+    repo = repo_id(run)
+    if repo is not None and not access.is_offline:
+        reports = read_reports(list_repo(repo, "delta", access), access)
+        reports.pop("", None)
+    else:
+        path = _local(run, access)
+        names = [] if _is_delta(path) else delta_names(path)
+        reports = {name: inspect_delta(path / name) for name in names}
+    if not reports:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=shown(str(run)))
-    folders = sorted((path for path in Path(run).iterdir() if _is_delta(path)), key=_natural)
-    entries = [RunEntry.of(path.name, inspect_delta(path), is_new=False) for path in folders]
-    return RunReport(deltas=entries)
+    ordered = sorted(reports, key=natural_order)
+    return RunReport(deltas=[RunEntry.of(name, reports[name], is_new=False) for name in ordered])
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts ``step-9`` before ``step-10``."""
-    parts = re.split(r"([0-9]+)", path.name)
+def read_reports(
+    listing: Listing, access: HubAccess, *, but: Collection[str] = ()
+) -> dict[str, DeltaReport]:
+    """What each delta of a repository holds, by its folder; chunks are not read.
+
+    Args:
+        listing: The repository.
+        access: How to reach the Hub.
+        but: Folders of deltas to leave out.
+
+    Raises:
+        FormatError: A delta is damaged.
+        HubError: The Hub failed.
+    """
+
+    def read(folder: str) -> tuple[str, DeltaReport]:
+        with read_listed(listing, folder, access) as reader:
+            return folder, report_delta(reader)
+
+    return dict(each(read, [f for f in delta_folders(listing) if f not in but]))
+
+
+def delta_names(run: Path) -> list[str]:
+    """The names of the deltas in a local run's folder, in natural order."""
+    found = (path.name for path in run.iterdir() if _is_delta(path)) if run.is_dir() else ()
+    return sorted(found, key=natural_order)
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts ``step-9`` before ``step-10``."""
+    parts = re.split(r"([0-9]+)", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
@@ -198,7 +261,7 @@ def encode_run(
                 entries[name] = RunEntry.of(name, report, is_new=True)
             pending = pending[len(reports) :]
             _require_one_base(out, entries)
-    ordered = sorted(entries.values(), key=lambda entry: _natural(Path(entry.name)))
+    ordered = sorted(entries.values(), key=lambda entry: natural_order(entry.name))
     return RunReport(deltas=ordered)
 
 

@@ -48,6 +48,7 @@ def verify_delta(
     *,
     base: str | Path | None = None,
     tuned: str | Path | None = None,
+    subfolder: str = "",
     threads: int | None = None,
     progress: Progress = silent,
 ) -> VerifyReport:
@@ -60,6 +61,7 @@ def verify_delta(
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         base: The base, or what claims to be it: a folder, a file or an id, too.
         tuned: A checkpoint that should be the tuned one, likewise.
+        subfolder: The delta's folder within, of a repository or folder with several.
         threads: Threads to decode on; all processors by default.
         progress: Called with bytes done and bytes in all.
 
@@ -74,7 +76,7 @@ def verify_delta(
     """
     workers = resolve_threads(threads)
     access = HubAccess()
-    with DeltaReader(find_delta(delta, None, "", access)) as reader:
+    with DeltaReader(find_delta(delta, None, subfolder, access)) as reader:
         reader.check_state()
         rebuild_files(reader)
         if base is None:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from rlsparse_store.errors import HubTimeoutError, RlsparseError
-from rlsparse_store.hub.failures import is_passing, translated
+from rlsparse_store.hub.failures import is_passing, redact_logs, translated
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.ids import RepoId
 
-__all__ = ["Patience", "call", "patience_for", "read"]
+__all__ = ["Patience", "call", "each", "patience_for", "retry"]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 ATTEMPTS: Final = 3
+AT_A_TIME: Final = 4
+"""Files that are transferred at a time."""
 PART: Final = 10 << 20
 """Bytes after which the client says that a transfer goes on."""
 SLOWEST: Final = 100_000
@@ -96,8 +99,8 @@ def call(function: Callable[[], T], what: str, repo: RepoId, patience: Patience)
         raise translated(error, what, repo) from error
 
 
-def read(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
-    """Call the client for something that may be asked for again if it fails.
+def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
+    """Call the client for what may be done again if it fails: reading, or sending by content.
 
     Raises:
         HubTimeoutError: All attempts together took too long.
@@ -116,6 +119,7 @@ def read(function: Callable[[], T], what: str, repo: RepoId, patience: Patience)
 
 
 def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
+    redact_logs()
     work = _Work(function)
     work.start()
     while work.is_alive():
@@ -129,3 +133,34 @@ def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patien
     if work.error is not None:
         raise work.error
     return cast("T", work.result)  # there was no error, so it is a result
+
+
+def each(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+    """Call a function of every item, a few at a time. The first error is raised at once.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    results: dict[int, T] = {}
+    pending = iter(list(enumerate(items)))
+    taking = threading.Lock()
+    workers: list[_Work[Any]] = []
+
+    def work() -> None:
+        while not any(worker.error for worker in workers):
+            with taking:
+                place, item = next(pending, (None, None))
+            if place is None:
+                return
+            results[place] = function(cast("Item", item))
+
+    workers += [_Work(work) for _ in range(AT_A_TIME)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers) and not any(w.error for w in workers):
+        workers[0].join(0.02)
+        time.sleep(0 if workers[0].is_alive() else 0.02)
+    for worker in workers:
+        if worker.error is not None:
+            raise worker.error
+    return [results[place] for place in sorted(results)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.hub.ids import RepoId
 
-__all__ = ["is_passing", "redacted", "translated"]
+__all__ = ["is_passing", "redact_logs", "redacted", "translated"]
 
 _SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?i:bearer\s+\S+)")
 _QUOTA: Final = re.compile(r"quota|storage limit|rate limit|too large|exceed", re.IGNORECASE)
@@ -37,6 +38,18 @@ def redacted(text: str) -> str:
         'GET http://host/x?… with …'
     """
     return shown(_SECRETS.sub("…", text), 300)
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(record.getMessage()), ()
+    return True
+
+
+def redact_logs() -> None:
+    """Keep secrets out of what the client logs: it names signed addresses when it tries again."""
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        if _redact not in handler.filters:
+            handler.addFilter(_redact)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

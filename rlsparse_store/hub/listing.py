@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import HubServerError
-from rlsparse_store.hub.calls import patience_for, read
+from rlsparse_store.hub.calls import patience_for, retry
 from rlsparse_store.hub.ids import RepoId
 from rlsparse_store.storage.names import is_file_name, shown
 
@@ -66,7 +66,7 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
     import huggingface_hub  # noqa: PLC0415 - only when an id is given
 
     api = huggingface_hub.HfApi(token=access.token, library_name="rlsparse-store")
-    info: Any = read(
+    info: Any = retry(
         lambda: api.model_info(repo.repo, revision=repo.revision, files_metadata=True),
         what,
         repo,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.errors import HubServerError, NotFoundError
-from rlsparse_store.hub.calls import patience_for, read
+from rlsparse_store.errors import ChecksumError, HubServerError, NotFoundError
+from rlsparse_store.hub.calls import patience_for, retry
+from rlsparse_store.hub.listing import content_id
+from rlsparse_store.storage.names import shown
 from rlsparse_store.storage.source import Source
 
 if TYPE_CHECKING:
@@ -17,10 +19,13 @@ if TYPE_CHECKING:
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.listing import HubFile, Listing
 
-__all__ = ["RemoteFiles"]
+__all__ = ["RemoteFiles", "read_small_file"]
 
 FRONT: Final = 16 << 10
 """Bytes asked for at first: the header of a delta, and all of a small one."""
+
+LARGEST: Final = 16 << 20
+"""Bytes: nothing larger is a small file."""
 
 
 class RemoteFiles:
@@ -28,18 +33,18 @@ class RemoteFiles:
 
     Args:
         listing: The repository at one commit.
-        folder: The folder within.
+        folder: The folder within; empty for the repository itself.
         access: How to reach the Hub.
     """
 
     def __init__(self, listing: Listing, folder: str, access: HubAccess) -> None:
         self._listing = listing
-        self._folder = folder
+        self._prefix = f"{folder}/" if folder else ""
         self._access = access
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return f"{self._folder}/{name}" in self._listing.files
+        return self._prefix + name in self._listing.files
 
     def open(self, name: str) -> RemoteSource:
         """A file. Nothing of it is read yet.
@@ -47,11 +52,31 @@ class RemoteFiles:
         Raises:
             NotFoundError: There is none.
         """
-        path = f"{self._folder}/{name}"
+        path = self._prefix + name
         file = self._listing.files.get(path)
         if file is None:
             raise NotFoundError("no such file", file=f"{self._listing.repo}/{path}")
         return RemoteSource(self._listing, path, file, self._access)
+
+
+def read_small_file(listing: Listing, path: str, access: HubAccess) -> bytes:
+    """A small file of a repository, compared with the Hub's id of it.
+
+    Raises:
+        NotFoundError: There is none.
+        HubError: The Hub failed, or the file is not small.
+        ChecksumError: What came is not what the Hub says it is.
+    """
+    with RemoteFiles(listing, "", access).open(path) as source:
+        if source.nbytes > LARGEST:
+            msg = f"{shown(path)} has {source.nbytes} bytes; at most {LARGEST} are read"
+            raise HubServerError(msg, file=shown(str(listing.repo)))
+        data = source.read(0, source.nbytes)
+    content = listing.files[path].content
+    if content and content_id(data, content) != content:
+        msg = f"{shown(path)}: what came is not what the Hub says it is; try again later"
+        raise ChecksumError(msg, file=shown(str(listing.repo)))
+    return data
 
 
 class RemoteSource(Source):
@@ -88,7 +113,7 @@ class RemoteSource(Source):
 
     def _fetch(self, start: int, end: int) -> bytes:
         patience = patience_for(self._access, end - start, is_watched=False)
-        return read(lambda: self._request(start, end), "file", self._repo, patience)
+        return retry(lambda: self._request(start, end), "file", self._repo, patience)
 
     def _request(self, start: int, end: int) -> bytes:
         import huggingface_hub  # noqa: PLC0415 - an id was given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.checkpoint import CARRIED_FILES, BaseHints, hints_from_path
 from rlsparse_store.errors import ChecksumError, NotFoundError
-from rlsparse_store.hub.calls import Patience, call, patience_for, read
+from rlsparse_store.hub.calls import Patience, call, each, patience_for, retry
 from rlsparse_store.hub.failures import not_cached
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
 from rlsparse_store.storage.names import shown
@@ -28,6 +29,8 @@ __all__ = [
     "cached_snapshots",
     "fetch_snapshot",
 ]
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_FILES: Final = ("model*.safetensors", "model.safetensors.index.json", *CARRIED_FILES)
 """Patterns of what is needed of a base: its safetensors weights and its small files."""
@@ -92,7 +95,16 @@ def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
     if not names:
         msg = f"the repository has no files of a {wanted.what}"
         raise NotFoundError(msg, file=shown(str(repo)))
-    paths = [_Fetching(listing, name, wanted, access).fetch() for name in names]
+    fetching = [_Fetching(listing, name, wanted, access) for name in names]
+    missing = [one for one in fetching if not one.is_cached]
+    if missing:
+        nbytes = sum(listing.files[one.name].nbytes for one in missing)
+        log.info(
+            "fetching %d of %d files of the %s, %s MB, from %s",
+            *(len(missing), len(names), wanted.what, f"{nbytes / 1e6:,.1f}"),
+            shown(str(listing.repo)),
+        )
+    paths = each(_Fetching.fetch, fetching)
     folder = paths[0].parents[names[0].count("/")]
     return Snapshot(folder, hints_from_path(folder))
 
@@ -156,22 +168,31 @@ class _Fetching:
     def __init__(self, listing: Listing, name: str, wanted: Wanted, access: HubAccess) -> None:
         self._repo = listing.repo
         self._file: HubFile = listing.files[name]
-        self._name = name
+        self.name = name
         self._wanted = wanted
         self._access = access
+        self._cached = self._find()
 
-    def fetch(self) -> Path:
-        """The file in the cache. What is damaged there is downloaded once more."""
+    def _find(self) -> Path | None:
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - an id was given
 
         cached = try_to_load_from_cache(
             self._repo.repo,
-            self._name,
+            self.name,
             cache_dir=self._access.cache_dir,
             revision=self._repo.revision,
         )
-        if isinstance(cached, str):
-            path = Path(cached)
+        return Path(cached) if isinstance(cached, str) else None
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the cache has the file, sound or not."""
+        return self._cached is not None
+
+    def fetch(self) -> Path:
+        """The file in the cache. What is damaged there is downloaded once more."""
+        if self._cached is not None:
+            path = self._cached
             if not self._wanted.is_checked or self._is_right(path):
                 return path
         else:
@@ -181,7 +202,7 @@ class _Fetching:
         path = self._download(force=True)
         if not self._is_right(path):
             msg = (
-                f"{shown(self._name)}: what was downloaded twice is not what the Hub says it is; "
+                f"{shown(self.name)}: what was downloaded twice is not what the Hub says it is; "
                 "the connection or the Hub is at fault, try again later"
             )
             raise ChecksumError(msg, file=shown(str(self._repo)))
@@ -202,7 +223,7 @@ class _Fetching:
         def download() -> str:
             return huggingface_hub.hf_hub_download(
                 self._repo.repo,
-                self._name,
+                self.name,
                 revision=self._repo.revision,
                 cache_dir=self._access.cache_dir,
                 token=self._access.token,
@@ -211,7 +232,7 @@ class _Fetching:
                 tqdm_class=_watching_bar(patience.renew),
             )
 
-        return Path(read(download, self._wanted.what, self._repo, patience))
+        return Path(retry(download, self._wanted.what, self._repo, patience))
 
 
 def _watching_bar(renew: Callable[[], None]) -> type[Any]:

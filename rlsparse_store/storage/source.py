@@ -54,6 +54,13 @@ class Source(Closing):
         self.read_into(out, offset)
         return out.tobytes()
 
+    def check_unchanged(self) -> None:
+        """Require that these are still the bytes that were opened, where they can change.
+
+        Raises:
+            RlsparseError: They are not.
+        """
+
     def read_header(self, most: int) -> bytes | str:
         """The JSON header of a safetensors file with its padding, or what is wrong with it.
 

@@ -1,0 +1,46 @@
+"""``rlsparse pull``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from rlsparse_store.cli.options import json_option, quiet_option, subfolder_option
+from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.delta import size
+from rlsparse_store.publish import pull_delta
+from rlsparse_store.storage.names import shown
+
+__all__ = ["pull_command"]
+
+
+@click.command("pull")
+@click.argument("repo")
+@click.option(
+    "--out", "-o", metavar="OUT", help="Folder to write.  [default: the repository's name]"
+)
+@subfolder_option
+@json_option
+@quiet_option
+def pull_command(
+    repo: str,
+    out: str | None,
+    subfolder: str,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Bring the delta, or the run of deltas, of REPO (ORG/NAME[@REVISION]) into a folder.
+
+    Everything is compared with the Hub's ids and the delta's own checks. The base is not needed.
+    """
+    name = (subfolder.rstrip("/") or repo.partition("@")[0]).rpartition("/")[2]
+    out = name if out is None else out
+    with progress_bar("pull", quiet=quiet):
+        report = pull_delta(repo, out, subfolder=subfolder)
+    if as_json:
+        print_json(asdict(report))
+        return
+    click.echo(f"wrote {shown(out)}, from {shown(report.repo)} at commit {report.revision}")
+    what = "a delta" if report.deltas == [""] else f"{len(report.deltas)} deltas"
+    click.echo(f"  {what}: {report.files} files, {size(report.nbytes)}, all checked")

@@ -1,0 +1,101 @@
+"""``rlsparse push``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from rlsparse_store.cli.options import json_option, quiet_option
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.delta import size
+from rlsparse_store.errors import PrivateBaseError
+from rlsparse_store.publish import PushReport, push_delta, push_pair
+from rlsparse_store.storage.names import shown
+
+__all__ = ["push_command"]
+
+
+@click.command("push")
+@click.argument("places", nargs=-1, required=True, metavar="DELTA|RUN REPO | REPO")
+@click.option("--base", "-b", metavar="BASE", help="With --tuned: the base to encode against.")
+@click.option("--tuned", "-t", metavar="TUNED", help="Encode this checkpoint, and publish that.")
+@click.option(
+    "--base-id",
+    metavar="ORG/BASE[@REVISION]",
+    help="The base on the Hub, if the delta was made against a local copy of it.",
+)
+@click.option("--subfolder", default="", metavar="FOLDER", help="Folder within REPO to publish in.")
+@click.option("--revision", metavar="BRANCH", help="Branch of REPO; created if there is none.")
+@click.option("--private", is_flag=True, help="If REPO is new, only you and yours may see it.")
+@click.option("--create-pr", is_flag=True, help="Propose it in a pull request.")
+@click.option("--commit-message", "-m", metavar="TEXT", help="What the commit is for, in a line.")
+@click.option("--yes", "-y", is_flag=True, help="Publish the name of a private base.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be sent.")
+@json_option
+@quiet_option
+def push_command(
+    places: tuple[str, ...],
+    base: str | None,
+    tuned: str | None,
+    private: bool,  # noqa: FBT001 - click passes every parameter by name
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+    quiet: bool,  # noqa: FBT001
+    **options: Any,  # noqa: ANN401 - those of push_delta, by their names
+) -> None:
+    """Publish DELTA, or all deltas of RUN, in REPO (ORG/NAME) on the Hub, with a model card.
+
+    It is one commit, there completely or not at all; what is there already is not sent. With
+    --base and --tuned, the delta is encoded first. Log in with `hf auth login`.
+    """
+    encodes = base is not None and tuned is not None
+    if (base is None) != (tuned is None) or len(places) != (1 if encodes else 2):
+        msg = "give DELTA and REPO, or REPO with --base and --tuned"
+        raise click.UsageError(msg)
+    if options["create_pr"] and options["revision"] not in (None, "main"):
+        msg = "--create-pr proposes to the default branch: leave --revision out"
+        raise click.UsageError(msg)
+    options |= {"private": True if private else None, "name_private_base": yes}
+
+    def push() -> PushReport:
+        with progress_bar("push", quiet=quiet) as progress:
+            if base is not None and tuned is not None:
+                return push_pair(base, tuned, places[0], progress=progress, **options)
+            return push_delta(places[0], places[1], **options)
+
+    try:
+        report = push()
+    except PrivateBaseError as error:
+        if not sys.stdin.isatty():
+            raise
+        click.echo(f"rlsparse: {error}", err=True)
+        click.confirm("Publish its name?", abort=True, err=True)
+        options["name_private_base"] = True
+        report = push()
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _print(report, is_dry=options["dry_run"])
+
+
+def _print(report: PushReport, *, is_dry: bool) -> None:
+    if not report.uploads and not report.deleted:
+        click.echo(f"{shown(report.repo)} has all of it already, at commit {report.commit}")
+        return
+    if is_dry:
+        click.echo(f"would publish in {shown(report.repo)}")
+    else:
+        click.echo(f"published {shown(str(report.url))}")
+    click.echo(f"  base: {shown(report.base_repo)} at commit {report.base_revision}")
+    rows = [[shown(upload.path, 80), size(upload.nbytes)] for upload in report.uploads]
+    rows += [[shown(path, 80), "removed"] for path in report.deleted]
+    print_table(["file", "size"], rows)
+    unchanged = f"; {report.unchanged} more are there already" if report.unchanged else ""
+    click.echo(
+        f"  in all {size(report.upload_bytes)} for checkpoints of {size(report.tuned_bytes)}, "
+        f"{report.tuned_bytes / max(1, report.upload_bytes):,.1f} times less{unchanged}"
+    )
+    if not report.has_picture:
+        click.echo("  the card has no picture: install rlsparse-store[plot] to draw one")

@@ -1,0 +1,29 @@
+"""Sizes and shares, as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["percent", "size"]
+
+
+def size(nbytes: float) -> str:
+    """Bytes with a decimal unit and three digits, as disks and the Hub count them.
+
+    Example:
+        >>> size(45_400_000)
+        '45.4 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"
+
+
+def percent(share: float) -> str:
+    """A share with three significant digits.
+
+    Example:
+        >>> percent(0.01234)
+        '1.23 %'
+    """
+    return "0 %" if share == 0 else f"{100 * share:.3g} %"

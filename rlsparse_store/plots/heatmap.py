@@ -1,0 +1,113 @@
+"""A heat map: how much of each kind of module changed in each layer."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from rlsparse_store.delta import layer_of, module_of
+from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rlsparse_store.delta import DeltaReport
+
+__all__ = ["density_map"]
+
+MOST_MODULES: Final = 40
+"""Rows of the picture: the kinds of module with the most weights."""
+
+ROW: Final = 0.26
+"""Inches per row."""
+
+
+def density_map(report: DeltaReport) -> bytes | None:
+    """Draw densities by layer and kind of module.
+
+    The same report gives the same bytes with the same matplotlib.
+
+    Args:
+        report: A delta's report.
+
+    Returns:
+        A PNG, or ``None`` if nothing lies in layers, so that there is no map to draw.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    layers, modules, cells = _cells(report)
+    if not layers:
+        return None
+    figure, axes = _new_figure(len(layers), len(modules))
+    image = axes.imshow(cells, aspect="auto", cmap=_colours(), vmin=0, interpolation="nearest")
+    step = 1 + (len(layers) - 1) // 24
+    axes.set_xticks(range(0, len(layers), step), layers[::step])
+    # parse_math: a dollar sign in a name is no formula.
+    axes.set_yticks(range(len(modules)), [shown(name, 40) for name in modules], parse_math=False)
+    axes.set_xlabel("layer")
+    axes.set_title("changed weights, %", loc="left", fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _new_figure(columns: int, rows: int) -> tuple[Any, Any]:
+    """A figure of its own, which leaves the process's plots and its back end alone."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - only when something is drawn
+    except ModuleNotFoundError as error:
+        msg = "matplotlib is not installed; install rlsparse-store[plot]"
+        raise MissingDependencyError(msg) from error
+    figure = Figure(figsize=(min(11, 4 + 0.28 * columns), 1.3 + ROW * rows), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _colours() -> Any:  # noqa: ANN401 - matplotlib's
+    """From pale to dark, so that the map reads in grey, too; what is not there is grey."""
+    import matplotlib as mpl  # noqa: PLC0415 - as above
+
+    return mpl.colormaps["YlGnBu"].with_extremes(bad="0.93")
+
+
+def _cells(report: DeltaReport) -> tuple[list[str], list[str], Sequence[Sequence[float]]]:
+    """Layers, kinds of module, and the density in percent of each module (row) and layer."""
+    elements: defaultdict[tuple[str, str], int] = defaultdict(int)
+    changed: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for t in report.tensors:
+        place = (module_of(t.name), layer_of(t.name))
+        elements[place] += t.elements
+        changed[place] += t.changed
+    numbered = {layer for _, layer in elements if layer.isdigit()}
+    layers = sorted(numbered, key=int)
+    modules = _largest({m: _sum(elements, m) for m, layer in elements if layer in numbered})
+    missing = float("nan")
+    return (
+        layers,
+        modules,
+        [
+            [
+                100 * changed[m, layer] / elements[m, layer]
+                if elements.get((m, layer))
+                else missing
+                for layer in layers
+            ]
+            for m in modules
+        ],
+    )
+
+
+def _sum(elements: dict[tuple[str, str], int], module: str) -> int:
+    return sum(count for (name, _), count in elements.items() if name == module)
+
+
+def _largest(sizes: dict[str, int]) -> list[str]:
+    """The largest kinds of module, in the order in which they stand in the checkpoint."""
+    kept: Iterable[str] = sorted(sizes, key=lambda name: -sizes[name])[:MOST_MODULES]
+    kept = set(kept)
+    return [name for name in sizes if name in kept]

@@ -1,0 +1,209 @@
+"""The model card: what a repository of deltas says of itself, to people and to the Hub."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from rlsparse_store.delta import natural_order, percent, size
+from rlsparse_store.errors import RlsparseError
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rlsparse_store.delta import DeltaReport
+    from rlsparse_store.hub import RepoId
+    from rlsparse_store.publish.base import PublishedBase
+
+__all__ = ["PICTURE", "write_card"]
+
+PICTURE: Final = "density.png"
+"""Path of the heat map in the repository."""
+
+BEGIN: Final = "<!-- rlsparse: written by rlsparse push; changes between these marks get lost -->"
+END: Final = "<!-- rlsparse: end -->"
+
+TAGS: Final = ("rlsparse", "sparse-delta", "rl")
+MOST_MODULES: Final = 12
+"""Kinds of module in the table of a single delta: those with the most weights."""
+
+_FRONT: Final = re.compile(
+    r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE
+)
+_SECTION: Final = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+# Fields of the base's card that hold for the tuned model, and what they may look like.
+_TAKEN: Final = {
+    "license": re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}"),
+    "license_name": re.compile(r"[A-Za-z0-9][\w .+-]{0,80}"),
+    "license_link": re.compile(r"https://[\w./%~+-]{1,300}"),
+    "pipeline_tag": re.compile(r"[a-z][a-z0-9-]{0,60}"),
+}
+_MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
+
+
+def write_card(
+    old: str | None,
+    repo: RepoId,
+    base: PublishedBase,
+    reports: Mapping[str, DeltaReport],
+    *,
+    has_picture: bool,
+) -> str:
+    """The card of a repository of deltas.
+
+    Args:
+        old: The card that is there: what it says besides is kept.
+        repo: The repository.
+        base: The base of the deltas.
+        reports: The deltas by their folders; an empty text for the repository itself.
+        has_picture: Whether there is a heat map to show.
+
+    Raises:
+        RlsparseError: The card that is there has a front that cannot be read.
+    """
+    fields, body = _split(old or "", repo)
+    _update(fields, base, reports)
+    section = "\n".join([BEGIN, *_section(repo, base, reports, has_picture=has_picture), END])
+    if BEGIN in body and END in body.partition(BEGIN)[2]:
+        body = _SECTION.sub(lambda _: section, body, count=1)
+    elif body.strip():
+        body = f"{body.rstrip()}\n\n{section}\n"
+    else:
+        body = f"\n# {_plain(repo.repo.partition('/')[2])}\n\n{section}\n"
+    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{front}---\n{body}"
+
+
+def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
+    """The fields at the front of a card, and the rest of it."""
+    found = _FRONT.match(card)
+    if found is None:
+        return {}, card
+    try:
+        fields = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        msg = "the fields at the front of README.md are no YAML: correct them, and push again"
+        raise RlsparseError(msg, file=shown(str(repo))) from error
+    if fields is not None and not isinstance(fields, dict):
+        msg = "the front of README.md has no fields: correct it, and push again"
+        raise RlsparseError(msg, file=shown(str(repo)))
+    return fields or {}, card[found.end() :]
+
+
+def _update(
+    fields: dict[str, Any], base: PublishedBase, reports: Mapping[str, DeltaReport]
+) -> None:
+    """Set the fields that are ours to set; of the others, only add what is missing."""
+    fields["base_model"] = base.repo.repo
+    fields["base_model_relation"] = "finetune"
+    fields["library_name"] = "rlsparse-store"
+    tags = fields.get("tags")
+    tags = tags if isinstance(tags, list) else [] if tags is None else [tags]
+    fields["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    for name in ["pipeline_tag"] if "license" in fields else _TAKEN:
+        value = base.card.get(name)
+        if isinstance(value, str) and _TAKEN[name].fullmatch(value):
+            fields.setdefault(name, value)
+    fields["rlsparse"] = {
+        "format": max(report.format for report in reports.values()),
+        "base_revision": base.repo.revision,
+        "deltas": [
+            {
+                **({"subfolder": folder} if folder else {}),
+                "density": round(report.density, 6),
+                "delta_bytes": report.delta_bytes,
+                "tuned_bytes": report.tuned_bytes,
+            }
+            for folder, report in _ordered(reports)
+        ],
+    }
+
+
+def _ordered(reports: Mapping[str, DeltaReport]) -> list[tuple[str, DeltaReport]]:
+    return sorted(reports.items(), key=lambda item: natural_order(item[0]))
+
+
+def _section(
+    repo: RepoId, base: PublishedBase, reports: Mapping[str, DeltaReport], *, has_picture: bool
+) -> list[str]:
+    """The lines between the marks."""
+    ordered = _ordered(reports)
+    folder, last = ordered[-1]
+    within = f', subfolder="{folder}"' if folder else ""
+    option = f" --subfolder {folder}" if folder else ""
+    stored = sum(report.delta_bytes for report in reports.values())
+    raw = sum(report.tuned_bytes for report in reports.values())
+    what = "a **sparse delta**" if len(ordered) == 1 else f"{len(ordered)} **sparse deltas**"
+    against = f"[{base.repo.repo}](/{base.repo.repo}) at commit `{base.repo.revision}`"
+    lines = [
+        f"This repository holds {what} against {against}: only the weights that tuning changed.",
+        "The tuned checkpoint comes back bit for bit.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "# pip install 'rlsparse-store[transformers]'",
+        "from rlsparse_store import from_delta",
+        f'model = from_delta("{base.repo.repo}", "{repo.repo}"{within})',
+        "```",
+        "",
+        "The full checkpoint, its files byte for byte as they were saved, with everything checked:",
+        "",
+        "```sh",
+        f"rlsparse apply {repo.repo}{option} -o OUT",
+        "```",
+        "",
+        "## What changed",
+        "",
+        *_table(
+            ["delta", "weights", "changed", "density", "checkpoint", "delta", "smaller"],
+            [_row(folder or "this repository", report) for folder, report in ordered],
+        ),
+        "",
+    ]
+    if len(ordered) > 1:
+        lines += [f"In all, {size(raw)} of tensors in {size(stored)}.", ""]
+    else:
+        lines += [*_modules(last), ""]
+    if any(report.cast for report in reports.values()):
+        lines += ["**Lossy**: the checkpoint was rounded to bfloat16 before it was stored.", ""]
+    if has_picture:
+        caption = f" of {_plain(folder)}" if folder else ""
+        lines += [f"![Changed weights by layer and module{caption}]({PICTURE})", ""]
+    return lines
+
+
+def _row(name: str, report: DeltaReport) -> list[str]:
+    return [
+        _plain(name),
+        f"{report.elements:,}",
+        f"{report.changed:,}",
+        percent(report.density),
+        size(report.tuned_bytes),
+        size(report.delta_bytes),
+        f"{report.tuned_bytes / report.delta_bytes:,.1f} times",
+    ]
+
+
+def _modules(report: DeltaReport) -> list[str]:
+    """A table of the largest kinds of module."""
+    largest = sorted(report.modules, key=lambda group: (-group.elements, group.name))
+    rows = [
+        [_plain(g.name), f"{g.elements:,}", f"{g.changed:,}", percent(g.density)]
+        for g in largest[:MOST_MODULES]
+    ]
+    return _table(["kind of module", "weights", "changed", "density"], rows)
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return [f"| {' | '.join(row)} |" for row in [headings, rule, *rows]]
+
+
+def _plain(text: str) -> str:
+    """Foreign text as Markdown that shows it and means nothing."""
+    text = shown(text, 80).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\1", text)

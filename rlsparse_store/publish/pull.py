@@ -1,0 +1,113 @@
+"""Pulling: a delta, or a whole run of them, from the Hub into a folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlsparse_store.checkpoint import CARRIED_FILES
+from rlsparse_store.container import DELTA_FOLDER
+from rlsparse_store.delta import delta_names, subfolder_parts, verify_delta
+from rlsparse_store.errors import NotFoundError
+from rlsparse_store.hub import HubAccess, RepoId, Wanted, fetch_snapshot, parse_repo_id
+from rlsparse_store.storage.names import shown
+from rlsparse_store.storage.output import output_errors, output_folder
+
+if TYPE_CHECKING:
+    from rlsparse_store.hub import Snapshot
+
+__all__ = ["PullReport", "pull_delta"]
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullReport:
+    """What was pulled.
+
+    Attributes:
+        repo: The repository.
+        revision: The commit.
+        deltas: The folders of the deltas within ``out``; an empty text for ``out`` itself.
+        files: Files written.
+        nbytes: Their bytes.
+    """
+
+    repo: str
+    revision: str
+    deltas: list[str]
+    files: int
+    nbytes: int
+
+
+def pull_delta(
+    repo: str,
+    out: str | Path,
+    *,
+    subfolder: str = "",
+    token: str | bool | None = None,
+) -> PullReport:
+    """Bring a delta, or all deltas of a run, from the Hub into a folder.
+
+    What is in the Hub's cache already is not downloaded again. Every file is compared with the
+    Hub's ids and every stored byte of a delta with its checks, before anything is there under the
+    final name. The base is not needed.
+
+    Args:
+        repo: The repository, ``org/name[@revision]``.
+        out: Folder to write, which must not exist or be empty.
+        subfolder: The folder within, of a repository with several deltas: only that one is pulled.
+        token: Access token for the Hub; by default the one that is stored.
+
+    Raises:
+        NotFoundError: There is no such repository, or no delta in it.
+        ChecksumError: What came is not what the Hub says it is.
+        FormatError: A delta is damaged.
+        HubError: The Hub failed.
+        OutputError: The folder cannot be written.
+
+    Example:
+        >>> pull_delta("me/qwen2.5-7b-grpo", "qwen-grpo-delta")  # doctest: +SKIP
+    """
+    access = HubAccess(token=token)
+    asked = parse_repo_id(repo)
+    if asked is None:
+        msg = "is no id of a repository: give ORG/NAME or ORG/NAME@REVISION"
+        raise NotFoundError(msg, file=shown(repo))
+    inside = subfolder_parts(subfolder)
+    with output_folder(Path(out)) as folder:
+        snapshot = fetch_snapshot(asked, _wanted("".join(f"{part}/" for part in inside)), access)
+        _copy(snapshot.path.joinpath(*inside), folder)
+        deltas = [""] if (folder / DELTA_FOLDER).is_dir() else delta_names(folder)
+        if not deltas:
+            msg = "holds no delta"
+            raise NotFoundError(msg, file=shown(f"{asked}/{subfolder}".rstrip("/")))
+        for delta in deltas:
+            verify_delta(folder / delta)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return PullReport(
+            repo=asked.repo,
+            revision=_commit(snapshot, asked),
+            deltas=deltas,
+            files=len(files),
+            nbytes=sum(path.stat().st_size for path in files),
+        )
+
+
+def _wanted(prefix: str) -> Wanted:
+    """The deltas under a prefix, the small files beside them, and the card."""
+    beside = (f"{DELTA_FOLDER}/*", CARD, *CARRIED_FILES)
+    allow = [f"{prefix}{pattern}" for pattern in beside]
+    return Wanted("delta", [*allow, *(f"{prefix}*/{pattern}" for pattern in beside)])
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what the cache has of a delta or run: the links in it lead to the files themselves."""
+    with output_errors(target):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _commit(snapshot: Snapshot, asked: RepoId) -> str:
+    return snapshot.hints.revision if snapshot.hints else str(asked.revision)

@@ -1,0 +1,460 @@
+"""Pushing: a delta, or a run of them, as one commit with a card beside its base."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rlsparse_store.checkpoint import sort_side_files
+from rlsparse_store.container import DELTA_FOLDER, DeltaReader, write_named
+from rlsparse_store.delta import (
+    delta_names,
+    encode_delta,
+    is_run,
+    natural_order,
+    read_reports,
+    report_delta,
+    silent,
+    subfolder_parts,
+    verify_delta,
+)
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    HubOfflineError,
+    MissingDependencyError,
+    NotFoundError,
+    PrivateBaseError,
+)
+from rlsparse_store.hub import (
+    Changes,
+    HubAccess,
+    Listing,
+    RepoId,
+    create_branch,
+    create_repo,
+    is_unchanged,
+    list_repo,
+    parse_repo_id,
+    publish,
+    read_small_file,
+)
+from rlsparse_store.plots import density_map
+from rlsparse_store.publish.base import (
+    PublishedBase,
+    find_published_base,
+    recorded_base,
+    require_base,
+)
+from rlsparse_store.publish.card import PICTURE, write_card
+from rlsparse_store.storage.names import is_file_name, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlsparse_store.delta import DeltaReport, Progress
+
+__all__ = ["FileUpload", "PushReport", "push_delta", "push_pair"]
+
+SCHEMA_VERSION: Final = 1
+"""Version of the JSON form."""
+
+CARD: Final = "README.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileUpload:
+    """A file to send, or sent.
+
+    Attributes:
+        path: Its path in the repository.
+        nbytes: Its length.
+    """
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushReport:
+    """What was published, or would be.
+
+    Attributes:
+        repo: The repository.
+        branch: The branch; ``None`` for the default one.
+        commit: The commit that has it; ``None`` after a dry run that would make one.
+        url: The page of the commit or pull request, if one was made.
+        base_repo: The base's repository.
+        base_revision: Its commit.
+        base_is_public: Whether everyone may see the base.
+        uploads: Files that were sent, or would be.
+        deleted: Files that were removed, or would be.
+        unchanged: How many files were there already.
+        upload_bytes: Bytes of the files to send.
+        tuned_bytes: Bytes of the tensors of the checkpoints that the deltas stand for.
+        has_picture: Whether the card shows a heat map.
+    """
+
+    repo: str
+    branch: str | None
+    commit: str | None
+    url: str | None
+    base_repo: str
+    base_revision: str
+    base_is_public: bool
+    uploads: list[FileUpload]
+    deleted: list[str]
+    unchanged: int
+    upload_bytes: int
+    tuned_bytes: int
+    has_picture: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values, under a versioned schema."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def push_delta(  # noqa: PLR0913 - each says one thing of what is published
+    delta: str | Path,
+    repo: str,
+    *,
+    base_id: str | None = None,
+    subfolder: str = "",
+    revision: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    name_private_base: bool = False,
+    dry_run: bool = False,
+    token: str | bool | None = None,
+) -> PushReport:
+    """Publish a delta on the Hub, or all deltas of a run, in one commit.
+
+    The repository gets the delta, the tuned model's small files and a model card. Only what is
+    not there yet is sent; of a card that is there, only the part that this wrote is replaced.
+
+    Args:
+        delta: Folder of the delta, or of a run of deltas of one base.
+        repo: The repository, ``org/name``, which is created if there is none.
+        base_id: The base on the Hub, ``org/name[@revision]``, if the delta does not name it: it was
+            read from a local folder. Its tensors are compared as far as headers and a few small
+            tensors show.
+        subfolder: The folder within the repository, if it has several deltas.
+        revision: The branch, which is created if there is none; the default one by default.
+        private: Whether a new repository is private; by default what its owner's settings say.
+        create_pr: Whether the commit is proposed in a pull request to the default branch.
+        commit_message: What the commit is for, in one line.
+        name_private_base: Whether the name of a base that not everyone may see may be published.
+        dry_run: Whether only to report what would be sent.
+        token: Access token for the Hub; by default the one that is stored.
+
+    Raises:
+        NotFoundError: There is no delta, or its base is not known or cannot be seen.
+        FormatError: The delta is damaged.
+        BaseMismatchError: ``base_id`` is not its base, or the repository has deltas of another one.
+        PrivateBaseError: The base's name is not public, and ``name_private_base`` is not set.
+        MovedBranchError: Someone else wrote to the branch in the meantime.
+        HubError: The Hub failed, or does not allow it.
+
+    Example:
+        >>> push_delta("qwen-grpo-delta", "me/qwen2.5-7b-grpo")  # doctest: +SKIP
+    """
+    access = HubAccess(token=token)
+    asked = _target(repo, revision, access, create_pr=create_pr)
+    folders = _local_deltas(Path(delta), subfolder)
+    with _named(folders, base_id, access) as (local, base):
+        target = _Target(asked, access)
+        if not (name_private_base or target.is_private(private=private)):
+            _require_public(base)
+        plan = _Plan(asked, base, local, target)
+        report = plan.report()
+        if plan.is_empty:
+            return replace(report, commit=target.head.repo.revision if target.head else None)
+        if dry_run:
+            return report
+        head = target.ready(private=private)
+        message = commit_message or f"Publish {_described(local)} of {base.repo.repo}"
+        changes = Changes(files=plan.files, deleted=plan.deleted, message=message)
+        published = publish(head, asked.revision, changes, access, create_pr=create_pr)
+        return replace(report, commit=published.commit, url=published.url)
+
+
+def push_pair(
+    base: str | Path,
+    tuned: str | Path,
+    repo: str,
+    *,
+    progress: Progress = silent,
+    **options: Any,  # noqa: ANN401 - the options of push_delta
+) -> PushReport:
+    """Encode a tuned checkpoint against its base, and publish the delta.
+
+    Args:
+        base: The base: ``org/name[@revision]``, or a folder or file together with ``base_id``.
+        tuned: The tuned checkpoint: a folder or file.
+        repo: The repository, ``org/name``.
+        progress: Called with bytes encoded and bytes in all.
+        **options: As for :func:`push_delta`, which says what is raised.
+
+    Example:
+        >>> push_pair("Qwen/Qwen2.5-7B", "checkpoint-200", "me/qwen-grpo")  # doctest: +SKIP
+    """
+    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
+        delta = Path(scratch, "delta")
+        encode_delta(base, tuned, delta, progress=progress)
+        return push_delta(delta, repo, **options)
+
+
+def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bool) -> RepoId:
+    """The repository and branch to publish in."""
+    asked = parse_repo_id(repo)
+    if asked is None:
+        msg = "is no id of a repository: give ORG/NAME"
+        raise NotFoundError(msg, file=shown(repo))
+    asked = RepoId(asked.repo, revision or asked.revision)
+    if asked.is_pinned:
+        msg = "a commit cannot be added to: give a branch, or none"
+        raise NotFoundError(msg, file=shown(str(asked)))
+    if create_pr and asked.revision not in (None, "main"):
+        msg = "a pull request is made to the default branch: leave the revision out"
+        raise ValueError(msg)
+    if access.is_offline:
+        msg = "publishing needs the Hub, and the client is set to stay offline (HF_HUB_OFFLINE)"
+        raise HubOfflineError(msg, file=shown(str(asked)))
+    return asked
+
+
+def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
+    """The folders of what is published, by their folders in the repository."""
+    inside = subfolder_parts(subfolder)
+    folders = {"": delta}
+    if is_run(delta):
+        folders = {name: delta / name for name in delta_names(delta)}
+    named = {"/".join([*inside, *([name] if name else [])]): p for name, p in folders.items()}
+    for name in named:
+        if not all(is_file_name(part) for part in name.split("/") if part):
+            msg = "its name cannot be that of a folder on every system: rename it"
+            raise NotFoundError(msg, file=shown(name))
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """A delta to publish: its report, and its files by their paths beside the repository's root."""
+
+    report: DeltaReport
+    files: dict[str, Path]
+
+
+@contextmanager
+def _named(
+    folders: dict[str, Path], base_id: str | None, access: HubAccess
+) -> Iterator[tuple[dict[str, _Local], PublishedBase]]:
+    """The deltas, checked and naming their base on the Hub, and that base."""
+    for folder in folders.values():
+        verify_delta(folder)
+    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
+        if base_id is None:
+            local = {name: _open(folder) for name, folder in folders.items()}
+            reports = [delta.report for delta in local.values()]
+            repo = recorded_base(reports, next(iter(folders.values())))
+            yield local, find_published_base(repo, access, must_exist=False)
+            return
+        asked = parse_repo_id(base_id)
+        if asked is None:
+            msg = "is no id of a repository: give ORG/BASE or ORG/BASE@COMMIT"
+            raise NotFoundError(msg, file=shown(base_id))
+        base = find_published_base(asked, access, must_exist=True)
+        local = {
+            name: _open(folder, Path(scratch, str(number)), base, access)
+            for number, (name, folder) in enumerate(folders.items())
+        }
+        yield local, base
+
+
+def _open(
+    folder: Path,
+    scratch: Path | None = None,
+    base: PublishedBase | None = None,
+    access: HubAccess | None = None,
+) -> _Local:
+    """A delta and its files; where a base is given, it is checked and named in a copy."""
+    with DeltaReader(folder) as reader:
+        report = report_delta(reader)
+        files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
+        weights = {f"{DELTA_FOLDER}/", CARD}
+        files |= {name: folder / name for name in sort_side_files(folder, weights).carried}
+        if base is None or base.listing is None or scratch is None or access is None:
+            return _Local(report, files)
+        repo, revision = base.repo.repo, str(base.repo.revision)
+        if (report.base_repo, report.base_revision) == (repo, revision):
+            return _Local(report, files)
+        require_base(reader, base.listing, access)
+        write_named(reader, scratch, repo, revision)
+        files[f"{DELTA_FOLDER}/{reader.shards[-1].source.path.name}"] = scratch
+    return _Local(replace(report, base_repo=repo, base_revision=revision), files)
+
+
+def _require_public(base: PublishedBase) -> None:
+    if base.is_public:
+        return
+    state = "is private" if base.listing else "cannot be seen"
+    msg = (
+        f"the base {shown(str(base.repo))} {state}, and publishing the delta would tell its name: "
+        "say that it may (--yes, or name_private_base=True)"
+    )
+    raise PrivateBaseError(msg)
+
+
+class _Target:
+    """The repository to publish in, as it is, if it is.
+
+    Args:
+        asked: The repository and branch.
+        access: How to reach the Hub.
+    """
+
+    def __init__(self, asked: RepoId, access: HubAccess) -> None:
+        self.asked = asked
+        self.access = access
+        self._default = self._list(RepoId(asked.repo))
+        self._branch = self._list(asked) if asked.revision and self._default else self._default
+        self.head = self._branch or self._default
+
+    def _list(self, repo: RepoId) -> Listing | None:
+        try:
+            return list_repo(repo, "delta", self.access)
+        except HubOfflineError:
+            raise
+        except NotFoundError:
+            return None
+
+    def is_private(self, *, private: bool | None) -> bool:
+        """Whether only some may see it, or will."""
+        return bool(private) if self._default is None else self._default.is_private
+
+    def ready(self, *, private: bool | None) -> Listing:
+        """Its head, made if there was none."""
+        if self._default is None:
+            create_repo(self.asked, private=private, access=self.access)
+            self._default = list_repo(RepoId(self.asked.repo), "delta", self.access)
+            if self.asked.revision is None:
+                self._branch = self._default
+            else:
+                self._branch = self._list(self.asked)
+        if self._branch is None:
+            create_branch(self._default.repo, str(self.asked.revision), self.access)
+            self._branch = list_repo(self.asked, "delta", self.access)
+        return self._branch
+
+
+class _Plan:
+    """What a commit would have to change."""
+
+    def __init__(
+        self,
+        asked: RepoId,
+        base: PublishedBase,
+        local: dict[str, _Local],
+        target: _Target,
+    ) -> None:
+        self._repo = asked
+        self._base = base
+        self._local = local
+        self._target = target
+        self._there = target.head.files if target.head else {}
+        wanted: dict[str, Path] = {
+            f"{name}/{path}".lstrip("/"): file
+            for name, delta in local.items()
+            for path, file in delta.files.items()
+        }
+        self.files: dict[str, Path | bytes] = {
+            path: file
+            for path, file in wanted.items()
+            if not is_unchanged(file, self._there.get(path))
+        }
+        self.deleted = self._stale(wanted)
+        self.unchanged = len(wanted) - len(self.files)
+        self.has_picture = PICTURE in self._there
+        # Another version of this library or of matplotlib would write them differently: they are
+        # left alone unless what they show is new.
+        if not self.is_empty or CARD not in self._there:
+            self._add_card()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is there already."""
+        return not self.files and not self.deleted
+
+    def _stale(self, wanted: dict[str, Path]) -> list[str]:
+        """Files of an earlier delta in the same place, which would make it two."""
+        folders = [f"{name}/{DELTA_FOLDER}/".lstrip("/") for name in self._local]
+        return [
+            path
+            for path in self._there
+            if path not in wanted and any(path.startswith(folder) for folder in folders)
+        ]
+
+    def _add_card(self) -> None:
+        reports = self._reports()
+        last = max(reports, key=natural_order)
+        try:
+            picture = density_map(reports[last])
+        except MissingDependencyError:
+            picture = None
+        self.has_picture = picture is not None
+        if picture is None and PICTURE in self._there:
+            self.deleted.append(PICTURE)
+        if picture is not None and not is_unchanged(picture, self._there.get(PICTURE)):
+            self.files[PICTURE] = picture
+        card = write_card(
+            self._old_card(), self._repo, self._base, reports, has_picture=self.has_picture
+        ).encode()
+        if not is_unchanged(card, self._there.get(CARD)):
+            self.files[CARD] = card
+
+    def _reports(self) -> dict[str, DeltaReport]:
+        """All deltas that the repository will have, which must be of one base."""
+        found: dict[str, DeltaReport] = {}
+        if self._target.head is not None:
+            found = read_reports(self._target.head, self._target.access, but=self._local)
+        found |= {name: delta.report for name, delta in self._local.items()}
+        if len({report.base_digest for report in found.values()}) > 1:
+            msg = "has deltas of another base: publish this one in a repository of its own"
+            raise BaseMismatchError(msg, file=shown(str(self._repo)))
+        return found
+
+    def _old_card(self) -> str | None:
+        if self._target.head is None or CARD not in self._there:
+            return None
+        return read_small_file(self._target.head, CARD, self._target.access).decode(
+            errors="replace"
+        )
+
+    def report(self) -> PushReport:
+        """The plan, as it is reported."""
+        uploads = [
+            FileUpload(path=path, nbytes=len(c) if isinstance(c, bytes) else c.stat().st_size)
+            for path, c in sorted(self.files.items())
+        ]
+        return PushReport(
+            repo=self._repo.repo,
+            branch=self._repo.revision,
+            commit=None,
+            url=None,
+            base_repo=self._base.repo.repo,
+            base_revision=str(self._base.repo.revision),
+            base_is_public=self._base.is_public,
+            uploads=uploads,
+            deleted=sorted(self.deleted),
+            unchanged=self.unchanged,
+            upload_bytes=sum(upload.nbytes for upload in uploads),
+            tuned_bytes=sum(delta.report.tuned_bytes for delta in self._local.values()),
+            has_picture=self.has_picture,
+        )
+
+
+def _described(local: dict[str, _Local]) -> str:
+    return "a sparse delta" if len(local) == 1 else f"{len(local)} sparse deltas"

@@ -1,0 +1,508 @@
+"""Publishing deltas and pulling them, with the real client against a Hub over loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from loopback_hub import NAMED, READER, TOKEN, LoopbackHub, rlsparse
+from pairs import bf16_tensor, contents, save, tune
+
+from rlsparse_store.delta import encode_delta, encode_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+
+
+def succeed(
+    hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    result = rlsparse(hub, home, *arguments, **more)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def fail(code: int, hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str) -> str:
+    result = rlsparse(hub, home, *arguments, RLSPARSE_HUB_TIMEOUT="5", **more)
+    assert (result.returncode, result.stderr.count("\n")) == (code, 1), result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(pair: Path, hub: LoopbackHub) -> Path:
+    """Three deltas of the base on the Hub."""
+    (base,) = pair.glob("models--org--base/snapshots/*")
+    for step in (1, 2, 10):
+        tuned = {"a": tune(bf16_tensor(0, 300, 200), step), "still": bf16_tensor(1, 200, 100)}
+        save(pair / f"step-{step}", tuned)
+    steps = [pair / f"step-{step}" for step in (1, 2, 10)]
+    encode_run(base, steps, pair / "run")
+    return pair / "run"
+
+
+# --- There and back -----------------------------------------------------------------------------
+
+
+def test_push_and_pull_and_apply(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    pushed = succeed(hub, home, "push", pair / "delta", "me/new", "--json")
+    report = json.loads(pushed.stdout)
+    there = hub.files("me/new")
+    assert report["commit"] == hub.repos["me/new"].refs["main"]
+    for name, data in contents(pair / "delta").items():
+        assert there[name] == data
+    assert {"README.md", ".gitattributes"} <= there.keys()
+    assert len(hub.repos["me/new"].commits) == 2, "the first, and one of ours"
+
+    succeed(hub, home, "pull", "me/new", "-o", pair / "pulled")
+    card = (pair / "pulled" / "README.md").read_bytes()
+    assert contents(pair / "pulled") == {**contents(pair / "delta"), "README.md": card}
+    succeed(hub, home, "apply", "me/new", "-o", pair / "out")
+    assert contents(pair / "out") == contents(pair / "tuned")
+    assert not hub.leaks, "a token went to another host"
+
+
+def test_what_was_pushed_is_not_sent_again(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    hub.requests.clear()
+    again = succeed(hub, home, "push", pair / "delta", "me/new")
+    assert "has all of it already" in again.stdout
+    assert hub.sent == 0
+    assert {request.method for request in hub.requests} == {"GET"}
+    assert len(hub.repos["me/new"].commits) == 2
+
+
+def test_dry_run_sends_nothing(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    result = succeed(hub, home, "push", pair / "delta", "me/new", "--dry-run")
+    assert "would publish in me/new" in result.stdout
+    assert "rlsparse/delta.safetensors" in result.stdout
+    assert re.search(r"in all \S+ kB for checkpoints of \S+ kB, \S+ times less", result.stdout)
+    assert "me/new" not in hub.repos
+    assert hub.sent == 0
+
+
+def test_little_is_uploaded(tmp_path: Path, hub: LoopbackHub, home: Path) -> None:
+    base = {f"model.layers.{n}.mlp.up_proj.weight": bf16_tensor(n, 1024, 1024) for n in range(8)}
+    tuned = {name: tune(tensor, 5, 0.05) for name, tensor in base.items()}
+    folder = save(tmp_path / "tuned", tuned)
+    hub.commit("org/base", contents(save(tmp_path / "base", base)))
+    result = succeed(hub, home, "push", "me/x", "-b", "org/base", "-t", folder, "--json")
+    report = json.loads(result.stdout)
+    assert report["has_picture"]
+    assert hub.sent <= report["tuned_bytes"] / 60
+
+
+def test_push_in_one_step_and_load(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    succeed(hub, home, "push", "me/new", "--base", "org/base", "--tuned", pair / "tuned")
+    script = (
+        "from rlsparse_store import open_delta\n"
+        "with open_delta('me/new', framework='bits') as tuned:\n"
+        "    print({name: tuned[name].tobytes().hex()[:64] for name in tuned})\n"
+    )
+    environment = {"PATH": os.defpath, **hub.environment(home)}
+    command = [sys.executable, "-P", "-c", script]
+    shown = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    tensors = eval(shown.stdout)  # noqa: S307 - printed by the script above
+    assert tensors["a"] == tune(bf16_tensor(0, 300, 200), 3).data.hex()[:64]
+
+
+def test_base_of_a_local_folder_is_named(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    (base,) = pair.glob("models--org--base/snapshots/*")
+    local = pair / "local"
+    base.rename(local)
+    encode_delta(local, pair / "tuned", pair / "nameless")
+    before = contents(pair / "nameless")
+    stderr = fail(4, hub, home, "push", pair / "nameless", "me/new")
+    assert "--base-id" in stderr
+    succeed(hub, home, "push", pair / "nameless", "me/new", "--base-id", "org/base")
+    assert contents(pair / "nameless") == before
+    report = json.loads(succeed(hub, home, "inspect", "me/new", "--json").stdout)
+    assert report["base_repo"] == "org/base"
+    assert report["base_revision"] == hub.repos["org/base"].refs["main"]
+    succeed(hub, home, "apply", "me/new", "-o", pair / "out")
+    assert contents(pair / "out") == contents(pair / "tuned")
+    assert str(pair) not in "".join(d.decode("latin-1") for d in hub.files("me/new").values())
+
+
+def test_another_base_is_not_named(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    for name, still in (("values", bf16_tensor(2, 200, 100)), ("shape", bf16_tensor(1, 20, 10))):
+        tensors = {"a": bf16_tensor(0, 300, 200), "still": still}
+        hub.commit(f"org/{name}", contents(save(pair / name, tensors)))
+        stderr = fail(3, hub, home, "push", pair / "delta", "me/new", "--base-id", f"org/{name}")
+        assert "not the base of the delta" in stderr
+    assert "me/new" not in hub.repos
+
+
+# --- Runs, branches, pull requests --------------------------------------------------------------
+
+
+def test_run_is_one_commit(run: Path, hub: LoopbackHub, home: Path) -> None:
+    succeed(hub, home, "push", run, "me/run")
+    assert len(hub.repos["me/run"].commits) == 2
+    listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
+    assert [d["name"] for d in listed["deltas"]] == ["step-1", "step-2", "step-10"]
+    succeed(hub, home, "apply", "me/run", "--subfolder", "step-2", "-o", run / "../out")
+    assert contents(run / "../out") == contents(run / "../step-2")
+    one = json.loads(
+        succeed(hub, home, "inspect", "me/run", "--subfolder", "step-2", "--json").stdout
+    )
+    assert one["changed"] == listed["deltas"][1]["changed"]
+    succeed(hub, home, "pull", "me/run", "-o", run / "../again")
+    pulled = contents(run / "../again")
+    assert {n: d for n, d in pulled.items() if n != "README.md"} == contents(run)
+    stderr = fail(4, hub, home, "apply", "me/run", "-o", run / "../none")
+    assert "the repository has no files of a delta" in stderr
+
+
+def test_later_steps_join_the_run(run: Path, hub: LoopbackHub, home: Path) -> None:
+    for step in ("step-10", "step-1"):
+        succeed(hub, home, "push", run / step, "me/run", "--subfolder", step)
+    card = hub.files("me/run")["README.md"].decode()
+    assert re.findall(r"^\| (step\\-\d+) ", card, re.MULTILINE) == ["step\\-1", "step\\-10"]
+    assert 'subfolder="step-10"' in card
+
+
+def test_deltas_of_another_base_stay_apart(
+    run: Path, pair: Path, hub: LoopbackHub, home: Path
+) -> None:
+    succeed(hub, home, "push", run / "step-1", "me/run", "--subfolder", "step-1")
+    other = {"a": bf16_tensor(7, 300, 200)}
+    tuned = save(pair / "other-tuned", {"a": tune(other["a"], 1)})
+    hub.commit("org/other", contents(save(pair / "other", other)))
+    stderr = fail(
+        3,
+        *(hub, home, "push", "me/run", "-b", "org/other", "-t", tuned, "--subfolder", "step-2"),
+    )
+    assert "deltas of another base" in stderr
+
+
+def test_one_branch_each(run: Path, hub: LoopbackHub, home: Path) -> None:
+    for step in ("step-1", "step-2"):
+        succeed(hub, home, "push", run / step, "me/run", "--revision", step)
+    for step in ("step-1", "step-2"):
+        succeed(hub, home, "apply", f"me/run@{step}", "-o", run / "../out" / step)
+        assert contents(run / "../out" / step) == contents(run / ".." / step)
+    assert "rlsparse/delta.safetensors" not in hub.files("me/run")
+
+
+def test_pull_request(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    before = dict(hub.files(NAMED))
+    hub.commit(NAMED, {"README.md": b"only a card\n"})
+    result = succeed(hub, home, "push", pair / "delta", NAMED, "--create-pr", "-m", "A better one")
+    assert "discussions/1" in result.stdout
+    assert hub.files(NAMED) == {"README.md": b"only a card\n"}
+    assert hub.files(NAMED, "refs/pr/1")["config.json"] == before["config.json"]
+    fail_usage = rlsparse(
+        hub, home, "push", pair / "delta", NAMED, "--create-pr", "--revision", "x"
+    )
+    assert fail_usage.returncode == 2
+
+
+def test_new_delta_replaces_the_old_one(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    (base,) = pair.glob("models--org--base/snapshots/*")
+    encode_delta(base, pair / "tuned", pair / "sharded", shard_bytes=1)
+    succeed(hub, home, "push", pair / "sharded", "me/new")
+    assert "rlsparse/delta.safetensors.index.json" in hub.files("me/new")
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    found = [name for name in hub.files("me/new") if name.startswith("rlsparse/")]
+    assert found == ["rlsparse/delta.safetensors"]
+    succeed(hub, home, "verify", "me/new", "-b", "org/base")
+
+
+# --- Private bases ------------------------------------------------------------------------------
+
+
+def test_name_of_a_private_base(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.repos["org/base"].private = True
+    stderr = fail(1, hub, home, "push", pair / "delta", "me/new")
+    assert "is private" in stderr
+    assert "me/new" not in hub.repos
+    succeed(hub, home, "push", pair / "delta", "me/hidden", "--private")
+    assert hub.repos["me/hidden"].private
+    succeed(hub, home, "push", pair / "delta", "me/new", "--yes")
+    del hub.repos["org/base"]
+    assert "cannot be seen" in fail(1, hub, home, "push", pair / "delta", "me/newer")
+
+
+# --- The card -----------------------------------------------------------------------------------
+
+OLD_CARD = """---
+license: mit
+tags:
+- mine
+datasets:
+- org/data
+---
+# My model
+
+Words of my own.
+"""
+
+
+def test_card_tells_people_and_the_hub(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    card = "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n# Base\n"
+    sha = hub.commit("org/base", {**hub.files("org/base"), "README.md": card.encode()})
+    hub.repos["org/base"].commits[hub_revision(pair)] = hub.files("org/base")
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    written = hub.files("me/new")["README.md"].decode()
+    fields = front(written)
+    assert fields["base_model"] == "org/base"
+    assert fields["base_model_relation"] == "finetune"
+    assert fields["library_name"] == "rlsparse-store"
+    assert fields["license"] == "apache-2.0"
+    assert fields["pipeline_tag"] == "text-generation"
+    assert set(fields["tags"]) == {"rlsparse", "sparse-delta", "rl"}
+    assert fields["rlsparse"]["base_revision"] == hub_revision(pair) != sha
+    assert 'model = from_delta("org/base", "me/new")' in written
+    assert "rlsparse apply me/new -o OUT" in written
+
+
+def test_card_that_is_there_is_kept(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.commit("me/new", {"README.md": OLD_CARD.encode()})
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    first = hub.files("me/new")["README.md"].decode()
+    assert "# My model\n\nWords of my own.\n" in first
+    assert front(first)["license"] == "mit"
+    assert front(first)["datasets"] == ["org/data"]
+    assert front(first)["tags"] == ["mine", "rlsparse", "sparse-delta", "rl"]
+    hub.commit("me/new", {**hub.files("me/new"), "README.md": first.encode() + b"\nThe end.\n"})
+    (base,) = pair.glob("models--org--base/snapshots/*")
+    encode_delta(base, base, pair / "nothing")
+    succeed(hub, home, "push", pair / "nothing", "me/new")
+    second = hub.files("me/new")["README.md"].decode()
+    assert second.count("rlsparse: end") == 1
+    assert "| 0 | 0 % |" in second
+    assert second.endswith("\nThe end.\n")
+
+
+def test_card_that_cannot_be_read(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    for front_text in (b"---\na: [\n---\n", b"---\n- a\n---\n"):
+        hub.commit("me/new", {"README.md": front_text})
+        assert "front of README.md" in fail(1, hub, home, "push", pair / "delta", "me/new")
+
+
+def test_foreign_text_means_nothing_in_a_card(tmp_path: Path, hub: LoopbackHub, home: Path) -> None:
+    hostile = "<img src=x>|[a](http://evil)`$x$`"
+    base = {hostile: bf16_tensor(0, 64, 64), "model.layers.0.x$y$.weight": bf16_tensor(1, 64, 64)}
+    tuned = save(tmp_path / "tuned", {name: tune(t, 1, 0.5) for name, t in base.items()})
+    card = b"---\nlicense: apache-2.0\npipeline_tag: <script>\n---\n"
+    hub.commit("org/base", {**contents(save(tmp_path / "base", base)), "README.md": card})
+    succeed(hub, home, "push", "me/new", "-b", "org/base", "-t", tuned)
+    written = hub.files("me/new")["README.md"].decode()
+    assert "<img" not in written
+    assert "<script>" not in written
+    assert "](http://evil)" not in written
+    assert hub.files("me/new")["density.png"].startswith(b"\x89PNG")
+
+
+def front(card: str) -> dict[str, object]:
+    import yaml  # noqa: PLC0415 - types only in development
+
+    fields: dict[str, object] = yaml.safe_load(card.split("---\n")[1])
+    return fields
+
+
+def hub_revision(pair: Path) -> str:
+    (base,) = pair.glob("models--org--base/snapshots/*")
+    return base.name
+
+
+# --- Faults -------------------------------------------------------------------------------------
+
+WRITES = ["preupload", "objects/batch", "PUT /upload", "POST /verify", "commit/main"]
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "dropped", "slow"])
+@pytest.mark.parametrize("on", ["api/models", "repos/create", *WRITES])
+def test_a_fault_that_passes_is_got_over(
+    pair: Path, hub: LoopbackHub, home: Path, fault: str, on: str
+) -> None:
+    hub.fail(fault, on)
+    succeed(hub, home, "push", pair / "delta", "me/new", RLSPARSE_HUB_TIMEOUT="20")
+    assert len(hub.repos["me/new"].commits) == 2
+    assert contents(pair / "delta").items() <= hub.files("me/new").items()
+
+
+def test_lost_answer_to_the_commit(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.fail("lost", "commit/main")
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    assert len(hub.repos["me/new"].commits) == 2, "once, not twice"
+
+
+def test_lost_answer_to_a_pull_request(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.commit("me/new", {"README.md": b""})
+    hub.fail("lost", "commit/main")
+    stderr = fail(1, hub, home, "push", pair / "delta", "me/new", "--create-pr")
+    assert "look at the repository's pull requests" in stderr
+    assert [ref for ref in hub.repos["me/new"].refs if "pr" in ref] == ["refs/pr/1"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "on", "code", "words"),
+    [
+        ("401", "preupload", 4, "log in"),
+        ("403", "preupload", 1, "access token does not allow"),
+        ("403", "repos/create", 1, "access token does not allow"),
+        ("404", "objects/batch", 4, "does not have this"),
+        ("409", "commit/main", 1, "someone else wrote"),
+        ("412", "commit/main", 1, "someone else wrote"),
+        ("413", "PUT /upload", 1, "a limit of the Hub"),
+        ("429", "commit/main", 1, "a limit of the Hub"),
+        ("quota", "objects/batch", 1, "storage limit"),
+        ("500", "commit/main", 1, "try again later"),
+        ("flipped", "PUT /upload", 1, "status 400"),
+        ("silence", "preupload", 1, "did not answer"),
+        ("silence", "PUT /upload", 1, "did not answer"),
+        ("silence", "commit/main", 1, "did not answer"),
+    ],
+)
+def test_a_lasting_fault_publishes_nothing(
+    pair: Path, hub: LoopbackHub, home: Path, fault: str, on: str, code: int, words: str
+) -> None:
+    hub.fail(fault, on, times=1000)
+    begun = time.monotonic()
+    stderr = fail(code, hub, home, "push", pair / "delta", "me/new")
+    assert words in stderr
+    assert "me/new" not in hub.repos or hub.files("me/new").keys() == {".gitattributes"}
+    assert time.monotonic() - begun < 90
+    hub.faults.clear()
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    assert contents(pair / "delta").items() <= hub.files("me/new").items()
+
+
+def test_who_may_not_write(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    assert "access token does not allow" in fail(
+        1, hub, home, "push", pair / "delta", NAMED, HF_TOKEN=READER
+    ) or hub.files(NAMED)
+    hub.commit(NAMED, {})
+    stderr = fail(1, hub, home, "push", pair / "delta", NAMED, HF_TOKEN=READER)
+    assert "access token does not allow" in stderr
+    offline = fail(4, hub, home, "push", pair / "delta", NAMED, HF_HUB_OFFLINE="1")
+    assert "offline" in offline
+
+
+def test_two_at_a_time(run: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.commit("me/run", {"README.md": b""})
+    before = len(hub.repos["me/run"].commits)
+
+    def push(step: str) -> int:
+        return rlsparse(hub, home, "push", run / step, "me/run", "--subfolder", step).returncode
+
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(push, ["step-1", "step-2", "step-10"]))
+    made = len(hub.repos["me/run"].commits) - before
+    assert codes.count(0) == made >= 1
+    assert set(codes) <= {0, 1}
+    for step, code in zip(["step-1", "step-2", "step-10"], codes, strict=True):
+        assert (f"{step}/rlsparse/delta.safetensors" in hub.files("me/run")) == (code == 0)
+
+
+@pytest.mark.parametrize("on", ["repos/create", "preupload", "PUT /upload", "commit/main"])
+def test_killed_push_repeated(pair: Path, hub: LoopbackHub, home: Path, on: str) -> None:
+    hub.fail("silence", on)
+    with killed_when(hub, home, on, "push", str(pair / "delta"), "me/new"):
+        assert "me/new" not in hub.repos or hub.files("me/new").keys() == {".gitattributes"}
+    succeed(hub, home, "push", pair / "delta", "me/new")
+    assert contents(pair / "delta").items() <= hub.files("me/new").items()
+
+
+@pytest.mark.parametrize("on", ["GET /api/models/org/delta", "GET /large/org/delta"])
+def test_killed_pull_repeated(pair: Path, hub: LoopbackHub, home: Path, on: str) -> None:
+    hub.fail("silence", on)
+    with killed_when(hub, home, on, "pull", NAMED, "-o", str(pair / "out")):
+        assert not (pair / "out").exists()
+    succeed(hub, home, "pull", NAMED, "-o", pair / "out")
+    assert contents(pair / "out") == contents(pair / "delta")
+    assert not [path for path in pair.iterdir() if ".tmp-" in path.name]
+
+
+class killed_when:  # noqa: N801 - reads as a statement
+    """Runs the command, and kills it when it has asked for something that is not answered."""
+
+    def __init__(self, hub: LoopbackHub, home: Path, on: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "rlsparse_store", *arguments],
+            env={"PATH": os.defpath, **hub.environment(home)},
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        asked = re.compile(on)
+        until = time.monotonic() + 60
+        while not any(asked.search(f"{r.method} {r.path}") for r in hub.requests):
+            assert time.monotonic() < until
+            assert self._process.poll() is None
+            time.sleep(0.02)
+
+    def __enter__(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "500", "dropped", "slow", "429"])
+def test_pull_gets_over_faults(pair: Path, hub: LoopbackHub, home: Path, fault: str) -> None:
+    hub.fail(fault, r"GET /large/.*safetensors$")
+    succeed(hub, home, "pull", NAMED, "-o", pair / "out")
+    assert contents(pair / "out") == contents(pair / "delta")
+
+
+def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    files = dict(hub.files(NAMED))
+    delta = bytearray(files["rlsparse/delta.safetensors"])
+    delta[len(delta) // 2] ^= 1
+    hub.commit(NAMED, {**files, "rlsparse/delta.safetensors": bytes(delta)})
+    fail(1, hub, home, "pull", NAMED, "-o", pair / "out")
+    assert not (pair / "out").exists()
+    assert "no id of a repository" in fail(4, hub, home, "pull", "x", "-o", pair / "out")
+    assert "holds no delta" in fail(4, hub, home, "pull", "org/base", "-o", pair / "out")
+
+
+def test_inspect_of_a_server_without_ranges(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hub.fail("no ranges", "GET /large", times=1000)
+    report = json.loads(succeed(hub, home, "inspect", NAMED, "--json").stdout)
+    assert report["changed"] > 0
+
+
+# --- Other clients ------------------------------------------------------------------------------
+
+
+def test_hf_downloads_and_uploads(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    hf = Path(sys.executable).with_name("hf")
+    environment = {"PATH": os.defpath, **hub.environment(home)}
+
+    def call(*arguments: str | Path) -> None:
+        done = subprocess.run(
+            [hf, *arguments], env=environment, capture_output=True, check=False, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    call("repos", "create", "me/copy")
+    call("upload", "me/copy", pair / "delta", ".")
+    call("download", "me/copy", "--local-dir", pair / "down")
+    assert contents(pair / "delta").items() <= contents(pair / "down").items()
+    succeed(hub, home, "verify", "me/copy", "-b", "org/base")
+    assert TOKEN not in (pair / "down" / "config.json").read_text()
+
+
+@pytest.fixture
+def mirror(hub: LoopbackHub, tmp_path: Path) -> Iterator[str]:
+    """The third-party mirror in front of the Hub, where it is installed."""
+    pytest.importorskip("olah")
+    yield ""
