@@ -197,11 +197,11 @@ _ROUTES = [
 class Refused(Exception):  # noqa: N818 - an answer, not a failure of the server
     """An answer that says no."""
 
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
+    def __init__(self, status: int, code: str = "", message: str = "", **more: str) -> None:
         super().__init__(status, code, message)
         self.status = status
         self.headers = {"X-Error-Code": code} if code else {}
-        self.body = json.dumps({"error": message or f"no, {TOKEN}"}).encode()
+        self.body = json.dumps({"error": message or f"no, {TOKEN}", **more}).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -303,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if name in self.store.repos:
-            raise Refused(409, message="You already created this model repo")
+            raise Refused(409, url=f"{self.store.endpoint}/{name}")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.store.commit(name, {".gitattributes": b"*.safetensors lfs\n"}, private=private)
         return {"url": f"{self.store.endpoint}/{name}"}

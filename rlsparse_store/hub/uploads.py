@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +23,7 @@ from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rlsparse_store.errors import RlsparseError
     from rlsparse_store.hub.access import HubAccess
@@ -155,8 +157,9 @@ class _Publishing:
         self._api = _api(access)
 
     def publish(self) -> Published:
-        additions = each(self._upload, self._changes.files.items())
-        published = self._commit(additions)
+        with _quiet():
+            additions = each(self._upload, self._changes.files.items())
+            published = self._commit(additions)
         for addition in additions:
             if isinstance(addition.path_or_fileobj, _WatchedFile):
                 addition.path_or_fileobj.close()
@@ -260,6 +263,23 @@ class _Publishing:
             is_unchanged(content, now.files.get(path))
             for path, content in self._changes.files.items()
         ) and not any(path in now.files for path in self._changes.deleted)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client from drawing bars that nobody watches, or of nothing."""
+    from huggingface_hub import utils as exported  # noqa: PLC0415 - an id was given
+
+    utils: Any = exported  # it does not say that it exports these
+    is_ours = not utils.are_progress_bars_disabled()
+    is_ours = is_ours and not (sys.stderr.isatty() and _sends_by_xet())
+    if is_ours:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if is_ours:
+            utils.enable_progress_bars()
 
 
 def _sends_by_xet() -> bool:

@@ -41,7 +41,7 @@ _TAKEN: Final = {
     "license_link": re.compile(r"https://[\w./%~+-]{1,300}"),
     "pipeline_tag": re.compile(r"[a-z][a-z0-9-]{0,60}"),
 }
-_MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
+_MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#!|~$@:])")
 
 
 def write_card(
@@ -159,7 +159,7 @@ def _section(
         "## What changed",
         "",
         *_table(
-            ["delta", "weights", "changed", "density", "checkpoint", "delta", "smaller"],
+            ["delta", "weights", "changed", "density", "checkpoint", "stored", "smaller"],
             [_row(folder or "this repository", report) for folder, report in ordered],
         ),
         "",
