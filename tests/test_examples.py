@@ -7,12 +7,12 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from models import move_weights
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import move_weights, small_llama
+from transformers import LlamaForCausalLM
 
 import rlsparse_store
 from rlsparse_store import encode_run
@@ -71,19 +71,6 @@ def test_loading_guide(
     assert isinstance(down, torch.Tensor)
     assert torch.equal(mine, tuned["model.layers.0.mlp.up_proj.weight"][24:48])
     assert torch.equal(down, tuned["model.layers.0.mlp.down_proj.weight"][:, 24:48])
-
-
-def small_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-    )
-    model: Any = LlamaForCausalLM(config)
-    return model.to(torch.bfloat16)  # type: ignore[no-any-return]
 
 
 def test_readme_python(

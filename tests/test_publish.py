@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from loopback_hub import NAMED, READER, TOKEN, LoopbackHub, rlsparse
+from models import move_weights, small_llama
 from pairs import bf16_tensor, contents, save, tune
 
 import make_pair
@@ -123,6 +124,42 @@ def test_push_in_one_step_and_load(pair: Path, hub: LoopbackHub, home: Path) -> 
     shown = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
     tensors = eval(shown.stdout)  # noqa: S307 - printed by the script above
     assert tensors["a"] == tune(bf16_tensor(0, 300, 200), 3).data.hex()[:64]
+
+
+LOAD = """
+import sys
+from rlsparse_store import from_delta
+model = from_delta("org/llama", "me/llamas", subfolder="step-2")
+model.save_pretrained(sys.argv[1])
+"""
+
+
+def test_loaded_model_is_the_tuned_one(tmp_path: Path, hub: LoopbackHub, home: Path) -> None:
+    model = small_llama()
+    model.save_pretrained(tmp_path / "base")
+    for step in (1, 2):
+        move_weights(model, seed=step, density=0.05)
+        model.save_pretrained(tmp_path / f"step-{step}")
+    hub.commit("org/llama", contents(tmp_path / "base"))
+    steps = [tmp_path / "step-1", tmp_path / "step-2"]
+    succeed(hub, home, "encode", "org/llama", *steps, "-o", tmp_path / "run")
+    succeed(hub, home, "push", tmp_path / "run", "me/llamas")
+    subprocess.run(
+        [sys.executable, "-P", "-c", LOAD, tmp_path / "loaded"],
+        env={"PATH": os.defpath, **hub.environment(home)},
+        check=True,
+    )
+    assert contents(tmp_path / "loaded") == contents(tmp_path / "step-2")
+
+
+def test_unchanged_files_of_a_base_are_fetched_once(
+    pair: Path, hub: LoopbackHub, home: Path
+) -> None:
+    succeed(hub, home, "apply", NAMED, "-o", pair / "out")
+    hub.commit("org/base", {**hub.files("org/base"), "README.md": b"A new card."})
+    hub.requests.clear()
+    succeed(hub, home, "encode", "org/base", pair / "tuned", "-o", pair / "again")
+    assert not [r for r in hub.requests if r.path.startswith("/large/org/base")]
 
 
 def test_base_of_a_local_folder_is_named(pair: Path, hub: LoopbackHub, home: Path) -> None:
