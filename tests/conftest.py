@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # its native kernels; tests/test_project.py checks that the two are the same.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+# Kernels for a GPU run on the CPU, by Triton's interpreter. It is chosen when Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile(
     "default",

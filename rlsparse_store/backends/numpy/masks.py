@@ -12,7 +12,7 @@ from rlsparse_store.errors import StreamError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_mask", "encode_mask"]
+__all__ = ["DENSE", "ESCAPE", "decode_mask", "encode_mask", "low_width"]
 
 DENSE: Final = 6
 """A context with at least one change in this many words has a bit per word."""
@@ -21,7 +21,8 @@ ESCAPE: Final = 255
 """The high part of a gap that does not fit its byte."""
 
 
-def _low_width(n: int, k: int) -> int:
+def low_width(n: int, k: int) -> int:
+    """Low bits of a gap that are packed raw."""
     return (n // (DENSE * k)).bit_length() - 1
 
 
@@ -40,7 +41,7 @@ def encode_mask(ranks: NDArray[np.int64], n: int) -> bytes:
         flags[ranks] = True
         return pack_flags(flags)
     gaps = np.diff(ranks, prepend=-1) - 1
-    width = _low_width(n, k)
+    width = low_width(n, k)
     high = gaps >> width
     escaped = (high[high >= ESCAPE] - ESCAPE).astype("<u4")
     high_bytes: bytes = np.minimum(high, ESCAPE).astype(np.uint8).tobytes()
@@ -72,7 +73,7 @@ def decode_mask(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:
 
 
 def _decode_gaps(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:
-    width = _low_width(n, k)
+    width = low_width(n, k)
     low = streams.take_fields(k, width)
     high = streams.take(k).astype(np.int64)
     escapes = np.flatnonzero(high == ESCAPE)

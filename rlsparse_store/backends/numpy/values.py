@@ -18,7 +18,7 @@ from rlsparse_store.errors import StreamError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["bit_length", "decode_steps", "encode_steps"]
+__all__ = ["bit_length", "decode_far", "decode_steps", "encode_far", "encode_steps"]
 
 FAR: Final = 3
 """The class of steps of more than this many."""
@@ -43,13 +43,18 @@ def encode_steps(steps: NDArray[np.int64], width: int) -> tuple[bytes, bytes, by
     magnitude = np.abs(steps).view(np.uint64)
     classes = np.minimum(magnitude - np.uint64(1), np.uint64(FAR)).astype(np.int64)
     excess = magnitude[classes == FAR] - np.uint64(FAR)
+    return pack_flags(steps < 0), pack_fields(classes, 2), *encode_far(excess, width)
+
+
+def encode_far(excess: NDArray[np.uint64], width: int) -> tuple[bytes, bytes]:
+    """Code what the steps of the last class have beyond it, as exponents and low bits.
+
+    Args:
+        excess: |step| - 3, at least 1.
+        width: Bits of a word.
+    """
     exponents = bit_length(excess) - 1
-    return (
-        pack_flags(steps < 0),
-        pack_fields(classes, 2),
-        pack_fields(exponents, _exponent_bits(width)),
-        pack_varying(excess, exponents),
-    )
+    return pack_fields(exponents, _exponent_bits(width)), pack_varying(excess, exponents)
 
 
 def _exponent_bits(width: int) -> int:
@@ -65,13 +70,7 @@ def decode_steps(streams: Cursor, count: int, width: int) -> NDArray[np.int64]:
     negative = streams.take_bits(count) == 1
     magnitude = streams.take_fields(count, 2).astype(np.uint64) + np.uint64(1)
     far = np.flatnonzero(magnitude > FAR)
-    exponents = streams.take_fields(far.size, _exponent_bits(width))
-    if far.size and exponents.max() >= width:
-        msg = f"a step has an exponent of {exponents.max()} in words of {width} bits"
-        raise StreamError(msg)
-    low = unpack_varying(streams.take_bits(int(exponents.sum())), exponents)
-    excess = low | (np.uint64(1) << exponents.astype(np.uint64))
-    magnitude[far] = excess + np.uint64(FAR)
+    magnitude[far] = decode_far(streams, far.size, width) + np.uint64(FAR)
     limit = np.where(negative, np.uint64(1 << (width - 1)), np.uint64((1 << (width - 1)) - 1))
     # Adding 3 to a 64-bit excess can wrap to a small number, which the limit alone would miss.
     if (magnitude > limit).any() or (magnitude[far] <= FAR).any():
@@ -79,3 +78,17 @@ def decode_steps(streams: Cursor, count: int, width: int) -> NDArray[np.int64]:
         raise StreamError(msg)
     signed = magnitude.view(np.int64)
     return np.where(negative, -signed, signed)
+
+
+def decode_far(streams: Cursor, count: int, width: int) -> NDArray[np.uint64]:
+    """Read back what ``count`` steps of the last class have beyond it: |step| - 3.
+
+    Raises:
+        StreamError: The streams end early or hold an exponent that no word of this width can have.
+    """
+    exponents = streams.take_fields(count, _exponent_bits(width))
+    if count and exponents.max() >= width:
+        msg = f"a step has an exponent of {exponents.max()} in words of {width} bits"
+        raise StreamError(msg)
+    low = unpack_varying(streams.take_bits(int(exponents.sum())), exponents)
+    return low | (np.uint64(1) << exponents.astype(np.uint64))

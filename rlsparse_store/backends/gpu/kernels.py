@@ -1,0 +1,354 @@
+"""The Triton kernels: what touches every word of a chunk, and packing of bits.
+
+Under ``TRITON_INTERPRET=1`` they run on the CPU, as the tests do. Words come as signed integers of
+their width, as torch has them; sizes and places fit 32 bits, for a chunk has at most 2^26 words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "TILE",
+    "count_contexts",
+    "hash_leaves",
+    "pack_bits",
+    "patch_words",
+    "scatter_changes",
+    "survey_words",
+    "unpack_bits",
+]
+
+TILE = 4096
+"""Words of a tile: what a program of most kernels handles. Counts within it fit 16 bits."""
+
+SLOTS = 16
+"""Contexts at most; rows of the tables of counts have as many places."""
+
+_jit: Any = triton.jit
+
+
+@_jit
+def _as_unsigned(word: Any, WIDTH: tl.constexpr) -> Any:  # noqa: ANN401, N803 - Triton's
+    """A word as 32 bits without a sign."""
+    wide = word.to(tl.int32).to(tl.uint32, bitcast=True)
+    if WIDTH < 32:
+        wide = wide & ((1 << WIDTH) - 1)
+    return wide
+
+
+@_jit
+def _ordered(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noqa: ANN401, N803
+    """The order map, which is its own inverse."""
+    if ORDER == 2:
+        low = (1 << (WIDTH - 1)) - 1
+        word = tl.where(word > low, word ^ low, word)
+    return word
+
+
+@_jit
+def _key(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noqa: ANN401, N803
+    """What a word is classed by."""
+    low = (1 << (WIDTH - 1)) - 1
+    if ORDER == 2:
+        word = word & low
+    if ORDER == 1:
+        word = tl.where(word > low, (word ^ 0xFFFFFFFF) & low, word)
+    return word
+
+
+@_jit
+def _context(  # noqa: ANN202
+    key: Any,  # noqa: ANN401
+    place: Any,  # noqa: ANN401
+    inside: Any,  # noqa: ANN401
+    bounds: Any,  # noqa: ANN401
+    active: Any,  # noqa: ANN401
+    length: Any,  # noqa: ANN401
+    offset: Any,  # noqa: ANN401
+    CONTEXTS: tl.constexpr,  # noqa: N803
+    HAS_ROWS: tl.constexpr,  # noqa: N803
+):
+    """The context of each word; ``CONTEXTS`` for a word in none."""
+    context = tl.zeros_like(place)
+    for c in tl.static_range(CONTEXTS):
+        bound = tl.load(bounds + c).to(tl.uint32, bitcast=True)
+        context += (key > bound).to(tl.int32)
+    if HAS_ROWS:
+        live = tl.load(active + (place + offset) // length, mask=inside, other=0)
+        inside = inside & (live != 0)
+    return tl.where(inside, context, CONTEXTS)
+
+
+@_jit
+def survey_words(  # noqa: ANN201
+    base: Any,  # noqa: ANN401
+    tuned: Any,  # noqa: ANN401
+    numbers: Any,  # noqa: ANN401
+    top_keys: Any,  # noqa: ANN401
+    words: Any,  # noqa: ANN401
+    WIDTH: tl.constexpr,  # noqa: N803
+    ORDER: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr,  # noqa: N803
+):
+    """Of each tile, how many words differ, and the largest key of a base word that does."""
+    tile = tl.program_id(0)
+    place = tile.to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < words
+    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
+    after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
+    differs = before != after
+    key = tl.where(differs, _key(before, WIDTH, ORDER), 0).to(tl.int64)
+    tl.store(numbers + tile, tl.sum(differs.to(tl.int32)))
+    tl.store(top_keys + tile, tl.max(key, 0))
+
+
+@_jit
+def count_contexts(  # noqa: ANN201
+    base: Any,  # noqa: ANN401
+    tuned: Any,  # noqa: ANN401
+    bounds: Any,  # noqa: ANN401
+    active: Any,  # noqa: ANN401
+    counts: Any,  # noqa: ANN401
+    changed: Any,  # noqa: ANN401
+    words: Any,  # noqa: ANN401
+    length: Any,  # noqa: ANN401
+    offset: Any,  # noqa: ANN401
+    WIDTH: tl.constexpr,  # noqa: N803
+    ORDER: tl.constexpr,  # noqa: N803
+    CONTEXTS: tl.constexpr,  # noqa: N803
+    HAS_ROWS: tl.constexpr,  # noqa: N803
+    HAS_TUNED: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr,  # noqa: N803
+):
+    """Of each tile, the words of each context and, where tuned words are given, the changed ones.
+
+    Four counters of 16 bits are added up at once.
+    """
+    tile = tl.program_id(0)
+    place = tile * SIZE + tl.arange(0, SIZE)
+    inside = place < words
+    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
+    key = _key(before, WIDTH, ORDER)
+    context = _context(key, place, inside, bounds, active, length, offset, CONTEXTS, HAS_ROWS)
+    differs = inside
+    if HAS_TUNED:
+        after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
+        differs = before != after
+    one = tl.full([SIZE], 1, tl.int64) << ((context % 4) * 16).to(tl.int64)
+    for group in tl.static_range((CONTEXTS + 3) // 4):
+        mine = (context // 4 == group) & (context < CONTEXTS)
+        all_words = tl.sum(tl.where(mine, one, 0))
+        hits = tl.sum(tl.where(mine & differs, one, 0)) if HAS_TUNED else all_words
+        for slot in tl.static_range(4):
+            at = tile * 16 + group * 4 + slot
+            tl.store(counts + at, ((all_words >> (slot * 16)) & 0xFFFF).to(tl.int32))
+            if HAS_TUNED:
+                tl.store(changed + at, ((hits >> (slot * 16)) & 0xFFFF).to(tl.int32))
+
+
+@_jit
+def _rank(context: Any, counted: Any, SIZE: tl.constexpr, CONTEXTS: tl.constexpr) -> Any:  # noqa: ANN401, N803
+    """How many words of the tile before this one are counted for the same context."""
+    shift = ((context % 4) * 16).to(tl.int64)
+    one = tl.full([SIZE], 1, tl.int64) << shift
+    rank = tl.zeros([SIZE], tl.int64)
+    for group in tl.static_range((CONTEXTS + 3) // 4):
+        mine = (context // 4 == group) & counted
+        before = tl.cumsum(tl.where(mine, one, 0), 0)
+        rank = tl.where(mine, ((before >> shift) & 0xFFFF) - 1, rank)
+    return rank.to(tl.int32)
+
+
+@_jit
+def scatter_changes(  # noqa: ANN201
+    base: Any,  # noqa: ANN401
+    tuned: Any,  # noqa: ANN401
+    bounds: Any,  # noqa: ANN401
+    active: Any,  # noqa: ANN401
+    first_ranks: Any,  # noqa: ANN401
+    first_places: Any,  # noqa: ANN401
+    ranks: Any,  # noqa: ANN401
+    steps: Any,  # noqa: ANN401
+    words: Any,  # noqa: ANN401
+    length: Any,  # noqa: ANN401
+    offset: Any,  # noqa: ANN401
+    WIDTH: tl.constexpr,  # noqa: N803
+    ORDER: tl.constexpr,  # noqa: N803
+    CONTEXTS: tl.constexpr,  # noqa: N803
+    HAS_ROWS: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr,  # noqa: N803
+):
+    """Write the rank and the step of each changed word, by context and then by position."""
+    tile = tl.program_id(0)
+    place = tile * SIZE + tl.arange(0, SIZE)
+    inside = place < words
+    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
+    after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
+    key = _key(before, WIDTH, ORDER)
+    context = _context(key, place, inside, bounds, active, length, offset, CONTEXTS, HAS_ROWS)
+    member = context < CONTEXTS
+    hit = member & (before != after)
+    rank = _rank(context, member, SIZE, CONTEXTS)
+    nth = _rank(context, hit, SIZE, CONTEXTS)
+    table = tile * 16 + context
+    rank += tl.load(first_ranks + table, mask=member, other=0)
+    nth += tl.load(first_places + table, mask=member, other=0)
+    step = _ordered(after, WIDTH, ORDER) - _ordered(before, WIDTH, ORDER)
+    step = step.to(tl.int32, bitcast=True)
+    step = (step << (32 - WIDTH)) >> (32 - WIDTH)
+    tl.store(ranks + nth, rank, mask=hit)
+    tl.store(steps + nth, step, mask=hit)
+
+
+@_jit
+def _ones(bits: Any) -> Any:  # noqa: ANN401
+    """How many of 32 bits are set."""
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    return (bits * 0x01010101) >> 24
+
+
+@_jit
+def patch_words(  # noqa: ANN201
+    base: Any,  # noqa: ANN401
+    out: Any,  # noqa: ANN401
+    bounds: Any,  # noqa: ANN401
+    active: Any,  # noqa: ANN401
+    first_ranks: Any,  # noqa: ANN401
+    mask_starts: Any,  # noqa: ANN401
+    masks: Any,  # noqa: ANN401
+    changed_before: Any,  # noqa: ANN401
+    steps: Any,  # noqa: ANN401
+    touched: Any,  # noqa: ANN401
+    words: Any,  # noqa: ANN401
+    length: Any,  # noqa: ANN401
+    offset: Any,  # noqa: ANN401
+    WIDTH: tl.constexpr,  # noqa: N803
+    ORDER: tl.constexpr,  # noqa: N803
+    CONTEXTS: tl.constexpr,  # noqa: N803
+    HAS_ROWS: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr,  # noqa: N803
+):
+    """Write the tuned words: each word finds its bit in its context's mask, and its step behind.
+
+    ``out`` may be ``base``: each program reads its words before it writes them.
+    """
+    tile = tl.program_id(0)
+    place = tile * SIZE + tl.arange(0, SIZE)
+    inside = place < words
+    raw = tl.load(base + place, mask=inside, other=0)
+    before = _as_unsigned(raw, WIDTH)
+    key = _key(before, WIDTH, ORDER)
+    context = _context(key, place, inside, bounds, active, length, offset, CONTEXTS, HAS_ROWS)
+    member = context < CONTEXTS
+    rank = _rank(context, member, SIZE, CONTEXTS)
+    rank += tl.load(first_ranks + tile * 16 + context, mask=member, other=0)
+    at = tl.load(mask_starts + context, mask=member, other=0) + (rank >> 5)
+    bits = tl.load(masks + at, mask=member, other=0).to(tl.uint32, bitcast=True)
+    bit = (rank & 31).to(tl.uint32)
+    hit = member & (((bits >> bit) & 1) != 0)
+    below = tl.full([SIZE], 1, tl.uint32) << bit
+    nth = tl.load(changed_before + at, mask=hit, other=0)
+    nth += _ones(bits & (below - 1)).to(tl.int32)
+    step = tl.load(steps + nth, mask=hit, other=0).to(tl.uint32, bitcast=True)
+    after = _ordered(before, WIDTH, ORDER) + step
+    if WIDTH < 32:
+        after = after & ((1 << WIDTH) - 1)
+    after = _ordered(after, WIDTH, ORDER).to(tl.int32, bitcast=True).to(raw.dtype)
+    tl.store(out + place, tl.where(hit, after, raw), mask=inside)
+    if HAS_ROWS:
+        tl.store(touched + (place + offset) // length, 1, mask=hit)
+
+
+@_jit
+def pack_bits(values: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # noqa: ANN201, ANN401, E501, N803
+    """The low ``WIDTH`` bits of each value, one behind the other, least significant first."""
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    packed = tl.zeros([SIZE], tl.int32)
+    for bit in tl.static_range(8):
+        place = at * 8 + bit
+        field = place // WIDTH
+        value = tl.load(values + field, mask=field < count, other=0).to(tl.int32)
+        packed |= ((value >> (place % WIDTH).to(tl.int32)) & 1) << bit
+    tl.store(out + at, packed.to(tl.uint8), mask=at < nbytes)
+
+
+@_jit
+def unpack_bits(packed: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # noqa: ANN201, ANN401, E501, N803
+    """The inverse of :func:`pack_bits`."""
+    field = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    start = field * WIDTH
+    value = tl.zeros([SIZE], tl.int64)
+    for part in tl.static_range((WIDTH + 14) // 8):
+        at = start // 8 + part
+        byte = tl.load(packed + at, mask=(field < count) & (at < nbytes), other=0)
+        value |= byte.to(tl.int64) << (part * 8)
+    value = (value >> (start % 8)) & ((1 << WIDTH) - 1)
+    tl.store(out + field, value.to(tl.int32), mask=field < count)
+
+
+@_jit
+def _folded(left: Any, right: Any) -> Any:  # noqa: ANN401
+    """The two halves of a product of 64 by 64 bits, exclusively ored."""
+    low = 0xFFFFFFFF
+    ll = (left & low) * (right & low)
+    lh = (left & low) * (right >> 32)
+    hl = (left >> 32) * (right & low)
+    middle = (ll >> 32) + (lh & low) + (hl & low)
+    high = (left >> 32) * (right >> 32) + (lh >> 32) + (hl >> 32) + (middle >> 32)
+    return high ^ (left * right)
+
+
+@_jit
+def hash_leaves(  # noqa: ANN201
+    data: Any,  # noqa: ANN401
+    secret: Any,  # noqa: ANN401
+    start: Any,  # noqa: ANN401
+    out: Any,  # noqa: ANN401
+    leaves: Any,  # noqa: ANN401
+    LEAVES: tl.constexpr,  # noqa: N803
+):
+    """XXH3 of leaves of 16384 bytes: eight lanes each, over 16 blocks of 16 stripes of 64 bytes.
+
+    ``secret`` has eight words for each of the 16 stripes, then those of scrambling, of the last
+    stripe and of merging; ``start`` the lanes' first values.
+    """
+    leaf = tl.program_id(0) * LEAVES + tl.arange(0, LEAVES)[:, None]
+    lane = tl.arange(0, 8)[None, :]
+    mask = (leaf < leaves) & (lane < 8)
+    word = data + leaf.to(tl.int64) * 2048 + lane
+    other = data + leaf.to(tl.int64) * 2048 + (lane ^ 1)
+    lanes = tl.load(start + lane).to(tl.uint64, bitcast=True)
+    sums = tl.zeros([LEAVES, 8], tl.uint64) + lanes
+    for block in range(16):
+        stripes = 16 if block < 15 else 15
+        for stripe in range(stripes):
+            at = block * 128 + stripe * 8
+            value = tl.load(word + at, mask=mask, other=0).to(tl.uint64, bitcast=True)
+            swapped = tl.load(other + at, mask=mask, other=0).to(tl.uint64, bitcast=True)
+            keyed = value ^ tl.load(secret + stripe * 8 + lane).to(tl.uint64, bitcast=True)
+            sums += swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
+        if block < 15:
+            sums = sums ^ (sums >> 47)
+            sums = sums ^ tl.load(secret + 128 + lane).to(tl.uint64, bitcast=True)
+            sums = sums * 0x9E3779B1
+    value = tl.load(word + 2040, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    swapped = tl.load(other + 2040, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    keyed = value ^ tl.load(secret + 136 + lane).to(tl.uint64, bitcast=True)
+    sums += swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
+    sums = sums ^ tl.load(secret + 144 + lane).to(tl.uint64, bitcast=True)
+    # Lanes are multiplied in pairs.
+    left, right = tl.split(tl.reshape(sums, [LEAVES, 4, 2]))
+    folded = tl.sum(_folded(left, right), 1)
+    length = tl.full([LEAVES], 16384, tl.uint64) * tl.full([LEAVES], 0x9E3779B185EBCA87, tl.uint64)
+    hashed = folded + length
+    hashed = hashed ^ (hashed >> 37)
+    hashed = hashed * tl.full([LEAVES], 0x165667919E3779F9, tl.uint64)
+    hashed = hashed ^ (hashed >> 32)
+    row = tl.program_id(0) * LEAVES + tl.arange(0, LEAVES)
+    tl.store(out + row, hashed.to(tl.int64, bitcast=True), mask=row < leaves)

@@ -1,0 +1,75 @@
+"""Leaf hashes where the words are: XXH3 of every 16384 bytes (``specs/format.md`` section 9)."""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from rlsparse_store.backends.gpu import kernels
+from rlsparse_store.digest import LEAF_BYTES, leaf_hashes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["hash_on_device"]
+
+AT_A_TIME: Final = 16
+"""Leaves that a program hashes."""
+
+# The default secret and constants of XXH3, as its specification gives them.
+_SECRET: Final = bytes.fromhex(
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
+    "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+    "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
+    "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e"
+    "2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
+)
+_START: Final = (
+    0xC2B2AE3D,
+    0x9E3779B185EBCA87,
+    0xC2B2AE3D27D4EB4F,
+    0x165667B19E3779F9,
+    0x85EBCA77C2B2AE63,
+    0x85EBCA77,
+    0x27D4EB2F165667C5,
+    0x9E3779B1,
+)
+
+
+def _words(place: int) -> tuple[int, ...]:
+    return struct.unpack_from("<8q", _SECRET, place)
+
+
+@cache
+def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The secret as each stripe and stage sees it, and what the lanes begin with."""
+    places = [*range(0, 128, 8), 128, 121, 11]
+    secret = torch.tensor([word for place in places for word in _words(place)])
+    start = torch.from_numpy(np.array(_START, np.uint64).view(np.int64))
+    return secret.to(device), start.to(device)
+
+
+def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
+    """The leaf hashes of bytes on a device.
+
+    Args:
+        data: One-dimensional, contiguous ``torch.uint8``, whose address is a multiple of 8.
+    """
+    full = data.numel() // LEAF_BYTES
+    hashes = torch.empty(full, dtype=torch.int64, device=data.device)
+    if full:
+        words = data[: full * LEAF_BYTES].view(torch.int64)
+        grid = (-(-full // AT_A_TIME),)
+        kernel: Any = kernels.hash_leaves[grid]
+        kernel(words, *_tables(data.device), hashes, full, LEAVES=AT_A_TIME)
+    found: NDArray[np.uint64] = hashes.cpu().numpy().view(np.uint64)
+    rest = data[full * LEAF_BYTES :]
+    if rest.numel():
+        # The last leaf is short; XXH3 of short inputs takes other ways.
+        found = np.append(found, leaf_hashes(rest.cpu().numpy()))
+    return found
