@@ -138,7 +138,10 @@ class Streams:
 
 
 class Backend(Protocol):
-    """The loops over words. All arrays are one-dimensional and of one chunk or block."""
+    """The loops over words. All arrays are one-dimensional and of one chunk or block.
+
+    A backend may have words of a type of its own, on a device; those of the CPU have NumPy's.
+    """
 
     name: str
 
@@ -243,3 +246,6 @@ class Backend(Protocol):
 
     def block_starts(self, streams: list[bytes]) -> list[bool]:
         """Which streams begin a block of the frame, so that its blocks cost the least."""
+
+    def on_host(self, words: Words) -> Words:
+        """The words as a NumPy array, wherever the backend has them."""

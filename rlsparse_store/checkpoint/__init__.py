@@ -20,6 +20,7 @@ from rlsparse_store.checkpoint.layout import (
     rebuild_index,
     stored_metadata,
 )
+from rlsparse_store.checkpoint.memory import TensorBytes, TensorsSource, checkpoint_in_memory
 from rlsparse_store.checkpoint.sidefiles import (
     CARRIED_FILES,
     SideFiles,
@@ -39,8 +40,11 @@ __all__ = [
     "IndexLayout",
     "LayoutError",
     "SideFiles",
+    "TensorBytes",
     "TensorRef",
     "TensorShape",
+    "TensorsSource",
+    "checkpoint_in_memory",
     "copy_side_files",
     "describe_file",
     "describe_index",

@@ -122,9 +122,9 @@ def encode_chunk(
             streams.low_bits,
         ],
     )
-    raw = coding.nbytes(base.size)
+    raw = coding.nbytes(len(base))
     if len(stored) * WHOLE_TRIAL > raw:
-        whole = encode_whole(backend, tuned, coding)
+        whole = encode_whole(backend, backend.on_host(tuned), coding)
         if len(whole.stored) < len(stored):
             return whole
     return DeltaChunk(
@@ -209,14 +209,14 @@ def decode_delta(
     Raises:
         StreamError: The chunk breaks the format.
     """
-    content = decompress(chunk.stored, _largest_content(chunk, base.size, coding.width))
+    content = decompress(chunk.stored, _largest_content(chunk, len(base), coding.width))
     rows = None
     if chunk.has_row_flags:
         if row is None:
             msg = "row flags in a tensor without rows"
             raise StreamError(msg)
         length, offset = row
-        number = rows_touched(base.size, length, offset)
+        number = rows_touched(len(base), length, offset)
         flags = Cursor(content[: -(-number // 8)]).take_bits(number)
         content = content[-(-number // 8) :]
         rows = Rows(flags == 1, length, offset)

@@ -2,13 +2,20 @@
 
 from rlsparse_store.delta.apply import ApplyReport, apply_delta
 from rlsparse_store.delta.chunks import ChunkDecoder, check_sources, wrong_base
-from rlsparse_store.delta.encode import SHARD_BYTES, encode_delta, measure_pair
+from rlsparse_store.delta.encode import (
+    SHARD_BYTES,
+    dtype_policy,
+    encode_delta,
+    encode_opened,
+    measure_pair,
+)
+from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.figures import percent, size
 from rlsparse_store.delta.groups import layer_of, module_of
 from rlsparse_store.delta.identity import check_small_origins
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.lazy import DeltaCheckpoint, DeltaSlice, open_delta, open_found
-from rlsparse_store.delta.locate import find_delta, subfolder_parts
+from rlsparse_store.delta.locate import find_checkpoint, find_delta, subfolder_parts
 from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.report import (
@@ -30,23 +37,42 @@ from rlsparse_store.delta.run import (
     natural_order,
     read_reports,
 )
+from rlsparse_store.delta.scan import (
+    BLOCK_WORDS,
+    ChunkCutter,
+    Coded,
+    CodedSpan,
+    Span,
+    Stretch,
+    proof_failed,
+)
 from rlsparse_store.delta.threads import resolve_threads
+from rlsparse_store.delta.together import CpuCoder, SpanCoder
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
 
 __all__ = [
+    "BLOCK_WORDS",
     "SHARD_BYTES",
     "STEP_LABELS",
     "ApplyReport",
+    "ChunkCutter",
     "ChunkDecoder",
+    "Coded",
+    "CodedSpan",
+    "CpuCoder",
     "DeltaCheckpoint",
     "DeltaReport",
     "DeltaSlice",
     "EncodeReport",
+    "Encoder",
     "Group",
     "Progress",
     "Rooms",
     "RunEntry",
     "RunReport",
+    "Span",
+    "SpanCoder",
+    "Stretch",
     "TensorReport",
     "VerifyReport",
     "WholeTensor",
@@ -54,8 +80,11 @@ __all__ = [
     "check_small_origins",
     "check_sources",
     "delta_names",
+    "dtype_policy",
     "encode_delta",
+    "encode_opened",
     "encode_run",
+    "find_checkpoint",
     "find_delta",
     "inspect_delta",
     "inspect_run",
@@ -68,6 +97,7 @@ __all__ = [
     "open_found",
     "ordered_map",
     "percent",
+    "proof_failed",
     "read_reports",
     "report_delta",
     "resolve_threads",

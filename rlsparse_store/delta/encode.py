@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.checkpoint import copy_side_files, open_checkpoint
+from rlsparse_store.checkpoint import Checkpoint, copy_side_files, open_checkpoint
 from rlsparse_store.container import DELTA_FOLDER, ChunkSink, CountingSink, DeltaWriter
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.locate import find_checkpoint
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.sources import DtypePolicy
-from rlsparse_store.delta.together import encode_together
+from rlsparse_store.delta.together import SpanCoder, encode_together
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.output import output_errors, output_folder
 
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.report import EncodeReport
 
-__all__ = ["SHARD_BYTES", "dtype_policy", "encode_delta", "measure_pair", "new_delta"]
+__all__ = [
+    "SHARD_BYTES",
+    "dtype_policy",
+    "encode_delta",
+    "encode_opened",
+    "measure_pair",
+    "new_delta",
+]
 
 SHARD_BYTES: Final = 4 << 30
 """Chunk bytes after which a delta is split into files, by default."""
 
 
-def encode_delta(
+def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     base: str | Path,
     tuned: str | Path,
     out: str | Path,
@@ -37,6 +44,7 @@ def encode_delta(
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
+    coder: SpanCoder | None = None,
 ) -> EncodeReport:
     """Store a tuned checkpoint as a delta against its base.
 
@@ -53,6 +61,7 @@ def encode_delta(
         threads: Threads to work on; all processors by default.
         shard_bytes: Bytes of chunks after which a new file is begun.
         progress: Called with bytes done and bytes in all.
+        coder: What codes, such as :class:`rlsparse_store.torch.DeviceCoder`; the CPU by default.
 
     Returns:
         What was stored and what it takes.
@@ -73,9 +82,24 @@ def encode_delta(
         open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as tuned_checkpoint,
     ):
         encoder = Encoder(base_checkpoint, tuned_checkpoint, policy)
-        with new_delta(encoder, Path(out), shard_bytes) as sink:
-            (nbytes,) = encode_together(base_checkpoint, [(encoder, sink)], threads, progress)
-        return encoder.report(nbytes)
+        return encode_opened(
+            base_checkpoint, encoder, Path(out), threads, shard_bytes, progress, coder
+        )
+
+
+def encode_opened(
+    base: Checkpoint,
+    encoder: Encoder,
+    out: Path,
+    threads: int | None,
+    shard_bytes: int,
+    progress: Progress,
+    coder: SpanCoder | None,
+) -> EncodeReport:
+    """Store a tuned checkpoint that is open, as :func:`encode_delta` does."""
+    with new_delta(encoder, out, shard_bytes) as sink:
+        (nbytes,) = encode_together(base, [(encoder, sink)], threads, progress, coder)
+    return encoder.report(nbytes)
 
 
 def measure_pair(

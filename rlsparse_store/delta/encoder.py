@@ -245,7 +245,7 @@ class Encoder:
 
     def side_files(self) -> SideFiles:
         """The small files beside the tuned weights."""
-        if self.tuned.path.is_file():
+        if not self.tuned.path.is_dir():
             return SideFiles([], [])
         weights = {file.name for file in self.tuned.files} | {INDEX_NAME}
         return sort_side_files(self.tuned.path, weights)

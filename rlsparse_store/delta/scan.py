@@ -8,7 +8,7 @@ how large it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -43,7 +43,19 @@ if TYPE_CHECKING:
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.delta.room import Room, Rooms
 
-__all__ = ["BaseWindow", "Coded", "CodedSpan", "Span", "choose_coding", "code_span", "spans_of"]
+__all__ = [
+    "BLOCK_WORDS",
+    "BaseWindow",
+    "ChunkCutter",
+    "Coded",
+    "CodedSpan",
+    "Span",
+    "Stretch",
+    "choose_coding",
+    "code_span",
+    "proof_failed",
+    "spans_of",
+]
 
 BLOCK_WORDS: Final = 1 << 20
 """Words compared at a time."""
@@ -86,6 +98,18 @@ class Span:
     def nbytes(self) -> int:
         """Bytes that it reads."""
         return (self.stop - self.start) * (1 if self.plan.source is None else 2)
+
+    @property
+    def mantissa_bits(self) -> int | None:
+        """Mantissa bits of the dtype that is coded, where its own words are."""
+        coded = self.plan.source.dtype if self.plan.source is not None else self.plan.dtype
+        return coded.mantissa_bits if self.coding == coded.coding else None
+
+    @property
+    def row(self) -> int | None:
+        """Words of a row of the tensor, or ``None`` where rows mean nothing."""
+        words = self.coding.num_words(self.plan.coded_nbytes)
+        return row_words(self.plan.tuned.shape, words)
 
     @property
     def tuned_stop(self) -> int:
@@ -242,19 +266,56 @@ def choose_coding(
 
 
 @dataclass(slots=True)
-class _OpenChunk:
-    """A chunk that is still growing: whole blocks from ``start`` to ``stop``."""
+class Stretch:
+    """What becomes a chunk: from the first block with changes to the last.
+
+    Attributes:
+        start: First byte.
+        stop: Byte after the last block with changes.
+        blocks: Its blocks.
+        changes: What changed in them.
+    """
 
     start: int
     stop: int
-    changes: Changes = field(default_factory=lambda: Changes(0, 0))
-    base_leaves: list[NDArray[np.uint64]] = field(default_factory=list)
-    tuned_leaves: list[NDArray[np.uint64]] = field(default_factory=list)
-    blocks: int = 0
-    """Blocks up to the last one with changes; those behind it are dropped."""
+    blocks: int
+    changes: Changes
 
-    last_change: int = 0
-    """Where that block ends."""
+
+class ChunkCutter:
+    """Decides where chunks begin and end, from what changed in each block of a span."""
+
+    def __init__(self) -> None:
+        self._open: Stretch | None = None
+        self._blocks = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a chunk has begun and is not closed."""
+        return self._open is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has enough changes to be closed."""
+        return self._open is not None and self._open.changes.number >= ENOUGH_CHANGES
+
+    def add(self, start: int, stop: int, changes: Changes) -> bool:
+        """Add the next block, and tell whether it belongs to a chunk, perhaps."""
+        if self._open is None:
+            if changes.number == 0:
+                return False
+            self._open, self._blocks = Stretch(start, stop, 0, Changes(0, 0)), 0
+        self._blocks += 1
+        self._open.changes += changes
+        if changes.number:
+            # Blocks behind the last one with changes are dropped.
+            self._open.stop, self._open.blocks = stop, self._blocks
+        return True
+
+    def close(self) -> Stretch | None:
+        """The chunk that is open, if one is. The next block with changes begins another."""
+        closed, self._open = self._open, None
+        return closed
 
 
 class _SpanCoder:
@@ -270,13 +331,12 @@ class _SpanCoder:
         self._base = base
         self._tuned = tuned
         self._rooms = rooms
-        coded = self._plan.source.dtype if self._plan.source is not None else self._plan.dtype
-        self._mantissa_bits = coded.mantissa_bits if span.coding == coded.coding else None
-        words = span.coding.num_words(self._plan.coded_nbytes)
-        self._row = row_words(self._plan.tuned.shape, words)
+        self._mantissa_bits = span.mantissa_bits
+        self._row = span.row
         self._bytes = rooms.tuned.take(span.tuned_stop - span.start)
         self._origin = span.start
-        self._open: _OpenChunk | None = None
+        self._cutter = ChunkCutter()
+        self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
         self._chunks: list[Coded] = []
         self._tuned_leaves: list[NDArray[np.uint64]] = []
 
@@ -303,7 +363,7 @@ class _SpanCoder:
             if shared < stop:
                 self._close()
                 self._store_whole(shared, stop)
-            if self._open is None:
+            if not self._cutter.is_open:
                 self._base.forget()
                 self._origin = stop
         self._close()
@@ -343,26 +403,18 @@ class _SpanCoder:
         tuned_leaves: NDArray[np.uint64],
     ) -> None:
         """Add a block to the open chunk, or open one if the block has changes."""
-        if self._open is None:
-            if changes.number == 0:
-                return
-            self._open = _OpenChunk(start, stop)
-        chunk = self._open
-        chunk.stop = stop
-        chunk.changes += changes
-        chunk.base_leaves.append(base_leaves)
-        chunk.tuned_leaves.append(tuned_leaves)
-        if changes.number:
-            chunk.blocks, chunk.last_change = len(chunk.base_leaves), stop
-        if chunk.changes.number >= ENOUGH_CHANGES:
+        if self._cutter.add(start, stop, changes):
+            self._open_leaves.append((base_leaves, tuned_leaves))
+        if self._cutter.is_full:
             self._close()
 
     def _close(self) -> None:
         """Code the open chunk, if there is one."""
-        chunk, self._open = self._open, None
+        chunk = self._cutter.close()
         if chunk is None:
             return
-        coding, stop = self._coding, chunk.last_change
+        leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
+        coding, stop = self._coding, chunk.stop
         base = as_words(self._base.view(chunk.start, stop), coding.width)
         tuned = as_words(self._view(chunk.start, stop), coding.width)
         first = coding.num_words(chunk.start)
@@ -370,8 +422,8 @@ class _SpanCoder:
         coded = encode_chunk(
             self._backend, base, tuned, coding, self._mantissa_bits, row, chunk.changes
         )
-        base_leaves = np.concatenate(chunk.base_leaves[: chunk.blocks])
-        tuned_leaves = np.concatenate(chunk.tuned_leaves[: chunk.blocks])
+        base_leaves = np.concatenate([of_base for of_base, _ in leaves])
+        tuned_leaves = np.concatenate([of_tuned for _, of_tuned in leaves])
         base_check, result_check = 0, leaves_check(tuned_leaves)
         if isinstance(coded, DeltaChunk):
             out = base
@@ -398,5 +450,10 @@ class _SpanCoder:
     def _require_equal(self, decoded: Words, leaves: NDArray[np.uint64]) -> None:
         """Require that words have these leaf hashes, as whoever decodes them will."""
         if not np.array_equal(leaf_hashes(to_bytes(decoded, self._coding.width)), leaves):
-            msg = "what was encoded does not decode to itself; the memory may be faulty"
-            raise ResultMismatchError(msg, tensor=self._plan.tuned.name)
+            raise proof_failed(self._plan)
+
+
+def proof_failed(plan: TensorPlan) -> ResultMismatchError:
+    """The error for a chunk that does not decode to what was encoded."""
+    msg = "what was encoded does not decode to itself; the memory may be faulty"
+    return ResultMismatchError(msg, tensor=plan.tuned.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rlsparse_store.backends import get_backend
 from rlsparse_store.delta.identity import checkpoint_state
@@ -13,7 +13,7 @@ from rlsparse_store.delta.scan import BaseWindow, CodedSpan, Span, code_span
 from rlsparse_store.delta.threads import resolve_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -24,7 +24,47 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.encoder import Encoder
     from rlsparse_store.delta.progress import Progress
 
-__all__ = ["encode_together"]
+__all__ = ["CpuCoder", "SpanCoder", "encode_together"]
+
+
+class SpanCoder(Protocol):
+    """Codes spans, on any thread."""
+
+    def code(
+        self, spans: Sequence[Span], base: Checkpoint, tuned: Sequence[Checkpoint]
+    ) -> tuple[list[CodedSpan], NDArray[np.uint64]]:
+        """Code spans of the same bytes of the base.
+
+        Args:
+            spans: The spans, each of a tuned checkpoint.
+            base: The base.
+            tuned: The tuned checkpoints, in the order of the spans.
+
+        Returns:
+            The coded spans, and the leaf hashes of the base's bytes.
+
+        Raises:
+            RlsparseError: A checkpoint cannot be read, or what was coded does not decode.
+        """
+
+
+class CpuCoder:
+    """Codes spans on the CPU."""
+
+    def __init__(self) -> None:
+        self._backend = get_backend()
+        self._rooms = Rooms()
+
+    def code(
+        self, spans: Sequence[Span], base: Checkpoint, tuned: Sequence[Checkpoint]
+    ) -> tuple[list[CodedSpan], NDArray[np.uint64]]:
+        """Code spans of the same bytes of the base, as :class:`SpanCoder` says."""
+        window = BaseWindow(base, spans[0], self._rooms.base, keep=len(spans) > 1)
+        coded = [
+            code_span(self._backend, span, window, checkpoint, self._rooms)
+            for span, checkpoint in zip(spans, tuned, strict=True)
+        ]
+        return coded, window.leaves()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +93,7 @@ def encode_together(
     encodings: list[tuple[Encoder, ChunkSink]],
     threads: int | None,
     progress: Progress,
+    coder: SpanCoder | None = None,
 ) -> list[int]:
     """Encode several tuned checkpoints, each into its own sink.
 
@@ -61,6 +102,7 @@ def encode_together(
         encodings: One or more encoders of that base, and where their chunks go.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
+        coder: Codes the spans; the CPU by default.
 
     Returns:
         The bytes of each delta's files.
@@ -69,21 +111,17 @@ def encode_together(
         RlsparseError: A checkpoint changed or cannot be read, or a delta cannot be written.
     """
     workers = resolve_threads(threads)
-    backend = get_backend()
-    rooms = Rooms()
+    chosen = coder or CpuCoder()
 
     def work(task: _Task) -> _Done:
-        first = task.spans[0][1]
-        window = BaseWindow(base, first, rooms.base, keep=len(task.spans) > 1)
-        coded = [
-            (place, code_span(backend, span, window, encodings[place][0].tuned, rooms))
-            for place, span in task.spans
-        ]
-        return _Done(coded, window.leaves(), task.nbytes)
+        tuned = [encodings[place][0].tuned for place, _ in task.spans]
+        coded, leaves = chosen.code([span for _, span in task.spans], base, tuned)
+        places = [place for place, _ in task.spans]
+        return _Done(list(zip(places, coded, strict=True)), leaves, task.nbytes)
 
     total = sum(encoder.nbytes for encoder, _ in encodings)
     done = 0
-    for result in ordered_map(work, _tasks(encodings, backend), workers):
+    for result in ordered_map(work, _tasks(encodings, get_backend()), workers):
         for place, coded in result.spans:
             encoder, sink = encodings[place]
             encoder.add(coded, result.base_leaves, sink)

@@ -1,6 +1,28 @@
 """What works on tensors that are in memory already. Importing this module imports torch."""
 
+from typing import TYPE_CHECKING, Any
+
+from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.torch.encoder import DeltaEncoder
 from rlsparse_store.torch.patch import patch_
 from rlsparse_store.torch.switch import DeltaSwitch
 
-__all__ = ["DeltaSwitch", "patch_"]
+if TYPE_CHECKING:
+    from rlsparse_store.torch.device import DeviceCoder
+
+__all__ = ["DeltaEncoder", "DeltaSwitch", "DeviceCoder", "patch_"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the class below
+    # It needs Triton, which only builds of torch for CUDA bring along.
+    if name == "DeviceCoder":
+        try:
+            from rlsparse_store.torch.device import DeviceCoder  # noqa: PLC0415 - see above
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            msg = "triton is not installed; install rlsparse-store[gpu]"
+            raise MissingDependencyError(msg) from error
+        return DeviceCoder
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -1,6 +1,6 @@
 """The hot loops on a GPU: torch tensors of words, Triton kernels. Importing this imports both."""
 
-from rlsparse_store.backends.gpu.backend import GpuBackend
+from rlsparse_store.backends.gpu.backend import WIDTHS, GpuBackend
 from rlsparse_store.backends.gpu.leaves import hash_on_device
 
-__all__ = ["GpuBackend", "hash_on_device"]
+__all__ = ["WIDTHS", "GpuBackend", "hash_on_device"]

@@ -42,7 +42,7 @@ __all__ = ["WIDTHS", "GpuBackend", "Survey"]
 WIDTHS: Final = (8, 16, 32)
 """Widths of words, in bits, that the kernels take."""
 
-SLICE: Final = 1 << 22
+SLICE: Final = 1 << 20
 """Words that torch handles at a time, so that what it needs besides stays within megabytes."""
 
 _FAR: Final = 3
@@ -131,7 +131,7 @@ class GpuBackend:
             active[(places + (offset + part.start)) // length] = True
         return Rows(active.cpu().numpy(), length, offset)
 
-    def histogram(  # noqa: PLR0913 - as the interface has it
+    def histogram(
         self,
         base: torch.Tensor,
         tuned: torch.Tensor,
@@ -194,7 +194,7 @@ class GpuBackend:
             steps=np.frombuffer(bin_bytes, np.int64).tolist(),
         )
 
-    def apply(  # noqa: PLR0913 - as the interface has it
+    def apply(
         self,
         base: torch.Tensor,
         coding: WordCoding,

@@ -6,8 +6,6 @@ their width, as torch has them; sizes and places fit 32 bits, for a chunk has at
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -28,11 +26,9 @@ TILE = 4096
 SLOTS = 16
 """Contexts at most; rows of the tables of counts have as many places."""
 
-_jit: Any = triton.jit
 
-
-@_jit
-def _as_unsigned(word: Any, WIDTH: tl.constexpr) -> Any:  # noqa: ANN401, N803 - Triton's
+@triton.jit
+def _as_unsigned(word, WIDTH: tl.constexpr):
     """A word as 32 bits without a sign."""
     wide = word.to(tl.int32).to(tl.uint32, bitcast=True)
     if WIDTH < 32:
@@ -40,8 +36,8 @@ def _as_unsigned(word: Any, WIDTH: tl.constexpr) -> Any:  # noqa: ANN401, N803 -
     return wide
 
 
-@_jit
-def _ordered(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noqa: ANN401, N803
+@triton.jit
+def _ordered(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
     """The order map, which is its own inverse."""
     if ORDER == 2:
         low = (1 << (WIDTH - 1)) - 1
@@ -49,8 +45,8 @@ def _ordered(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noq
     return word
 
 
-@_jit
-def _key(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noqa: ANN401, N803
+@triton.jit
+def _key(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
     """What a word is classed by."""
     low = (1 << (WIDTH - 1)) - 1
     if ORDER == 2:
@@ -60,17 +56,17 @@ def _key(word: Any, WIDTH: tl.constexpr, ORDER: tl.constexpr) -> Any:  # noqa: A
     return word
 
 
-@_jit
-def _context(  # noqa: ANN202
-    key: Any,  # noqa: ANN401
-    place: Any,  # noqa: ANN401
-    inside: Any,  # noqa: ANN401
-    bounds: Any,  # noqa: ANN401
-    active: Any,  # noqa: ANN401
-    length: Any,  # noqa: ANN401
-    offset: Any,  # noqa: ANN401
-    CONTEXTS: tl.constexpr,  # noqa: N803
-    HAS_ROWS: tl.constexpr,  # noqa: N803
+@triton.jit
+def _context(
+    key,
+    place,
+    inside,
+    bounds,
+    active,
+    length,
+    offset,
+    CONTEXTS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
 ):
     """The context of each word; ``CONTEXTS`` for a word in none."""
     context = tl.zeros_like(place)
@@ -83,16 +79,16 @@ def _context(  # noqa: ANN202
     return tl.where(inside, context, CONTEXTS)
 
 
-@_jit
-def survey_words(  # noqa: ANN201
-    base: Any,  # noqa: ANN401
-    tuned: Any,  # noqa: ANN401
-    numbers: Any,  # noqa: ANN401
-    top_keys: Any,  # noqa: ANN401
-    words: Any,  # noqa: ANN401
-    WIDTH: tl.constexpr,  # noqa: N803
-    ORDER: tl.constexpr,  # noqa: N803
-    SIZE: tl.constexpr,  # noqa: N803
+@triton.jit
+def survey_words(
+    base,
+    tuned,
+    numbers,
+    top_keys,
+    words,
+    WIDTH: tl.constexpr,
+    ORDER: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
     """Of each tile, how many words differ, and the largest key of a base word that does."""
     tile = tl.program_id(0)
@@ -106,23 +102,23 @@ def survey_words(  # noqa: ANN201
     tl.store(top_keys + tile, tl.max(key, 0))
 
 
-@_jit
-def count_contexts(  # noqa: ANN201
-    base: Any,  # noqa: ANN401
-    tuned: Any,  # noqa: ANN401
-    bounds: Any,  # noqa: ANN401
-    active: Any,  # noqa: ANN401
-    counts: Any,  # noqa: ANN401
-    changed: Any,  # noqa: ANN401
-    words: Any,  # noqa: ANN401
-    length: Any,  # noqa: ANN401
-    offset: Any,  # noqa: ANN401
-    WIDTH: tl.constexpr,  # noqa: N803
-    ORDER: tl.constexpr,  # noqa: N803
-    CONTEXTS: tl.constexpr,  # noqa: N803
-    HAS_ROWS: tl.constexpr,  # noqa: N803
-    HAS_TUNED: tl.constexpr,  # noqa: N803
-    SIZE: tl.constexpr,  # noqa: N803
+@triton.jit
+def count_contexts(
+    base,
+    tuned,
+    bounds,
+    active,
+    counts,
+    changed,
+    words,
+    length,
+    offset,
+    WIDTH: tl.constexpr,
+    ORDER: tl.constexpr,
+    CONTEXTS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    HAS_TUNED: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
     """Of each tile, the words of each context and, where tuned words are given, the changed ones.
 
@@ -150,8 +146,8 @@ def count_contexts(  # noqa: ANN201
                 tl.store(changed + at, ((hits >> (slot * 16)) & 0xFFFF).to(tl.int32))
 
 
-@_jit
-def _rank(context: Any, counted: Any, SIZE: tl.constexpr, CONTEXTS: tl.constexpr) -> Any:  # noqa: ANN401, N803
+@triton.jit
+def _rank(context, counted, SIZE: tl.constexpr, CONTEXTS: tl.constexpr):
     """How many words of the tile before this one are counted for the same context."""
     shift = ((context % 4) * 16).to(tl.int64)
     one = tl.full([SIZE], 1, tl.int64) << shift
@@ -163,24 +159,24 @@ def _rank(context: Any, counted: Any, SIZE: tl.constexpr, CONTEXTS: tl.constexpr
     return rank.to(tl.int32)
 
 
-@_jit
-def scatter_changes(  # noqa: ANN201
-    base: Any,  # noqa: ANN401
-    tuned: Any,  # noqa: ANN401
-    bounds: Any,  # noqa: ANN401
-    active: Any,  # noqa: ANN401
-    first_ranks: Any,  # noqa: ANN401
-    first_places: Any,  # noqa: ANN401
-    ranks: Any,  # noqa: ANN401
-    steps: Any,  # noqa: ANN401
-    words: Any,  # noqa: ANN401
-    length: Any,  # noqa: ANN401
-    offset: Any,  # noqa: ANN401
-    WIDTH: tl.constexpr,  # noqa: N803
-    ORDER: tl.constexpr,  # noqa: N803
-    CONTEXTS: tl.constexpr,  # noqa: N803
-    HAS_ROWS: tl.constexpr,  # noqa: N803
-    SIZE: tl.constexpr,  # noqa: N803
+@triton.jit
+def scatter_changes(
+    base,
+    tuned,
+    bounds,
+    active,
+    first_ranks,
+    first_places,
+    ranks,
+    steps,
+    words,
+    length,
+    offset,
+    WIDTH: tl.constexpr,
+    ORDER: tl.constexpr,
+    CONTEXTS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
     """Write the rank and the step of each changed word, by context and then by position."""
     tile = tl.program_id(0)
@@ -204,8 +200,8 @@ def scatter_changes(  # noqa: ANN201
     tl.store(steps + nth, step, mask=hit)
 
 
-@_jit
-def _ones(bits: Any) -> Any:  # noqa: ANN401
+@triton.jit
+def _ones(bits):
     """How many of 32 bits are set."""
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
@@ -213,26 +209,26 @@ def _ones(bits: Any) -> Any:  # noqa: ANN401
     return (bits * 0x01010101) >> 24
 
 
-@_jit
-def patch_words(  # noqa: ANN201
-    base: Any,  # noqa: ANN401
-    out: Any,  # noqa: ANN401
-    bounds: Any,  # noqa: ANN401
-    active: Any,  # noqa: ANN401
-    first_ranks: Any,  # noqa: ANN401
-    mask_starts: Any,  # noqa: ANN401
-    masks: Any,  # noqa: ANN401
-    changed_before: Any,  # noqa: ANN401
-    steps: Any,  # noqa: ANN401
-    touched: Any,  # noqa: ANN401
-    words: Any,  # noqa: ANN401
-    length: Any,  # noqa: ANN401
-    offset: Any,  # noqa: ANN401
-    WIDTH: tl.constexpr,  # noqa: N803
-    ORDER: tl.constexpr,  # noqa: N803
-    CONTEXTS: tl.constexpr,  # noqa: N803
-    HAS_ROWS: tl.constexpr,  # noqa: N803
-    SIZE: tl.constexpr,  # noqa: N803
+@triton.jit
+def patch_words(
+    base,
+    out,
+    bounds,
+    active,
+    first_ranks,
+    mask_starts,
+    masks,
+    changed_before,
+    steps,
+    touched,
+    words,
+    length,
+    offset,
+    WIDTH: tl.constexpr,
+    ORDER: tl.constexpr,
+    CONTEXTS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
     """Write the tuned words: each word finds its bit in its context's mask, and its step behind.
 
@@ -265,8 +261,8 @@ def patch_words(  # noqa: ANN201
         tl.store(touched + (place + offset) // length, 1, mask=hit)
 
 
-@_jit
-def pack_bits(values: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # noqa: ANN201, ANN401, E501, N803
+@triton.jit
+def pack_bits(values, out, count, nbytes, WIDTH: tl.constexpr, SIZE: tl.constexpr):
     """The low ``WIDTH`` bits of each value, one behind the other, least significant first."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     packed = tl.zeros([SIZE], tl.int32)
@@ -278,8 +274,8 @@ def pack_bits(values: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.constexp
     tl.store(out + at, packed.to(tl.uint8), mask=at < nbytes)
 
 
-@_jit
-def unpack_bits(packed: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # noqa: ANN201, ANN401, E501, N803
+@triton.jit
+def unpack_bits(packed, out, count, nbytes, WIDTH: tl.constexpr, SIZE: tl.constexpr):
     """The inverse of :func:`pack_bits`."""
     field = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     start = field * WIDTH
@@ -292,8 +288,8 @@ def unpack_bits(packed: Any, out: Any, count: Any, nbytes: Any, WIDTH: tl.conste
     tl.store(out + field, value.to(tl.int32), mask=field < count)
 
 
-@_jit
-def _folded(left: Any, right: Any) -> Any:  # noqa: ANN401
+@triton.jit
+def _folded(left, right):
     """The two halves of a product of 64 by 64 bits, exclusively ored."""
     low = 0xFFFFFFFF
     ll = (left & low) * (right & low)
@@ -304,14 +300,14 @@ def _folded(left: Any, right: Any) -> Any:  # noqa: ANN401
     return high ^ (left * right)
 
 
-@_jit
-def hash_leaves(  # noqa: ANN201
-    data: Any,  # noqa: ANN401
-    secret: Any,  # noqa: ANN401
-    start: Any,  # noqa: ANN401
-    out: Any,  # noqa: ANN401
-    leaves: Any,  # noqa: ANN401
-    LEAVES: tl.constexpr,  # noqa: N803
+@triton.jit
+def hash_leaves(
+    data,
+    secret,
+    start,
+    out,
+    leaves,
+    LEAVES: tl.constexpr,
 ):
     """XXH3 of leaves of 16384 bytes: eight lanes each, over 16 blocks of 16 stripes of 64 bytes.
 

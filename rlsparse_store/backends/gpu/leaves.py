@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
 from rlsparse_store.backends.gpu import kernels
+from rlsparse_store.backends.gpu.packing import grid_of, launch
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
     hashes = torch.empty(full, dtype=torch.int64, device=data.device)
     if full:
         words = data[: full * LEAF_BYTES].view(torch.int64)
-        grid = (-(-full // AT_A_TIME),)
-        kernel: Any = kernels.hash_leaves[grid]
-        kernel(words, *_tables(data.device), hashes, full, LEAVES=AT_A_TIME)
+        run = launch(kernels.hash_leaves, grid_of(full, AT_A_TIME))
+        run(words, *_tables(data.device), hashes, full, LEAVES=AT_A_TIME)
     found: NDArray[np.uint64] = hashes.cpu().numpy().view(np.uint64)
     rest = data[full * LEAF_BYTES :]
     if rest.numel():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,12 +19,18 @@ AT_A_TIME: Final = 1024
 """Bytes or fields that a program packs."""
 
 
+_INTERPRETING: Final = threading.Lock()
+"""Triton's interpreter runs one kernel at a time."""
+
+
 def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 - Triton's
     """A kernel over so many programs; over none it does nothing."""
 
     def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - the kernel's
         if programs:
-            kernel[(programs,)](*arguments, **constants)
+            is_interpreted = arguments[0].device.type == "cpu"
+            with _INTERPRETING if is_interpreted else nullcontext():
+                kernel[(programs,)](*arguments, **constants)
 
     return run
 

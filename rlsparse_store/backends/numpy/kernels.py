@@ -217,6 +217,10 @@ class NumpyBackend:
         """Which streams begin a block of the frame."""
         return block_starts(streams)
 
+    def on_host(self, words: Words) -> Words:
+        """The words themselves."""
+        return words
+
     @staticmethod
     def _count_contexts(
         base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None

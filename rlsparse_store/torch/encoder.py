@@ -1,0 +1,155 @@
+"""``DeltaEncoder``: deltas of a model in training, made where its weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from rlsparse_store.checkpoint import Checkpoint, checkpoint_in_memory, open_checkpoint
+from rlsparse_store.delta import (
+    SHARD_BYTES,
+    CpuCoder,
+    Encoder,
+    Progress,
+    SpanCoder,
+    dtype_policy,
+    encode_opened,
+    find_checkpoint,
+    silent,
+)
+from rlsparse_store.hub import HubAccess
+from rlsparse_store.torch.live import live_tensors
+from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from rlsparse_store.delta import EncodeReport
+
+__all__ = ["DeltaEncoder"]
+
+KEEP: Final = ("files", "host", "device")
+
+
+class DeltaEncoder:
+    """Stores a model in training as deltas against its base, again and again.
+
+    The delta has the same bytes as :func:`rlsparse_store.encode_delta` gives for the state dict
+    saved by safetensors in one file, with ``{"format": "pt"}``; for one that is saved in several,
+    the tensors are equal.
+
+    Args:
+        base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
+        device: Where deltas are made: a CUDA device, or ``"cpu"``; by default the first CUDA device
+            if there is one.
+        keep: Where the base stays between deltas: ``"files"`` reads it each time, ``"host"`` holds
+            it in main memory (pinned, if there is a CUDA device), ``"device"`` on the device.
+        memory: Bytes of device memory to use besides the base and the model.
+        threads: Threads to work on; all processors by default.
+
+    Raises:
+        NotFoundError: The base is not there.
+        CheckpointError: It is broken.
+
+    Example:
+        >>> with DeltaEncoder("Qwen/Qwen2.5-7B", keep="device") as encoder:  # doctest: +SKIP
+        ...     encoder.encode(model.state_dict(), "run/step-100")
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        *,
+        device: Any = None,  # noqa: ANN401 - whatever torch takes
+        keep: str = "files",
+        memory: int = 1 << 30,
+        threads: int | None = None,
+    ) -> None:
+        if keep not in KEEP:
+            msg = f"keep={keep!r}: choose one of {', '.join(KEEP)}"
+            raise ValueError(msg)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._threads = threads
+        self._coder = _coder(torch.device(device), memory)
+        found = open_checkpoint(find_checkpoint(base, "base", HubAccess()))
+        if keep == "files":
+            self._base = found
+        else:
+            with found:
+                self._base = _resident(found, torch.device(device) if keep == "device" else None)
+
+    def encode(
+        self,
+        model: Any,  # noqa: ANN401 - a module or a mapping
+        out: str | Path,
+        *,
+        cast: str | None = None,
+        keep_dtype: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+        progress: Progress = silent,
+    ) -> EncodeReport:
+        """Store the model as it is now. Nothing may write to it meanwhile.
+
+        Configuration and tokenizer are not part of a state dict: save them into ``out`` afterwards.
+
+        Args:
+            model: A state dict, or a module. Tensors are whole, on any device.
+            out: Folder of the delta, which must not exist or be empty.
+            cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base first. Lossy, and recorded.
+            keep_dtype: Store tensors whose dtype does not fit the base's whole.
+            shard_bytes: Bytes of chunks after which a new file is begun.
+            progress: Called with bytes done and bytes in all.
+
+        Raises:
+            UnsupportedDtypeError: A tensor is sharded, or of a dtype that no checkpoint has.
+            DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+            OutputError: The delta cannot be written.
+        """
+        policy = dtype_policy(cast, keep=keep_dtype)
+        encoder = Encoder(self._base, live_checkpoint(live_tensors(model)), policy)
+        return encode_opened(
+            self._base, encoder, Path(out), self._threads, shard_bytes, progress, self._coder
+        )
+
+    def close(self) -> None:
+        """Close the base's files, and let go of what is kept of it."""
+        self._base.close()
+
+    def __enter__(self) -> Self:
+        """Return the encoder itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the base's files."""
+        self.close()
+
+
+def _coder(device: torch.device, memory: int) -> SpanCoder:
+    if device.type == "cpu":
+        return CpuCoder()
+    from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415 - needs Triton
+
+    return DeviceCoder(device, memory=memory)
+
+
+def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
+    """The base's tensors on a device, or in main memory."""
+    tensors = {name: _load(base, name, device) for name in base.tensors}
+    return checkpoint_in_memory(tensors, base.path)
+
+
+def _load(base: Checkpoint, name: str, device: torch.device | None) -> LiveTensor:
+    ref = base.tensors[name]
+    pin = device is None and torch.cuda.is_available()
+    data = torch.empty(ref.nbytes, dtype=torch.uint8, pin_memory=pin)
+    base.read_into(ref, 0, data.numpy())
+    return LiveTensor(data if device is None else data.to(device), ref.dtype, ref.shape)

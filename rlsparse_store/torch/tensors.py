@@ -1,0 +1,75 @@
+"""Live tensors as the bytes of a checkpoint, read where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlsparse_store.checkpoint import checkpoint_in_memory
+from rlsparse_store.dtypes import DTYPES, Dtype
+from rlsparse_store.errors import UnsupportedDtypeError
+from rlsparse_store.frameworks.pt import code_of
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.checkpoint import Checkpoint
+
+__all__ = ["LiveTensor", "live_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A tensor in memory, of the CPU or a device.
+
+    Attributes:
+        data: Its bytes, row by row: one-dimensional ``torch.uint8``, where the tensor is.
+        dtype: Its dtype.
+        shape: Its dimensions, in elements.
+    """
+
+    data: torch.Tensor
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    def read_into(self, out: NDArray[np.uint8], start: int) -> None:
+        """Fill ``out`` with its bytes from byte ``start`` on."""
+        torch.from_numpy(out).copy_(self.data[start : start + out.size])
+
+
+def live_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
+    """A state dict as the checkpoint that saving it in one file would give.
+
+    Args:
+        tensors: Tensors by name, whole, on any device. One that is not contiguous is copied.
+
+    Raises:
+        UnsupportedDtypeError: A tensor is of a kind or dtype that no checkpoint has.
+    """
+    return checkpoint_in_memory({name: _live(name, tensor) for name, tensor in tensors.items()})
+
+
+def _live(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anything a state dict holds
+    is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_meta
+    if not is_plain or tensor.layout is not torch.strided:
+        msg = (
+            f"is a {type(tensor).__name__}, not a whole tensor in memory: gather what is sharded "
+            "(full_tensor()), and leave out what is no tensor"
+        )
+        raise UnsupportedDtypeError(msg, tensor=shown(name))
+    code = code_of(tensor.dtype)
+    if code is None:
+        msg = f"safetensors has no dtype for {tensor.dtype}"
+        raise UnsupportedDtypeError(msg, tensor=shown(name))
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    shape = tuple(tensor.shape)
+    if code == "F4":
+        # Two of its elements are one of torch's.
+        shape = (*shape[:-1], 2 * shape[-1])
+    return LiveTensor(data, DTYPES[code], shape)
