@@ -50,7 +50,7 @@ def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[An
     return base, np.where(hit, moved, base).astype(kind)
 
 
-def contexts(coding: WordCoding, top: int, number: int) -> NDArray[np.uint64]:
+def contexts(top: int, number: int) -> NDArray[np.uint64]:
     """So many bounds, of which the last is at least ``top``."""
     inner = np.linspace(0, top, number + 1)[1:-1].astype(np.uint64)
     return np.unique(np.append(inner, np.uint64(top)))
@@ -85,7 +85,7 @@ def test_equals_the_definition(
         assert np.array_equal(counted.magnitudes, expected.magnitudes)
     if changes.number == 0:
         return
-    bounds = contexts(coding, changes.top_key, number)
+    bounds = contexts(changes.top_key, number)
     streams = CPU.partition(base, tuned, coding, bounds, rows)
     assert astuple(GPU.partition(old, new, coding, bounds, rows)) == astuple(streams)
 
@@ -107,7 +107,7 @@ def test_damaged_streams_are_refused_as_the_definition_does(
 ) -> None:
     base, tuned = chunk(seed, 3000, coding, 0.05 if seed % 2 else 0.4)
     changes = CPU.changes(base, tuned, coding)
-    bounds = contexts(coding, changes.top_key, 3)
+    bounds = contexts(changes.top_key, 3)
     streams = CPU.partition(base, tuned, coding, bounds, None)
     content = bytearray(
         b"".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta import (
     EncodeReport,
     RunReport,
+    SpanCoder,
     encode_delta,
     encode_run,
     is_run,
     percent,
     size,
 )
+from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.storage.names import shown
 
 __all__ = ["encode_command", "print_encoded", "print_run"]
@@ -41,6 +44,9 @@ __all__ = ["encode_command", "print_encoded", "print_run"]
 @click.option(
     "--keep-dtype", is_flag=True, help="Store tensors whose dtype does not fit the base's whole."
 )
+@click.option(
+    "--device", metavar="DEVICE", help="Encode on this device, such as cuda.  [default: the CPU]"
+)
 @threads_option
 @json_option
 @quiet_option
@@ -48,11 +54,10 @@ def encode_command(
     base: str,
     tuned: tuple[str, ...],
     out: str,
-    cast: str | None,
-    keep_dtype: bool,  # noqa: FBT001 - click passes every parameter by name
-    threads: int | None,
-    as_json: bool,  # noqa: FBT001
+    device: str | None,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **options: Any,  # noqa: ANN401 - those of encode_delta, by their names
 ) -> None:
     """Store the checkpoint TUNED as a delta against BASE.
 
@@ -63,7 +68,8 @@ def encode_command(
     read once for all of them. Deltas that are there already are kept, so the same command goes on
     after an interruption, and adds later checkpoints.
     """
-    options: dict[str, Any] = {"cast": cast, "keep_dtype": keep_dtype, "threads": threads}
+    if device is not None:
+        options["coder"] = _device_coder(device)
     as_run = len(tuned) > 1 or is_run(Path(out))
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
@@ -83,6 +89,21 @@ def encode_command(
         new = sum(delta.is_new for delta in report.deltas)
         click.echo(f"wrote {new} of {len(report.deltas)} deltas in {shown(out)}")
         print_run(report)
+
+
+def _device_coder(device: str) -> SpanCoder:
+    """What codes on a device.
+
+    Raises:
+        MissingDependencyError: torch or Triton is not installed, or there is no such device.
+    """
+    if importlib.util.find_spec("torch") is None:
+        msg = "torch is not installed; install rlsparse-store[gpu]"
+        raise MissingDependencyError(msg)
+    # Only now, for it takes seconds.
+    from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415
+
+    return DeviceCoder(device)
 
 
 def print_run(report: RunReport) -> None:

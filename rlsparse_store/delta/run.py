@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rlsparse_store.container import ChunkSink
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.delta.sources import DtypePolicy
+    from rlsparse_store.delta.together import SpanCoder
 
 __all__ = [
     "RunEntry",
@@ -203,7 +204,7 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def encode_run(
+def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     base: str | Path,
     tuned: Sequence[str | Path],
     out: str | Path,
@@ -213,6 +214,7 @@ def encode_run(
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
+    coder: SpanCoder | None = None,
 ) -> RunReport:
     """Store several checkpoints of one base, each as a delta in a folder of its own name.
 
@@ -229,6 +231,7 @@ def encode_run(
         threads: Threads to work on; all processors by default.
         shard_bytes: Bytes of chunks after which a delta begins a new file.
         progress: Called with bytes done and bytes in all.
+        coder: As for :func:`encode_delta`.
 
     Returns:
         All deltas of the run, those that were there included.
@@ -253,7 +256,7 @@ def encode_run(
     entries = {entry.name: entry for entry in found}
     pending = [name for name in named if name not in entries]
     with open_checkpoint(find_checkpoint(base, "base", HubAccess())) as base_checkpoint:
-        group = _Group(base_checkpoint, policy, out, shard_bytes)
+        group = _Group(base_checkpoint, policy, out, shard_bytes, coder)
         parts = _Parts(progress, len(pending))
         while pending:
             reports = group.encode(named, pending, threads, parts)
@@ -315,7 +318,15 @@ class _Parts:
 class _Group:
     """Encodes as many checkpoints together as may be open at a time."""
 
-    def __init__(self, base: Checkpoint, policy: DtypePolicy, out: Path, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        policy: DtypePolicy,
+        out: Path,
+        shard_bytes: int,
+        coder: SpanCoder | None,
+    ) -> None:
+        self._coder = coder
         self._base = base
         self._policy = policy
         self._out = out
@@ -341,7 +352,8 @@ class _Group:
                 )
                 for name, encoder in encoders.items()
             ]
-            sizes = encode_together(self._base, encodings, threads, parts.next(len(encodings)))
+            told = parts.next(len(encodings))
+            sizes = encode_together(self._base, encodings, threads, told, self._coder)
             return {
                 name: encoder.report(size)
                 for (name, encoder), size in zip(encoders.items(), sizes, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from rlsparse_store.delta import (
     proof_failed,
 )
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes, leaves_check
+from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.tensors import LiveTensor
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
 
-__all__ = ["DeviceCoder"]
+__all__ = ["DeviceCoder", "require_kernels", "words_of"]
 
 SPAN_MEMORY: Final = 384 << 20
 """Bytes of device memory that a span takes at most: its words and what is made of them."""
@@ -60,12 +62,16 @@ class DeviceCoder:
         device: A CUDA device; under Triton's interpreter, ``"cpu"``.
         memory: Bytes of device memory to use besides what is there, for spans under way.
 
+    Raises:
+        MissingDependencyError: There is no such device, or nothing that runs kernels on it.
+
     Example:
         >>> encode_delta("base", "tuned", "delta", coder=DeviceCoder("cuda"))  # doctest: +SKIP
     """
 
     def __init__(self, device: Any = "cuda", *, memory: int = 1 << 30) -> None:  # noqa: ANN401
         self._device = torch.device(device)
+        require_kernels(self._device)
         self._backend = GpuBackend()
         self._cpu = CpuCoder()
         self._under_way = threading.BoundedSemaphore(max(1, memory // SPAN_MEMORY))
@@ -144,6 +150,25 @@ class DeviceCoder:
         return host.to(self._device, non_blocking=True)
 
 
+def require_kernels(device: torch.device) -> None:
+    """Require that kernels run on a device.
+
+    Raises:
+        MissingDependencyError: They do not.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        msg = "torch finds no CUDA device here; leave --device out to encode on the CPU"
+        raise MissingDependencyError(msg)
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        msg = f"the kernels run on CUDA devices, not on {device.type}; leave --device out"
+        raise MissingDependencyError(msg)
+
+
+def words_of(data: torch.Tensor, width: int) -> torch.Tensor:
+    """Bytes on a device as words of this width, as the kernels take them."""
+    return data.view(_INTS[width])
+
+
 def _fits(span: Span) -> bool:
     """Whether the kernels take a span."""
     plan = span.plan
@@ -184,7 +209,7 @@ class _DeviceSpan:
         return CodedSpan(span, chunks, self._tuned_leaves)
 
     def _words(self, data: torch.Tensor) -> torch.Tensor:
-        return data.view(_INTS[self._coding.width])
+        return words_of(data, self._coding.width)
 
     def _stretches(self, shared: int) -> Iterator[Stretch]:
         """What becomes chunks, in bytes of the span."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,17 @@ class Target:
         is_aligned = t.data_ptr() % t.element_size() == 0
         return t.device.type == "cpu" and t.is_contiguous() and is_aligned
 
+    @property
+    def runs_kernels(self) -> bool:
+        """Whether its words can be hashed and patched on the device where they are."""
+        coding = self.record.coding or self.record.dtype.coding
+        return runs_kernels(self.tensor) and coding.width in (8, 16, 32)
+
+    @property
+    def device_bytes(self) -> torch.Tensor:
+        """Its bytes where they are, shared with it."""
+        return self.tensor.detach().view(-1).view(torch.uint8)
+
     def load(self) -> NDArray[np.uint8]:
         """Its bytes, row by row: its own memory if it is direct, else a copy."""
         tensor = self.tensor.detach()
@@ -64,6 +76,12 @@ class Target:
         if not self.is_direct:
             tensor = self.tensor.detach()
             tensor.copy_(torch.from_numpy(data).view(tensor.dtype).view(tensor.shape))
+
+
+def runs_kernels(tensor: torch.Tensor) -> bool:
+    """Whether kernels run on the memory of a tensor as it is."""
+    is_there = tensor.device.type == "cuda" and tensor.is_contiguous()
+    return is_there and importlib.util.find_spec("triton") is not None
 
 
 def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
@@ -180,7 +198,12 @@ def check_is_base(
         address = target.tensor.data_ptr()
         if address not in known:
             digester = TensorDigester(target.nbytes)
-            digester.add(target.load())
+            if target.runs_kernels:
+                from rlsparse_store.backends.gpu import hash_on_device  # noqa: PLC0415 - Triton
+
+                digester.add_leaves(hash_on_device(target.device_bytes))
+            else:
+                digester.add(target.load())
             known[address] = digester.digest()
         return target, known[address]
 

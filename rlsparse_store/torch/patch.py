@@ -104,7 +104,10 @@ def patch_targets(
     decoder, rooms = ChunkDecoder(reader, None), Rooms()
 
     def patch(piece: _Piece) -> None:
-        _patch(decoder, rooms, piece, watch)
+        if watch is None and piece.target.runs_kernels:
+            _patch_on_device(reader, decoder, piece)
+        else:
+            _patch(decoder, rooms, piece, watch)
 
     for _ in ordered_map(patch, _pieces(targets), threads):
         pass
@@ -113,7 +116,7 @@ def patch_targets(
 def _pieces(targets: list[Target]) -> Iterator[_Piece]:
     """Chunk by chunk where memory is changed where it is, else tensor by tensor."""
     for target in targets:
-        if target.is_direct:
+        if target.is_direct or target.runs_kernels:
             for chunk in target.chunks:
                 yield _Piece(target, [chunk], _nbytes(target, chunk.length))
         elif target.chunks:
@@ -124,6 +127,16 @@ def _nbytes(target: Target, words: int) -> int:
     coding = target.record.coding
     assert coding is not None  # noqa: S101 - a tensor with chunks has a coding
     return coding.nbytes(words)
+
+
+def _patch_on_device(reader: DeltaReader, decoder: ChunkDecoder, piece: _Piece) -> None:
+    from rlsparse_store.torch.device_decode import patch_on_device  # noqa: PLC0415 - Triton
+
+    target = piece.target
+    for chunk in piece.chunks:
+        start = _nbytes(target, chunk.first)
+        place = target.device_bytes[start : start + _nbytes(target, chunk.length)]
+        patch_on_device(reader, decoder, target.record, chunk, place)
 
 
 def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:

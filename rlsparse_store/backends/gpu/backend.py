@@ -162,6 +162,21 @@ class GpuBackend:
         both = torch.cat([words, moved]).cpu().numpy() * every
         return Histogram(both[: bins.size], both[bins.size :].reshape(-1, MAGNITUDE_CLASSES))
 
+    def scatter(
+        self,
+        base: torch.Tensor,
+        tuned: torch.Tensor,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None = None,
+    ) -> tuple[ContextTable, torch.Tensor, torch.Tensor]:
+        """The words of each context, and the ranks and steps of those that changed.
+
+        It is the part of :meth:`partition` that looks at every word.
+        """
+        table = ContextTable(base, coding, bounds, rows, tuned)
+        return table, *table.scatter(tuned)
+
     def partition(
         self,
         base: torch.Tensor,
@@ -171,8 +186,7 @@ class GpuBackend:
         rows: Rows | None,
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
-        table = ContextTable(base, coding, bounds, rows, tuned)
-        ranks, steps = table.scatter(tuned)
+        table, ranks, steps = self.scatter(base, tuned, coding, bounds, rows)
         masks = encode_masks(ranks, table.counts, table.changed)
         magnitude = steps.to(torch.int64).abs()
         classes = (magnitude - 1).clamp(max=_FAR)

@@ -59,8 +59,11 @@ def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
     """The leaf hashes of bytes on a device.
 
     Args:
-        data: One-dimensional, contiguous ``torch.uint8``, whose address is a multiple of 8.
+        data: One-dimensional, contiguous ``torch.uint8``, which is copied if its address is no
+            multiple of 8.
     """
+    if data.data_ptr() % 8:
+        data = data.clone()
     full = data.numel() // LEAF_BYTES
     hashes = torch.empty(full, dtype=torch.int64, device=data.device)
     if full:
