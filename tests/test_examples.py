@@ -15,7 +15,7 @@ from models import move_weights, small_llama
 from transformers import LlamaForCausalLM
 
 import rlsparse_store
-from rlsparse_store import encode_run
+from rlsparse_store import encode_run, from_delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
+TRAINING = ROOT / "specs/guides/training.md"
 
 
 def modules() -> Iterator[str]:
@@ -71,6 +72,21 @@ def test_loading_guide(
     assert isinstance(down, torch.Tensor)
     assert torch.equal(mine, tuned["model.layers.0.mlp.up_proj.weight"][24:48])
     assert torch.equal(down, tuned["model.layers.0.mlp.down_proj.weight"][:, 24:48])
+
+
+def test_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    names: dict[str, object] = {
+        "model": model,
+        "train": lambda tuned: move_weights(tuned, seed=1, density=0.1),
+    }
+    for code in python_in(TRAINING):
+        exec(compile(code, TRAINING.name, "exec"), names)  # noqa: S102 - it is our own
+    loaded = from_delta("base", "run/step-200")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_readme_python(

@@ -110,8 +110,6 @@ class DeviceCoder:
         stream = getattr(self._streams, "stream", None)
         if stream is None:
             stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            # What the trainer has written is there before it is read.
-            stream.wait_stream(torch.cuda.default_stream(self._device))
         return torch.cuda.stream(stream)
 
     def _code(

@@ -110,6 +110,9 @@ class DeltaEncoder:
             OutputError: The delta cannot be written.
         """
         policy = dtype_policy(cast, keep=keep_dtype)
+        if torch.cuda.is_available():
+            # What the trainer began on any stream is in the weights.
+            torch.cuda.synchronize()
         encoder = Encoder(self._base, live_checkpoint(live_tensors(model)), policy)
         return encode_opened(
             self._base, encoder, Path(out), self._threads, shard_bytes, progress, self._coder

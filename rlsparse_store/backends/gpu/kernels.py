@@ -301,6 +301,15 @@ def _folded(left, right):
 
 
 @triton.jit
+def _absorb(sums, word, other, secret, mask):
+    """The lanes after a stripe."""
+    value = tl.load(word, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    swapped = tl.load(other, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    keyed = value ^ tl.load(secret).to(tl.uint64, bitcast=True)
+    return sums + swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
+
+
+@triton.jit
 def hash_leaves(
     data,
     secret,
@@ -321,22 +330,17 @@ def hash_leaves(
     other = data + leaf.to(tl.int64) * 2048 + (lane ^ 1)
     lanes = tl.load(start + lane).to(tl.uint64, bitcast=True)
     sums = tl.zeros([LEAVES, 8], tl.uint64) + lanes
-    for block in range(16):
-        stripes = 16 if block < 15 else 15
-        for stripe in range(stripes):
+    for block in range(15):
+        for stripe in range(16):
             at = block * 128 + stripe * 8
-            value = tl.load(word + at, mask=mask, other=0).to(tl.uint64, bitcast=True)
-            swapped = tl.load(other + at, mask=mask, other=0).to(tl.uint64, bitcast=True)
-            keyed = value ^ tl.load(secret + stripe * 8 + lane).to(tl.uint64, bitcast=True)
-            sums += swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
-        if block < 15:
-            sums = sums ^ (sums >> 47)
-            sums = sums ^ tl.load(secret + 128 + lane).to(tl.uint64, bitcast=True)
-            sums = sums * 0x9E3779B1
-    value = tl.load(word + 2040, mask=mask, other=0).to(tl.uint64, bitcast=True)
-    swapped = tl.load(other + 2040, mask=mask, other=0).to(tl.uint64, bitcast=True)
-    keyed = value ^ tl.load(secret + 136 + lane).to(tl.uint64, bitcast=True)
-    sums += swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
+            sums = _absorb(sums, word + at, other + at, secret + stripe * 8 + lane, mask)
+        sums = sums ^ (sums >> 47)
+        sums = sums ^ tl.load(secret + 128 + lane).to(tl.uint64, bitcast=True)
+        sums = sums * 0x9E3779B1
+    for stripe in range(15):
+        at = 15 * 128 + stripe * 8
+        sums = _absorb(sums, word + at, other + at, secret + stripe * 8 + lane, mask)
+    sums = _absorb(sums, word + 2040, other + 2040, secret + 136 + lane, mask)
     sums = sums ^ tl.load(secret + 144 + lane).to(tl.uint64, bitcast=True)
     # Lanes are multiplied in pairs.
     left, right = tl.split(tl.reshape(sums, [LEAVES, 4, 2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,8 +27,9 @@ def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 -
 
     def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - the kernel's
         if programs:
-            is_interpreted = arguments[0].device.type == "cpu"
-            with _INTERPRETING if is_interpreted else nullcontext():
+            # Triton launches on the current device, whichever the arguments are on.
+            device = arguments[0].device
+            with _INTERPRETING if device.type == "cpu" else torch.cuda.device(device):
                 kernel[(programs,)](*arguments, **constants)
 
     return run
