@@ -2,6 +2,7 @@
 
 from rlsparse_store.delta.apply import ApplyReport, apply_delta
 from rlsparse_store.delta.chunks import ChunkDecoder, check_sources, wrong_base
+from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.encode import (
     SHARD_BYTES,
     dtype_policy,
@@ -15,7 +16,7 @@ from rlsparse_store.delta.groups import layer_of, module_of
 from rlsparse_store.delta.identity import check_small_origins
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.lazy import DeltaCheckpoint, DeltaSlice, open_delta, open_found
-from rlsparse_store.delta.locate import find_checkpoint, find_delta, subfolder_parts
+from rlsparse_store.delta.locate import find_base, find_checkpoint, find_delta, subfolder_parts
 from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.report import (
@@ -46,6 +47,7 @@ from rlsparse_store.delta.scan import (
     Stretch,
     proof_failed,
 )
+from rlsparse_store.delta.sources import TensorPlan, plan_tensors
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.delta.together import CpuCoder, SpanCoder
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
@@ -73,6 +75,8 @@ __all__ = [
     "Span",
     "SpanCoder",
     "Stretch",
+    "TensorCursor",
+    "TensorPlan",
     "TensorReport",
     "VerifyReport",
     "WholeTensor",
@@ -84,6 +88,7 @@ __all__ = [
     "encode_delta",
     "encode_opened",
     "encode_run",
+    "find_base",
     "find_checkpoint",
     "find_delta",
     "inspect_delta",
@@ -97,6 +102,7 @@ __all__ = [
     "open_found",
     "ordered_map",
     "percent",
+    "plan_tensors",
     "proof_failed",
     "read_reports",
     "report_delta",

@@ -1,0 +1,228 @@
+"""What is counted of a tensor: the sums of its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from rlsparse_store.analysis.values import CASTS, cast_words, is_numeric, values_of
+from rlsparse_store.backends import get_backend
+from rlsparse_store.backends.numpy.words import steps
+from rlsparse_store.codec.contexts import key_bins
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.analysis.pairs import Block, Pair, SharedTensor
+    from rlsparse_store.backends import Words
+    from rlsparse_store.dtypes import Dtype
+
+__all__ = ["RELATIVE", "STEP_EDGES", "TOLERANCES", "Measures", "measure_tensor", "step_labels"]
+
+TOLERANCES: Final = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+"""Absolute differences up to which values count as equal; the papers use 1e-5."""
+
+RELATIVE: Final = 1e-3
+"""Of the larger magnitude: for bfloat16 the same as equal bits."""
+
+STEP_EDGES: Final = (1, 2, 3, 4, 8, 16, 32, 64, 128, 1024)
+"""Where classes of |step| begin."""
+
+
+def step_labels() -> list[str]:
+    """The classes of steps, from the farthest down to the farthest up."""
+    ends = [*(edge - 1 for edge in STEP_EDGES[1:]), None]
+    names = [
+        str(start) if start == end else f"{start}+" if end is None else f"{start}-{end}"
+        for start, end in zip(STEP_EDGES, ends, strict=True)
+    ]
+    return [f"-{name}" for name in names[::-1]] + [f"+{name}" for name in names]
+
+
+@dataclass(slots=True)
+class Measures:
+    """Sums over words. Those of several tensors add up.
+
+    Attributes:
+        words: Words compared.
+        changed: Words whose bits differ.
+        within: Words that differ by at most each of :data:`TOLERANCES`, equal ones included.
+        within_relative: Words that differ by at most 1e-3 of the larger magnitude.
+        sign_flips: Words whose sign differs.
+        exponent_moves: Changed words whose exponent differs.
+        not_numbers: NaNs of the tuned side among changed words.
+        negative_zeros: Negative zeros of the tuned side among changed words.
+        steps: Changed words by class of step, as :func:`step_labels` has them.
+        square_delta: Sum of squared differences of finite values.
+        absolute_delta: Sum of their magnitudes.
+        largest_delta: The largest of them.
+        square_base: Sum of the base's squared finite values.
+        cast_changed: Words that would still differ after casting to each of ``CASTS``.
+        by_exponent: Words and changed words by the base's exponent, ``[2, exponents]``.
+    """
+
+    words: int = 0
+    changed: int = 0
+    within: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(TOLERANCES), np.int64))
+    within_relative: int = 0
+    sign_flips: int = 0
+    exponent_moves: int = 0
+    not_numbers: int = 0
+    negative_zeros: int = 0
+    steps: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(2 * len(STEP_EDGES), np.int64)
+    )
+    square_delta: float = 0.0
+    absolute_delta: float = 0.0
+    largest_delta: float = 0.0
+    square_base: float = 0.0
+    cast_changed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(CASTS), np.int64))
+    by_exponent: NDArray[np.int64] | None = None
+
+    def __iadd__(self, other: Measures) -> Self:
+        """Add the sums of other words."""
+        for name in ("words", "changed", "within_relative", "sign_flips", "exponent_moves"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("not_numbers", "negative_zeros", "square_delta", "absolute_delta"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.square_base += other.square_base
+        self.largest_delta = max(self.largest_delta, other.largest_delta)
+        self.within = self.within + other.within
+        self.steps = self.steps + other.steps
+        self.cast_changed = self.cast_changed + other.cast_changed
+        if other.by_exponent is not None:
+            mine = self.by_exponent
+            is_alike = mine is not None and mine.shape == other.by_exponent.shape
+            # Exponents of different dtypes do not add up: those of most words are kept.
+            if mine is None or (not is_alike and mine.sum() < other.by_exponent.sum()):
+                self.by_exponent = other.by_exponent
+            elif is_alike:
+                self.by_exponent = mine + other.by_exponent
+        return self
+
+
+@dataclass(slots=True)
+class Lines:
+    """Changed words by row and by column of a matrix.
+
+    Attributes:
+        rows: Changed words of each row.
+        columns: Changed words of each column.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, Lines | None]:
+    """Measure one tensor, block by block.
+
+    Returns:
+        Its sums, and its rows and columns if it has at least two dimensions.
+    """
+    total = Measures()
+    lines = _lines(tensor)
+    width = 0 if lines is None else lines.columns.size
+    for block in pair.blocks(tensor.name):
+        places = np.flatnonzero(block.base != block.tuned)
+        total += _measure(block, places, tensor.dtype)
+        if lines is not None and places.size:
+            row, column = np.divmod(places + block.first, width)
+            first = int(row[0])
+            counts = np.bincount(row - first)
+            lines.rows[first : first + counts.size] += counts
+            lines.columns += np.bincount(column, minlength=width)
+    return total, lines
+
+
+def _lines(tensor: SharedTensor) -> Lines | None:
+    if len(tensor.shape) < 2 or tensor.words == 0:
+        return None
+    all_words = tensor.words + tensor.tail
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    if rows == 0 or all_words % rows:
+        return None
+    width = all_words // rows
+    return Lines(np.zeros(-(-tensor.words // width), np.int64), np.zeros(width, np.int64))
+
+
+def _measure(block: Block, places: NDArray[np.int64], dtype: Dtype) -> Measures:
+    found = Measures(words=block.base.size, changed=places.size)
+    equal = block.base.size - places.size
+    found.within += equal
+    found.within_relative = equal
+    if dtype.mantissa_bits is not None:
+        found.by_exponent = _by_exponent(block, dtype)
+    before, after = block.base[places], block.tuned[places]
+    found.steps = _step_classes(steps(before, after, dtype.coding))
+    found.sign_flips = _differ_above(before, after, dtype.coding.width - 1)
+    if dtype.mantissa_bits is not None:
+        # With the sign left out: shifted to the top and away.
+        low = np.array((1 << (dtype.coding.width - 1)) - 1, before.dtype)
+        found.exponent_moves = _differ_above(before & low, after & low, dtype.mantissa_bits)
+    if is_numeric(dtype):
+        _add_values(found, block.base, before, after, dtype)
+    return found
+
+
+def _differ_above(before: Words, after: Words, bit: int) -> int:
+    """Words that differ in their bits from this one on."""
+    shift = before.dtype.type(bit)
+    return int(np.count_nonzero((before >> shift) != (after >> shift)))
+
+
+def _by_exponent(block: Block, dtype: Dtype) -> NDArray[np.int64]:
+    """Words and changed words by exponent of the base."""
+    assert dtype.mantissa_bits is not None  # noqa: S101 - the caller asked
+    bins = key_bins(dtype.coding, dtype.mantissa_bits)
+    histogram = get_backend().histogram(block.base, block.tuned, dtype.coding, bins)
+    both = np.stack([histogram.words, histogram.magnitudes.sum(1)])
+    exponents = 1 << (dtype.coding.key_bits - dtype.mantissa_bits)
+    # Narrow words have a bin per key, others two per exponent.
+    summed: NDArray[np.int64] = both.reshape(2, exponents, -1).sum(2)
+    return summed
+
+
+def _step_classes(step: NDArray[np.int64]) -> NDArray[np.int64]:
+    magnitude = np.abs(step).view(np.uint64)
+    edges = np.array(STEP_EDGES, np.uint64)
+    place = np.searchsorted(edges, magnitude, side="right") - 1
+    signed = np.where(step < 0, len(STEP_EDGES) - 1 - place, len(STEP_EDGES) + place)
+    return np.bincount(signed, minlength=2 * len(STEP_EDGES))
+
+
+def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype: Dtype) -> None:
+    """Add what is measured of values rather than of words."""
+    found.square_base = _squares(values_of(base, dtype))
+    old, new = values_of(before, dtype), values_of(after, dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = np.abs(new.astype(np.float64) - old.astype(np.float64))
+        for number, tolerance in enumerate(TOLERANCES):
+            found.within[number] += np.count_nonzero(delta <= tolerance)
+        largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
+        found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))
+    finite = delta[np.isfinite(delta)]
+    found.square_delta = float(np.dot(finite, finite))
+    found.absolute_delta = float(finite.sum())
+    found.largest_delta = float(finite.max(initial=0.0))
+    found.not_numbers = int(np.count_nonzero(np.isnan(new)))
+    found.negative_zeros = int(np.count_nonzero((new == 0) & np.signbit(new)))
+    for number, code in enumerate(CASTS):
+        found.cast_changed[number] = np.count_nonzero(
+            cast_words(old, code) != cast_words(new, code)
+        )
+
+
+def _squares(values: NDArray[np.floating[Any]]) -> float:
+    """The sum of squares of finite values: short sums in their own precision, then in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        full = values.size // 1024 * 1024
+        rows = values[:full].reshape(-1, 1024)
+        parts = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+        total = float(parts.sum()) + float(np.square(values[full:], dtype=np.float64).sum())
+    if np.isfinite(total):
+        return total
+    finite = values[np.isfinite(values)].astype(np.float64)
+    return float(np.dot(finite, finite))

@@ -1,0 +1,312 @@
+"""Base and tuned side by side, block by block: of two checkpoints, or of a delta over its base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlsparse_store.checkpoint import Checkpoint, TensorRef, open_checkpoint
+from rlsparse_store.codec import Widening, as_words, narrow
+from rlsparse_store.container import DeltaReader, Kind, TensorRecord
+from rlsparse_store.delta import (
+    ChunkDecoder,
+    Progress,
+    TensorCursor,
+    TensorPlan,
+    check_sources,
+    dtype_policy,
+    find_base,
+    find_checkpoint,
+    find_delta,
+    layer_of,
+    module_of,
+    ordered_map,
+    plan_tensors,
+    silent,
+)
+from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.closing import Closing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rlsparse_store.backends import Words
+    from rlsparse_store.dtypes import Dtype
+
+__all__ = ["Block", "Pair", "SharedTensor", "Unmatched", "open_pair", "over_base"]
+
+Read = Callable[[int, NDArray[np.uint8]], None]
+"""Fills an array with bytes of a tensor from a byte on; calls go from front to back."""
+
+Result = TypeVar("Result")
+
+BLOCK_WORDS: Final = 1 << 20
+"""Words of a block: what is held of a tensor besides a chunk of a delta."""
+
+
+class Block(NamedTuple):
+    """A run of words that base and tuned share.
+
+    Attributes:
+        first: Place of its first word in the tensor.
+        base: Words of the base.
+        tuned: Words of the tuned checkpoint, in the base's dtype.
+    """
+
+    first: int
+    base: Words
+    tuned: Words
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTensor:
+    """A tensor of the tuned checkpoint and what it comes from.
+
+    Attributes:
+        name: Its name.
+        dtype: The dtype that is compared: the source's.
+        shape: Its dimensions, in elements.
+        words: Leading words that both have, in the dtype's default coding.
+        tail: Words that only the tuned one has.
+        source: Its source's name in the base.
+        layer: Its layer, or ``other``.
+        module: Its kind of module.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    words: int
+    tail: int
+    source: str
+    layer: str
+    module: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both sides, for sharing out work."""
+        return 2 * self.dtype.coding.nbytes(self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """A tensor that only one side has, or that cannot be compared.
+
+    Attributes:
+        name: Its name.
+        elements: Its elements.
+        reason: Why.
+    """
+
+    name: str
+    elements: int
+    reason: str
+
+
+class Pair(Closing):
+    """A base and what tuning made of it.
+
+    Attributes:
+        path: Where the tuned side lies.
+        tensors: What is compared, by name.
+        unmatched: What is not, and why.
+        tied: Names of tensors that are others' bytes again, which count once, there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        base: Checkpoint,
+        tensors: dict[str, tuple[SharedTensor, Widening]],
+        unmatched: list[Unmatched],
+        tied: list[str],
+        reader: Callable[[str], Read],
+        stack: ExitStack,
+    ) -> None:
+        self.path = path
+        self.tensors = {name: tensor for name, (tensor, _) in tensors.items()}
+        self.unmatched = unmatched
+        self.tied = tied
+        self._widenings = {name: widening for name, (_, widening) in tensors.items()}
+        self._base = base
+        self._reader = reader
+        self._stack = stack
+
+    def blocks(self, name: str, words: int = BLOCK_WORDS) -> Iterator[Block]:
+        """The blocks of a tensor, from front to back.
+
+        Args:
+            name: The tensor.
+            words: Words of a block, even.
+
+        Raises:
+            FormatError: The delta is damaged, or the base is not the right one.
+            RlsparseError: A file was cut short or cannot be read.
+        """
+        tensor = self.tensors[name]
+        source = self._base.tensors[tensor.source]
+        coding, widening = tensor.dtype.coding, self._widenings[name]
+        read = self._reader(name)
+        for first in range(0, tensor.words, words):
+            number = min(words, tensor.words - first)
+            start, nbytes = coding.nbytes(first), -(-number * coding.width // 8)
+            old = self._base.read(source, start, nbytes)
+            new = np.empty(nbytes * (2 if widening else 1), np.uint8)
+            read(start * (2 if widening else 1), new)
+            tuned = as_words(new, coding.width)
+            if widening:
+                narrowed = narrow(new.view(np.uint32), widening)
+                assert narrowed is not None  # noqa: S101 - what widens exactly was checked
+                tuned = narrowed
+            yield Block(first, as_words(old, coding.width)[:number], tuned[:number])
+
+    def map(
+        self,
+        function: Callable[[SharedTensor], Result],
+        threads: int,
+        progress: Progress = silent,
+    ) -> list[Result]:
+        """Apply a function to every tensor, on several threads, in order of names."""
+        total = sum(tensor.nbytes for tensor in self.tensors.values())
+        done, results = 0, []
+        tensors = list(self.tensors.values())
+        for tensor, result in zip(tensors, ordered_map(function, tensors, threads), strict=True):
+            results.append(result)
+            done += tensor.nbytes
+            progress(done, total)
+        return results
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+
+def open_pair(
+    base: str | Path, tuned: str | Path, *, cast: str | None = None, access: HubAccess | None = None
+) -> Pair:
+    """Two checkpoints, their tensors matched as encoding matches them.
+
+    Args:
+        base: The base: a folder, a file or ``org/name[@revision]``.
+        tuned: The tuned checkpoint, likewise.
+        cast: ``"bf16"`` compares float32 tensors of a bfloat16 base after rounding. Without it,
+            float32 tensors that are not exactly the base's dtype are listed as unmatched.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: One is not there.
+        CheckpointError: One is broken.
+    """
+    access = access or HubAccess()
+    with ExitStack() as stack:
+        before = stack.enter_context(open_checkpoint(find_checkpoint(base, "base", access)))
+        found = find_checkpoint(tuned, "tuned checkpoint", access)
+        after = stack.enter_context(open_checkpoint(found))
+        plans = plan_tensors(before, after, dtype_policy(cast, keep=True))
+        tensors: dict[str, tuple[SharedTensor, Widening]] = {}
+        unmatched: list[Unmatched] = []
+        for plan in plans:
+            if plan.alias_of is None and plan.source is not None and not plan.is_cast:
+                tensors[plan.tuned.name] = _planned(plan, plan.source)
+            elif plan.alias_of is None:
+                unmatched.append(_not_compared(plan))
+        used = {tensor.source for tensor, _ in tensors.values()}
+        unmatched += [
+            Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
+            for name, ref in before.tensors.items()
+            if name not in used and name not in after.tensors
+        ]
+        tied = [plan.tuned.name for plan in plans if plan.alias_of is not None]
+
+        def reader(name: str) -> Read:
+            ref = after.tensors[name]
+            return lambda start, out: after.read_into(ref, start, out)
+
+        return Pair(after.path, before, tensors, unmatched, tied, reader, stack.pop_all())
+
+
+def _planned(plan: TensorPlan, source: TensorRef) -> tuple[SharedTensor, Widening]:
+    words = source.dtype.coding.num_words(plan.shared_bytes)
+    tail = source.dtype.coding.num_words(plan.coded_nbytes) - words
+    return _shared(plan.tuned.name, source, plan.tuned.shape, words, tail), plan.widening
+
+
+def _shared(
+    name: str, source: TensorRef, shape: tuple[int, ...], words: int, tail: int
+) -> SharedTensor:
+    return SharedTensor(
+        name, source.dtype, shape, words, tail, source.name, layer_of(name), module_of(name)
+    )
+
+
+def _not_compared(plan: TensorPlan) -> Unmatched:
+    elements = plan.tuned.nbytes * 8 // plan.tuned.dtype.bits
+    return Unmatched(plan.tuned.name, elements, plan.reason or "cast: encode it to compare it")
+
+
+def over_base(
+    delta: str | Path,
+    base: str | Path | None = None,
+    *,
+    subfolder: str = "",
+    access: HubAccess | None = None,
+) -> Pair:
+    """A delta over its base. What is read is checked as it is decoded.
+
+    Args:
+        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        base: Its base; by default the commit that the delta names.
+        subfolder: The delta's folder within, of a repository or folder with several.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: One is not there.
+        FormatError: The delta is damaged.
+        BaseMismatchError: The base is not the right one.
+    """
+    access = access or HubAccess()
+    with ExitStack() as stack:
+        reader = stack.enter_context(DeltaReader(find_delta(delta, None, subfolder, access)))
+        found = find_base(reader, base, None, access)
+        checkpoint = stack.enter_context(open_checkpoint(found))
+        check_sources(reader, checkpoint)
+        records = {t.name: t for t in reader.index.tensors}
+        tensors = {
+            t.name: _recorded(t, checkpoint.tensors[t.origin])
+            for t in records.values()
+            if t.kind in (Kind.SAME, Kind.DELTA)
+        }
+        unmatched = [
+            Unmatched(t.name, t.words, "stored whole")
+            for t in records.values()
+            if t.kind is Kind.WHOLE
+        ]
+        unmatched += [
+            Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
+            for name in reader.index.removed
+            if (ref := checkpoint.tensors.get(name)) is not None
+        ]
+        tied = [t.name for t in records.values() if t.kind is Kind.ALIAS]
+        chunks = reader.index.chunks_of_tensors()
+        decoder = ChunkDecoder(reader, checkpoint.path)
+
+        def read(name: str) -> Read:
+            t = records[name]
+            source = checkpoint.tensors[t.origin]
+            cursor = TensorCursor(t, chunks.get(name, []), checkpoint, source, decoder)
+            return cursor.read_into
+
+        return Pair(reader.path, checkpoint, tensors, unmatched, tied, read, stack.pop_all())
+
+
+def _recorded(t: TensorRecord, source: TensorRef) -> tuple[SharedTensor, Widening]:
+    coding = t.coding or t.dtype.coding
+    shared = source.dtype.coding.num_words(coding.nbytes(t.shared))
+    tail = source.dtype.coding.num_words(coding.nbytes(t.tail))
+    return _shared(t.name, source, t.shape, shared, tail), t.widening
