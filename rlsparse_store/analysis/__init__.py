@@ -2,5 +2,26 @@
 
 from rlsparse_store.analysis.measures import Measures, measure_tensor
 from rlsparse_store.analysis.pairs import Pair, SharedTensor, open_pair, over_base
+from rlsparse_store.analysis.report import (
+    SCOPES,
+    ExponentTable,
+    TensorValues,
+    ValueGroup,
+    ValueReport,
+    measure_values,
+)
 
-__all__ = ["Measures", "Pair", "SharedTensor", "measure_tensor", "open_pair", "over_base"]
+__all__ = [
+    "SCOPES",
+    "ExponentTable",
+    "Measures",
+    "Pair",
+    "SharedTensor",
+    "TensorValues",
+    "ValueGroup",
+    "ValueReport",
+    "measure_tensor",
+    "measure_values",
+    "open_pair",
+    "over_base",
+]

@@ -60,6 +60,7 @@ class Measures:
         largest_delta: The largest of them.
         square_base: Sum of the base's squared finite values.
         cast_changed: Words that would still differ after casting to each of ``CASTS``.
+        largest_gap: Most words between two changes of a tensor, the first one's place included.
         by_exponent: Words and changed words by the base's exponent, ``[2, exponents]``.
     """
 
@@ -79,6 +80,7 @@ class Measures:
     largest_delta: float = 0.0
     square_base: float = 0.0
     cast_changed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(CASTS), np.int64))
+    largest_gap: int = 0
     by_exponent: NDArray[np.int64] | None = None
 
     def __iadd__(self, other: Measures) -> Self:
@@ -88,6 +90,7 @@ class Measures:
         for name in ("not_numbers", "negative_zeros", "square_delta", "absolute_delta"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.square_base += other.square_base
+        self.largest_gap = max(self.largest_gap, other.largest_gap)
         self.largest_delta = max(self.largest_delta, other.largest_delta)
         self.within = self.within + other.within
         self.steps = self.steps + other.steps
@@ -125,9 +128,14 @@ def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, Lines | 
     total = Measures()
     lines = _lines(tensor)
     width = 0 if lines is None else lines.columns.size
+    last = -1
     for block in pair.blocks(tensor.name):
         places = np.flatnonzero(block.base != block.tuned)
         total += _measure(block, places, tensor.dtype)
+        if places.size:
+            gap = int(np.diff(places, prepend=last - block.first).max()) - 1
+            total.largest_gap = max(total.largest_gap, gap)
+            last = block.first + int(places[-1])
         if lines is not None and places.size:
             row, column = np.divmod(places + block.first, width)
             first = int(row[0])
@@ -163,7 +171,9 @@ def _measure(block: Block, places: NDArray[np.int64], dtype: Dtype) -> Measures:
         low = np.array((1 << (dtype.coding.width - 1)) - 1, before.dtype)
         found.exponent_moves = _differ_above(before & low, after & low, dtype.mantissa_bits)
     if is_numeric(dtype):
-        _add_values(found, block.base, before, after, dtype)
+        # Infinities and NaNs are among the words of many checkpoints, and are counted apart.
+        with np.errstate(all="ignore"):
+            _add_values(found, block.base, before, after, dtype)
     return found
 
 
@@ -197,12 +207,11 @@ def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype
     """Add what is measured of values rather than of words."""
     found.square_base = _squares(values_of(base, dtype))
     old, new = values_of(before, dtype), values_of(after, dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        delta = np.abs(new.astype(np.float64) - old.astype(np.float64))
-        for number, tolerance in enumerate(TOLERANCES):
-            found.within[number] += np.count_nonzero(delta <= tolerance)
-        largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
-        found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))
+    delta = np.abs(new.astype(np.float64) - old.astype(np.float64))
+    for number, tolerance in enumerate(TOLERANCES):
+        found.within[number] += np.count_nonzero(delta <= tolerance)
+    largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
+    found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))
     finite = delta[np.isfinite(delta)]
     found.square_delta = float(np.dot(finite, finite))
     found.absolute_delta = float(finite.sum())
@@ -217,11 +226,10 @@ def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype
 
 def _squares(values: NDArray[np.floating[Any]]) -> float:
     """The sum of squares of finite values: short sums in their own precision, then in float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        full = values.size // 1024 * 1024
-        rows = values[:full].reshape(-1, 1024)
-        parts = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
-        total = float(parts.sum()) + float(np.square(values[full:], dtype=np.float64).sum())
+    full = values.size // 1024 * 1024
+    rows = values[:full].reshape(-1, 1024)
+    parts = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+    total = float(parts.sum()) + float(np.square(values[full:], dtype=np.float64).sum())
     if np.isfinite(total):
         return total
     finite = values[np.isfinite(values)].astype(np.float64)

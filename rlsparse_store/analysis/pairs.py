@@ -74,6 +74,7 @@ class SharedTensor:
         shape: Its dimensions, in elements.
         words: Leading words that both have, in the dtype's default coding.
         tail: Words that only the tuned one has.
+        source_words: Words of its source.
         source: Its source's name in the base.
         layer: Its layer, or ``other``.
         module: Its kind of module.
@@ -84,9 +85,15 @@ class SharedTensor:
     shape: tuple[int, ...]
     words: int
     tail: int
+    source_words: int
     source: str
     layer: str
     module: str
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether one side has rows that the other does not."""
+        return self.tail > 0 or self.source_words > self.words
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +144,17 @@ class Pair(Closing):
         self._base = base
         self._reader = reader
         self._stack = stack
+
+    def keep_only(self, why_not: Callable[[SharedTensor], str]) -> None:
+        """Compare fewer tensors; the others are listed as unmatched.
+
+        Args:
+            why_not: Why a tensor is left out, or an empty text.
+        """
+        for name, tensor in list(self.tensors.items()):
+            if reason := why_not(tensor):
+                del self.tensors[name]
+                self.unmatched.append(Unmatched(name, tensor.words + tensor.tail, reason))
 
     def blocks(self, name: str, words: int = BLOCK_WORDS) -> Iterator[Block]:
         """The blocks of a tensor, from front to back.
@@ -241,7 +259,15 @@ def _shared(
     name: str, source: TensorRef, shape: tuple[int, ...], words: int, tail: int
 ) -> SharedTensor:
     return SharedTensor(
-        name, source.dtype, shape, words, tail, source.name, layer_of(name), module_of(name)
+        name=name,
+        dtype=source.dtype,
+        shape=shape,
+        words=words,
+        tail=tail,
+        source_words=source.dtype.coding.num_words(source.nbytes),
+        source=source.name,
+        layer=layer_of(name),
+        module=module_of(name),
     )
 
 

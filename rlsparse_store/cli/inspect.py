@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlsparse_store.analysis import SCOPES, measure_values, open_pair, over_base
 from rlsparse_store.cli.encode import print_encoded, print_run
-from rlsparse_store.cli.options import json_option, quiet_option, subfolder_option, threads_option
+from rlsparse_store.cli.options import (
+    base_option,
+    json_option,
+    quiet_option,
+    subfolder_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.cli.values import print_csv, print_values
 from rlsparse_store.delta import (
     STEP_LABELS,
     EncodeReport,
@@ -22,7 +31,8 @@ from rlsparse_store.delta import (
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from rlsparse_store.delta import DeltaReport, Group
+    from rlsparse_store.analysis import ValueReport
+    from rlsparse_store.delta import DeltaReport, Group, Progress
 
 __all__ = ["inspect_command", "print_report"]
 
@@ -33,6 +43,32 @@ SHOWN_TENSORS = 20
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="DELTA | RUN | BASE TUNED")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, in order of names.")
+@base_option
+@click.option(
+    "--values",
+    "with_values",
+    is_flag=True,
+    help="Of a delta: measure values, too, over --base or the base that it names.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    default="matched",
+    show_default=True,
+    help="What counts: what both sides have, all of the tuned side, or matrices in layers.",
+)
+@click.option("--align-rows/--no-align-rows", default=True, help="Compare resized tensors' rows.")
+@click.option(
+    "--preset",
+    type=click.Choice(["exact", "mukherjee"]),
+    default="exact",
+    show_default=True,
+    help="Whose figure comes first: equal bits, or equal to 1e-5 and an unweighted mean.",
+)
+@click.option("--rank", is_flag=True, help="Compute the ranks of some updates.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line for each tensor.")
+@click.option("--plot", "plots", metavar="DIR", help="Write pictures there, as PNG and SVG.")
+@click.option("--report", "page", metavar="FILE", help="Write one HTML page with everything.")
 @subfolder_option
 @click.option("--cast", type=click.Choice(["bf16"]), help="For a pair: as for encode.")
 @click.option("--keep-dtype", is_flag=True, help="For a pair: as for encode.")
@@ -41,42 +77,82 @@ SHOWN_TENSORS = 20
 @quiet_option
 def inspect_command(
     paths: tuple[str, ...],
-    show_all: bool,  # noqa: FBT001 - click passes every parameter by name
-    subfolder: str,
-    cast: str | None,
-    keep_dtype: bool,  # noqa: FBT001
-    threads: int | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **options: Any,  # noqa: ANN401 - as above
 ) -> None:
     """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
     DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. A delta is read from its index
-    alone: no base is needed and nothing is decoded. A pair is
-    encoded without writing anything, so its sizes are those that encode would give.
+    alone: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and
+    columns need the base: they are measured of a pair, and of a delta with --base or --values.
     """
-    report: DeltaReport
-    if len(paths) == 1 and not subfolder and is_run(paths[0]):
+    if len(paths) > 2:
+        msg = "give one DELTA or RUN, or BASE and TUNED"
+        raise click.UsageError(msg)
+    if len(paths) == 1 and not options["subfolder"] and is_run(paths[0]):
         run = inspect_run(paths[0])
         if as_json:
             print_json(run.as_json())
         else:
             print_run(run)
         return
-    if len(paths) == 1:
-        report = inspect_delta(paths[0], subfolder=subfolder)
-    elif len(paths) == 2:
-        with progress_bar("inspect", quiet=quiet) as progress:
-            report = measure_pair(
-                *paths, cast=cast, keep_dtype=keep_dtype, threads=threads, progress=progress
-            )
-    else:
-        msg = "give one DELTA or RUN, or BASE and TUNED"
-        raise click.UsageError(msg)
+    report, values = _measure(paths, options, quiet=quiet)
+    if options["plots"] is not None or options["page"] is not None:
+        _draw(report, values, options["plots"], options["page"])
     if as_json:
-        print_json(report.as_json())
+        measured = {} if values is None else {"values": values.as_json()}
+        print_json({**report.as_json(), **measured})
+    elif options["as_csv"]:
+        print_csv(report, values)
     else:
-        print_report(report, show_all=show_all)
+        print_report(report, show_all=options["show_all"])
+        if values is not None:
+            click.echo("\nValues")
+            print_values(values, options["preset"])
+
+
+def _measure(
+    paths: tuple[str, ...], options: dict[str, Any], *, quiet: bool
+) -> tuple[DeltaReport, ValueReport | None]:
+    """The report of a delta or a pair, and of its values where both sides are at hand."""
+    wanted = {name: options[name] for name in ("scope", "align_rows", "rank", "threads")}
+    if len(paths) == 1:
+        report = inspect_delta(paths[0], subfolder=options["subfolder"])
+        if options["base"] is None and not (options["with_values"] or options["rank"]):
+            return report, None
+        with progress_bar("inspect", quiet=quiet) as progress:
+            opened = over_base(paths[0], options["base"], subfolder=options["subfolder"])
+            with opened as pair:
+                values = measure_values(
+                    pair, delta_bytes=report.delta_bytes, progress=progress, **wanted
+                )
+        return report, values
+    encoding = {name: options[name] for name in ("cast", "keep_dtype", "threads")}
+    with progress_bar("inspect", quiet=quiet) as progress:
+        encoded = measure_pair(*paths, progress=_half(progress, 0), **encoding)
+        with open_pair(*paths, cast=options["cast"]) as pair:
+            values = measure_values(
+                pair, delta_bytes=encoded.delta_bytes, progress=_half(progress, 1), **wanted
+            )
+    return encoded, values
+
+
+def _draw(
+    report: DeltaReport, values: ValueReport | None, plots: str | None, page: str | None
+) -> None:
+    # Only now: what draws is not needed for anything else.
+    from rlsparse_store.cli.pictures import write_pictures, write_report  # noqa: PLC0415
+
+    if plots is not None:
+        write_pictures(report, values, Path(plots))
+    if page is not None:
+        write_report(report, values, Path(page))
+
+
+def _half(progress: Progress, number: int) -> Progress:
+    """Progress of the first or the second half of the work."""
+    return lambda done, total: progress(number * total + done, 2 * total)
 
 
 def print_report(report: DeltaReport, *, show_all: bool = False) -> None:

@@ -1,0 +1,104 @@
+"""What the changes would take under encodings that others have published, from counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rlsparse_store.analysis.measures import Measures
+    from rlsparse_store.analysis.pairs import SharedTensor
+
+__all__ = ["Encoding", "encodings_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """One way to store the changes of what is compared.
+
+    Attributes:
+        name: What is stored of a change.
+        used_by: Who stores it so, or whose bound it is.
+        nbytes: Bytes of it, without headers.
+        bits_per_changed: 8 * nbytes / changed, or ``None`` if nothing changed.
+        is_bound: Whether it is a bound that no file reaches, and not a format.
+    """
+
+    name: str
+    used_by: str
+    nbytes: int
+    bits_per_changed: float | None
+    is_bound: bool
+
+
+def encodings_of(
+    measured: Sequence[tuple[SharedTensor, Measures]], delta_bytes: int | None
+) -> list[Encoding]:
+    """Sizes under each encoding, ours first if it is known.
+
+    Args:
+        measured: The tensors and what was counted of them.
+        delta_bytes: Bytes of the delta's files.
+    """
+    changed = sum(m.changed for _, m in measured)
+
+    def encoding(name: str, used_by: str, nbytes: float, *, is_bound: bool = False) -> Encoding:
+        return Encoding(
+            name=name,
+            used_by=used_by,
+            nbytes=math.ceil(nbytes),
+            bits_per_changed=8 * nbytes / changed if changed else None,
+            is_bound=is_bound,
+        )
+
+    values = sum(m.changed * t.dtype.coding.width / 8 for t, m in measured)
+    masks = sum(-(-m.words // 8) for _, m in measured if m.changed)
+    gaps = sum(m.changed * (2 if m.largest_gap < 1 << 16 else 4) for _, m in measured)
+    flat = sum(_entropy(m.changed, m.words) for _, m in measured) / 8
+    known = sum(_entropy_by_exponent(m) for _, m in measured) / 8
+    signed = sum(_step_entropy(m.steps) for _, m in measured) / 8
+    found = [
+        encoding("int32 index, value", "TRL, vLLM, verl", 4 * changed + values),
+        encoding("int64 index, value", "torch.sparse_coo", 8 * changed + values),
+        encoding("gap of 16 or 32 bits, value", "NeMo-RL, PULSE; before zstd", gaps + values),
+        encoding("bitmap, value", "BitDelta-like masks", masks + values),
+        encoding("entropy of the mask, value", "a bound", flat + values, is_bound=True),
+        encoding("entropy of mask and steps", "a bound", flat + signed, is_bound=True),
+        encoding(
+            "entropy given the base's exponent, and of steps",
+            "a bound",
+            known + signed,
+            is_bound=True,
+        ),
+    ]
+    if delta_bytes is not None:
+        found.insert(0, encoding("rlsparse_store", "this delta, all of it", delta_bytes))
+    return found
+
+
+def _entropy(k: int, n: int) -> float:
+    """Bits to tell which k of n changed, if all choices were equally likely and independent."""
+    if k in (0, n):
+        return 0.0
+    p = k / n
+    return -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+
+def _entropy_by_exponent(m: Measures) -> float:
+    if m.by_exponent is None:
+        return _entropy(m.changed, m.words)
+    words, changed = m.by_exponent.tolist()
+    return sum(_entropy(k, n) for n, k in zip(words, changed, strict=True))
+
+
+def _step_entropy(steps: NDArray[np.int64]) -> float:
+    """Bits for the classes of steps; what is told within a class is not counted."""
+    counts = [count for count in steps.tolist() if count]
+    total = sum(counts)
+    return -sum(float(count) * math.log2(count / total) for count in counts)

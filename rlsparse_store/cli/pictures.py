@@ -1,0 +1,139 @@
+"""Pictures of an update, and a page with all that is known of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlsparse_store.delta import STEP_LABELS, percent, size
+from rlsparse_store.plots import (
+    change_by_exponent,
+    density_by_depth,
+    density_map,
+    size_comparison,
+    step_histogram,
+    write_page,
+)
+from rlsparse_store.storage.output import OutputFile, output_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rlsparse_store.analysis import ValueReport
+    from rlsparse_store.delta import DeltaReport, Group
+
+__all__ = ["write_pictures", "write_report"]
+
+
+def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path) -> None:
+    """Write every picture there is, as PNG and SVG.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: The folder cannot be written, or has such pictures already.
+    """
+    pictures = [
+        (f"{name}.{form}", picture)
+        for form in ("png", "svg")
+        for name, _, picture in _pictures(report, values, form)
+    ]
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures:
+        with OutputFile(folder / name) as file:
+            file.write(picture, 0)
+
+
+def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
+    """Write one page that needs nothing besides itself.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: The page cannot be written, or is there already.
+    """
+    title = f"{percent(report.density)} of {report.elements:,} weights changed"
+    base = report.base_repo or "not named"
+    facts = [
+        ("base", f"{base}, {report.base_digest[:16]}…"),
+        ("base's commit", report.base_revision or "not named"),
+        ("tuned", f"{report.tuned_digest[:16]}…"),
+        ("weights changed", f"{report.changed:,} of {report.elements:,}"),
+        ("tensors", size(report.tuned_bytes)),
+        ("delta", size(report.delta_bytes)),
+    ]
+    if report.bits_per_changed is not None:
+        facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
+    if report.cast:
+        facts.append(("lossy", f"rounded to {report.cast} before it was stored"))
+    pictures = [(caption, picture) for _, caption, picture in _pictures(report, values, "png")]
+    text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with OutputFile(path) as file:
+        file.write(text.encode(), 0)
+
+
+def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
+    if values is None:
+        return []
+    facts = [
+        ("unchanged at 1e-5", percent(values.unchanged_within["1e-05"])),
+        ("mean density of tensors, unweighted", percent(values.mean_density)),
+        ("norm of the update", f"{values.delta_norm:.4g}"),
+        ("tensors without a change", percent(values.inactive_ratio)),
+    ]
+    if values.exponents is not None and values.exponents.half_magnitude is not None:
+        facts.append(("change as likely as not at", f"{values.exponents.half_magnitude:.3g}"))
+    return facts + [("careful", caution) for caution in values.cautions]
+
+
+def _pictures(
+    report: DeltaReport, values: ValueReport | None, form: str
+) -> list[tuple[str, str, bytes]]:
+    """Names, captions and bytes of the pictures."""
+    labels: Sequence[str] = STEP_LABELS[3::-1] + STEP_LABELS[4:]
+    counts = [*report.steps[3::-1], *report.steps[4:]]
+    if values is not None:
+        labels, counts = values.step_labels, values.steps
+    layers = [(g.name, g.elements, g.changed) for g in report.layers]
+    found = [
+        ("map", "Changed weights by layer and kind of module", density_map(report, form)),
+        ("depth", "Changed weights by layer", density_by_depth(layers, form)),
+        ("steps", "How far changed weights moved", step_histogram(labels, counts, form)),
+    ]
+    if values is not None and values.exponents is not None:
+        table = values.exponents
+        picture = change_by_exponent(table.words, table.changed, -table.exponents[0], form)
+        found.append(("exponents", "Probability of a change by the base's magnitude", picture))
+    if values is not None:
+        sizes = [(e.name, e.nbytes) for e in values.encodings]
+        found.append(("sizes", "What the changes take", size_comparison(sizes, form)))
+    return [(name, caption, picture) for name, caption, picture in found if picture is not None]
+
+
+def _tables(
+    report: DeltaReport, values: ValueReport | None
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    headings = ["", "tensors", "weights", "changed", "density"]
+    tables = [
+        ("By layer", headings, _rows(report.layers)),
+        ("By kind of module", headings, _rows(report.modules)),
+    ]
+    if values is not None:
+        rows = [[f"≤ {t}", percent(s)] for t, s in values.unchanged_within.items()]
+        tables.append(("Unchanged, by tolerance", ["difference", "unchanged"], rows))
+        sizes = [[e.name, e.used_by, size(e.nbytes)] for e in values.encodings]
+        tables.append(("What the changes take", ["encoding", "used by", "size"], sizes))
+    rows = [
+        [t.name, t.kind, t.dtype, f"{t.elements:,}", f"{t.changed:,}", percent(t.density)]
+        for t in report.tensors
+    ]
+    tables.append(("By tensor", ["tensor", "kind", "dtype", "weights", "changed", "density"], rows))
+    return tables
+
+
+def _rows(groups: list[Group]) -> list[list[str]]:
+    return [
+        [g.name, f"{g.tensors:,}", f"{g.elements:,}", f"{g.changed:,}", percent(g.density)]
+        for g in groups
+    ]
