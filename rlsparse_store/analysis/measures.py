@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from rlsparse_store.analysis.values import CASTS, cast_words, is_numeric, values_of
+from rlsparse_store.analysis.values import CASTS, cast_differs, is_numeric, values_of
 from rlsparse_store.backends import get_backend
 from rlsparse_store.backends.numpy.words import steps
 from rlsparse_store.codec.contexts import key_bins
@@ -29,6 +29,9 @@ RELATIVE: Final = 1e-3
 
 STEP_EDGES: Final = (1, 2, 3, 4, 8, 16, 32, 64, 128, 1024)
 """Where classes of |step| begin."""
+
+
+_STEP_CLASS: Final = np.searchsorted(STEP_EDGES, np.arange(STEP_EDGES[-1] + 1), side="right") - 1
 
 
 def step_labels() -> list[str]:
@@ -165,22 +168,17 @@ def _measure(block: Block, places: NDArray[np.int64], dtype: Dtype) -> Measures:
         found.by_exponent = _by_exponent(block, dtype)
     before, after = block.base[places], block.tuned[places]
     found.steps = _step_classes(steps(before, after, dtype.coding))
-    found.sign_flips = _differ_above(before, after, dtype.coding.width - 1)
+    different = before ^ after
+    magnitude = before.dtype.type((1 << (dtype.coding.width - 1)) - 1)
+    found.sign_flips = int(np.count_nonzero(different > magnitude))
     if dtype.mantissa_bits is not None:
-        # With the sign left out: shifted to the top and away.
-        low = np.array((1 << (dtype.coding.width - 1)) - 1, before.dtype)
-        found.exponent_moves = _differ_above(before & low, after & low, dtype.mantissa_bits)
+        fraction = before.dtype.type((1 << dtype.mantissa_bits) - 1)
+        found.exponent_moves = int(np.count_nonzero((different & magnitude) > fraction))
     if is_numeric(dtype):
         # Infinities and NaNs are among the words of many checkpoints, and are counted apart.
         with np.errstate(all="ignore"):
             _add_values(found, block.base, before, after, dtype)
     return found
-
-
-def _differ_above(before: Words, after: Words, bit: int) -> int:
-    """Words that differ in their bits from this one on."""
-    shift = before.dtype.type(bit)
-    return int(np.count_nonzero((before >> shift) != (after >> shift)))
 
 
 def _by_exponent(block: Block, dtype: Dtype) -> NDArray[np.int64]:
@@ -197,8 +195,7 @@ def _by_exponent(block: Block, dtype: Dtype) -> NDArray[np.int64]:
 
 def _step_classes(step: NDArray[np.int64]) -> NDArray[np.int64]:
     magnitude = np.abs(step).view(np.uint64)
-    edges = np.array(STEP_EDGES, np.uint64)
-    place = np.searchsorted(edges, magnitude, side="right") - 1
+    place = _STEP_CLASS[np.minimum(magnitude, np.uint64(STEP_EDGES[-1])).view(np.int64)]
     signed = np.where(step < 0, len(STEP_EDGES) - 1 - place, len(STEP_EDGES) + place)
     return np.bincount(signed, minlength=2 * len(STEP_EDGES))
 
@@ -213,15 +210,14 @@ def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype
     largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
     found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))
     finite = delta[np.isfinite(delta)]
-    found.square_delta = float(np.dot(finite, finite))
+    # Not np.dot, whose library would start threads of its own.
+    found.square_delta = float(np.einsum("i,i->", finite, finite))
     found.absolute_delta = float(finite.sum())
     found.largest_delta = float(finite.max(initial=0.0))
     found.not_numbers = int(np.count_nonzero(np.isnan(new)))
     found.negative_zeros = int(np.count_nonzero((new == 0) & np.signbit(new)))
     for number, code in enumerate(CASTS):
-        found.cast_changed[number] = np.count_nonzero(
-            cast_words(old, code) != cast_words(new, code)
-        )
+        found.cast_changed[number] = cast_differs(before, after, dtype, code)
 
 
 def _squares(values: NDArray[np.floating[Any]]) -> float:
@@ -233,4 +229,4 @@ def _squares(values: NDArray[np.floating[Any]]) -> float:
     if np.isfinite(total):
         return total
     finite = values[np.isfinite(values)].astype(np.float64)
-    return float(np.dot(finite, finite))
+    return float(np.einsum("i,i->", finite, finite))

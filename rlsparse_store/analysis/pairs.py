@@ -46,7 +46,7 @@ Read = Callable[[int, NDArray[np.uint8]], None]
 
 Result = TypeVar("Result")
 
-BLOCK_WORDS: Final = 1 << 20
+BLOCK_WORDS: Final = 1 << 19
 """Words of a block: what is held of a tensor besides a chunk of a delta."""
 
 
@@ -157,7 +157,7 @@ class Pair(Closing):
                 self.unmatched.append(Unmatched(name, tensor.words + tensor.tail, reason))
 
     def blocks(self, name: str, words: int = BLOCK_WORDS) -> Iterator[Block]:
-        """The blocks of a tensor, from front to back.
+        """The blocks of a tensor, from front to back, each overwritten by the next.
 
         Args:
             name: The tensor.
@@ -171,11 +171,14 @@ class Pair(Closing):
         source = self._base.tensors[tensor.source]
         coding, widening = tensor.dtype.coding, self._widenings[name]
         read = self._reader(name)
+        # Fresh memory for each block would cost more than what is done with it.
+        room = np.empty((2, -(-min(words, tensor.words) * coding.width // 8)), np.uint8)
         for first in range(0, tensor.words, words):
             number = min(words, tensor.words - first)
             start, nbytes = coding.nbytes(first), -(-number * coding.width // 8)
-            old = self._base.read(source, start, nbytes)
-            new = np.empty(nbytes * (2 if widening else 1), np.uint8)
+            old = room[0, :nbytes]
+            self._base.read_into(source, start, old)
+            new = np.empty(2 * nbytes, np.uint8) if widening else room[1, :nbytes]
             read(start * (2 if widening else 1), new)
             tuned = as_words(new, coding.width)
             if widening:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlsparse_store.backends import Words
     from rlsparse_store.dtypes import Dtype
 
-__all__ = ["CASTS", "cast_words", "is_numeric", "values_of"]
+__all__ = ["CASTS", "cast_differs", "cast_words", "is_numeric", "values_of"]
 
 _SMALL_FLOATS: Final = {
     # bits of exponent and mantissa, bias, and whether it has infinities
@@ -83,6 +83,33 @@ def _small_floats(code: str) -> NDArray[Any]:
         values[top & (mantissa == (1 << mantissa_bits) - 1)] = np.nan
     table: NDArray[np.float32] = values.astype(np.float32)
     return table
+
+
+def cast_differs(before: Words, after: Words, dtype: Dtype, code: str) -> int:
+    """How many of these words would still differ if both sides were cast.
+
+    Args:
+        before: Words of the base.
+        after: Words of the tuned side.
+        dtype: Their dtype, which is numeric.
+        code: One of :data:`CASTS`.
+    """
+    if dtype.code == code or (code == "F32" and dtype.code in {"BF16", "F16"}):
+        # Widening keeps every two words apart, NaNs too.
+        return int(np.count_nonzero(before != after))
+    if dtype.coding.width <= 16:
+        table = _cast_table(dtype, code)
+        return int(np.count_nonzero(table[before] != table[after]))
+    old, new = values_of(before, dtype), values_of(after, dtype)
+    return int(np.count_nonzero(cast_words(old, code) != cast_words(new, code)))
+
+
+@cache
+def _cast_table(dtype: Dtype, code: str) -> NDArray[Any]:
+    """What every word of a narrow dtype is cast to."""
+    kind: Any = np.uint16 if dtype.coding.width == 16 else np.uint8
+    words = np.arange(1 << dtype.coding.width).astype(kind)
+    return cast_words(values_of(words, dtype), code)
 
 
 def cast_words(values: NDArray[np.floating[Any]], code: str) -> NDArray[np.unsignedinteger[Any]]:

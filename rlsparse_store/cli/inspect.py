@@ -106,7 +106,7 @@ def inspect_command(
     elif options["as_csv"]:
         print_csv(report, values)
     else:
-        print_report(report, show_all=options["show_all"])
+        print_report(report, show_all=options["show_all"], with_groups=values is None)
         if values is not None:
             click.echo("\nValues")
             print_values(values, options["preset"])
@@ -155,21 +155,24 @@ def _half(progress: Progress, number: int) -> Progress:
     return lambda done, total: progress(number * total + done, 2 * total)
 
 
-def print_report(report: DeltaReport, *, show_all: bool = False) -> None:
+def print_report(
+    report: DeltaReport, *, show_all: bool = False, with_groups: bool = True
+) -> None:
     """Print totals, the step histogram, and densities by layer, module and tensor."""
     if isinstance(report, EncodeReport):
         print_encoded(report)
     else:
         _print_totals(report)
-    if report.changed:
+    if report.changed and with_groups:
         click.echo("\nSteps (representable values moved)")
         rows = [
             [label, f"{count:,}", percent(count / report.changed)]
             for label, count in zip(STEP_LABELS, report.steps, strict=True)
         ]
         print_table(["step", "weights", "share"], [*rows[3::-1], *rows[4:]])
-    _print_groups("By layer", "layer", report.layers)
-    _print_groups("By kind of module", "module", report.modules)
+    if with_groups:
+        _print_groups("By layer", "layer", report.layers)
+        _print_groups("By kind of module", "module", report.modules)
     _print_tensors(report, show_all=show_all)
 
 
