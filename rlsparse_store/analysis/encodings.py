@@ -24,17 +24,18 @@ class Encoding:
 
     Attributes:
         name: What is stored of a change.
-        used_by: Who stores it so, or whose bound it is.
+        used_by: Who stores it so.
         nbytes: Bytes of it, without headers.
         bits_per_changed: 8 * nbytes / changed, or ``None`` if nothing changed.
-        is_bound: Whether it is a bound that no file reaches, and not a format.
+        is_entropy: Whether it is an order-0 entropy of these counts, and not a format: what a coder
+            with no better model and no tables would need.
     """
 
     name: str
     used_by: str
     nbytes: int
     bits_per_changed: float | None
-    is_bound: bool
+    is_entropy: bool
 
 
 def encodings_of(
@@ -48,13 +49,13 @@ def encodings_of(
     """
     changed = sum(m.changed for _, m in measured)
 
-    def encoding(name: str, used_by: str, nbytes: float, *, is_bound: bool = False) -> Encoding:
+    def encoding(name: str, used_by: str, nbytes: float, *, is_entropy: bool = False) -> Encoding:
         return Encoding(
             name=name,
             used_by=used_by,
             nbytes=math.ceil(nbytes),
             bits_per_changed=8 * nbytes / changed if changed else None,
-            is_bound=is_bound,
+            is_entropy=is_entropy,
         )
 
     values = sum(m.changed * t.dtype.coding.width / 8 for t, m in measured)
@@ -68,13 +69,13 @@ def encodings_of(
         encoding("int64 index, value", "torch.sparse_coo", 8 * changed + values),
         encoding("gap of 16 or 32 bits, value", "NeMo-RL, PULSE; before zstd", gaps + values),
         encoding("bitmap, value", "BitDelta-like masks", masks + values),
-        encoding("entropy of the mask, value", "a bound", flat + values, is_bound=True),
-        encoding("entropy of mask and steps", "a bound", flat + signed, is_bound=True),
+        encoding("entropy of the mask, value", "an entropy", flat + values, is_entropy=True),
+        encoding("entropy of mask and steps", "an entropy", flat + signed, is_entropy=True),
         encoding(
             "entropy given the base's exponent, and of steps",
-            "a bound",
+            "an entropy",
             known + signed,
-            is_bound=True,
+            is_entropy=True,
         ),
     ]
     if delta_bytes is not None:

@@ -195,13 +195,14 @@ class Pair(Closing):
     ) -> list[Result]:
         """Apply a function to every tensor, on several threads, in order of names."""
         total = sum(tensor.nbytes for tensor in self.tensors.values())
-        done, results = 0, []
-        tensors = list(self.tensors.values())
+        done, results = 0, {}
+        # The largest first, so that no thread is left alone with one at the end.
+        tensors = sorted(self.tensors.values(), key=lambda tensor: -tensor.nbytes)
         for tensor, result in zip(tensors, ordered_map(function, tensors, threads), strict=True):
-            results.append(result)
+            results[tensor.name] = result
             done += tensor.nbytes
             progress(done, total)
-        return results
+        return [results[name] for name in self.tensors]
 
     def close(self) -> None:
         """Close the files."""

@@ -155,9 +155,7 @@ def _half(progress: Progress, number: int) -> Progress:
     return lambda done, total: progress(number * total + done, 2 * total)
 
 
-def print_report(
-    report: DeltaReport, *, show_all: bool = False, with_groups: bool = True
-) -> None:
+def print_report(report: DeltaReport, *, show_all: bool = False, with_groups: bool = True) -> None:
     """Print totals, the step histogram, and densities by layer, module and tensor."""
     if isinstance(report, EncodeReport):
         print_encoded(report)

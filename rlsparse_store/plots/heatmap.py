@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta import layer_of, module_of
-from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.storage.names import shown
+from rlsparse_store.plots.figures import label, picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,16 +22,17 @@ ROW: Final = 0.26
 """Inches per row."""
 
 
-def density_map(report: DeltaReport) -> bytes | None:
+def density_map(report: DeltaReport, form: str = "png") -> bytes | None:
     """Draw densities by layer and kind of module.
 
     The same report gives the same bytes with the same matplotlib.
 
     Args:
         report: A delta's report.
+        form: ``"png"`` or ``"svg"``.
 
     Returns:
-        A PNG, or ``None`` if nothing lies in layers, so that there is no map to draw.
+        The picture, or ``None`` if nothing lies in layers, so that there is no map to draw.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -41,38 +40,34 @@ def density_map(report: DeltaReport) -> bytes | None:
     layers, modules, cells = _cells(report)
     if not layers:
         return None
-    figure, axes = _new_figure(len(layers), len(modules))
-    from matplotlib.colors import PowerNorm  # noqa: PLC0415 - only when something is drawn
+    with picture(min(11, 4 + 0.28 * len(layers)), 1.3 + ROW * len(modules), form) as drawn:
+        from matplotlib.colors import PowerNorm  # noqa: PLC0415 - only when something is drawn
 
-    # By the square root: a few biases often change many times as much as the matrices.
-    image = axes.imshow(
-        cells, aspect="auto", cmap=_colours(), norm=PowerNorm(0.5, vmin=0), interpolation="nearest"
-    )
-    step = 1 + (len(layers) - 1) // 24
-    axes.set_xticks(range(0, len(layers), step), layers[::step])
-    # parse_math: a dollar sign in a name is no formula.
-    axes.set_yticks(range(len(modules)), [shown(name, 40) for name in modules], parse_math=False)
-    axes.set_xlabel("layer")
-    axes.set_title("changed weights, %", loc="left", fontsize=10)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
-    out = io.BytesIO()
-    # Without the name of the program, and small.
-    options: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    figure.savefig(out, format="png", dpi=90, **options)
-    return out.getvalue()
+        axes = drawn.axes
+        # By the square root: a few biases often change many times as much as the matrices.
+        image = axes.imshow(
+            cells,
+            aspect="auto",
+            cmap=_colours(),
+            norm=PowerNorm(0.5, vmin=0, vmax=_largest_cell(cells)),
+            interpolation="nearest",
+        )
+        step = 1 + (len(layers) - 1) // 24
+        axes.set_xticks(range(0, len(layers), step), layers[::step])
+        # parse_math: a dollar sign in a name is no formula.
+        axes.set_yticks(range(len(modules)), [label(m) for m in modules], parse_math=False)
+        axes.set_xlabel("layer")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        drawn.titled("changed weights, %")
+        bar = drawn.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+        bar.outline.set_visible(False)
+        return drawn.saved()
 
 
-def _new_figure(columns: int, rows: int) -> tuple[Any, Any]:
-    """A figure of its own, which leaves the process's plots and its back end alone."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - only when something is drawn
-    except ModuleNotFoundError as error:
-        msg = "matplotlib is not installed; install rlsparse-store[plot]"
-        raise MissingDependencyError(msg) from error
-    figure = Figure(figsize=(min(11, 4 + 0.28 * columns), 1.3 + ROW * rows), layout="constrained")
-    return figure, figure.add_subplot()
+def _largest_cell(cells: Sequence[Sequence[float]]) -> float:
+    """The largest percentage, or one where nothing changed, so that there is a scale."""
+    return max((cell for row in cells for cell in row if cell > 0), default=1.0)
 
 
 def _colours() -> Any:  # noqa: ANN401 - matplotlib's

@@ -1,0 +1,138 @@
+"""Pictures and the page: the same bytes for the same facts, and no foreign name means anything."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+from pairs import bf16_tensor, save, tune
+
+from rlsparse_store.delta import encode_delta, inspect_delta
+from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.plots import (
+    change_by_exponent,
+    density_by_depth,
+    density_map,
+    size_comparison,
+    step_histogram,
+    write_page,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img onerror=x>',
+    "$x$",
+    "a\x1b[2Jb",
+    "\u202eabc",
+    "层\u200b",
+]
+
+DRAWN: dict[str, Callable[[str], bytes | None]] = {
+    "steps": lambda form: step_histogram(["-1", "+1", "+2"], [5, 0, 7], form),
+    "exponents": lambda form: change_by_exponent([-9, -8, -7], [5, 90, 10], [5, 9, 0], form),
+    "depth": lambda form: density_by_depth([("0", 10, 1), ("10", 10, 0), ("other", 9, 9)], form),
+    "sizes": lambda form: size_comparison([("ours", 10), *((n, 99) for n in HOSTILE)], form),
+}
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+@pytest.mark.parametrize("name", DRAWN)
+def test_same_facts_same_bytes(name: str, form: str) -> None:
+    first = DRAWN[name](form)
+    assert first is not None
+    assert first == DRAWN[name](form)
+    assert first.startswith(b"\x89PNG" if form == "png" else b"<?xml")
+
+
+def test_nothing_to_draw() -> None:
+    assert step_histogram(["-1", "+1"], [0, 0]) is None
+    assert change_by_exponent([], [], []) is None
+    assert density_by_depth([("other", 5, 1)]) is None
+    assert size_comparison([("ours", 0)]) is None
+    assert density_by_depth([("0", 5, 0)]) is not None
+    assert step_histogram(["+1"], [1]) is not None
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_map_with_foreign_names(tmp_path: Path, form: str) -> None:
+    names = [f"model.layers.{n}.{name}.weight" for n in range(2) for name in HOSTILE[:3]]
+    names.append("model.layers.0.层.weight")
+    base = {name: bf16_tensor(n, 16, 16) for n, name in enumerate(names)}
+    tuned = {name: tune(tensor, 1, 0.2) for name, tensor in base.items()}
+    encode_delta(save(tmp_path / "b", base), save(tmp_path / "t", tuned), tmp_path / "d")
+    report = inspect_delta(tmp_path / "d")
+    drawn = density_map(report, form)
+    assert drawn is not None
+    assert b"<script" not in drawn
+    assert drawn == density_map(report, form)
+
+
+def test_format_and_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="format"):
+        DRAWN["steps"]("gif")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"rlsparse-store\[plot\]"):
+        DRAWN["steps"]("png")
+
+
+class Balance(HTMLParser):
+    """Which tags are open, and what is fetched from where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            if name in {"src", "href"}:
+                self.sources.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_inert() -> None:
+    rows = [[name, name] for name in HOSTILE]
+    facts = [(name, name) for name in HOSTILE]
+    page = write_page(HOSTILE[0], facts, [(HOSTILE[1], HOSTILE[:2], rows)], [(HOSTILE[1], b"png")])
+    parsed = Balance()
+    parsed.feed(page)
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert parsed.sources == ["data:image/png;base64,cG5n"]
+    assert not re.search(r"https?:|@import|url\(", page)
+    assert "default-src 'none'" in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
+def test_command_writes_pictures_and_page(tmp_path: Path) -> None:
+    base = {f"model.layers.{n}.mlp.up_proj.weight": bf16_tensor(n, 50, 60) for n in range(3)}
+    tuned = {name: tune(tensor, 1, 0.1) for name, tensor in base.items()}
+    b, t = save(tmp_path / "b", base), save(tmp_path / "t", tuned)
+    command = [sys.executable, "-P", "-m", "rlsparse_store", "inspect", str(b), str(t)]
+    options = ["--plot", str(tmp_path / "pictures"), "--report", str(tmp_path / "page.html")]
+    done = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    names = {"map", "depth", "steps", "exponents", "sizes"}
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == names
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == len(names)
+    assert "9,000" in page
+    again = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
+    assert again.returncode == 1, "what is there is not overwritten"
+    assert again.stderr.count("\n") == 1
