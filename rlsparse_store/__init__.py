@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rlsparse_store.analysis import compare_deltas
 from rlsparse_store.delta import (
     apply_delta,
     encode_delta,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RlsparseError",
     "apply_delta",
+    "compare_deltas",
     "enable_transformers",
     "encode_delta",
     "encode_run",

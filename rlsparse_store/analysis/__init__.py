@@ -1,6 +1,19 @@
 """What researchers measure of updates: base and tuned values side by side."""
 
+from rlsparse_store.analysis.match import (
+    MATCH_TOLERANCES,
+    MatchReport,
+    MatchShares,
+    match_checkpoints,
+)
 from rlsparse_store.analysis.measures import Measures, measure_tensor
+from rlsparse_store.analysis.overlap import (
+    BASELINES,
+    CompareReport,
+    Overlap,
+    PairOverlap,
+    compare_deltas,
+)
 from rlsparse_store.analysis.pairs import Pair, SharedTensor, open_pair, over_base
 from rlsparse_store.analysis.report import (
     SCOPES,
@@ -10,16 +23,29 @@ from rlsparse_store.analysis.report import (
     ValueReport,
     measure_values,
 )
+from rlsparse_store.analysis.series import SeriesReport, SeriesStep, measure_series
 
 __all__ = [
+    "BASELINES",
+    "MATCH_TOLERANCES",
     "SCOPES",
+    "CompareReport",
     "ExponentTable",
+    "MatchReport",
+    "MatchShares",
     "Measures",
+    "Overlap",
     "Pair",
+    "PairOverlap",
+    "SeriesReport",
+    "SeriesStep",
     "SharedTensor",
     "TensorValues",
     "ValueGroup",
     "ValueReport",
+    "compare_deltas",
+    "match_checkpoints",
+    "measure_series",
     "measure_tensor",
     "measure_values",
     "open_pair",

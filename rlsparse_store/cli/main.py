@@ -16,11 +16,14 @@ import click
 
 from rlsparse_store import __version__
 from rlsparse_store.cli.apply import apply_command
+from rlsparse_store.cli.compare import compare_command
 from rlsparse_store.cli.demo import demo_command
 from rlsparse_store.cli.encode import encode_command
 from rlsparse_store.cli.inspect import inspect_command
+from rlsparse_store.cli.match import match_command
 from rlsparse_store.cli.pull import pull_command
 from rlsparse_store.cli.push import push_command
+from rlsparse_store.cli.series import series_command
 from rlsparse_store.cli.verify import verify_command
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.storage.names import shown
@@ -45,6 +48,9 @@ for command in (
     apply_command,
     verify_command,
     inspect_command,
+    compare_command,
+    match_command,
+    series_command,
     push_command,
     pull_command,
     demo_command,

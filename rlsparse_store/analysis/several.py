@@ -1,0 +1,122 @@
+"""Several deltas of one base, read side by side."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from rlsparse_store.analysis.pairs import Pair, SharedTensor, over_base
+from rlsparse_store.delta import delta_names, inspect_delta, is_run
+from rlsparse_store.errors import BaseMismatchError, NotFoundError
+from rlsparse_store.storage.closing import Closing
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from rlsparse_store.backends import Words
+
+__all__ = ["Deltas", "SideBySide"]
+
+
+class SideBySide(NamedTuple):
+    """A run of words of the base, and what each delta makes of them.
+
+    Attributes:
+        base: The base's words.
+        tuned: The words of each delta, in order.
+    """
+
+    base: Words
+    tuned: list[Words]
+
+
+class Deltas(Closing):
+    """Deltas of one base.
+
+    Args:
+        places: Folders of deltas, or ids on the Hub; or the folder of one run.
+        base: Their base; by default the one that the first of them names.
+
+    Attributes:
+        names: What the deltas are called, each once.
+        tensors: Tensors that all of them compare, over the words that all of them share.
+        unmatched: Names of tensors that only some of them compare.
+
+    Raises:
+        NotFoundError: One is not there, or there are fewer than two.
+        BaseMismatchError: They are not of one base.
+    """
+
+    def __init__(self, places: Sequence[str | Path], base: str | Path | None) -> None:
+        places = _expanded(places)
+        if len(places) < 2:
+            msg = "one delta: give at least two, or the folder of a run"
+            raise NotFoundError(msg, file=shown(str(places[0])) if places else None)
+        self.names = _distinct([str(place) for place in places])
+        _require_one_base(places)
+        with ExitStack() as stack:
+            self._pairs = [stack.enter_context(over_base(place, base)) for place in places]
+            self._stack = stack.pop_all()
+        named = [pair.tensors for pair in self._pairs]
+        every = set.intersection(*(set(tensors) for tensors in named))
+        self.unmatched = sorted(set.union(*(set(tensors) for tensors in named)) - every)
+        self.tensors = {
+            name: min((tensors[name] for tensors in named), key=lambda t: t.words)
+            for name in named[0]
+            if name in every and len({tensors[name].source for tensors in named}) == 1
+        }
+        self.unmatched += sorted(every - self.tensors.keys())
+
+    @property
+    def first(self) -> Pair:
+        """The first delta over the base."""
+        return self._pairs[0]
+
+    def blocks(self, tensor: SharedTensor) -> Iterator[SideBySide]:
+        """The blocks of a tensor, from front to back, each overwritten by the next.
+
+        Raises:
+            FormatError: A delta is damaged, or the base is not the right one.
+        """
+        left = tensor.words
+        for blocks in zip(*(pair.blocks(tensor.name) for pair in self._pairs), strict=False):
+            number = min(left, *(block.base.size for block in blocks))
+            yield SideBySide(blocks[0].base[:number], [block.tuned[:number] for block in blocks])
+            left -= number
+            if left == 0:
+                return
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+
+def _expanded(places: Sequence[str | Path]) -> list[str | Path]:
+    """The deltas of a run, if one run was given."""
+    if len(places) == 1:
+        from pathlib import Path  # noqa: PLC0415 - a run is a folder
+
+        folder = Path(places[0])
+        if is_run(folder):
+            return [folder / name for name in delta_names(folder)]
+    return list(places)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names without the folders that all of them have in common."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    length = 1
+    while len({tuple(p[-length:]) for p in parts}) < len(parts) and length < max(map(len, parts)):
+        length += 1
+    return ["/".join(p[-length:]) for p in parts]
+
+
+def _require_one_base(places: Sequence[str | Path]) -> None:
+    digests = {str(place): inspect_delta(place).base_digest for place in places}
+    first, *others = digests.items()
+    for place, digest in others:
+        if digest != first[1]:
+            msg = f"is of another base than {shown(first[0])}: only deltas of one base compare"
+            raise BaseMismatchError(msg, file=shown(place))

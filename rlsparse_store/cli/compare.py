@@ -1,0 +1,105 @@
+"""``rlsparse compare``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from rlsparse_store.analysis import compare_deltas
+from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.delta import percent
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from rlsparse_store.analysis import CompareReport, Overlap
+
+__all__ = ["compare_command"]
+
+
+@click.command("compare")
+@click.argument("deltas", nargs=-1, required=True, metavar="A B [C...] | RUN")
+@base_option
+@click.option("--groups", is_flag=True, help="Print each layer and kind of module, too.")
+@threads_option
+@json_option
+@quiet_option
+def compare_command(
+    deltas: tuple[str, ...],
+    base: str | None,
+    groups: bool,  # noqa: FBT001 - click passes every parameter by name
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Compare which weights several deltas of one base changed, beside what chance would give.
+
+    Chance is given three ways: by the two densities alone, by those of each tensor, and by those of
+    each tensor at each magnitude of the base. The last is the one to beat: small weights change
+    in any run.
+    """
+    with progress_bar("compare", quiet=quiet) as progress:
+        report = compare_deltas(deltas, base=base, threads=threads, progress=progress)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _print(report, groups=groups)
+
+
+def _print(report: CompareReport, *, groups: bool) -> None:
+    click.echo(f"  {report.words:,} words that all have")
+    for name in report.unmatched[:10]:
+        click.echo(f"  not compared: {shown(name, 80)}, which not all have")
+    rows = [
+        [shown(name, 40), f"{changed:,}", percent(changed / max(1, report.words))]
+        for name, changed in zip(report.deltas, report.changed, strict=True)
+    ]
+    print_table(["delta", "changed", "density"], rows)
+    click.echo("\nPairs: overlap of what A and B changed")
+    print_table(
+        ["A, B", "both", "of A", "of B", "Jaccard", "same sign", "same value"],
+        [
+            [f"{shown(pair.a, 30)}, {shown(pair.b, 30)}", *_shares(pair.overall)]
+            for pair in report.pairs
+        ],
+    )
+    click.echo("\nTimes as many as by chance, given …")
+    print_table(
+        ["A, B", "the densities", "of each tensor", "and magnitude"],
+        [
+            [f"{shown(pair.a, 30)}, {shown(pair.b, 30)}", *_lifts(pair.overall)]
+            for pair in report.pairs
+        ],
+    )
+    click.echo("\nChanged by how many of the deltas")
+    print_table(
+        ["deltas", "words", "share"],
+        [
+            [f"{times}", f"{words:,}", percent(words / max(1, report.words))]
+            for times, words in enumerate(report.consensus)
+        ],
+    )
+    for pair in report.pairs if groups else []:
+        click.echo(f"\n{shown(pair.a, 40)} and {shown(pair.b, 40)}")
+        print_table(
+            ["group", "both", "of A", "of B", "Jaccard", "same sign", "same value", "lift"],
+            [
+                [shown(group.name, 40), *_shares(group), _times(group.lift["magnitude"])]
+                for group in [*pair.layers, *pair.modules]
+            ],
+        )
+
+
+def _shares(overlap: Overlap) -> list[str]:
+    shares = (overlap.one_sided_a, overlap.one_sided_b, overlap.jaccard)
+    agreement = (overlap.same_sign, overlap.same_value)
+    return [f"{overlap.both:,}", *("" if s is None else percent(s) for s in shares + agreement)]
+
+
+def _lifts(overlap: Overlap) -> list[str]:
+    return [_times(lift) for lift in overlap.lift.values()]
+
+
+def _times(lift: float | None) -> str:
+    return "" if lift is None else f"{lift:.3g} x"

@@ -1,0 +1,63 @@
+"""``rlsparse match``."""
+
+from __future__ import annotations
+
+import click
+
+from rlsparse_store.analysis import MATCH_TOLERANCES, match_checkpoints
+from rlsparse_store.cli.options import json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.delta import percent
+from rlsparse_store.storage.names import shown
+
+__all__ = ["match_command"]
+
+
+@click.command("match")
+@click.argument("full")
+@click.argument("sub")
+@click.option("--base", "-b", required=True, metavar="BASE", help="The base of both, a checkpoint.")
+@threads_option
+@json_option
+@quiet_option
+def match_command(
+    full: str,
+    sub: str,
+    base: str,
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Compare FULL, tuned in full, with SUB, tuned on a subnetwork: deltas or checkpoints.
+
+    Beside it stands what the base itself would reach, which is much where little changed.
+    """
+    with progress_bar("match", quiet=quiet) as progress:
+        report = match_checkpoints(full, sub, base, threads=threads, progress=progress)
+    if as_json:
+        print_json(report.as_json())
+        return
+    for name in report.unmatched[:10]:
+        click.echo(f"  not compared: {shown(name, 80)}, which not both have alike")
+    names = {"bits": "equal bits", "1e-05": "within 1e-5", "0.0001": "within 1e-4"}
+    parts = (
+        ("everything", report.everything),
+        ("what full training changed", report.mask),
+        ("the rest", report.complement),
+    )
+    headings = ["words", *(names[tolerance] for tolerance in MATCH_TOLERANCES)]
+    rows = []
+    for title, shares in parts:
+        for who, found in (
+            ("full and sub", shares.full_and_sub),
+            ("base and full", shares.base_and_full),
+        ):
+            cells = ["" if found[t] is None else _close(found[t]) for t in MATCH_TOLERANCES]
+            rows.append([f"{title}: {who}", f"{shares.words:,}", *cells])
+    print_table(["", *headings], rows)
+    click.echo(f"  {report.sub_outside:,} words outside were changed by SUB alone")
+
+
+def _close(share: float | None) -> str:
+    """A share near one, with its distance from it visible."""
+    return "" if share is None else f"{100 * share:.4f} %" if share < 1 else percent(1.0)

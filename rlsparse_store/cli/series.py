@@ -1,0 +1,63 @@
+"""``rlsparse series``."""
+
+from __future__ import annotations
+
+import click
+
+from rlsparse_store.analysis import measure_series
+from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.delta import percent
+from rlsparse_store.storage.names import shown
+
+__all__ = ["series_command"]
+
+
+@click.command("series")
+@click.argument("deltas", nargs=-1, required=True, metavar="D1 D2... | RUN")
+@base_option
+@threads_option
+@json_option
+@quiet_option
+def series_command(
+    deltas: tuple[str, ...],
+    base: str | None,
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Follow a training run through its deltas: what changed when, and what came back.
+
+    Deltas are taken in the order given, those of a RUN in natural order of their names.
+    """
+    with progress_bar("series", quiet=quiet) as progress:
+        report = measure_series(deltas, base=base, threads=threads, progress=progress)
+    if as_json:
+        print_json(report.as_json())
+        return
+    click.echo(f"  {report.words:,} words that all have")
+    for name in report.unmatched[:10]:
+        click.echo(f"  not compared: {shown(name, 80)}, which not all have")
+    print_table(
+        ["delta", "from the base", "density", "from the last", "moved before"],
+        [
+            [
+                shown(step.name, 40),
+                f"{step.changed:,}",
+                percent(step.density),
+                f"{step.moved:,}",
+                "" if step.locality is None else percent(step.locality),
+            ]
+            for step in report.steps
+        ],
+    )
+    click.echo("\nThe same in checkpoints so far apart, on average")
+    print_table(
+        ["apart", "the same"],
+        [[distance, percent(share)] for distance, share in report.sparsity.items()],
+    )
+    outside = "" if report.outside_final is None else f", {percent(report.outside_final)} of them"
+    click.echo(
+        f"\n  {report.ever_changed:,} words ever changed; {report.finally_changed:,} differ at the "
+        f"end, {report.cancelled:,} came back{outside}"
+    )

@@ -1,0 +1,259 @@
+"""Overlaps, matches and series, against sets that NumPy makes of the whole tensors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pairs import Tensor, bf16_tensor, random_tensor, save, tune
+
+from rlsparse_store.analysis import compare_deltas, match_checkpoints, measure_series
+from rlsparse_store.delta import encode_delta, encode_run
+from rlsparse_store.errors import BaseMismatchError, NotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+Words = dict[str, "NDArray[Any]"]
+KINDS: dict[str, Any] = {"BF16": np.uint16, "F32": np.uint32, "F8_E4M3": np.uint8, "I8": np.uint8}
+
+
+def words_of(tensors: dict[str, Tensor]) -> Words:
+    return {name: t.words(KINDS[t.dtype]) for name, t in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Tensor]:
+    return {
+        "model.layers.0.mlp.up_proj.weight": bf16_tensor(0, 60, 50),
+        "model.layers.1.mlp.up_proj.weight": bf16_tensor(1, 60, 50),
+        "model.layers.1.self_attn.q_proj.weight": bf16_tensor(2, 30, 50),
+        "f32": Tensor(
+            "F32", (700,), np.random.default_rng(3).normal(0, 1, 700).astype("f4").tobytes()
+        ),
+        "f8": random_tensor(4, "F8_E4M3", 500),
+        "i8": random_tensor(5, "I8", 300),
+        "still": bf16_tensor(6, 40),
+    }
+
+
+@pytest.fixture(scope="module")
+def states(base: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Three states that small weights change in more often, as in training; some come back."""
+    found = []
+    state = base
+    for step in range(3):
+        rng = np.random.default_rng(step)
+        moved = {}
+        for name, tensor in state.items():
+            words = tensor.words(KINDS[tensor.dtype])
+            original = base[name].words(KINDS[tensor.dtype])
+            if name != "still":
+                hit = rng.random(words.size) < 0.15
+                words[hit] += rng.choice([1, 2, 255], int(hit.sum())).astype(words.dtype)
+                back = rng.random(words.size) < 0.03
+                words[back] = original[back]
+            moved[name] = tensor.with_words(words)
+        state = moved
+        found.append(state)
+    return found
+
+
+@pytest.fixture(scope="module")
+def work(
+    tmp_path_factory: pytest.TempPathFactory,
+    base: dict[str, Tensor],
+    states: list[dict[str, Tensor]],
+) -> Path:
+    folder = tmp_path_factory.mktemp("overlap")
+    save(folder / "base", base)
+    for number, state in enumerate(states):
+        save(folder / f"step-{9 + number}", state)
+    steps = [folder / f"step-{9 + number}" for number in range(3)]
+    encode_run(folder / "base", steps, folder / "run")
+    return folder
+
+
+def magnitudes(name: str, words: NDArray[Any], base: dict[str, Tensor]) -> NDArray[Any]:
+    """The exponent of floating-point words; one bin for others."""
+    bits = {"BF16": (15, 7), "F32": (31, 23), "F8_E4M3": (7, 3)}.get(base[name].dtype)
+    if bits is None:
+        return np.zeros(words.size, int)
+    return ((words & ((1 << bits[0]) - 1)) >> bits[1]).astype(int)
+
+
+def test_overlaps_are_exact(
+    work: Path, base: dict[str, Tensor], states: list[dict[str, Tensor]]
+) -> None:
+    report = compare_deltas([work / "run"], base=work / "base", threads=2)
+    assert report.deltas == ["step-9", "step-10", "step-11"]
+    before, after = words_of(base), [words_of(state) for state in states]
+    every = sum(words.size for words in before.values())
+    assert report.words == every
+    masks = [{n: before[n] != state[n] for n in before} for state in after]
+    assert report.changed == [sum(int(m.sum()) for m in mask.values()) for mask in masks]
+    times = np.concatenate([np.sum([m[n] for m in masks], axis=0) for n in before])
+    assert report.consensus == np.bincount(times, minlength=4).tolist()
+    for pair, (a, b) in zip(report.pairs, combinations(range(3), 2), strict=True):
+        found = pair.overall
+        both = {n: masks[a][n] & masks[b][n] for n in before}
+        number = sum(int(m.sum()) for m in both.values())
+        assert (found.both, found.changed_a, found.changed_b) == (
+            *(number, report.changed[a], report.changed[b]),
+        )
+        assert found.one_sided_a == number / report.changed[a]
+        assert found.jaccard == number / (report.changed[a] + report.changed[b] - number)
+        equal = sum(int((both[n] & (after[a][n] == after[b][n])).sum()) for n in before)
+        assert found.same_value == equal / number
+        uniform = report.changed[a] * report.changed[b] / every
+        tensor = sum(
+            int(masks[a][n].sum()) * int(masks[b][n].sum()) / before[n].size for n in before
+        )
+        magnitude = 0.0
+        for name, words in before.items():
+            bins = magnitudes(name, words, base)
+            for one in np.unique(bins):
+                inside = bins == one
+                hits = [int((mask[name] & inside).sum()) for mask in (masks[a], masks[b])]
+                magnitude += hits[0] * hits[1] / int(inside.sum())
+        assert found.expected == pytest.approx(
+            {"uniform": uniform, "tensor": tensor, "magnitude": magnitude}, rel=1e-12
+        )
+        layer = {group.name: group for group in pair.layers}["1"]
+        assert layer.both == sum(int(m.sum()) for n, m in both.items() if ".layers.1." in n)
+
+
+def test_signs(tmp_path: Path) -> None:
+    base = np.array([0x3F80, 0xBF80, 0x3F80, 0x3F80], np.uint16)
+    up_down = np.array([0x3F81, 0xBF81, 0x3F80, 0x3F81], np.uint16)
+    other = np.array([0x3F82, 0xBF7F, 0x3F81, 0x3F81], np.uint16)
+    for name, words in (("base", base), ("a", up_down), ("b", other)):
+        save(tmp_path / name, {"w": Tensor("BF16", (4,), words.tobytes())})
+    for name in ("a", "b"):
+        encode_delta(tmp_path / "base", tmp_path / name, tmp_path / f"d{name}")
+    (pair,) = compare_deltas([tmp_path / "da", tmp_path / "db"], base=tmp_path / "base").pairs
+    # Three changed in both: up and up, down and up, up and up to the same word.
+    assert (pair.overall.both, pair.overall.same_sign) == (3, 2 / 3)
+    assert pair.overall.same_value == 1 / 3
+
+
+def test_nothing_changed_is_undefined_and_no_error(tmp_path: Path) -> None:
+    save(tmp_path / "base", {"w": bf16_tensor(0, 10, 10)})
+    for name in ("a", "b"):
+        encode_delta(tmp_path / "base", tmp_path / "base", tmp_path / name)
+    report = compare_deltas([tmp_path / "a", tmp_path / "b"], base=tmp_path / "base")
+    overall = report.pairs[0].overall
+    assert (overall.jaccard, overall.one_sided_a, report.mean_jaccard) == (None, None, None)
+    assert set(overall.lift.values()) == {None}
+    series = measure_series([tmp_path / "a", tmp_path / "b"], base=tmp_path / "base")
+    assert (series.ever_changed, series.outside_final) == (0, None)
+
+
+def test_other_bases_and_single_deltas_are_refused(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        base = {"w": bf16_tensor(seed, 30, 30)}
+        save(tmp_path / f"base{seed}", base)
+        tuned = save(tmp_path / f"tuned{seed}", {"w": tune(base["w"], 1)})
+        encode_delta(tmp_path / f"base{seed}", tuned, tmp_path / f"d{seed}")
+    with pytest.raises(BaseMismatchError, match="another base"):
+        compare_deltas([tmp_path / "d0", tmp_path / "d1"], base=tmp_path / "base0")
+    with pytest.raises(NotFoundError, match="at least two"):
+        compare_deltas([tmp_path / "d0"], base=tmp_path / "base0")
+
+
+def test_tensors_that_not_all_have(tmp_path: Path) -> None:
+    base = {"w": bf16_tensor(0, 30, 30), "grown": bf16_tensor(1, 10, 20)}
+    save(tmp_path / "base", base)
+    longer = Tensor("BF16", (12, 20), tune(base["grown"], 1).data + bytes(80))
+    shorter = Tensor("BF16", (8, 20), tune(base["grown"], 2).data[:320])
+    for name, tuned in (
+        ("a", {"w": tune(base["w"], 1), "grown": longer}),
+        ("b", {"w": tune(base["w"], 2), "grown": shorter}),
+        ("c", {"w": tune(base["w"], 2)}),
+    ):
+        encode_delta(tmp_path / "base", save(tmp_path / f"t{name}", tuned), tmp_path / name)
+    both = compare_deltas([tmp_path / "a", tmp_path / "b"], base=tmp_path / "base")
+    assert (both.words, both.unmatched) == (900 + 160, [])
+    with_removed = compare_deltas([tmp_path / "a", tmp_path / "c"], base=tmp_path / "base")
+    assert (with_removed.words, with_removed.unmatched) == (900, ["grown"])
+
+
+def test_series_is_exact(
+    work: Path, base: dict[str, Tensor], states: list[dict[str, Tensor]]
+) -> None:
+    report = measure_series([work / "run"], base=work / "base")
+    every = [
+        np.concatenate([words.astype(np.uint32) for words in words_of(state).values()])
+        for state in (base, *states)
+    ]
+    changed = [every[0] != state for state in every[1:]]
+    moved = [a != b for a, b in pairwise(every)]
+    assert [step.changed for step in report.steps] == [int(c.sum()) for c in changed]
+    assert [step.moved for step in report.steps] == [int(m.sum()) for m in moved]
+    assert report.steps[0].locality is None
+    assert report.steps[2].locality == (moved[2] & (moved[0] | moved[1])).sum() / moved[2].sum()
+    ever = np.logical_or.reduce(changed)
+    assert report.ever_changed == int(ever.sum())
+    assert report.cancelled == int((ever & ~changed[2]).sum()) > 0
+    assert report.finally_changed + report.cancelled == report.ever_changed
+    apart = [(every[0] != every[2]).mean(), (every[1] != every[3]).mean()]
+    assert report.sparsity["2"] == pytest.approx(1 - np.mean(apart), rel=1e-12)
+    assert set(report.sparsity) == {"1", "2"}
+
+
+@pytest.mark.parametrize("as_deltas", [True, False])
+def test_match_is_exact(
+    work: Path,
+    base: dict[str, Tensor],
+    states: list[dict[str, Tensor]],
+    as_deltas: bool,  # noqa: FBT001
+) -> None:
+    where = work / "run" if as_deltas else work
+    report = match_checkpoints(where / "step-9", where / "step-11", work / "base")
+    before, full, sub = (words_of(state) for state in (base, states[0], states[2]))
+    mask = {n: before[n] != full[n] for n in before}
+    everything = sum(words.size for words in before.values())
+    equal = sum(int((full[n] == sub[n]).sum()) for n in before)
+    assert report.everything.words == everything
+    assert report.everything.full_and_sub["bits"] == equal / everything
+    inside = sum(int(m.sum()) for m in mask.values())
+    assert report.mask.words == inside
+    assert report.mask.base_and_full["bits"] == 0
+    assert report.complement.base_and_full["bits"] == 1
+    outside = sum(int((~mask[n] & (before[n] != sub[n])).sum()) for n in before)
+    assert report.sub_outside == outside
+    floats = [words.view(np.float32) for words in (full["f32"], sub["f32"])]
+    near = int((np.abs(floats[0].astype(float) - floats[1]) <= 1e-5).sum())
+    assert near > (full["f32"] == sub["f32"]).sum(), "the tolerance matters here"
+    share = report.everything.full_and_sub["1e-05"]
+    assert share is not None
+    assert share * everything >= equal + near - int((full["f32"] == sub["f32"]).sum()) - 0.5
+
+
+def command(*arguments: str | Path) -> str:
+    whole = [sys.executable, "-P", "-m", "rlsparse_store", *map(str, arguments)]
+    done = subprocess.run(whole, capture_output=True, check=False, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_commands(work: Path) -> None:
+    base = ("--base", work / "base")
+    found = json.loads(command("compare", work / "run", *base, "--json"))
+    assert (found["schema_version"], len(found["pairs"])) == (1, 3)
+    text = command("compare", work / "run/step-9", work / "run/step-10", *base, "--groups")
+    for words in ("step-9, step-10", "and magnitude", "q_proj", "Changed by how many"):
+        assert words in text
+    found = json.loads(command("series", work / "run", *base, "--json"))
+    assert [step["name"] for step in found["steps"]] == ["step-9", "step-10", "step-11"]
+    assert "came back" in command("series", work / "run", *base)
+    pair = (work / "run/step-9", work / "step-10")
+    assert json.loads(command("match", *pair, *base, "--json"))["schema_version"] == 1
+    assert "base and full" in command("match", *pair, *base)
