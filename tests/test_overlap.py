@@ -142,6 +142,10 @@ def test_signs(tmp_path: Path) -> None:
     # Three changed in both: up and up, down and up, up and up to the same word.
     assert (pair.overall.both, pair.overall.same_sign) == (3, 2 / 3)
     assert pair.overall.same_value == 1 / 3
+    values = [(w.astype(np.uint32) << 16).view("f4").astype(float) for w in (base, up_down, other)]
+    one, two = values[1] - values[0], values[2] - values[0]
+    expected = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+    assert pair.overall.cosine == pytest.approx(expected, rel=1e-12)
 
 
 def test_nothing_changed_is_undefined_and_no_error(tmp_path: Path) -> None:

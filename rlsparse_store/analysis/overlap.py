@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.analysis.several import Deltas
+from rlsparse_store.analysis.values import is_numeric, values_of
 from rlsparse_store.backends.numpy.words import keys, steps
 from rlsparse_store.delta import Progress, natural_order, resolve_threads, silent
 
@@ -48,6 +49,8 @@ class Overlap:
         jaccard: both / either, or ``None`` if neither changed anything.
         same_sign: Share of ``both`` whose steps go the same way, or ``None`` if it is empty.
         same_value: Share of ``both`` whose tuned words are equal, likewise.
+        cosine: Cosine of the two updates as vectors of differences, finite values only; ``None``
+            if one is zero.
         expected: Words that both would change by chance, by what is held fixed.
         lift: both / expected, or ``None`` if that is zero.
     """
@@ -62,6 +65,7 @@ class Overlap:
     jaccard: float | None
     same_sign: float | None
     same_value: float | None
+    cosine: float | None
     expected: dict[str, float]
     lift: dict[str, float | None]
 
@@ -120,12 +124,16 @@ class _Counts:
         words: Words by bin of the base's magnitude.
         changed: Changed words of each delta by bin, ``[deltas, bins]``.
         pairs: For each pair of deltas: words both changed, the same way, to the same word.
+        squares: Sum of squared differences of each delta.
+        products: For each pair, the sum of the products of their differences.
         consensus: Words by how many deltas changed them.
     """
 
     words: NDArray[np.int64]
     changed: NDArray[np.int64]
     pairs: NDArray[np.int64]
+    squares: NDArray[np.float64]
+    products: NDArray[np.float64]
     consensus: NDArray[np.int64]
 
 
@@ -177,6 +185,8 @@ def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
         np.zeros(bins, np.int64),
         np.zeros((number, bins), np.int64),
         np.zeros((number * (number - 1) // 2, 3), np.int64),
+        np.zeros(number),
+        np.zeros(number * (number - 1) // 2),
         np.zeros(number + 1, np.int64),
     )
     for block in deltas.blocks(tensor):
@@ -186,11 +196,28 @@ def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
         masks = [block.base != tuned for tuned in block.tuned]
         for place, mask in enumerate(masks):
             total.changed[place] += np.bincount(magnitude[mask], minlength=bins)
+            update = _update(block, place, mask, tensor)
+            total.squares[place] += np.einsum("i,i->", update, update)
         times = np.sum(masks, axis=0, dtype=np.uint8 if number < 256 else np.int64)
         total.consensus += np.bincount(times, minlength=number + 1)
         for place, (a, b) in enumerate(combinations(range(number), 2)):
-            total.pairs[place] += _agreement(block, a, b, masks[a] & masks[b], tensor)
+            both = masks[a] & masks[b]
+            total.pairs[place] += _agreement(block, a, b, both, tensor)
+            left, right = (_update(block, one, both, tensor) for one in (a, b))
+            total.products[place] += np.einsum("i,i->", left, right)
     return total
+
+
+def _update(
+    block: SideBySide, place: int, mask: NDArray[np.bool_], tensor: SharedTensor
+) -> NDArray[np.float64]:
+    """The differences that a delta makes at some words; 0 where they are not finite."""
+    if not is_numeric(tensor.dtype):
+        return np.zeros(0)
+    with np.errstate(all="ignore"):
+        after = values_of(block.tuned[place][mask], tensor.dtype).astype(np.float64)
+        found = after - values_of(block.base[mask], tensor.dtype)
+    return np.where(np.isfinite(found), found, 0.0)
 
 
 def _agreement(
@@ -273,6 +300,14 @@ def _overlap(
         jaccard=_share(both, of_a + of_b - both),
         same_sign=_share(same_sign, both),
         same_value=_share(same_value, both),
+        cosine=_share(
+            sum(float(c.products[place]) for _, c in counted),
+            (
+                sum(float(c.squares[a]) for _, c in counted)
+                * sum(float(c.squares[b]) for _, c in counted)
+            )
+            ** 0.5,
+        ),
         expected=expected,
         lift={baseline: _share(both, chance) for baseline, chance in expected.items()},
     )

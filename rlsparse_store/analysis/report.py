@@ -20,7 +20,7 @@ from rlsparse_store.analysis.measures import (
 )
 from rlsparse_store.analysis.rank import MatrixRank, sampled_ranks
 from rlsparse_store.analysis.values import CASTS
-from rlsparse_store.delta import Progress, natural_order, resolve_threads, silent
+from rlsparse_store.delta import Progress, block_of, natural_order, resolve_threads, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,6 +157,7 @@ class ValueReport:
         cautions: What to be wary of.
         layers: Sums by layer.
         modules: Sums by kind of module.
+        blocks: Sums by kind of block: attention, mlp, norm, embedding, head.
         layer_modules: Sums by layer and kind of module.
         experts: Sums by expert, of mixtures of them.
         tensors: Every tensor.
@@ -198,6 +199,7 @@ class ValueReport:
     cautions: list[str]
     layers: list[ValueGroup]
     modules: list[ValueGroup]
+    blocks: list[ValueGroup]
     layer_modules: list[ValueGroup]
     experts: list[ValueGroup]
     tensors: list[TensorValues]
@@ -344,6 +346,7 @@ def _report(
         cautions=find_cautions([(m.tensor, m.measures) for m in measured], pair.unmatched),
         layers=_groups(measured, lambda t: t.layer),
         modules=_groups(measured, lambda t: t.module),
+        blocks=_groups(measured, lambda t: block_of(t.name)),
         layer_modules=_groups(measured, lambda t: f"{t.layer} {t.module}"),
         experts=_groups(measured, _expert),
         tensors=tensors,

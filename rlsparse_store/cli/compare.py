@@ -58,9 +58,13 @@ def _print(report: CompareReport, *, groups: bool) -> None:
     print_table(["delta", "changed", "density"], rows)
     click.echo("\nPairs: overlap of what A and B changed")
     print_table(
-        ["A, B", "both", "of A", "of B", "Jaccard", "same sign", "same value"],
+        ["A, B", "both", "of A", "of B", "Jaccard", "same sign", "same value", "cosine"],
         [
-            [f"{shown(pair.a, 30)}, {shown(pair.b, 30)}", *_shares(pair.overall)]
+            [
+                f"{shown(pair.a, 30)}, {shown(pair.b, 30)}",
+                *_shares(pair.overall),
+                "" if pair.overall.cosine is None else f"{pair.overall.cosine:.3f}",
+            ]
             for pair in report.pairs
         ],
     )

@@ -137,6 +137,7 @@ def _print_groups(values: ValueReport) -> None:
     kinds = (
         ("By layer", values.layers),
         ("By kind of module", values.modules),
+        ("By kind of block", values.blocks),
         ("By expert", values.experts),
     )
     for title, groups in kinds:

@@ -12,7 +12,7 @@ from rlsparse_store.delta.encode import (
 )
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.figures import percent, size
-from rlsparse_store.delta.groups import layer_of, module_of
+from rlsparse_store.delta.groups import block_of, layer_of, module_of
 from rlsparse_store.delta.identity import check_small_origins
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.lazy import DeltaCheckpoint, DeltaSlice, open_delta, open_found
@@ -81,6 +81,7 @@ __all__ = [
     "VerifyReport",
     "WholeTensor",
     "apply_delta",
+    "block_of",
     "check_small_origins",
     "check_sources",
     "delta_names",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["layer_of", "module_of"]
+__all__ = ["block_of", "layer_of", "module_of"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?:\.|$)")
 _STACK: Final = frozenset(
@@ -13,6 +13,32 @@ _STACK: Final = frozenset(
 )
 _GENERIC: Final = frozenset({"dense", "LayerNorm", "gate", "linear", "proj"})
 _ENDING: Final = frozenset({"weight", "bias", "weight_packed", "qweight", "scales", "qzeros"})
+
+
+_BLOCKS: Final = (
+    ("norm", re.compile(r"norm|\bln_|layer_?norm", re.IGNORECASE)),
+    ("head", re.compile(r"lm_head|classifier|score|pooler", re.IGNORECASE)),
+    ("embedding", re.compile(r"embed|\bwte\b|\bwpe\b", re.IGNORECASE)),
+    ("attention", re.compile(r"attn|attention|linear_att", re.IGNORECASE)),
+    (
+        "mlp",
+        re.compile(r"mlp|feed_forward|ffn|experts|intermediate|\boutput\.dense", re.IGNORECASE),
+    ),
+)
+
+
+def block_of(name: str) -> str:
+    """The kind of block: ``norm``, ``head``, ``embedding``, ``attention``, ``mlp`` or ``other``.
+
+    Example:
+        >>> block_of("model.layers.12.self_attn.q_proj.weight")
+        'attention'
+        >>> block_of("model.layers.12.mlp.experts.3.up_proj.weight")
+        'mlp'
+        >>> block_of("model.layers.12.input_layernorm.weight")
+        'norm'
+    """
+    return next((kind for kind, pattern in _BLOCKS if pattern.search(name)), "other")
 
 
 def layer_of(name: str) -> str:
