@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 
@@ -169,6 +170,16 @@ def test_rows_columns_and_steps(report: ValueReport, work: Path) -> None:
     assert len(report.steps) == len(report.step_labels) == 20
 
 
+def test_top_rows(report: ValueReport, work: Path) -> None:
+    counts = []
+    for name, (before, after) in sides(work).items():
+        if before.dim() == 2 and before.numel():
+            rows = (bits(before) != bits(after)).view(before.shape).sum(1).tolist()
+            counts += [(-count, name, row) for row, count in enumerate(rows) if count]
+    expected = [(-count, name, row) for count, name, row in sorted(counts)[:10]]
+    assert [(r.changed, r.tensor, r.row) for r in report.top_rows] == expected
+
+
 def test_changes_by_exponent(report: ValueReport, work: Path) -> None:
     table = report.exponents
     assert table is not None
@@ -276,6 +287,26 @@ def test_other_cautions(tmp_path: Path) -> None:
     packed = {"w.qweight": random_tensor(1, "I32", 4, 4)}
     assert "quantized storage" in cautions(tmp_path / "4", packed, packed)
     assert cautions(tmp_path / "5", base, base) == ""
+
+
+def test_compressed_encodings(work: Path) -> None:
+    with open_pair(work / "base", work / "tuned") as pair:
+        found = {e.name: e.nbytes for e in measure_values(pair, compressed=True).encodings}
+    xor = 0
+    for before, after in sides(work).values():
+        if not torch.equal(bits(before), bits(after)):
+            different = (bits(before) ^ bits(after)).numpy().tobytes()
+            compressor = zstandard.ZstdCompressor(level=1).compressobj()
+            xor += len(compressor.compress(different) + compressor.flush())
+    assert found["XOR, zstd-1"] == xor
+    assert 0 < found["gap of 16 or 32 bits, value, zstd-1"] < found["int32 index, value"]
+
+
+def test_a_tie_that_came_apart(tmp_path: Path) -> None:
+    embedding = bf16_tensor(0, 90, 60)
+    tuned = {"model.embed_tokens.weight": tune(embedding, 1), "lm_head.weight": tune(embedding, 2)}
+    told = cautions(tmp_path, {"model.embed_tokens.weight": embedding}, tuned)
+    assert "a tie that came apart: lm_head.weight and model.embed_tokens.weight" in told
 
 
 def test_rank_of_a_low_rank_update(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rlsparse_store.analysis.pairs import Pair, SharedTensor, open_pair, over_ba
 from rlsparse_store.analysis.report import (
     SCOPES,
     ExponentTable,
+    RowCount,
     TensorValues,
     ValueGroup,
     ValueReport,
@@ -37,6 +38,7 @@ __all__ = [
     "Overlap",
     "Pair",
     "PairOverlap",
+    "RowCount",
     "SeriesReport",
     "SeriesStep",
     "SharedTensor",

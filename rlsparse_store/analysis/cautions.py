@@ -41,6 +41,7 @@ def find_cautions(measured: Measured, unmatched: Sequence[Unmatched]) -> list[st
         _quantized(measured),
         _unrelated(measured),
         _merged_adapter(measured),
+        _untied(measured),
     )
     return [caution for caution in checks if caution]
 
@@ -80,6 +81,18 @@ def _unrelated(measured: Measured) -> str:
     return (
         f"probably another base: in the median tensor {median} of the words changed; full "
         "fine-tuning at a large learning rate looks like this, too"
+    )
+
+
+def _untied(measured: Measured) -> str:
+    """Whether two tensors come from one of the base's, so that a tie was given up."""
+    names = {tensor.name for tensor, _ in measured}
+    found = [t for t, _ in measured if t.source != t.name and t.source in names]
+    if not found:
+        return ""
+    return (
+        f"a tie that came apart: {shown(found[0].name)} and {shown(found[0].source)} are one "
+        "tensor in the base and two in the tuned checkpoint"
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zstandard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from rlsparse_store.analysis.measures import Measures
-    from rlsparse_store.analysis.pairs import SharedTensor
+    from rlsparse_store.analysis.pairs import Pair, SharedTensor
 
-__all__ = ["Encoding", "encodings_of"]
+__all__ = ["Encoding", "compressed_encodings", "encodings_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,59 @@ def encodings_of(
     if delta_bytes is not None:
         found.insert(0, encoding("rlsparse_store", "this delta, all of it", delta_bytes))
     return found
+
+
+def compressed_encodings(
+    pair: Pair, measured: Sequence[tuple[SharedTensor, Measures]], threads: int
+) -> list[Encoding]:
+    """Sizes under encodings that end with zstd at level 1, for which both sides are read again.
+
+    Args:
+        pair: Base and tuned.
+        measured: The tensors and what was counted of them.
+        threads: Threads to compress on.
+    """
+    gaps = {t.name: m.largest_gap for t, m in measured}
+
+    def compress(tensor: SharedTensor) -> tuple[int, int]:
+        return _compressed(pair, tensor, np.uint16 if gaps[tensor.name] < 1 << 16 else np.uint32)
+
+    sizes = pair.map(compress, threads)
+    changed = sum(m.changed for _, m in measured)
+    names = (
+        ("XOR, zstd-1", "slime, SkyRL"),
+        ("gap of 16 or 32 bits, value, zstd-1", "PULSE, NeMo-RL with overwriting"),
+    )
+    return [
+        Encoding(
+            name=name,
+            used_by=used_by,
+            nbytes=(nbytes := sum(size[place] for size in sizes)),
+            bits_per_changed=8 * nbytes / changed if changed else None,
+            is_entropy=False,
+        )
+        for place, (name, used_by) in enumerate(names)
+    ]
+
+
+def _compressed(
+    pair: Pair, tensor: SharedTensor, gap: type[np.unsignedinteger[Any]]
+) -> tuple[int, int]:
+    """Bytes of a tensor's XOR, and of its gaps and values, each through zstd as one frame."""
+    xor, gaps, values = (zstandard.ZstdCompressor(level=1).compressobj() for _ in range(3))
+    sizes, last = [0, 0], -1
+    for block in pair.blocks(tensor.name):
+        sizes[0] += len(xor.compress((block.base ^ block.tuned).tobytes()))
+        places = np.flatnonzero(block.base != block.tuned)
+        if places.size:
+            between = np.diff(places, prepend=last - block.first) - 1
+            sizes[1] += len(gaps.compress(between.astype(gap).tobytes()))
+            sizes[1] += len(values.compress(block.tuned[places].tobytes()))
+            last = block.first + int(places[-1])
+    sizes[0] += len(xor.flush())
+    sizes[1] += len(gaps.flush()) + len(values.flush())
+    # A tensor without changes is left out of a file.
+    return (sizes[0], sizes[1]) if last >= 0 else (0, 0)
 
 
 def _entropy(k: int, n: int) -> float:

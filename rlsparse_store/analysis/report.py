@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.analysis.cautions import find_cautions
-from rlsparse_store.analysis.encodings import Encoding, encodings_of
+from rlsparse_store.analysis.encodings import Encoding, compressed_encodings, encodings_of
 from rlsparse_store.analysis.measures import (
     TOLERANCES,
     Lines,
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from rlsparse_store.analysis.pairs import Pair, SharedTensor, Unmatched
 
-__all__ = ["SCOPES", "ExponentTable", "TensorValues", "ValueGroup", "ValueReport", "measure_values"]
+__all__ = [
+    "SCOPES",
+    "ExponentTable",
+    "RowCount",
+    "TensorValues",
+    "ValueGroup",
+    "ValueReport",
+    "measure_values",
+]
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form, which specs/inspect.md describes."""
@@ -97,6 +105,23 @@ class ValueGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowCount:
+    """One row of a tensor.
+
+    Attributes:
+        tensor: The tensor.
+        row: The row, from 0.
+        changed: Its changed words.
+        words: Its words.
+    """
+
+    tensor: str
+    row: int
+    changed: int
+    words: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExponentTable:
     """Changes by the base's exponent, of the dtype that most words have.
 
@@ -152,6 +177,7 @@ class ValueReport:
         column_density: The same of columns.
         rows_touched: Share of rows with a change.
         columns_touched: Share of columns with a change.
+        top_rows: The rows with the most changes.
         encodings: Bytes under encodings that others have published.
         ranks: Ranks of sampled updates, if asked for.
         cautions: What to be wary of.
@@ -194,6 +220,7 @@ class ValueReport:
     column_density: list[float]
     rows_touched: float
     columns_touched: float
+    top_rows: list[RowCount]
     encodings: list[Encoding]
     ranks: list[MatrixRank]
     cautions: list[str]
@@ -225,6 +252,7 @@ def measure_values(
     scope: str = "matched",
     align_rows: bool = True,
     rank: bool = False,
+    compressed: bool = False,
     delta_bytes: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -239,6 +267,8 @@ def measure_values(
         align_rows: Whether tensors whose first dimension grew or shrank are compared over the rows
             that both have; otherwise they are listed as unmatched.
         rank: Whether the ranks of some updates are computed.
+        compressed: Whether sizes under encodings that end with zstd are measured, too: both sides
+            are read and compressed once more.
         delta_bytes: What the delta takes, if known, to be listed beside other encodings.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
@@ -263,7 +293,11 @@ def measure_values(
 
     measured = pair.map(measure, workers, progress)
     ranks = sampled_ranks(pair, measured_names(measured)) if rank else []
-    return _report(pair, measured, scope, ranks, delta_bytes)
+    counted = [(m.tensor, m.measures) for m in measured]
+    encodings = encodings_of(counted, delta_bytes)
+    if compressed:
+        encodings += compressed_encodings(pair, counted, workers)
+    return _report(pair, measured, scope, ranks, encodings)
 
 
 def _is_counted(tensor: SharedTensor, scope: str, *, align_rows: bool) -> str:
@@ -284,7 +318,7 @@ def _report(
     measured: list[_Measured],
     scope: str,
     ranks: list[MatrixRank],
-    delta_bytes: int | None,
+    encodings: list[Encoding],
 ) -> ValueReport:
     total = Measures()
     for m in measured:
@@ -302,7 +336,7 @@ def _report(
         code = m.tensor.dtype.code
         dtypes[code] = dtypes.get(code, 0) + m.measures.words
     lines = [m.lines for m in measured if m.lines is not None]
-    rows, columns = _line_figures(measured, lines)
+    rows, columns = _line_figures(lines)
     return ValueReport(
         scope=scope,
         words=words,
@@ -341,7 +375,8 @@ def _report(
         column_density=columns[0],
         rows_touched=rows[1],
         columns_touched=columns[1],
-        encodings=encodings_of([(m.tensor, m.measures) for m in measured], delta_bytes),
+        top_rows=_top_rows(measured),
+        encodings=encodings,
         ranks=ranks,
         cautions=find_cautions([(m.tensor, m.measures) for m in measured], pair.unmatched),
         layers=_groups(measured, lambda t: t.layer),
@@ -420,15 +455,33 @@ def _groups(
 
 
 def _line_figures(
-    measured: list[_Measured], lines: list[Lines]
+    lines: list[Lines],
 ) -> tuple[tuple[list[float], float], tuple[list[float], float]]:
     """Least, median and largest density of rows, and the share of rows touched; and of columns."""
     if not lines:
         return ([], 0.0), ([], 0.0)
     rows = np.concatenate([found.rows / max(1, found.columns.size) for found in lines])
     columns = np.concatenate([found.columns / max(1, found.rows.size) for found in lines])
-    del measured
     return _spread(rows), _spread(columns)
+
+
+TOP_ROWS: Final = 10
+
+
+def _top_rows(measured: list[_Measured]) -> list[RowCount]:
+    """The rows with the most changed words; of equals, the first."""
+    found: list[RowCount] = []
+    for m in measured:
+        if m.lines is None:
+            continue
+        rows = m.lines.rows
+        for row in np.argsort(-rows, kind="stable")[:TOP_ROWS].tolist():
+            if rows[row]:
+                words = m.lines.columns.size
+                found.append(
+                    RowCount(tensor=m.tensor.name, row=row, changed=int(rows[row]), words=words)
+                )
+    return sorted(found, key=lambda r: (-r.changed, r.tensor, r.row))[:TOP_ROWS]
 
 
 def _spread(densities: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[list[float], float]:

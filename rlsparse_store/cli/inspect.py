@@ -66,6 +66,7 @@ SHOWN_TENSORS = 20
     help="Whose figure comes first: equal bits, or equal to 1e-5 and an unweighted mean.",
 )
 @click.option("--rank", is_flag=True, help="Compute the ranks of some updates.")
+@click.option("--compressed", is_flag=True, help="Measure encodings that end with zstd, too.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each tensor.")
 @click.option("--plot", "plots", metavar="DIR", help="Write pictures there, as PNG and SVG.")
 @click.option("--report", "page", metavar="FILE", help="Write one HTML page with everything.")
@@ -116,10 +117,13 @@ def _measure(
     paths: tuple[str, ...], options: dict[str, Any], *, quiet: bool
 ) -> tuple[DeltaReport, ValueReport | None]:
     """The report of a delta or a pair, and of its values where both sides are at hand."""
-    wanted = {name: options[name] for name in ("scope", "align_rows", "rank", "threads")}
+    wanted = {
+        name: options[name] for name in ("scope", "align_rows", "rank", "compressed", "threads")
+    }
     if len(paths) == 1:
         report = inspect_delta(paths[0], subfolder=options["subfolder"])
-        if options["base"] is None and not (options["with_values"] or options["rank"]):
+        asked = any(options[name] for name in ("with_values", "rank", "compressed"))
+        if options["base"] is None and not asked:
             return report, None
         with progress_bar("inspect", quiet=quiet) as progress:
             opened = over_base(paths[0], options["base"], subfolder=options["subfolder"])

@@ -50,6 +50,15 @@ def print_values(values: ValueReport, preset: str) -> None:
             for e in values.encodings
         ],
     )
+    if values.top_rows:
+        click.echo("\nRows with the most changes")
+        print_table(
+            ["tensor", "row", "changed", "of"],
+            [
+                [shown(r.tensor, 60), f"{r.row:,}", f"{r.changed:,}", f"{r.words:,}"]
+                for r in values.top_rows
+            ],
+        )
     if values.ranks:
         click.echo("\nRanks of some updates")
         print_table(
