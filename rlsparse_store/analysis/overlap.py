@@ -12,7 +12,7 @@ import numpy as np
 from rlsparse_store.analysis.several import Deltas
 from rlsparse_store.analysis.values import is_numeric, values_of
 from rlsparse_store.backends.numpy.words import keys, steps
-from rlsparse_store.delta import Progress, natural_order, resolve_threads, silent
+from rlsparse_store.delta import Progress, natural_order, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,15 +166,7 @@ def compare_deltas(
         0.62
     """
     with Deltas(deltas, base) as found:
-        tensors = list(found.tensors.values())
-        found.first.keep_only(lambda t: "" if t.name in found.tensors else "unmatched")
-
-        def count(tensor: SharedTensor) -> _Counts:
-            return _count(found, found.tensors[tensor.name])
-
-        counts = found.first.map(count, resolve_threads(threads), progress)
-        by_name = dict(zip(found.first.tensors, counts, strict=True))
-        return _report(found, [(t, by_name[t.name]) for t in tensors])
+        return _report(found, found.map(lambda t: _count(found, t), threads, progress))
 
 
 def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.analysis.several import Deltas
-from rlsparse_store.delta import Progress, resolve_threads, silent
+from rlsparse_store.delta import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,13 +128,8 @@ def measure_series(
         0.08
     """
     with Deltas(deltas, base) as found:
-        found.first.keep_only(lambda t: "" if t.name in found.tensors else "unmatched")
-
-        def count(tensor: SharedTensor) -> _Counts:
-            return _count(found, found.tensors[tensor.name])
-
-        counts = found.first.map(count, resolve_threads(threads), progress)
-        return _report(found, counts)
+        counts = found.map(lambda t: _count(found, t), threads, progress)
+        return _report(found, [counted for _, counted in counts])
 
 
 def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from rlsparse_store.analysis.pairs import Pair, SharedTensor, over_base
-from rlsparse_store.delta import delta_names, inspect_delta, is_run
+from rlsparse_store.analysis.pairs import SharedTensor, over_base
+from rlsparse_store.delta import Progress, delta_names, inspect_delta, is_run, resolve_threads
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from rlsparse_store.backends import Words
 
 __all__ = ["Deltas", "SideBySide"]
+
+Result = TypeVar("Result")
 
 
 class SideBySide(NamedTuple):
@@ -69,10 +71,22 @@ class Deltas(Closing):
         }
         self.unmatched += sorted(every - self.tensors.keys())
 
-    @property
-    def first(self) -> Pair:
-        """The first delta over the base."""
-        return self._pairs[0]
+    def map(
+        self,
+        function: Callable[[SharedTensor], Result],
+        threads: int | None,
+        progress: Progress,
+    ) -> list[tuple[SharedTensor, Result]]:
+        """Apply a function to every tensor that all compare, on several threads."""
+        first = self._pairs[0]
+        first.keep_only(lambda t: "" if t.name in self.tensors else "unmatched")
+        results = first.map(
+            lambda t: function(self.tensors[t.name]), resolve_threads(threads), progress
+        )
+        return [
+            (self.tensors[name], result)
+            for name, result in zip(first.tensors, results, strict=True)
+        ]
 
     def blocks(self, tensor: SharedTensor) -> Iterator[SideBySide]:
         """The blocks of a tensor, from front to back, each overwritten by the next.

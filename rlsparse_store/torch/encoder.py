@@ -20,13 +20,11 @@ from rlsparse_store.delta import (
     silent,
 )
 from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.closing import Closing
 from rlsparse_store.torch.live import live_tensors
 from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from rlsparse_store.delta import EncodeReport
 
 __all__ = ["DeltaEncoder"]
@@ -34,7 +32,7 @@ __all__ = ["DeltaEncoder"]
 KEEP: Final = ("files", "host", "device")
 
 
-class DeltaEncoder:
+class DeltaEncoder(Closing):
     """Stores a model in training as deltas against its base, again and again.
 
     The delta has the same bytes as :func:`rlsparse_store.encode_delta` gives for the state dict
@@ -121,19 +119,6 @@ class DeltaEncoder:
     def close(self) -> None:
         """Close the base's files, and let go of what is kept of it."""
         self._base.close()
-
-    def __enter__(self) -> Self:
-        """Return the encoder itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the base's files."""
-        self.close()
 
 
 def _coder(device: torch.device, memory: int) -> SpanCoder:
