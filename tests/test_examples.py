@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from models import move_weights, small_llama
 from transformers import LlamaForCausalLM
 
 import rlsparse_store
-from rlsparse_store import encode_run, from_delta
+from rlsparse_store import encode_delta, encode_run, from_delta
+from rlsparse_store.analysis import write_mask
+from rlsparse_store.torch import load_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
+SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 
 
 def modules() -> Iterator[str]:
@@ -87,6 +90,22 @@ def test_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     loaded = from_delta("base", "run/step-200")
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    move_weights(model, seed=1, density=0.2)
+    model.save_pretrained("tuned")
+    encode_delta("base", "tuned", "full")
+    names: dict[str, Any] = {}
+    for code in python_in(SUBNETWORKS):
+        exec(compile(code, SUBNETWORKS.name, "exec"), names)  # noqa: S102 - it is our own
+    write_mask(["sub"], "of-sub.safetensors", base="base")
+    of_sub = load_mask("of-sub.safetensors")
+    assert (of_sub - names["mask"]).count() == 0
+    assert of_sub.count() > 0
 
 
 def test_readme_python(

@@ -1,5 +1,12 @@
 """What researchers measure of updates: base and tuned values side by side."""
 
+from rlsparse_store.analysis.masks import (
+    COMBINATIONS,
+    CONTROLS,
+    MASK_KEY,
+    MaskReport,
+    write_mask,
+)
 from rlsparse_store.analysis.match import (
     MATCH_TOLERANCES,
     MatchReport,
@@ -28,10 +35,14 @@ from rlsparse_store.analysis.series import SeriesReport, SeriesStep, measure_ser
 
 __all__ = [
     "BASELINES",
+    "COMBINATIONS",
+    "CONTROLS",
+    "MASK_KEY",
     "MATCH_TOLERANCES",
     "SCOPES",
     "CompareReport",
     "ExponentTable",
+    "MaskReport",
     "MatchReport",
     "MatchShares",
     "Measures",
@@ -52,4 +63,5 @@ __all__ = [
     "measure_values",
     "open_pair",
     "over_base",
+    "write_mask",
 ]

@@ -40,8 +40,10 @@ class Deltas(Closing):
     Args:
         places: Folders of deltas, or ids on the Hub; or the folder of one run.
         base: Their base; by default the one that the first of them names.
+        least: How many there must be.
 
     Attributes:
+        places: Where they lie.
         names: What the deltas are called, each once.
         tensors: Tensors that all of them compare, over the words that all of them share.
         unmatched: Names of tensors that only some of them compare.
@@ -51,9 +53,11 @@ class Deltas(Closing):
         BaseMismatchError: They are not of one base.
     """
 
-    def __init__(self, places: Sequence[str | Path], base: str | Path | None) -> None:
-        places = _expanded(places)
-        if len(places) < 2:
+    def __init__(
+        self, places: Sequence[str | Path], base: str | Path | None, *, least: int = 2
+    ) -> None:
+        places = self.places = _expanded(places)
+        if len(places) < least:
             msg = "one delta: give at least two, or the folder of a run"
             raise NotFoundError(msg, file=shown(str(places[0])) if places else None)
         self.names = _distinct([str(place) for place in places])

@@ -20,6 +20,7 @@ from rlsparse_store.cli.compare import compare_command
 from rlsparse_store.cli.demo import demo_command
 from rlsparse_store.cli.encode import encode_command
 from rlsparse_store.cli.inspect import inspect_command
+from rlsparse_store.cli.mask import mask_command
 from rlsparse_store.cli.match import match_command
 from rlsparse_store.cli.pull import pull_command
 from rlsparse_store.cli.push import push_command
@@ -51,6 +52,7 @@ for command in (
     compare_command,
     match_command,
     series_command,
+    mask_command,
     push_command,
     pull_command,
     demo_command,

@@ -4,13 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.encoder import DeltaEncoder
+from rlsparse_store.torch.masks import Frozen, Mask, freeze_outside, load_mask
 from rlsparse_store.torch.patch import patch_
 from rlsparse_store.torch.switch import DeltaSwitch
 
 if TYPE_CHECKING:
     from rlsparse_store.torch.device import DeviceCoder
 
-__all__ = ["DeltaEncoder", "DeltaSwitch", "DeviceCoder", "patch_"]
+__all__ = [
+    "DeltaEncoder",
+    "DeltaSwitch",
+    "DeviceCoder",
+    "Frozen",
+    "Mask",
+    "freeze_outside",
+    "load_mask",
+    "patch_",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - the class below

@@ -1,0 +1,76 @@
+"""``rlsparse mask``."""
+
+from __future__ import annotations
+
+import click
+
+from rlsparse_store.analysis import COMBINATIONS, CONTROLS, write_mask
+from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.delta import percent
+from rlsparse_store.storage.names import shown
+
+__all__ = ["mask_command"]
+
+
+@click.command("mask")
+@click.argument("deltas", nargs=-1, required=True, metavar="DELTA... | RUN")
+@click.option("--out", "-o", required=True, metavar="FILE", help="The .safetensors file to write.")
+@base_option
+@click.option(
+    "--combine",
+    type=click.Choice(COMBINATIONS),
+    default="union",
+    show_default=True,
+    help="Of several deltas: what any, all, or more than half of them changed.",
+)
+@click.option("--tolerance", type=float, default=0.0, metavar="T", help="Ignore changes up to T.")
+@click.option("--complement", is_flag=True, help="Turn the mask round.")
+@click.option(
+    "--control",
+    type=click.Choice(CONTROLS),
+    help="As many weights by chance: of each tensor, or of each tensor at each exponent.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the control.")
+@threads_option
+@json_option
+@quiet_option
+def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
+    deltas: tuple[str, ...],
+    out: str,
+    base: str | None,
+    combine: str,
+    tolerance: float,
+    complement: bool,  # noqa: FBT001 - click passes every parameter by name
+    control: str | None,
+    seed: int,
+    threads: int | None,
+    as_json: bool,  # noqa: FBT001
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """Write which weights deltas changed, one bit each, as a mask to train by.
+
+    From Python, rlsparse_store.torch.load_mask reads it, and freeze_outside trains by it.
+    """
+    with progress_bar("mask", quiet=quiet) as progress:
+        report = write_mask(
+            deltas,
+            out,
+            base=base,
+            combine=combine,
+            tolerance=tolerance,
+            complement=complement,
+            control=control,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.as_json())
+        return
+    click.echo(f"wrote {shown(out)}")
+    click.echo(
+        f"  {report.trainable:,} of {report.words:,} weights to train ({percent(report.density)})"
+    )
+    for name in report.unmatched[:10]:
+        click.echo(f"  without a mask: {shown(name, 80)}, which not all have")

@@ -1,0 +1,277 @@
+"""Masks in memory, and training of what they allow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rlsparse_store.analysis import MASK_KEY
+from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
+from rlsparse_store.storage.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Frozen", "Mask", "freeze_outside", "load_mask"]
+
+
+class Mask(Mapping[str, torch.Tensor]):
+    """Which weights are to be trained: a mapping of names to boolean tensors, held as bits.
+
+    ``|``, ``&``, ``-`` and ``~`` work on the bits; tensors that only one side has count as without
+    trainable weights on the other.
+
+    Args:
+        bits: One bit per weight, the least significant first, by name: ``torch.uint8``.
+        shapes: The dimensions of the tensors.
+        base_digest: State digest of the base, if known.
+    """
+
+    def __init__(
+        self,
+        bits: Mapping[str, torch.Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        base_digest: str | None = None,
+    ) -> None:
+        self._bits = dict(bits)
+        self.shapes = dict(shapes)
+        self.base_digest = base_digest
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The mask of a tensor, of its shape, as ``torch.bool``; made anew each time."""
+        shape = self.shapes[name]
+        flags = self._bits[name][:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        return flags.view(-1)[: torch.Size(shape).numel()].to(torch.bool).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def count(self, name: str | None = None) -> int:
+        """Trainable weights of a tensor, or of all."""
+        names = self._bits if name is None else [name]
+        return sum(int(_ONES[self._bits[n].long()].sum()) for n in names)
+
+    @property
+    def density(self) -> float:
+        """Trainable weights over all weights that the mask is about."""
+        words = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return self.count() / words if words else 0.0
+
+    def __or__(self, other: Mask) -> Mask:
+        """What either allows."""
+        return self._combined(other, torch.bitwise_or)
+
+    def __and__(self, other: Mask) -> Mask:
+        """What both allow."""
+        return self._combined(other, torch.bitwise_and)
+
+    def __sub__(self, other: Mask) -> Mask:
+        """What this one allows and the other does not."""
+        return self._combined(other, lambda a, b: a & ~b)
+
+    def __invert__(self) -> Mask:
+        """What this one does not allow."""
+        flipped = {}
+        for name, bits in self._bits.items():
+            flipped[name] = ~bits
+            used = torch.Size(self.shapes[name]).numel() % 8
+            if used:
+                # Bits behind the last weight stay zero.
+                flipped[name][-1] &= (1 << used) - 1
+        return Mask(flipped, self.shapes, self.base_digest)
+
+    def _combined(
+        self, other: Mask, operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> Mask:
+        known_bases = {self.base_digest, other.base_digest} - {None}
+        if len(known_bases) > 1:
+            msg = "the masks are of different bases"
+            raise BaseMismatchError(msg)
+        shapes = {**other.shapes, **self.shapes}
+        bits = {}
+        for name in shapes:
+            mine, theirs = self._bits.get(name), other._bits.get(name)
+            if mine is not None and theirs is not None and mine.shape != theirs.shape:
+                msg = "has other dimensions in the two masks"
+                raise CheckpointError(msg, tensor=shown(name))
+            known = mine if mine is not None else theirs
+            assert known is not None  # noqa: S101 - one of them has the name
+            nothing = torch.zeros_like(known)
+            bits[name] = operation(
+                nothing if mine is None else mine, nothing if theirs is None else theirs
+            )
+        return Mask(bits, shapes, self.base_digest or other.base_digest)
+
+
+_ONES = torch.tensor([byte.bit_count() for byte in range(256)])
+
+
+def load_mask(path: str | Path) -> Mask:
+    """Read a mask that ``rlsparse mask`` wrote.
+
+    Raises:
+        CheckpointError: It is no such file, or its counts are not those of its bits.
+
+    Example:
+        >>> load_mask("mask.safetensors").density  # doctest: +SKIP
+        0.158
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {})[MASK_KEY])
+            bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        shapes = {name: tuple(told["tensors"][name]["shape"]) for name in bits}
+        mask = Mask(bits, shapes, told["base"])
+        sound = told["version"] == 1 and told["polarity"] == "1 = trainable"
+        for name, stored in bits.items():
+            words = torch.Size(shapes[name]).numel()
+            sound &= stored.dtype == torch.uint8 and stored.numel() == -(-words // 8)
+            sound &= mask.count(name) == told["tensors"][name]["trainable"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        msg = "is no mask: make one with `rlsparse mask`"
+        raise CheckpointError(msg, file=shown(str(path))) from error
+    if not sound:
+        msg = "the mask's counts are not those of its bits, or its version is not known here"
+        raise CheckpointError(msg, file=shown(str(path)))
+    return mask
+
+
+class Frozen:
+    """A model of which only part is trained. Made by :func:`freeze_outside`."""
+
+    def __init__(
+        self, model: torch.nn.Module, mask: Mask, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._parts = [_Part(name, p, mask) for name, p in model.named_parameters()]
+        unknown = set(mask) - {part.name for part in self._parts}
+        if unknown:
+            msg = "the mask names it, but it is no parameter of the model"
+            raise CheckpointError(msg, tensor=shown(min(unknown)))
+        self._hooks: list[Any] = []
+        for part in self._parts:
+            parameter: Any = part.parameter  # the hooks of tensors have no types
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(part.mask_gradient)
+                self._hooks.append(hook)
+        self._hooks.append(optimizer.register_step_pre_hook(self._before))
+        self._hooks.append(optimizer.register_step_post_hook(self._after))
+
+    def _before(self, *_: Any) -> None:  # noqa: ANN401 - what optimizers hand over
+        # Gradients may have been written to since they were accumulated.
+        for part in self._parts:
+            part.mask_gradient(part.parameter)
+
+    def _after(self, *_: Any) -> None:  # noqa: ANN401 - as above
+        # Weight decay and momentum move weights whose gradient is zero.
+        for part in self._parts:
+            part.restore()
+
+    def check(self) -> None:
+        """Require that every weight outside the mask has the bits that it had.
+
+        Raises:
+            VerificationError: One has not.
+        """
+        for part in self._parts:
+            moved = part.moved()
+            if moved:
+                msg = f"{moved} weights outside the mask have changed"
+                raise VerificationError(msg, tensor=shown(part.name))
+
+    def release(self) -> None:
+        """Train everything again."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _Part:
+    """One parameter, or this rank's part of it, and what of it is not trained."""
+
+    def __init__(self, name: str, parameter: torch.nn.Parameter, mask: Mask) -> None:
+        self.name = name
+        self.parameter = parameter
+        if name in mask and mask.shapes[name] != tuple(parameter.shape):
+            msg = f"is {list(parameter.shape)} in the model, {list(mask.shapes[name])} in the mask"
+            raise CheckpointError(msg, tensor=shown(name))
+        whole = mask[name] if name in mask else torch.zeros(parameter.shape, dtype=torch.bool)
+        self._trained = _local_part(whole, parameter)
+        # What is not in the mask at all is not trained.
+        self._kept = _local(parameter.detach())[~self._trained].clone()
+
+    def mask_gradient(self, parameter: torch.Tensor) -> None:
+        """Leave no gradient outside the mask."""
+        if parameter.grad is not None:
+            gradient = _local(parameter.grad)
+            # Not multiplied: a NaN times zero is a NaN.
+            gradient.masked_fill_(~self._trained, 0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back the bits outside the mask."""
+        _local(self.parameter.detach())[~self._trained] = self._kept
+
+    def moved(self) -> int:
+        """Weights outside the mask whose bits are others."""
+        now = _local(self.parameter.detach())[~self._trained]
+        return int((_bits(now) != _bits(self._kept)).sum())
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that is sharded; the tensor itself otherwise."""
+    to_local = getattr(tensor, "to_local", None)
+    found: torch.Tensor = tensor if to_local is None else to_local()
+    return found
+
+
+def _local_part(mask: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a mask that belongs to this rank's part of a parameter."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return mask.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - only where it is used
+
+    # As numbers, for not every backend moves booleans.
+    placed: Any = parameter
+    sharded = distribute_tensor(mask.to(torch.uint8).to(mesh.device_type), mesh, placed.placements)
+    return sharded.to_local().to(torch.bool)
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return values.contiguous().view(ints[values.element_size()])
+
+
+def freeze_outside(model: torch.nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Frozen:
+    """Train only what a mask allows: every other weight keeps its bits, whatever the optimizer.
+
+    Gradients are masked as they are accumulated, so that clipping by norm sees the subnetwork's
+    only; and once more before the step, for what was written to them since. After the step, the
+    bits outside are put back: weight decay and momentum move weights without a gradient. Call it
+    when the model is where it will be trained (device, FSDP2), before the first step.
+
+    Args:
+        model: The model, at the base. Parameters that the mask does not name are not trained.
+        mask: What is trained.
+        optimizer: Steps the model's parameters, which may be float32 masters of a 16-bit base.
+
+    Returns:
+        What checks that nothing else moved (``check``), and ends it (``release``).
+
+    Raises:
+        CheckpointError: The mask names what the model does not have, or of another shape.
+
+    Example:
+        >>> frozen = freeze_outside(model, load_mask("mask"), optimizer)  # doctest: +SKIP
+        >>> train(model, optimizer)  # doctest: +SKIP
+        >>> frozen.check()  # doctest: +SKIP
+    """
+    return Frozen(model, mask, optimizer)

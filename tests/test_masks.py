@@ -1,0 +1,329 @@
+"""Masks against NumPy, and training by them: no other weight changes a bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from models import small_llama
+from pairs import bf16_tensor, random_tensor, save, tune
+from safetensors.torch import load_file
+
+from rlsparse_store.analysis import write_mask
+from rlsparse_store.delta import encode_delta, encode_run
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    OutputError,
+    VerificationError,
+)
+from rlsparse_store.torch import DeltaEncoder, Mask, freeze_outside, load_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(INTS[tensor.element_size()])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masks")
+    base = {
+        "a": bf16_tensor(0, 61, 53),
+        "b": bf16_tensor(1, 40, 50),
+        "f8": random_tensor(2, "F8_E4M3", 777),
+        "still": bf16_tensor(3, 30),
+    }
+    save(folder / "base", base)
+    for seed in range(3):
+        tuned = {n: t if n == "still" else tune(t, seed, 0.2) for n, t in base.items() if n != "f8"}
+        words = base["f8"].words(np.uint8)
+        words[seed::9] ^= 1
+        save(folder / f"s{seed}", {**tuned, "f8": base["f8"].with_words(words)})
+    encode_run(folder / "base", [folder / f"s{seed}" for seed in range(3)], folder / "run")
+    return folder
+
+
+def changed(work: Path, seed: int) -> dict[str, torch.Tensor]:
+    base = load_file(work / "base" / "model.safetensors")
+    tuned = load_file(work / f"s{seed}" / "model.safetensors")
+    return {name: bits(base[name]) != bits(tuned[name]) for name in base}
+
+
+def made(work: Path, out: Path, *deltas: str, **options: Any) -> Mask:  # noqa: ANN401
+    write_mask([work / "run" / d for d in deltas], out, base=work / "base", **options)
+    return load_mask(out)
+
+
+def test_masks_are_exact(work: Path, tmp_path: Path) -> None:
+    one, two, three = (changed(work, seed) for seed in range(3))
+    exact = made(work, tmp_path / "exact", "s0")
+    turned = made(work, tmp_path / "turned", "s0", complement=True)
+    every = ("s0", "s1", "s2")
+    union = made(work, tmp_path / "union", *every)
+    common = made(work, tmp_path / "common", *every, combine="intersection")
+    most = made(work, tmp_path / "most", *every, combine="majority")
+    for name in one:
+        assert torch.equal(exact[name], one[name])
+        assert torch.equal(turned[name], ~one[name])
+        times = one[name].int() + two[name].int() + three[name].int()
+        for mask, least in ((union, 1), (common, 3), (most, 2)):
+            assert torch.equal(mask[name], times >= least)
+        assert exact.count(name) == int(one[name].sum())
+    assert exact.density == sum(int(m.sum()) for m in one.values()) / sum(
+        m.numel() for m in one.values()
+    )
+
+
+def test_tolerance(work: Path, tmp_path: Path) -> None:
+    base = load_file(work / "base" / "model.safetensors")
+    tuned = load_file(work / "s0" / "model.safetensors")
+    mask = made(work, tmp_path / "mask", "s0", tolerance=1e-5)
+    for name, before in base.items():
+        differs = bits(before) != bits(tuned[name])
+        near = (before.double() - tuned[name].double()).abs() <= 1e-5
+        assert torch.equal(mask[name], differs & ~near)
+    assert mask.count() < made(work, tmp_path / "exact", "s0").count()
+
+
+def test_controls_have_equal_counts(work: Path, tmp_path: Path) -> None:
+    base = load_file(work / "base" / "model.safetensors")
+    exact = made(work, tmp_path / "exact", "s0")
+    random = made(work, tmp_path / "r", "s0", control="random", seed=1)
+    again = made(work, tmp_path / "r2", "s0", control="random", seed=1, threads=1)
+    other = made(work, tmp_path / "r3", "s0", control="random", seed=2)
+    matched = made(work, tmp_path / "m", "s0", control="magnitude")
+    for name in exact:
+        assert random.count(name) == exact.count(name) == matched.count(name)
+        assert torch.equal(random[name], again[name])
+    assert not torch.equal(random["a"], other["a"])
+    assert not torch.equal(random["a"], exact["a"])
+    for name, shift in (("a", 7), ("b", 7), ("f8", 3)):
+        width = 8 * base[name].element_size() - 1
+        exponents = (bits(base[name]).int() & ((1 << width) - 1)) >> shift
+        for exponent in sorted(set(exponents.tolist())):
+            inside = exponents == exponent
+            assert int(matched[name][inside].sum()) == int(exact[name][inside].sum())
+
+
+def test_set_operations(work: Path, tmp_path: Path) -> None:
+    left, right = (made(work, tmp_path / f"{n}", f"s{n}") for n in (0, 1))
+    for name in left:
+        a, b = left[name], right[name]
+        for mask, expected in (
+            (left | right, a | b),
+            (left & right, a & b),
+            (left - right, a & ~b),
+            (~left, ~a),
+        ):
+            assert torch.equal(mask[name], expected)
+            assert mask.count(name) == int(expected.sum())
+    less = Mask({"a": left._bits["a"]}, {"a": left.shapes["a"]})
+    assert (less | right).count() == (left | right).count("a") + right.count() - right.count("a")
+    with pytest.raises(BaseMismatchError):
+        left & Mask(left._bits, left.shapes, "0" * 64)
+
+
+def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
+    made(work, tmp_path / "mask", "s0")
+    with pytest.raises(OutputError, match="exists"):
+        made(work, tmp_path / "mask", "s0")
+    data = bytearray((tmp_path / "mask").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    for path in (tmp_path / "damaged", work / "base" / "model.safetensors", tmp_path / "none"):
+        with pytest.raises(CheckpointError):
+            load_mask(path)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_command(work: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "rlsparse_store", "mask", str(work / "run")]
+    more = ["-b", str(work / "base"), "-o", str(tmp_path / "m.safetensors"), "--json"]
+    done = subprocess.run([*command, *more], capture_output=True, check=True, text=True)
+    report = json.loads(done.stdout)
+    assert report["trainable"] == load_mask(tmp_path / "m.safetensors").count()
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+def half_of(model: torch.nn.Module) -> Mask:
+    """A mask of half the weights of all parameters but the last, which it does not name."""
+    torch.manual_seed(5)
+    packed, shapes = {}, {}
+    for name, parameter in list(model.named_parameters())[:-1]:
+        flags = (torch.rand(parameter.numel()) < 0.5).numpy()
+        packed[name] = torch.from_numpy(np.packbits(flags, bitorder="little"))
+        shapes[name] = tuple(parameter.shape)
+    return Mask(packed, shapes)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    return torch.optim.SGD(parameters, lr=1e-1, momentum=0.9, nesterov=True, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("make", [adamw, momentum])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_nothing_outside_the_mask_moves(
+    make: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype, clip: float | None
+) -> None:
+    model: Any = small_llama()
+    model = model.to(dtype)
+    optimizer = make(model.parameters())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    mask = half_of(model)
+    frozen = freeze_outside(model, mask, optimizer)
+    for step in range(3):
+        for _ in range(2):
+            tokens = torch.randint(0, 64, (2, 9))
+            model(input_ids=tokens, labels=tokens).loss.backward()
+        if clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            inside = [
+                p.grad[mask[n]].float()
+                for n, p in model.named_parameters()
+                if n in mask and p.grad is not None
+            ]
+            assert float(torch.cat(inside).norm()) <= clip * 1.1 or float(norm) < clip
+        if step == 1:
+            # Something that writes to gradients behind our back.
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad[..., 0] += 1.0
+        optimizer.step()
+        optimizer.zero_grad()
+    frozen.check()
+    moved = 0
+    for name, parameter in model.named_parameters():
+        differs = bits(parameter) != bits(before[name])
+        allowed = mask[name] if name in mask else torch.zeros_like(differs)
+        assert not (differs & ~allowed).any()
+        moved += int(differs.sum())
+    assert moved > 0
+    frozen.release()
+    tokens = torch.randint(0, 64, (2, 9))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    with pytest.raises(VerificationError, match="outside the mask"):
+        frozen.check()
+
+
+def test_gradients_that_are_no_numbers_stay_inside() -> None:
+    model: Any = small_llama()
+    model = model.float()
+    optimizer = adamw(model.parameters())
+    frozen = freeze_outside(model, half_of(model), optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.step()
+    frozen.check()
+
+
+def test_a_mask_of_another_model_is_refused() -> None:
+    model = small_llama()
+    optimizer = adamw(model.parameters())
+    name = next(iter(dict(model.named_parameters())))
+    nothing = torch.zeros(1, dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match="no parameter"):
+        freeze_outside(model, Mask({"x": nothing}, {"x": (3,)}), optimizer)
+    with pytest.raises(CheckpointError, match="in the mask"):
+        freeze_outside(model, Mask({name: nothing}, {name: (3,)}), optimizer)
+
+
+def test_delta_of_a_subnetwork_lies_within_its_mask(tmp_path: Path) -> None:
+    model = small_llama()
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            words = bits(parameter.data)
+            words ^= (torch.rand(words.shape) < 0.2).to(words.dtype)
+    model.save_pretrained(tmp_path / "full")
+    encode_delta(tmp_path / "base", tmp_path / "full", tmp_path / "delta")
+    write_mask([tmp_path / "delta"], tmp_path / "mask", base=tmp_path / "base")
+    mask = load_mask(tmp_path / "mask")
+
+    trained = small_llama()
+    optimizer = adamw(trained.parameters())
+    frozen = freeze_outside(trained, mask, optimizer)
+    for _ in range(3):
+        tokens = torch.randint(0, 64, (2, 9))
+        trained(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    frozen.check()
+    with DeltaEncoder(tmp_path / "base", device="cpu") as encoder:
+        assert encoder.encode(trained, tmp_path / "sub").changed > 0
+    write_mask([tmp_path / "sub"], tmp_path / "of-sub", base=tmp_path / "base")
+    assert (load_mask(tmp_path / "of-sub") - mask).count() == 0
+
+
+SHARDED = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+sys.path[:0] = {paths!r}
+from test_masks import adamw, half_of
+from models import small_llama
+from rlsparse_store.torch import freeze_outside
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{{place}}", rank=rank, world_size=2)
+model = small_llama().float()
+mask = half_of(model)
+before = {{name: p.detach().clone() for name, p in model.named_parameters()}}
+mesh = init_device_mesh("cpu", (2,))
+fully_shard(model, mesh=mesh)
+optimizer = adamw(model.parameters())
+frozen = freeze_outside(model, mask, optimizer)
+for step in range(3):
+    torch.manual_seed(10 * step + rank)
+    tokens = torch.randint(0, 64, (2, 9))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimizer.step()
+    optimizer.zero_grad()
+frozen.check()
+moved = 0
+for name, p in model.named_parameters():
+    differs = p.full_tensor().view(torch.int32) != before[name].view(torch.int32)
+    allowed = mask[name] if name in mask else torch.zeros_like(differs)
+    assert not (differs & ~allowed).any(), name
+    moved += int(differs.sum())
+assert moved > 0
+dist.destroy_process_group()
+print("sound", moved)
+"""
+
+
+def test_sharded_over_two_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED.format(paths=[p for p in sys.path if p.endswith("tests")]))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-P", script, str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        assert out.startswith("sound")
