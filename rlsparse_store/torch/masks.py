@@ -149,7 +149,12 @@ class Frozen:
     """A model of which only part is trained. Made by :func:`freeze_outside`."""
 
     def __init__(
-        self, model: torch.nn.Module, mask: Mask, optimizer: torch.optim.Optimizer
+        self,
+        model: torch.nn.Module,
+        mask: Mask,
+        optimizer: torch.optim.Optimizer,
+        *,
+        before_clipping: bool,
     ) -> None:
         self._parts = [_Part(name, p, mask) for name, p in model.named_parameters()]
         unknown = set(mask) - {part.name for part in self._parts}
@@ -159,7 +164,7 @@ class Frozen:
         self._hooks: list[Any] = []
         for part in self._parts:
             parameter: Any = part.parameter  # the hooks of tensors have no types
-            if parameter.requires_grad:
+            if before_clipping and parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(part.mask_gradient)
                 self._hooks.append(hook)
         self._hooks.append(optimizer.register_step_pre_hook(self._before))
@@ -250,18 +255,26 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
     return values.contiguous().view(ints[values.element_size()])
 
 
-def freeze_outside(model: torch.nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Frozen:
+def freeze_outside(
+    model: torch.nn.Module,
+    mask: Mask,
+    optimizer: torch.optim.Optimizer,
+    *,
+    before_clipping: bool = True,
+) -> Frozen:
     """Train only what a mask allows: every other weight keeps its bits, whatever the optimizer.
 
     Gradients are masked as they are accumulated, so that clipping by norm sees the subnetwork's
-    only; and once more before the step, for what was written to them since. After the step, the
-    bits outside are put back: weight decay and momentum move weights without a gradient. Call it
-    when the model is where it will be trained (device, FSDP2), before the first step.
+    only, and before the step, for what was written to them since. After the step, the bits outside
+    are put back: weight decay and momentum move weights without a gradient. Call it when the model
+    is where it will be trained (device, FSDP2), before the first step.
 
     Args:
         model: The model, at the base. Parameters that the mask does not name are not trained.
         mask: What is trained.
         optimizer: Steps the model's parameters, which may be float32 masters of a 16-bit base.
+        before_clipping: Whether gradients are masked as they are accumulated; otherwise only right
+            before the step, and clipping sees all of them.
 
     Returns:
         What checks that nothing else moved (``check``), and ends it (``release``).
@@ -274,4 +287,4 @@ def freeze_outside(model: torch.nn.Module, mask: Mask, optimizer: torch.optim.Op
         >>> train(model, optimizer)  # doctest: +SKIP
         >>> frozen.check()  # doctest: +SKIP
     """
-    return Frozen(model, mask, optimizer)
+    return Frozen(model, mask, optimizer, before_clipping=before_clipping)
