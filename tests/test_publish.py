@@ -210,6 +210,17 @@ def test_run_is_one_commit(run: Path, hub: LoopbackHub, home: Path) -> None:
     assert "the repository has no files of a delta" in stderr
 
 
+def test_compare_by_ids(run: Path, hub: LoopbackHub, home: Path) -> None:
+    for step in ("step-1", "step-2"):
+        succeed(hub, home, "push", run / step, f"me/{step}")
+    named = succeed(hub, home, "compare", "me/step-1", "me/step-2", "--json")
+    (base,) = run.parent.glob("models--org--base/snapshots/*")
+    local = succeed(hub, home, "compare", run / "step-1", run / "step-2", "-b", base, "--json")
+    assert json.loads(named.stdout)["pairs"] == json.loads(local.stdout)["pairs"]
+    both = ("me/step-1", "me/step-2@main")
+    succeed(hub, home, "mask", *both, "-o", run / "../mask.safetensors")
+
+
 def test_later_steps_join_the_run(run: Path, hub: LoopbackHub, home: Path) -> None:
     for step in ("step-10", "step-1"):
         succeed(hub, home, "push", run / step, "me/run", "--subfolder", step)

@@ -13,7 +13,7 @@ from rlsparse_store.storage.names import shown
 __all__ = ["mask_command"]
 
 
-@click.command("mask")
+@click.command("mask", short_help="Write which weights deltas changed.")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA... | RUN")
 @click.option("--out", "-o", required=True, metavar="FILE", help="The .safetensors file to write.")
 @base_option
