@@ -210,6 +210,14 @@ DTYPES_OF_TORCH = {
 }
 
 
+def test_large_integers_that_differ_are_not_near(tmp_path: Path) -> None:
+    for name, more in (("base", 0), ("tuned", 1)):
+        whole = np.array([(1 << 60) + more, 5])
+        save(tmp_path / name, {"w": Tensor("I64", (2,), whole.tobytes())})
+    with open_pair(tmp_path / "base", tmp_path / "tuned") as pair:
+        assert set(measure_values(pair).unchanged_within.values()) == {0.5}
+
+
 @pytest.mark.parametrize("code", DTYPES_OF_TORCH)
 def test_every_value_of_a_small_dtype(code: str) -> None:
     kind: Any = np.uint16 if DTYPES[code].bits == 16 else np.uint8

@@ -13,6 +13,7 @@ import pytest
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 
 from rlsparse_store.analysis import compare_deltas, match_checkpoints, measure_series
+from rlsparse_store.analysis.pairs import BLOCK_WORDS
 from rlsparse_store.delta import encode_delta, encode_run
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 
@@ -189,6 +190,55 @@ def test_tensors_that_not_all_have(tmp_path: Path) -> None:
     assert (with_removed.words, with_removed.unmatched) == (900, ["grown"])
 
 
+def test_what_no_delta_compares_is_listed(tmp_path: Path) -> None:
+    base = {"w": bf16_tensor(0, 30, 30), "other": bf16_tensor(1, 10, 20), "gone": bf16_tensor(2, 9)}
+    save(tmp_path / "base", base)
+    places = [tmp_path / "a", tmp_path / "b"]
+    for seed, place in enumerate(places):
+        other, new = random_tensor(seed, "I8", 10, 20), random_tensor(seed, "F32", 5)
+        tuned = save(
+            tmp_path / f"t{seed}", {"w": tune(base["w"], seed), "other": other, "new": new}
+        )
+        encode_delta(tmp_path / "base", tuned, place, keep_dtype=True)
+    listed = ["gone", "new", "other"]
+    assert compare_deltas(places, base=tmp_path / "base").unmatched == listed
+    assert measure_series(places, base=tmp_path / "base").unmatched == listed
+    match = match_checkpoints(places[0], places[1], tmp_path / "base")
+    assert (match.everything.words, match.unmatched) == (900, listed)
+
+
+def test_numbers_too_large_for_float64_to_tell(tmp_path: Path) -> None:
+    wide = np.array([1e160, 1.0, 2.0])
+    whole = np.array([1 << 60, 5])
+    for name, factor, more in (("base", 1, 0), ("a", -1, 1), ("b", -2, 2)):
+        tensors = {
+            "wide": Tensor("F64", (3,), (wide * [factor, 1, 1]).tobytes()),
+            "whole": Tensor("I64", (2,), (whole + np.array([more, 0])).tobytes()),
+        }
+        save(tmp_path / name, tensors)
+        encode_delta(tmp_path / "base", tmp_path / name, tmp_path / f"d{name}")
+    places = [tmp_path / "da", tmp_path / "db"]
+    report = compare_deltas(places, base=tmp_path / "base")
+    assert report.pairs[0].overall.cosine is None
+    json.dumps(report.as_json(), allow_nan=False)
+    match = match_checkpoints(places[0], places[1], tmp_path / "base")
+    assert set(match.everything.full_and_sub.values()) == {3 / 5}
+
+
+def test_blocks_of_a_large_tensor_count_once(tmp_path: Path) -> None:
+    base = bf16_tensor(0, BLOCK_WORDS + 999)
+    tuned = [tune(base, seed, 0.1) for seed in (1, 2)]
+    save(tmp_path / "base", {"w": base})
+    for number, tensor in enumerate(tuned):
+        save(tmp_path / f"t{number}", {"w": tensor})
+        encode_delta(tmp_path / "base", tmp_path / f"t{number}", tmp_path / f"d{number}")
+    report = compare_deltas([tmp_path / "d0", tmp_path / "d1"], base=tmp_path / "base")
+    before, *after = (tensor.words(np.uint16) for tensor in (base, *tuned))
+    masks = [before != words for words in after]
+    assert report.changed == [int(mask.sum()) for mask in masks]
+    assert report.pairs[0].overall.both == int((masks[0] & masks[1]).sum())
+
+
 def test_series_is_exact(
     work: Path, base: dict[str, Tensor], states: list[dict[str, Tensor]]
 ) -> None:
@@ -207,8 +257,9 @@ def test_series_is_exact(
     assert report.ever_changed == int(ever.sum())
     assert report.cancelled == int((ever & ~changed[2]).sum()) > 0
     assert report.finally_changed + report.cancelled == report.ever_changed
-    apart = [(every[0] != every[2]).mean(), (every[1] != every[3]).mean()]
-    assert report.sparsity["2"] == pytest.approx(1 - np.mean(apart), rel=1e-12)
+    apart = [(every[1] != every[2]).mean(), (every[2] != every[3]).mean()]
+    assert report.sparsity["1"] == pytest.approx(1 - np.mean(apart), rel=1e-12)
+    assert report.sparsity["2"] == pytest.approx((every[1] == every[3]).mean(), rel=1e-12)
     assert set(report.sparsity) == {"1", "2"}
 
 

@@ -54,7 +54,7 @@ class MatchReport:
         mask: Over the words that full training changed.
         complement: Over the others.
         sub_outside: Words outside the mask that the subnetwork's training changed.
-        unmatched: Tensors that not both have; they do not count.
+        unmatched: Tensors that not both have alike, stored whole or removed; they do not count.
     """
 
     everything: MatchShares
@@ -96,11 +96,13 @@ def match_checkpoints(
     with ExitStack() as stack:
         left = stack.enter_context(_open(full, base))
         right = stack.enter_context(_open(sub, base))
-        alone = {n: t.words for n, t in left.tensors.items()}.items() ^ {
-            n: t.words for n, t in right.tensors.items()
-        }.items()
-        unmatched = sorted({name for name, _ in alone})
-        left.keep_only(lambda t: "unmatched" if t.name in unmatched else "")
+        alike = {
+            name
+            for name in left.tensors.keys() & right.tensors.keys()
+            if _extent(left.tensors[name]) == _extent(right.tensors[name])
+        }
+        unmatched = sorted((left.names | right.names) - alike)
+        left.keep_only(lambda t: "" if t.name in alike else "unmatched")
         counts = left.map(
             lambda tensor: _count(left, right, tensor), resolve_threads(threads), progress
         )
@@ -122,6 +124,11 @@ def _open(place: str | Path, base: str | Path) -> Pair:
     return open_pair(base, place) if is_checkpoint else over_base(place, base)
 
 
+def _extent(tensor: SharedTensor) -> tuple[str, int]:
+    """What must be the same for two tensors to be walked side by side."""
+    return tensor.source, tensor.words
+
+
 def _count(left: Pair, right: Pair, tensor: SharedTensor) -> NDArray[np.int64]:
     """Matching words: outside and inside the mask; of full and sub, of base and full; by tolerance.
 
@@ -140,7 +147,8 @@ def _count(left: Pair, right: Pair, tensor: SharedTensor) -> NDArray[np.int64]:
 def _matching(one: Words, other: Words, dtype: Dtype) -> list[int]:
     equal = one == other
     same = int(np.count_nonzero(equal))
-    if not is_numeric(dtype) or same == one.size:
+    # Integers that differ are apart by 1 at least, which float64 does not tell of large ones.
+    if not is_numeric(dtype) or dtype.mantissa_bits is None or same == one.size:
         return [same, same, same, one.size]
     differing = ~equal
     with np.errstate(all="ignore"):

@@ -205,7 +205,8 @@ def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype
     found.square_base = _squares(values_of(base, dtype))
     old, new = values_of(before, dtype), values_of(after, dtype)
     delta = np.abs(new.astype(np.float64) - old.astype(np.float64))
-    for number, tolerance in enumerate(TOLERANCES):
+    # Integers that differ are apart by 1 at least, which float64 does not tell of large ones.
+    for number, tolerance in enumerate(TOLERANCES if dtype.mantissa_bits is not None else ()):
         found.within[number] += np.count_nonzero(delta <= tolerance)
     largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
     found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -50,7 +51,7 @@ class Overlap:
         same_sign: Share of ``both`` whose steps go the same way, or ``None`` if it is empty.
         same_value: Share of ``both`` whose tuned words are equal, likewise.
         cosine: Cosine of the two updates as vectors of differences, finite values only; ``None``
-            if one is zero.
+            if one is zero, or too long for a float64.
         expected: Words that both would change by chance, by what is held fixed.
         lift: both / expected, or ``None`` if that is zero.
     """
@@ -97,7 +98,8 @@ class CompareReport:
         deltas: Their names.
         words: Words compared.
         changed: Words that each changed.
-        unmatched: Tensors that not all of them have, or not from one source; they do not count.
+        unmatched: Tensors that not all of them have, or not from one source, or that are stored
+            whole or removed; they do not count.
         consensus: Words that were changed by exactly 0, 1, … of the deltas.
         mean_jaccard: Mean over all pairs, or ``None`` if it is undefined for one.
         pairs: Every pair.
@@ -292,16 +294,21 @@ def _overlap(
         jaccard=_share(both, of_a + of_b - both),
         same_sign=_share(same_sign, both),
         same_value=_share(same_value, both),
-        cosine=_share(
-            sum(float(c.products[place]) for _, c in counted),
-            (
-                sum(float(c.squares[a]) for _, c in counted)
-                * sum(float(c.squares[b]) for _, c in counted)
-            )
-            ** 0.5,
-        ),
+        cosine=_cosine(counted, a, b, place),
         expected=expected,
         lift={baseline: _share(both, chance) for baseline, chance in expected.items()},
+    )
+
+
+def _cosine(
+    counted: list[tuple[SharedTensor, _Counts]], a: int, b: int, place: int
+) -> float | None:
+    product = sum(float(c.products[place]) for _, c in counted)
+    lengths = [sum(float(c.squares[one]) for _, c in counted) ** 0.5 for one in (a, b)]
+    found = _share(product, lengths[0] * lengths[1])
+    # Squares of float64 differences may be infinite, and JSON has no word for what follows.
+    return (
+        found if found is not None and isfinite(product) and all(map(isfinite, lengths)) else None
     )
 
 

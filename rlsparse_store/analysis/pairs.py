@@ -145,6 +145,11 @@ class Pair(Closing):
         self._reader = reader
         self._stack = stack
 
+    @property
+    def names(self) -> set[str]:
+        """Names of what is compared and of what is not."""
+        return {*self.tensors, *(one.name for one in self.unmatched)}
+
     def keep_only(self, why_not: Callable[[SharedTensor], str]) -> None:
         """Compare fewer tensors; the others are listed as unmatched.
 

@@ -56,12 +56,13 @@ class SeriesReport:
         words: Words compared.
         steps: Its checkpoints, in order.
         sparsity: Mean share of words that are the same in checkpoints so far apart, by distance;
-            the base counts as the first.
+            the base is none of them.
         ever_changed: Words that differed from the base's in some checkpoint.
         finally_changed: Those of them that do in the last.
         cancelled: Those that do not.
         outside_final: cancelled / ever_changed, or ``None`` if nothing ever changed.
-        unmatched: Tensors that not all checkpoints have; they do not count.
+        unmatched: Tensors that not all checkpoints have, stored whole or removed; they do not
+            count.
     """
 
     words: int
@@ -156,7 +157,7 @@ def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
             moved_before |= moved
         total.ever += int(np.count_nonzero(ever))
         for place, distance in enumerate(DISTANCES):
-            for one, other in zip(states, states[distance:], strict=False):
+            for one, other in zip(block.tuned, block.tuned[distance:], strict=False):
                 total.apart[place] += np.count_nonzero(one != other)
     return total
 
@@ -182,9 +183,9 @@ def _report(deltas: Deltas, counts: list[_Counts]) -> SeriesReport:
             for place, name in enumerate(deltas.names)
         ],
         sparsity={
-            str(distance): 1 - apart[place] / (words * (number + 1 - distance))
+            str(distance): 1 - apart[place] / (words * (number - distance))
             for place, distance in enumerate(DISTANCES)
-            if distance <= number and words
+            if distance < number and words
         },
         ever_changed=ever,
         finally_changed=final,

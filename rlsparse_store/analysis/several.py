@@ -46,7 +46,7 @@ class Deltas(Closing):
         places: Where they lie.
         names: What the deltas are called, each once.
         tensors: Tensors that all of them compare, over the words that all of them share.
-        unmatched: Names of tensors that only some of them compare.
+        unmatched: Names of tensors that any of them has or lost, and that not all compare.
 
     Raises:
         NotFoundError: One is not there, or there are fewer than two.
@@ -67,13 +67,13 @@ class Deltas(Closing):
             self._stack = stack.pop_all()
         named = [pair.tensors for pair in self._pairs]
         every = set.intersection(*(set(tensors) for tensors in named))
-        self.unmatched = sorted(set.union(*(set(tensors) for tensors in named)) - every)
         self.tensors = {
             name: min((tensors[name] for tensors in named), key=lambda t: t.words)
             for name in named[0]
             if name in every and len({tensors[name].source for tensors in named}) == 1
         }
-        self.unmatched += sorted(every - self.tensors.keys())
+        seen = set.union(*(pair.names for pair in self._pairs))
+        self.unmatched = sorted(seen - self.tensors.keys())
 
     def map(
         self,
