@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
+import matplotlib as mpl
 import pytest
 from pairs import bf16_tensor, save, tune
 
@@ -21,6 +22,8 @@ from rlsparse_store.plots import (
     step_histogram,
     write_page,
 )
+from rlsparse_store.plots.charts import _places, _runs
+from rlsparse_store.plots.figures import ACCENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,10 +64,50 @@ def test_nothing_to_draw() -> None:
     assert step_histogram(["+1"], [1]) is not None
 
 
+def test_a_numbers_length_breaks_no_picture() -> None:
+    without = density_by_depth([("0", 10, 1)])
+    for name in ("9" * 400, "9" * 5000, "᠓", "²"):
+        assert density_by_depth([("0", 10, 1), (name, 10, 1)]) == without
+
+
+def test_zeros_stand_apart() -> None:
+    near = change_by_exponent([-9, -8, -7], [5, 90, 10], [5, 9, 0])
+    apart = change_by_exponent([-127, -9, -8, -7], [5, 5, 90, 10], [0, 5, 9, 0])
+    farther = change_by_exponent([-127, -19, -18, -17], [5, 5, 90, 10], [0, 5, 9, 0])
+    assert len({near, apart, farther}) == 3
+    assert _places([[-127], [-9, -8]]) == {-127: -127, -9: -124, -8: -123}
+    assert _runs([-127, -9, -8]) == [[-127], [-9, -8]]
+    assert change_by_exponent([-9, -8], [9, 9], [9, 0], half=0.003) != change_by_exponent(
+        [-9, -8], [9, 9], [9, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "highlighted"),
+    [([("b", 9), ("b", 9)], 1), ([("a", 0), ("b", 9)], 0), ([("a", 1), ("b", 9)], 1)],
+)
+def test_only_ours_stands_out(sizes: list[tuple[str, int]], highlighted: int) -> None:
+    drawn = size_comparison(sizes, "svg")
+    assert drawn is not None
+    assert drawn.count(ACCENT.encode()) == highlighted
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_users_style_changes_nothing(name: str) -> None:
+    plain = DRAWN[name]("png")
+    # With usetex, what a foreign name says would be run by LaTeX.
+    theirs = {"text.usetex": True, "axes.facecolor": "black", "lines.linewidth": 9.0}
+    with mpl.rc_context(theirs):  # type: ignore[arg-type]
+        before = dict(mpl.rcParams)
+        assert DRAWN[name]("png") == plain
+        assert dict(mpl.rcParams) == before
+
+
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_map_with_foreign_names(tmp_path: Path, form: str) -> None:
     names = [f"model.layers.{n}.{name}.weight" for n in range(2) for name in HOSTILE[:3]]
-    names.append("model.layers.0.层.weight")
+    names += ["model.layers.0.层.weight", f"model.layers.{'9' * 400}.a.weight"]
+    names.append("model.layers.᠓.a.weight")
     base = {name: bf16_tensor(n, 16, 16) for n, name in enumerate(names)}
     tuned = {name: tune(tensor, 1, 0.2) for name, tensor in base.items()}
     encode_delta(save(tmp_path / "b", base), save(tmp_path / "t", tuned), tmp_path / "d")
@@ -118,6 +161,18 @@ def test_page_is_inert() -> None:
     assert "default-src 'none'" in page
     assert "\x1b" not in page
     assert "\u202e" not in page
+
+
+def test_page_aligns_numbers_and_keeps_svg_an_image() -> None:
+    rows = [["a", "1,000", "BF16", "≤ 5 %"], ["b", "", "F32", "0 %"]]
+    svg = DRAWN["sizes"]("svg")
+    assert svg is not None
+    page = write_page("t", [], [("T", ["", "n", "dtype", "share"], rows)], [("p", svg)])
+    assert page.count("<svg") == 0
+    assert "data:image/svg+xml;base64," in page
+    assert '<th scope="col" class="n">n</th><th scope="col">dtype</th>' in page
+    assert '<td>BF16</td><td class="n">≤ 5 %</td>' in page
+    assert '<th scope="col"></th>' not in page
 
 
 def test_command_writes_pictures_and_page(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def _pictures(
     ]
     if values is not None and values.exponents is not None:
         table = values.exponents
-        picture = change_by_exponent(table.exponents, table.words, table.changed, form)
+        picture = change_by_exponent(
+            table.exponents, table.words, table.changed, form, half=table.half_magnitude
+        )
         found.append(("exponents", "Probability of a change by the base's magnitude", picture))
     if values is not None:
         sizes = [(e.name, e.nbytes) for e in values.encodings]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta import percent, size
-from rlsparse_store.plots.figures import ACCENT, PALE, label, picture
+from rlsparse_store.plots.figures import ACCENT, PALE, is_layer, label, picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["change_by_exponent", "density_by_depth", "size_comparison", "step_histogram"]
+
+
+MOST_TICKS: Final = 16
+"""Labels below a chart of magnitudes."""
+
+WIDEST_GAP: Final = 3
+"""Places that magnitudes without weights take at most: zeros lie a hundred powers of two away."""
 
 
 def step_histogram(labels: Sequence[str], counts: Sequence[int], form: str = "png") -> bytes | None:
@@ -31,28 +39,44 @@ def step_histogram(labels: Sequence[str], counts: Sequence[int], form: str = "pn
     if not total:
         return None
     with picture(6.4, 3.2, form) as drawn:
-        shares = [100 * count / total for count in counts]
         places = [place for place, count in enumerate(counts) if count]
-        drawn.axes.bar(places, [shares[p] for p in places], color=ACCENT, width=0.8)
+        shares = [100 * counts[place] / total for place in places]
+        drawn.axes.bar(places, shares, color=ACCENT, width=0.8)
         drawn.axes.set_yscale("log")
-        drawn.axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
-        drawn.axes.set_xlabel("representable values moved")
-        drawn.axes.set_ylabel("changed weights, %")
+        drawn.axes.set_ylim(min(shares) / 2, max(shares) * 1.6)
+        drawn.axes.yaxis.set_major_formatter("{x:g}")
+        drawn.axes.yaxis.set_minor_formatter("")
+        # A class without changes keeps its place.
+        drawn.axes.set_xlim(-0.6, len(labels) - 0.4)
+        names = [label(name) for name in labels]
+        ticks = range(len(names))
+        drawn.axes.set_xticks(ticks, names, rotation=60, ha="right", parse_math=False)
+        drawn.axes.set_xlabel("representable values moved, in classes that widen")
+        drawn.axes.set_ylabel("changed weights, % (log)")
         drawn.axes.grid(axis="y", color="0.92")
         drawn.titled("how far changed weights moved")
         return drawn.saved()
 
 
 def change_by_exponent(
-    exponents: Sequence[int], words: Sequence[int], changed: Sequence[int], form: str = "png"
+    exponents: Sequence[int],
+    words: Sequence[int],
+    changed: Sequence[int],
+    form: str = "png",
+    *,
+    half: float | None = None,
 ) -> bytes | None:
     """Draw how probable a change is at each magnitude of the base.
 
+    Exponents of less than one word in 20,000 are left out, and the line is broken where there are
+    none: the axis is shortened there.
+
     Args:
-        exponents: Powers of two.
+        exponents: Powers of two, ascending.
         words: Words of the base with each.
         changed: Those of them that changed.
         form: ``"png"`` or ``"svg"``.
+        half: Magnitude at which a change is as likely as not, to be marked.
 
     Returns:
         The picture, or ``None`` if there are no words.
@@ -65,23 +89,76 @@ def change_by_exponent(
     seen = [i for i, count in enumerate(words) if count * 20_000 >= total and count]
     if not seen:
         return None
+    runs = _runs([exponents[i] for i in seen])
+    place_of = _places(runs)
     with picture(6.4, 3.2, form) as drawn:
-        places = [exponents[i] for i in seen]
+        axes = drawn.axes
         shares = [100 * words[i] / total for i in seen]
-        drawn.axes.bar(places, shares, color=PALE, width=0.9, label="weights of this magnitude")
-        probable = [100 * changed[i] / words[i] for i in seen]
-        drawn.axes.plot(
-            places, probable, color=ACCENT, marker="o", markersize=3, label="of them changed"
-        )
-        drawn.axes.axhline(50, color="0.7", linewidth=0.8, linestyle=":")
-        step = 1 + (places[-1] - places[0]) // 16
-        ticks = range(places[0], places[-1] + 1, step)
-        drawn.axes.set_xticks(ticks, [f"2^{tick}" for tick in ticks], rotation=45, ha="right")
-        drawn.axes.set_xlabel("magnitude of the base weight, from")
-        drawn.axes.set_ylabel("%")
-        drawn.axes.legend(frameon=False, fontsize=8)
+        places = [place_of[exponents[i]] for i in seen]
+        axes.bar(places, shares, color=PALE, width=0.9, label="share of all weights")
+        probable = {exponents[i]: 100 * changed[i] / words[i] for i in seen}
+        for number, run in enumerate(runs):
+            at = [place_of[e] for e in run]
+            # One entry in the legend for all parts of the line.
+            name = "" if number else "of this magnitude, changed"
+            values = [probable[e] for e in run]
+            axes.plot(at, values, color=ACCENT, marker="o", markersize=3, label=name or None)
+        axes.axhline(50, color="0.7", linewidth=0.8, linestyle=":")
+        if half is not None:
+            _mark_half(axes, half, place_of)
+        _label_powers(axes, runs, place_of)
+        # Room above for the legend and the mark.
+        highest = max(50, *shares, *probable.values())
+        axes.set_yticks(range(0, 101, 25 if highest > 60 else 10))
+        axes.set_ylim(0, 1.35 * highest)
+        axes.set_xlabel("magnitude of the base weight, from this power of two to the next")
+        axes.set_ylabel("weights, %")
+        axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
         drawn.titled("probability of a change, by the base's magnitude")
         return drawn.saved()
+
+
+def _runs(exponents: Sequence[int]) -> list[list[int]]:
+    """Exponents that follow one another."""
+    runs: list[list[int]] = []
+    for exponent in exponents:
+        if runs and runs[-1][-1] == exponent - 1:
+            runs[-1].append(exponent)
+        else:
+            runs.append([exponent])
+    return runs
+
+
+def _places(runs: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Where each exponent is drawn."""
+    places: dict[int, int] = {}
+    place = last = runs[0][0]
+    for exponent in (exponent for run in runs for exponent in run):
+        place += min(exponent - last, WIDEST_GAP)
+        places[exponent], last = place, exponent
+    return places
+
+
+def _label_powers(axes: Any, runs: Sequence[Sequence[int]], place_of: dict[int, int]) -> None:  # noqa: ANN401
+    """Name some of the exponents, the first after each gap among them."""
+    step = -(-len(place_of) // MOST_TICKS)
+    named = [exponent for run in runs for exponent in run[::step]][: 4 * MOST_TICKS]
+    names = [f"$2^{{{exponent}}}$" for exponent in named]
+    if len(runs) > 1 and runs[1][0] - runs[0][-1] > WIDEST_GAP and len(runs[0]) == 1:
+        # All by itself: zeros and subnormals, which no power of two tells.
+        names[0] = f"$<2^{{{named[0] + 1}}}$"
+    axes.set_xticks([place_of[exponent] for exponent in named], names)
+
+
+def _mark_half(axes: Any, half: float, place_of: dict[int, int]) -> None:  # noqa: ANN401
+    # The words of an exponent lie about half a power above it.
+    power = math.log2(half) - 0.5
+    below = [exponent for exponent in place_of if exponent <= power]
+    if below:
+        place = place_of[below[-1]] + min(power - below[-1], 1)
+        axes.plot([place], [50], color=ACCENT, marker="o", markersize=7, markerfacecolor="white")
+        text = f"half at {half:.3g}"
+        axes.annotate(text, (place, 50), (4, 6), textcoords="offset points", fontsize=8)
 
 
 def density_by_depth(layers: Sequence[tuple[str, int, int]], form: str = "png") -> bytes | None:
@@ -97,7 +174,7 @@ def density_by_depth(layers: Sequence[tuple[str, int, int]], form: str = "png") 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    numbered = sorted((int(name), n, k) for name, n, k in layers if name.isdecimal() and n)
+    numbered = sorted((int(name), n, k) for name, n, k in layers if is_layer(name) and n)
     if not numbered:
         return None
     with picture(6.4, 2.8, form) as drawn:
@@ -105,7 +182,10 @@ def density_by_depth(layers: Sequence[tuple[str, int, int]], form: str = "png") 
         densities = [100 * k / n for _, n, k in numbered]
         drawn.axes.plot(places, densities, color=ACCENT, marker="o", markersize=4)
         drawn.axes.set_ylim(0, max(densities) * 1.1 or 1)
-        drawn.axes.xaxis.get_major_locator().set_params(integer=True)
+        # With room around a single layer, whose ticks would be fractions.
+        margin = max(0.5, 0.03 * (places[-1] - places[0]))
+        drawn.axes.set_xlim(places[0] - margin, places[-1] + margin)
+        drawn.axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         drawn.axes.set_xlabel("layer")
         drawn.axes.set_ylabel("changed weights, %")
         drawn.axes.grid(axis="y", color="0.92")
@@ -131,8 +211,9 @@ def size_comparison(sizes: Sequence[tuple[str, int]], form: str = "png") -> byte
         return None
     with picture(6.8, 0.9 + 0.32 * len(present), form) as drawn:
         largest = max(nbytes for _, nbytes in present)
-        for place, (name, nbytes) in enumerate(present):
-            is_ours = (name, nbytes) == sizes[0]
+        for place, (_, nbytes) in enumerate(present):
+            # By its place, and only if it is there: another may have its name and size.
+            is_ours = place == 0 and sizes[0][1] > 0
             drawn.axes.barh(place, nbytes, color=ACCENT if is_ours else PALE, height=0.7)
             share = percent(nbytes / largest)
             text = f" {size(nbytes)}" + ("" if nbytes == largest else f", {share}")

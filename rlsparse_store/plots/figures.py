@@ -13,7 +13,7 @@ from rlsparse_store.storage.names import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ACCENT", "PALE", "Picture", "label", "picture"]
+__all__ = ["ACCENT", "PALE", "Picture", "is_layer", "label", "picture"]
 
 ACCENT: Final = "#1f5a87"
 PALE: Final = "#c9d4dc"
@@ -35,6 +35,20 @@ _LOOK: Final = {
 
 # What the font that comes with matplotlib has for certain.
 _DRAWN: Final = re.compile(r"[^\x20-\x7e\u00a1-\u017f\u2026]")
+
+
+# Longer numbers are no model's: they would not fit a picture, or even a float.
+_LAYER: Final = re.compile(r"[0-9]{1,6}")
+
+
+def is_layer(name: str) -> bool:
+    """Whether a layer's name is a number that a picture can place.
+
+    Example:
+        >>> is_layer("12"), is_layer("other"), is_layer("9" * 400)
+        (True, False, False)
+    """
+    return _LAYER.fullmatch(name) is not None
 
 
 def label(name: str, most: int = 40) -> str:
@@ -90,11 +104,13 @@ def picture(width: float, height: float, form: str) -> Iterator[Picture]:
         msg = f"format {form!r}: choose one of {', '.join(FORMATS)}"
         raise ValueError(msg)
     try:
-        import matplotlib as mpl  # noqa: PLC0415 - only when something is drawn
+        from matplotlib import style  # noqa: PLC0415 - only when something is drawn
         from matplotlib.figure import Figure  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         msg = "matplotlib is not installed; install rlsparse-store[plot]"
         raise MissingDependencyError(msg) from error
-    with mpl.rc_context(_LOOK):  # type: ignore[arg-type]
+    # Not over the user's own style: pictures would differ by it, and with ``text.usetex`` LaTeX
+    # would run whatever a foreign name says.
+    with style.context(["default", _LOOK]):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield Picture(figure, figure.add_subplot(), form)

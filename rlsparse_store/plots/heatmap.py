@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta import layer_of, module_of
-from rlsparse_store.plots.figures import label, picture
+from rlsparse_store.plots.figures import is_layer, label, picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ def _cells(report: DeltaReport) -> tuple[list[str], list[str], Sequence[Sequence
         place = (module_of(t.name), layer_of(t.name))
         elements[place] += t.elements
         changed[place] += t.changed
-    numbered = {layer for _, layer in elements if layer.isdigit()}
+    numbered = {layer for _, layer in elements if is_layer(layer)}
     layers = sorted(numbered, key=int)
     modules = _largest({m: _sum(elements, m) for m, layer in elements if layer in numbered})
     missing = float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +28,15 @@ figure { margin: 1.2rem 0; } figcaption { color: var(--quiet); font-size: .9rem;
 img { background: #fff; border-radius: .4rem; max-width: 100%; height: auto; padding: .5rem;
   box-sizing: border-box; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .7rem; text-align: right;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem .7rem; text-align: left;
+  white-space: nowrap; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { padding-left: 0; }
 th { color: var(--quiet); font-weight: 600; }
+@media (max-width: 34rem) { dl { display: block; } dd { margin-bottom: .5rem; } }
 """
+
+_NUMBER: Final = re.compile(r"[-+≤<]? ?[0-9]")
 
 
 def write_page(
@@ -45,8 +50,9 @@ def write_page(
     Args:
         title: What the page is about.
         facts: Names and values.
-        tables: For each its title, headings and rows; the first column is text.
-        pictures: Captions, and pictures as PNG.
+        tables: For each its title, headings and rows, as long as the headings. Columns of
+            numbers are aligned to the right, but for the first.
+        pictures: Captions, and pictures as PNG or SVG.
 
     Returns:
         The page.
@@ -75,14 +81,32 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 def _figure(caption: str, picture: bytes) -> str:
     data = base64.b64encode(picture).decode("ascii")
-    image = f'<img src="data:image/png;base64,{data}" alt="{_text(caption)}">'
+    # An SVG is an image here, too: none of its markup becomes the page's.
+    kind = "svg+xml" if picture.startswith(b"<?xml") else "png"
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{_text(caption)}">'
     return f"<figure>\n{image}\n<figcaption>{_text(caption)}</figcaption>\n</figure>\n"
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in headings)
-    lines = (f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-    return (
-        f'<h2>{_text(title)}</h2>\n<div class="scroll">\n<table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
+    numeric = {c for c in range(1, len(headings)) if _is_numeric([row[c] for row in rows])}
+    marks = [' class="n"' if c in numeric else "" for c in range(len(headings))]
+    head = "".join(
+        # A heading without text would be read out as one.
+        f'<th scope="col"{mark}>{_text(name)}</th>' if name else "<td></td>"
+        for name, mark in zip(headings, marks, strict=True)
     )
+    lines = (
+        "".join(f"<td{mark}>{_text(cell)}</td>" for cell, mark in zip(row, marks, strict=True))
+        for row in rows
+    )
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    # With a place in the tab order, so that the keys scroll it, too.
+    return (
+        f'<h2>{_text(title)}</h2>\n<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{_text(title)}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
+    )
+
+
+def _is_numeric(cells: Sequence[str]) -> bool:
+    return any(cells) and all(_NUMBER.match(cell) for cell in cells if cell)
