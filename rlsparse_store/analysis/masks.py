@@ -13,7 +13,7 @@ import numpy as np
 from rlsparse_store.analysis.several import Deltas
 from rlsparse_store.analysis.values import is_numeric, values_of
 from rlsparse_store.backends.numpy.words import keys
-from rlsparse_store.delta import Progress, inspect_delta, silent
+from rlsparse_store.delta import Progress, silent
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import OutputError
 from rlsparse_store.storage.header import HeaderEntry, frame_header, header_text
@@ -121,7 +121,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
 
         made = opened.map(make, threads, progress)
         packed = {tensor.name: bits for tensor, bits in made}
-        report = _report(opened, made, inspect_delta(opened.places[0]).base_digest)
+        report = _report(opened, made)
     told = {
         "version": VERSION,
         "polarity": "1 = trainable",
@@ -227,9 +227,7 @@ def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
-def _report(
-    deltas: Deltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]], base_digest: str
-) -> MaskReport:
+def _report(deltas: Deltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]]) -> MaskReport:
     counts = {t.name: int(_ONES[bits].sum()) for t, bits in made}
     words = sum(tensor.words for tensor, _ in made)
     trainable = sum(counts.values())
@@ -237,7 +235,7 @@ def _report(
         words=words,
         trainable=trainable,
         density=trainable / words if words else 0.0,
-        base_digest=base_digest,
+        base_digest=deltas.base_digest,
         tensors=counts,
         unmatched=deltas.unmatched,
     )

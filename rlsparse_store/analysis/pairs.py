@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from rlsparse_store.backends import Words
     from rlsparse_store.dtypes import Dtype
 
-__all__ = ["Block", "Pair", "SharedTensor", "Unmatched", "open_pair", "over_base"]
+__all__ = [
+    "Block",
+    "Pair",
+    "SharedTensor",
+    "Unmatched",
+    "open_pair",
+    "opened_over_base",
+    "over_base",
+]
 
 Read = Callable[[int, NDArray[np.uint8]], None]
 """Fills an array with bytes of a tensor from a byte on; calls go from front to back."""
@@ -306,8 +314,13 @@ def over_base(
         BaseMismatchError: The base is not the right one.
     """
     access = access or HubAccess()
+    return opened_over_base(DeltaReader(find_delta(delta, None, subfolder, access)), base, access)
+
+
+def opened_over_base(reader: DeltaReader, base: str | Path | None, access: HubAccess) -> Pair:
+    """A delta that is open over its base, as :func:`over_base` gives it; the pair closes both."""
     with ExitStack() as stack:
-        reader = stack.enter_context(DeltaReader(find_delta(delta, None, subfolder, access)))
+        stack.enter_context(reader)
         found = find_base(reader, base, None, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
         check_sources(reader, checkpoint)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from rlsparse_store.analysis.pairs import SharedTensor, over_base
-from rlsparse_store.delta import Progress, delta_names, inspect_delta, is_run, resolve_threads
+from rlsparse_store.analysis.pairs import SharedTensor, opened_over_base
+from rlsparse_store.container import DeltaReader
+from rlsparse_store.delta import Progress, delta_names, find_delta, is_run, resolve_threads
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
+from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.names import shown
 
@@ -43,7 +45,7 @@ class Deltas(Closing):
         least: How many there must be.
 
     Attributes:
-        places: Where they lie.
+        base_digest: State digest of their base.
         names: What the deltas are called, each once.
         tensors: Tensors that all of them compare, over the words that all of them share.
         unmatched: Names of tensors that any of them has or lost, and that not all compare.
@@ -56,14 +58,21 @@ class Deltas(Closing):
     def __init__(
         self, places: Sequence[str | Path], base: str | Path | None, *, least: int = 2
     ) -> None:
-        places = self.places = _expanded(places)
+        places = _expanded(places)
         if len(places) < least:
             msg = "one delta: give at least two, or the folder of a run"
             raise NotFoundError(msg, file=shown(str(places[0])) if places else None)
         self.names = _distinct([str(place) for place in places])
-        _require_one_base(places)
+        access = HubAccess()
         with ExitStack() as stack:
-            self._pairs = [stack.enter_context(over_base(place, base)) for place in places]
+            readers = [
+                stack.enter_context(DeltaReader(find_delta(place, None, "", access)))
+                for place in places
+            ]
+            self.base_digest = _one_base(places, readers)
+            self._pairs = [
+                stack.enter_context(opened_over_base(reader, base, access)) for reader in readers
+            ]
             self._stack = stack.pop_all()
         named = [pair.tensors for pair in self._pairs]
         every = set.intersection(*(set(tensors) for tensors in named))
@@ -131,10 +140,16 @@ def _distinct(names: list[str]) -> list[str]:
     return ["/".join(p[-length:]) for p in parts]
 
 
-def _require_one_base(places: Sequence[str | Path]) -> None:
-    digests = {str(place): inspect_delta(place).base_digest for place in places}
-    first, *others = digests.items()
-    for place, digest in others:
-        if digest != first[1]:
-            msg = f"is of another base than {shown(first[0])}: only deltas of one base compare"
-            raise BaseMismatchError(msg, file=shown(place))
+def _one_base(places: Sequence[str | Path], readers: Sequence[DeltaReader]) -> str:
+    """The state digest of the base that deltas have in common.
+
+    Raises:
+        BaseMismatchError: They have none.
+    """
+    digest = readers[0].manifest.base_digest
+    for place, reader in zip(places, readers, strict=True):
+        if reader.manifest.base_digest != digest:
+            first = shown(str(places[0]))
+            msg = f"is of another base than {first}: only deltas of one base compare"
+            raise BaseMismatchError(msg, file=shown(str(place)))
+    return digest

@@ -52,7 +52,7 @@ def match_command(
             ("full and sub", shares.full_and_sub),
             ("base and full", shares.base_and_full),
         ):
-            cells = ["" if found[t] is None else _close(found[t]) for t in MATCH_TOLERANCES]
+            cells = [_close(found[tolerance]) for tolerance in MATCH_TOLERANCES]
             rows.append([f"{title}: {who}", f"{shares.words:,}", *cells])
     print_table(["", *headings], rows)
     click.echo(f"  {report.sub_outside:,} words outside were changed by SUB alone")

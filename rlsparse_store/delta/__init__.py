@@ -50,7 +50,7 @@ from rlsparse_store.delta.scan import (
 from rlsparse_store.delta.sources import TensorPlan, plan_tensors
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.delta.together import CpuCoder, SpanCoder
-from rlsparse_store.delta.verify import VerifyReport, verify_delta
+from rlsparse_store.delta.verify import VerifyReport, check_alone, verify_delta
 
 __all__ = [
     "BLOCK_WORDS",
@@ -82,6 +82,7 @@ __all__ = [
     "WholeTensor",
     "apply_delta",
     "block_of",
+    "check_alone",
     "check_small_origins",
     "check_sources",
     "delta_names",

@@ -21,7 +21,7 @@ from rlsparse_store.storage.names import shown
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["VerifyReport", "check_base", "verify_delta"]
+__all__ = ["VerifyReport", "check_alone", "check_base", "verify_delta"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,11 @@ def verify_delta(
     workers = resolve_threads(threads)
     access = HubAccess()
     with DeltaReader(find_delta(delta, None, subfolder, access)) as reader:
-        reader.check_state()
-        rebuild_files(reader)
         if base is None:
-            for chunk in reader.index.chunks:
-                reader.stored(chunk)
+            check_alone(reader)
         else:
+            reader.check_state()
+            rebuild_files(reader)
             with open_checkpoint(find_base(reader, base, None, access)) as checkpoint:
                 check_base(reader, checkpoint, workers, progress)
         if tuned is not None:
@@ -95,6 +94,17 @@ def verify_delta(
             tuned_checked=tuned is not None,
             cast=reader.manifest.cast,
         )
+
+
+def check_alone(reader: DeltaReader) -> None:
+    """Require that a delta is sound, as far as it tells without its base: every stored byte is.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    reader.check_state()
+    rebuild_files(reader)
+    reader.check_stored()
 
 
 def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:

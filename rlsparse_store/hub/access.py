@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,12 @@ class HubAccess:
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     timeout: float = field(default_factory=_timeout)
+
+    def api(self) -> Any:  # noqa: ANN401 - what its methods give has no common type
+        """The client's interface to the Hub."""
+        import huggingface_hub  # noqa: PLC0415 - only when an id is given
+
+        return huggingface_hub.HfApi(token=self.token, library_name="rlsparse-store")
 
     @property
     def is_offline(self) -> bool:

@@ -157,9 +157,8 @@ def each(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     workers += [_Work(work) for _ in range(AT_A_TIME)]
     for worker in workers:
         worker.start()
-    while any(worker.is_alive() for worker in workers) and not any(w.error for w in workers):
-        workers[0].join(0.02)
-        time.sleep(0 if workers[0].is_alive() else 0.02)
+    while not any(w.error for w in workers) and (alive := [w for w in workers if w.is_alive()]):
+        alive[0].join(0.02)
     for worker in workers:
         if worker.error is not None:
             raise worker.error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HubFile", "Listing", "content_id", "list_repo"]
 
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _PIECE: Final = 4 << 20
 
 
@@ -63,16 +61,15 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
         NotFoundError: There is none, or it may not be seen.
         HubError: The Hub failed.
     """
-    import huggingface_hub  # noqa: PLC0415 - only when an id is given
-
-    api = huggingface_hub.HfApi(token=access.token, library_name="rlsparse-store")
+    api = access.api()
     info: Any = retry(
         lambda: api.model_info(repo.repo, revision=repo.revision, files_metadata=True),
         what,
         repo,
         patience_for(access, 0, is_watched=False),
     )
-    if not _COMMIT.fullmatch(info.sha or "") or info.siblings is None:
+    pinned = RepoId(repo.repo, info.sha)
+    if not pinned.is_pinned or info.siblings is None:
         msg = f"the Hub did not say which files the {what} has at which commit"
         raise HubServerError(msg, file=shown(str(repo)))
     files = {
@@ -84,9 +81,7 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
         if all(is_file_name(part) for part in sibling.rfilename.lstrip(".").split("/"))
     }
     card = info.card_data.to_dict() if info.card_data else {}
-    return Listing(
-        repo=RepoId(repo.repo, info.sha), files=files, is_private=bool(info.private), card=card
-    )
+    return Listing(repo=pinned, files=files, is_private=bool(info.private), card=card)
 
 
 def content_id(content: Path | bytes, like: str) -> str:

@@ -61,12 +61,6 @@ class Published(NamedTuple):
     url: str
 
 
-def _api(access: HubAccess) -> Any:  # noqa: ANN401 - its operations have no common type
-    import huggingface_hub  # noqa: PLC0415 - an id was given
-
-    return huggingface_hub.HfApi(token=access.token, library_name="rlsparse-store")
-
-
 def create_repo(repo: RepoId, *, private: bool | None, access: HubAccess) -> None:
     """Create a repository, unless it exists.
 
@@ -78,7 +72,7 @@ def create_repo(repo: RepoId, *, private: bool | None, access: HubAccess) -> Non
     Raises:
         HubError: The Hub failed, or does not allow it.
     """
-    api = _api(access)
+    api = access.api()
     retry(
         lambda: api.create_repo(repo.repo, private=private, exist_ok=True),
         WHAT,
@@ -98,7 +92,7 @@ def create_branch(head: RepoId, branch: str, access: HubAccess) -> None:
     Raises:
         HubError: The Hub failed, or does not allow it.
     """
-    api = _api(access)
+    api = access.api()
     retry(
         lambda: api.create_branch(head.repo, branch=branch, revision=head.revision, exist_ok=True),
         WHAT,
@@ -154,7 +148,7 @@ class _Publishing:
         self._changes = changes
         self._access = access
         self._create_pr = create_pr
-        self._api = _api(access)
+        self._api = access.api()
 
     def publish(self) -> Published:
         with _quiet():

@@ -10,7 +10,6 @@ from rlsparse_store.checkpoint import open_files
 from rlsparse_store.delta import check_small_origins, check_sources
 from rlsparse_store.errors import BaseMismatchError, HubOfflineError, NotFoundError
 from rlsparse_store.hub import (
-    CHECKPOINT_FILES,
     RemoteFiles,
     RepoId,
     Wanted,
@@ -117,8 +116,8 @@ def require_base(reader: DeltaReader, listing: Listing, access: HubAccess) -> No
         NotFoundError: It has no safetensors files.
         BaseMismatchError: It is another one.
     """
-    names = [n for n in Wanted("base", CHECKPOINT_FILES).among(listing.files) if "/" not in n]
-    names = [name for name in names if name.endswith(".safetensors")]
+    wanted = Wanted("base", ("model*.safetensors",))
+    names = [name for name in wanted.among(listing.files) if "/" not in name]
     place = Path(str(listing.repo))
     if not names:
         msg = "has no safetensors weights, so it is not the base"

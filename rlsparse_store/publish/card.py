@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from rlsparse_store.delta import natural_order, percent, size
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.storage.names import shown
@@ -18,7 +16,10 @@ if TYPE_CHECKING:
     from rlsparse_store.hub import RepoId
     from rlsparse_store.publish.base import PublishedBase
 
-__all__ = ["PICTURE", "write_card"]
+__all__ = ["CARD", "PICTURE", "write_card"]
+
+CARD: Final = "README.md"
+"""Path of the card in the repository."""
 
 PICTURE: Final = "density.png"
 """Path of the heat map in the repository."""
@@ -64,6 +65,8 @@ def write_card(
     Raises:
         RlsparseError: The card that is there has a front that cannot be read.
     """
+    import yaml  # noqa: PLC0415 - a tenth of what starting a command takes, for this alone
+
     fields, body = _split(old or "", repo)
     _update(fields, base, reports)
     section = "\n".join([BEGIN, *_section(repo, base, reports, has_picture=has_picture), END])
@@ -79,6 +82,8 @@ def write_card(
 
 def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
     """The fields at the front of a card, and the rest of it."""
+    import yaml  # noqa: PLC0415 - as above
+
     found = _FRONT.match(card)
     if found is None:
         return {}, card

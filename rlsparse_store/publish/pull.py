@@ -12,6 +12,7 @@ from rlsparse_store.container import DELTA_FOLDER
 from rlsparse_store.delta import delta_names, subfolder_parts, verify_delta
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.hub import HubAccess, RepoId, Wanted, fetch_snapshot, parse_repo_id
+from rlsparse_store.publish.card import CARD
 from rlsparse_store.storage.names import shown
 from rlsparse_store.storage.output import output_errors, output_folder
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from rlsparse_store.hub import Snapshot
 
 __all__ = ["PullReport", "pull_delta"]
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rlsparse_store.checkpoint import sort_side_files
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader, write_named
 from rlsparse_store.delta import (
+    check_alone,
     delta_names,
     encode_delta,
     is_run,
@@ -19,7 +20,6 @@ from rlsparse_store.delta import (
     report_delta,
     silent,
     subfolder_parts,
-    verify_delta,
 )
 from rlsparse_store.errors import (
     BaseMismatchError,
@@ -48,7 +48,7 @@ from rlsparse_store.publish.base import (
     recorded_base,
     require_base,
 )
-from rlsparse_store.publish.card import PICTURE, write_card
+from rlsparse_store.publish.card import CARD, PICTURE, write_card
 from rlsparse_store.storage.names import is_file_name, shown
 
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ __all__ = ["FileUpload", "PushReport", "push_delta", "push_pair"]
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
-
-CARD: Final = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,8 +251,6 @@ def _named(
     folders: dict[str, Path], base_id: str | None, access: HubAccess
 ) -> Iterator[tuple[dict[str, _Local], PublishedBase]]:
     """The deltas, checked and naming their base on the Hub, and that base."""
-    for folder in folders.values():
-        verify_delta(folder)
     with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
         if base_id is None:
             local = {name: _open(folder) for name, folder in folders.items()}
@@ -282,6 +278,7 @@ def _open(
 ) -> _Local:
     """A delta and its files; where a base is given, it is checked and named in a copy."""
     with DeltaReader(folder) as reader:
+        check_alone(reader)
         report = report_delta(reader)
         files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
         weights = {f"{DELTA_FOLDER}/", CARD}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Watch = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 
-__all__ = ["check_stored", "patch_", "patch_targets"]
+__all__ = ["patch_", "patch_targets"]
 
 
 def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:  # noqa: ANN401 - any model
@@ -55,7 +55,8 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
     with DeltaReader(find_delta(delta, None, "", HubAccess())) as reader:
         targets = find_targets(reader, live_tensors(model))
         check_is_base(reader, targets, workers, {})
-        check_stored(reader)
+        # Before anything is written.
+        reader.check_stored()
         try:
             patch_targets(reader, targets, workers)
         except FormatError as error:
@@ -65,16 +66,6 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
             error.add_note("the model is partly patched: load it again")
             raise
     return model
-
-
-def check_stored(reader: DeltaReader) -> None:
-    """Require that all stored bytes are the ones that were encoded, before anything is written.
-
-    Raises:
-        ChecksumError: They are not.
-    """
-    for chunk in reader.index.chunks:
-        reader.stored(chunk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.names import shown
 from rlsparse_store.torch.changes import Changes, Group, grouped
 from rlsparse_store.torch.live import check_is_base, find_targets, live_tensors
-from rlsparse_store.torch.patch import check_stored, patch_targets
+from rlsparse_store.torch.patch import patch_targets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +154,7 @@ class DeltaSwitch:
             self._move(None)
             try:
                 check_is_base(reader, targets, self._threads, self._digests)
-                check_stored(reader)
+                reader.check_stored()
                 patch_targets(reader, targets, self._threads, changes.add)
             except BaseException:
                 # What was patched goes back first, then all of it to where it was.

@@ -287,9 +287,9 @@ def _read_steps(streams: Cursor, count: int, width: int, device: torch.device) -
     Raises:
         StreamError: The streams end early or hold a step that no word of this width can take.
     """
-    signs = _take_bits(streams, count, 1)
-    classes = _take_bits(streams, count, 2)
-    far_count = int(_CLASSES_OF_FAR[np.frombuffer(classes, np.uint8)].sum())
+    signs = streams.take_packed(count)
+    classes = streams.take_packed(2 * count)
+    far_count = int(_CLASSES_OF_FAR[classes].sum())
     far = decode_far(streams, far_count, width).astype(np.int64) + _FAR
     negative = unpack(as_tensor(signs, device), count, 1) == 1
     magnitude = unpack(as_tensor(classes, device), count, 2).to(torch.int64) + 1
@@ -300,20 +300,6 @@ def _read_steps(streams: Cursor, count: int, width: int, device: torch.device) -
             msg = f"a step does not fit words of {width} bits"
             raise StreamError(msg)
     return torch.where(negative, -magnitude, magnitude).to(torch.int32)
-
-
-def _take_bits(streams: Cursor, count: int, width: int) -> bytes:
-    """The bytes of ``count`` fields.
-
-    Raises:
-        StreamError: The streams end early or a padding bit is set.
-    """
-    data = streams.take(-(-count * width // 8))
-    used = count * width % 8
-    if used and data[-1] >> used:
-        msg = "a padding bit is set"
-        raise StreamError(msg)
-    return data.tobytes()
 
 
 def _cut(data: NDArray[np.uint8], sizes: list[int]) -> list[bytes]:

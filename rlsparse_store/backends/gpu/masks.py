@@ -137,7 +137,7 @@ def read_masks(
         if k and k == n:
             mine.fill_(1)
         elif k * DENSE >= n and k:
-            mine.copy_(unpack(as_tensor(_take_bits(streams, n), device), n, 1))
+            mine.copy_(unpack(as_tensor(streams.take_packed(n), device), n, 1))
         elif k:
             ranks = _read_gaps(streams, n, k, device)
             # One past the context would land in another's; it is noted, and kept within.
@@ -156,21 +156,13 @@ def read_masks(
     )
 
 
-def _take_bits(streams: Cursor, count: int) -> bytes:
-    data = streams.take(-(-count // 8))
-    if count % 8 and data[-1] >> (count % 8):
-        msg = "a padding bit is set"
-        raise StreamError(msg)
-    return data.tobytes()
-
-
 def _read_gaps(streams: Cursor, n: int, k: int, device: torch.device) -> torch.Tensor:
     """The ranks of a context whose mask is coded as gaps; the last one may lie beyond it."""
     width = low_width(n, k)
-    low = unpack(as_tensor(_take_bits(streams, k * width), device), k, width)
+    low = unpack(as_tensor(streams.take_packed(k * width), device), k, width)
     high_bytes = streams.take(k)
     escapes = streams.take(4 * int(np.count_nonzero(high_bytes == ESCAPE))).tobytes()
-    high = as_tensor(high_bytes.tobytes(), device).to(torch.int64)
+    high = as_tensor(high_bytes, device).to(torch.int64)
     if escapes:
         far = torch.from_numpy(np.frombuffer(escapes, "<u4").astype(np.int64)).to(device)
         high[high == ESCAPE] += far

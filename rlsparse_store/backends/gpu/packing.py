@@ -12,6 +12,9 @@ from rlsparse_store.backends.gpu import kernels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["as_tensor", "grid_of", "launch", "pack", "unpack"]
 
 AT_A_TIME: Final = 1024
@@ -64,8 +67,7 @@ def unpack(packed: torch.Tensor, count: int, width: int) -> torch.Tensor:
     return out
 
 
-def as_tensor(data: bytes, device: torch.device) -> torch.Tensor:
-    """Bytes on a device."""
-    if not data:
-        return torch.empty(0, dtype=torch.uint8, device=device)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+def as_tensor(data: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """A copy of bytes on a device."""
+    # Torch shares the memory of an array, and warns of arrays that cannot be written to.
+    return torch.from_numpy(data.copy()).to(device)

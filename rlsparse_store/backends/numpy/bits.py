@@ -76,11 +76,19 @@ class Cursor:
         Raises:
             StreamError: The streams end early or a padding bit is set.
         """
-        bits = np.unpackbits(self.take(-(-nbits // 8)), bitorder="little")
-        if bits[nbits:].any():
+        return np.unpackbits(self.take_packed(nbits), bitorder="little")[:nbits]
+
+    def take_packed(self, nbits: int) -> NDArray[np.uint8]:
+        """The bytes that the next ``nbits`` bits fill, the last one perhaps in part.
+
+        Raises:
+            StreamError: The streams end early or a padding bit is set.
+        """
+        taken = self.take(-(-nbits // 8))
+        if nbits % 8 and taken[-1] >> (nbits % 8):
             msg = "a padding bit is set"
             raise StreamError(msg)
-        return bits[:nbits]
+        return taken
 
     def take_fields(self, count: int, width: int) -> NDArray[np.int64]:
         """The next ``count`` fields of ``width`` bits.
