@@ -231,7 +231,7 @@ def test_clipped_objective(
 ) -> None:
     old = torch.tensor([[-1.0]])
     new = (old + torch.tensor(ratio).log()).requires_grad_()
-    objective = clipped_objective(new, old, torch.tensor([advantage]), 0.2)
+    objective = clipped_objective(new, old, torch.tensor([[advantage]]), 0.2)
     (gradient,) = torch.autograd.grad(objective, new)
     assert objective.item() == pytest.approx(expected)
     # The derivative of a ratio by its own logarithm is the ratio.
@@ -240,4 +240,4 @@ def test_clipped_objective(
 
 def test_objective_is_the_mean_over_tokens() -> None:
     log_probs = torch.zeros(2, 3)
-    assert clipped_objective(log_probs, log_probs, torch.tensor([1.0, 4.0]), 0.2).item() == 2.5
+    assert clipped_objective(log_probs, log_probs, torch.tensor([[1.0], [4.0]]), 0.2).item() == 2.5

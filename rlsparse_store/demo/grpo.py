@@ -82,7 +82,7 @@ def clipped_objective(
     Args:
         log_probs: Log-probabilities of the tokens now, of shape (answers, tokens).
         old_log_probs: Their log-probabilities when they were sampled.
-        advantage: The advantage of each answer, of shape (answers,).
+        advantage: The advantage of each token, or of each answer: of shape (answers, 1).
         clip_range: The range is this far to each side of one.
 
     Returns:
@@ -90,8 +90,7 @@ def clipped_objective(
     """
     ratio = (log_probs - old_log_probs).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    per_answer = advantage[:, None]
-    return torch.minimum(ratio * per_answer, clipped * per_answer).mean()
+    return torch.minimum(ratio * advantage, clipped * advantage).mean()
 
 
 def tune(
@@ -123,7 +122,7 @@ def tune(
         rollouts = sample(policy, token_ids(asked), settings.samples, generator)
         repeated = [prompt for prompt in asked for _ in range(settings.samples)]
         rewards = torch.tensor(list(map(reward, repeated, rollouts.texts())))
-        advantage = advantages(rewards.view(-1, settings.samples)).flatten()
+        advantage = advantages(rewards.view(-1, settings.samples)).view(-1, 1)
         for _ in range(settings.updates):
             _update(policy, optimizer, token_ids(repeated), rollouts, advantage, settings)
         recent.append(rewards.mean().item())

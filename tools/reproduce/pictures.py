@@ -1,0 +1,134 @@
+"""The pictures of the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from figures import CHANCES
+from plan import ALGORITHMS, NULL
+from rlsparse_store.plots.figures import ACCENT, PALE, picture
+from tables import (
+    algorithm_overlaps,
+    data_overlaps,
+    null_overlaps,
+    seed_overlaps,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from figures import Figures, Overlap
+
+__all__ = ["PICTURES"]
+
+ORANGE: Final = "#d55e00"
+GREEN: Final = "#009e73"
+GREY: Final = "0.55"
+
+
+def sparsity(figures: Figures) -> bytes:
+    """Every run of every algorithm."""
+    labels = [*ALGORITHMS[:1], "grpo10", *ALGORITHMS[1:]]
+    with picture(6.4, 3.0, "png") as drawn:
+        for place, label in enumerate(reversed(labels)):
+            shares = [100 * figures.unchanged(name) for name in figures.names(label)]
+            drawn.axes.barh(place, sum(shares) / len(shares), color=PALE, height=0.7)
+            drawn.axes.plot(shares, [place] * len(shares), "o", color=ACCENT, markersize=4)
+        drawn.axes.set_yticks(range(len(labels)), list(reversed(labels)))
+        drawn.axes.set_xlim(0, 100)
+        drawn.axes.set_xlabel("weights unchanged, % (a dot for each seed and half of the data)")
+        drawn.titled("weights left as they were, by algorithm and learning rate")
+        return drawn.saved()
+
+
+def magnitudes(figures: Figures) -> bytes:
+    """How probable a change is at each magnitude."""
+    lines = (
+        ("sft10-s0-d0", ORANGE, "-"),
+        ("sft-s0-d0", GREEN, "-"),
+        ("grpo-s0-d0", ACCENT, "-"),
+        ("grpo-s0-d0" + NULL, GREY, "--"),
+    )
+    with picture(6.4, 3.2, "png") as drawn:
+        for name, color, style in lines:
+            table = figures.values(name)["exponents"]
+            known = [
+                (2.0**exponent, 100 * changed / words)
+                for exponent, changed, words in zip(
+                    table["exponents"], table["changed"], table["words"], strict=True
+                )
+                if words >= FEWEST
+            ]
+            drawn.axes.plot(*zip(*known, strict=True), style, color=color, marker=".", label=name)
+        drawn.axes.set_xscale("log", base=2)
+        drawn.axes.set_xlabel("magnitude of the base weight, from this power of two to the next")
+        drawn.axes.set_ylabel("of these, changed, %")
+        drawn.axes.legend(frameon=False, fontsize=8)
+        drawn.titled("probability of a change, by the base's magnitude")
+        return drawn.saved()
+
+
+FEWEST: Final = 100
+"""Words of a magnitude below which a share of them says little."""
+
+
+def overlap(figures: Figures) -> bytes:
+    """What runs share, beside chance."""
+    rows: list[tuple[str, list[Overlap]]] = [
+        ("GRPO, other seed", seed_overlaps(figures, "grpo")),
+        ("GRPO, other data", data_overlaps(figures, "grpo")),
+        ("DPO, other seed", seed_overlaps(figures, "dpo")),
+        ("DPO and GRPO", algorithm_overlaps(figures, "dpo", "grpo")),
+        ("SFT and GRPO", algorithm_overlaps(figures, "sft", "grpo")),
+        ("shuffled and GRPO", null_overlaps(figures)),
+    ]
+    looks = (("uniform", "|", GREY), ("tensor", "x", GREY), ("magnitude", "s", ORANGE))
+    with picture(6.4, 3.0, "png") as drawn:
+        for place, (_, found) in enumerate(reversed(rows)):
+            _mark(drawn.axes, [o.one_sided for o in found], place, "o", ACCENT)
+            for kind, marker, color in looks:
+                chance = [o.chance[CHANCES.index(kind)] for o in found]
+                _mark(drawn.axes, chance, place, marker, color)
+        for name, marker, color in (("shared", "o", ACCENT), *looks):
+            drawn.axes.plot([], [], marker, color=color, label=name)
+        drawn.axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+        drawn.axes.set_ylim(-0.6, len(rows) - 0.4)
+        drawn.axes.set_xlim(0, 100)
+        drawn.axes.set_xlabel("of what one changed, the other changed, too, %; and by chance")
+        drawn.axes.legend(
+            frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.2)
+        )
+        drawn.titled("what two runs share, and what chance gives")
+        return drawn.saved()
+
+
+def _mark(axes: Any, shares: Sequence[float], place: int, marker: str, color: str) -> None:  # noqa: ANN401
+    axes.plot([100 * s for s in shares], [place] * len(shares), marker, color=color, markersize=6)
+
+
+def series(figures: Figures) -> bytes:
+    """A long run."""
+    (run,) = figures.labelled("grpo-long")
+    found = figures.series(run.name)
+    updates = round(figures.plan.updates * run.steps)
+    places = [updates * n // run.checkpoints for n in range(1, run.checkpoints + 1)]
+    with picture(6.4, 2.8, "png") as drawn:
+        from_base = [100 * step["density"] for step in found["steps"]]
+        moved = [100 * step["moved"] / found["words"] for step in found["steps"]]
+        drawn.axes.plot(places, from_base, color=ACCENT, marker=".", label="from the base")
+        drawn.axes.plot(places, moved, color=ORANGE, marker=".", label="from the one before")
+        drawn.axes.set_ylim(0, None)
+        drawn.axes.set_xlim(0, None)
+        drawn.axes.set_xlabel("updates")
+        drawn.axes.set_ylabel("weights changed, %")
+        drawn.axes.legend(frameon=False, fontsize=8)
+        drawn.titled("a longer run of GRPO")
+        return drawn.saved()
+
+
+PICTURES: Final[dict[str, Callable[[Figures], bytes]]] = {
+    "sparsity": sparsity,
+    "magnitudes": magnitudes,
+    "overlap": overlap,
+    "series": series,
+}
