@@ -828,7 +828,9 @@ def test_what_from_pretrained_cannot_load_from_a_delta(
     delta = copied(llama.delta, tmp_path / "delta", quantization_config=method)
     loaded: list[object] = []
     load = automatic._loading(lambda *arguments: loaded.append(arguments))
-    place = SimpleNamespace(pretrained_model_name_or_path=str(delta), download_kwargs=None)
+    place = SimpleNamespace(
+        pretrained_model_name_or_path=str(delta), download_kwargs=None, device_map=None
+    )
     monkeypatch.setattr(automatic, "open_for_model", lambda *_: open_delta(delta, base=llama.base))
     model = SimpleNamespace(config=SimpleNamespace(quantization_config=method))
     with pytest.raises(RlsparseError, match=r"quantised by torchao, .*rlsparse apply"):

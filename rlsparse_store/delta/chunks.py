@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlsparse_store.backends import get_backend
-from rlsparse_store.codec import DeltaChunk, as_words, decode_delta, decode_whole, to_bytes
+from rlsparse_store.codec import DeltaChunk, decode_delta, decode_whole, to_bytes
 from rlsparse_store.container import ChunkCoding, Kind
-from rlsparse_store.digest import leaf_hashes, leaves_check
+from rlsparse_store.digest import leaves_check
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
+from rlsparse_store.frameworks import MainMemory
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint
     from rlsparse_store.container import ChunkRecord, DeltaReader, TensorRecord
+    from rlsparse_store.frameworks import Bytes, Memory
 
 __all__ = ["ChunkDecoder", "check_sources", "wrong_base"]
 
@@ -69,28 +70,40 @@ class ChunkDecoder:
         reader: The delta.
         base: Where the base lies, for errors; ``None`` if it is in memory.
         checked: Whether stored bytes, base words and result words are compared with their checks.
+        memory: Where the words lie; main memory by default.
+
+    Attributes:
+        memory: Where the words lie.
     """
 
-    def __init__(self, reader: DeltaReader, base: Path | None, *, checked: bool = True) -> None:
+    def __init__(
+        self,
+        reader: DeltaReader,
+        base: Path | None,
+        *,
+        checked: bool = True,
+        memory: Memory | None = None,
+    ) -> None:
         self._reader = reader
         self._base = base
         self._checked = checked
-        self._backend = get_backend()
+        self.memory: Memory = MainMemory() if memory is None else memory
 
     def decode(
         self,
         t: TensorRecord,
         chunk: ChunkRecord,
-        data: NDArray[np.uint8],
+        data: Bytes,
         base_leaves: NDArray[np.uint64] | None = None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64] | None]:
+    ) -> tuple[Bytes, NDArray[np.uint64] | None]:
         """Decode a chunk.
 
         Args:
             t: Its tensor.
             chunk: The chunk.
             data: The source's bytes from the chunk's first word to its last, which are patched in
-                place where they can be; anything for a chunk that is stored whole.
+                place where they can be, in the decoder's memory; anything for a chunk that is
+                stored whole.
             base_leaves: The leaf hashes of ``data``, if known.
 
         Returns:
@@ -121,17 +134,18 @@ class ChunkDecoder:
         self,
         t: TensorRecord,
         chunk: ChunkRecord,
-        data: NDArray[np.uint8],
+        data: Bytes,
         base_leaves: NDArray[np.uint64] | None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64] | None]:
+    ) -> tuple[Bytes, NDArray[np.uint64] | None]:
         stored = self._reader.stored(chunk, checked=self._checked)
         assert t.coding is not None  # noqa: S101 - the index was checked
-        width = t.coding.width
+        memory, width = self.memory, t.coding.width
         if chunk.coding is ChunkCoding.WHOLE:
-            data = to_bytes(decode_whole(stored, chunk.length, t.coding), width)
+            words = decode_whole(stored, chunk.length, t.coding)
+            data = memory.from_main(to_bytes(words, width))
         else:
             if self._checked:
-                known = leaf_hashes(data) if base_leaves is None else base_leaves
+                known = memory.leaf_hashes(data) if base_leaves is None else base_leaves
                 self.check_base(t, chunk, known)
             row = t.row_words
             coded = DeltaChunk(
@@ -141,13 +155,13 @@ class ChunkDecoder:
                 changed=chunk.changed,
                 steps=(),
             )
-            words = as_words(data, width)
+            base = memory.words(data, width)
             place = None if row is None else (row, chunk.first % row)
-            decode_delta(self._backend, words, t.coding, coded, place, words)
-            data = to_bytes(words, width)
+            decode_delta(memory.backend, base, t.coding, coded, place, base)
+            data = memory.to_bytes(base, width)
         if not self._checked:
             return data, None
-        leaves = leaf_hashes(data)
+        leaves = memory.leaf_hashes(data)
         if leaves_check(leaves) != chunk.result:
             msg = "a decoded chunk does not have its check; the delta is damaged"
             raise ResultMismatchError(msg)

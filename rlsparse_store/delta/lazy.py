@@ -22,6 +22,7 @@ from rlsparse_store.delta.chunks import ChunkDecoder, check_sources
 from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.identity import check_origins
 from rlsparse_store.delta.locate import find_base, find_delta
+from rlsparse_store.delta.placed import can_be_made_in, make_in
 from rlsparse_store.delta.progress import silent
 from rlsparse_store.delta.selection import read_selection, select
 from rlsparse_store.delta.threads import resolve_threads
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.delta.selection import Part
-    from rlsparse_store.frameworks import Framework
+    from rlsparse_store.frameworks import Bytes, Framework
 
 __all__ = ["VERIFY", "DeltaCheckpoint", "DeltaSlice", "open_delta", "open_found"]
 
@@ -112,7 +113,8 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
     A tensor of at least 1 MiB that tuning left alone is a mapping of the base's file, of which
     whoever writes to it has a copy of their own. As with safetensors itself, that file must not be
     overwritten or cut short while such a tensor lives. Everything else lies in memory, was read by
-    position, and a file that was cut short is an error.
+    position, and a file that was cut short is an error. Tensors on a CUDA device are made there,
+    none of them a mapping.
 
     Attributes:
         path: The delta's folder.
@@ -125,7 +127,8 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
         self._reader = reader
         self._base = base
         self._framework = framework
-        self._decoder = ChunkDecoder(reader, base.path, checked=verify != "none")
+        self._checked = verify != "none"
+        self._decoder = ChunkDecoder(reader, base.path, checked=self._checked)
         self._records = {t.name: t for t in reader.index.tensors}
         self._chunks = reader.index.chunks_of_tensors()
         self._mappings = _Mappings(base)
@@ -169,7 +172,8 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
     def get_slice(self, name: str) -> DeltaSlice:
         """A tensor that is read when it is indexed: ``checkpoint.get_slice(name)[rows, columns]``.
 
-        Only the chunks are decoded that the rows asked for touch.
+        Only the chunks are decoded that the rows asked for touch. A part is decoded on the CPU,
+        and copied if it shall lie on a device; all of it is made there.
 
         Raises:
             NotFoundError: There is none of this name.
@@ -207,18 +211,32 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
             raise NotFoundError(msg, file=self.path, tensor=shown(name))
         return record
 
-    def _cursor(self, t: TensorRecord) -> TensorCursor:
-        if t.kind is Kind.ALIAS:
-            t = self._records[t.origin]
+    def _stored(self, t: TensorRecord) -> TensorRecord:
+        """The tensor that has the bytes of this one."""
+        return self._records[t.origin] if t.kind is Kind.ALIAS else t
+
+    def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorCursor:
+        t = self._stored(t)
         source = self._base.tensors[t.origin] if t.kind is not Kind.WHOLE else None
-        return TensorCursor(t, self._chunks.get(t.name, []), self._base, source, self._decoder)
+        chunks = self._chunks.get(t.name, [])
+        return TensorCursor(t, chunks, self._base, source, decoder or self._decoder)
 
     def _whole(self, t: TensorRecord) -> Any:  # noqa: ANN401 - the framework's
-        data = self._mappings.take(t) if t.kind is Kind.SAME else None
+        data = self._made_on_device(t)
+        if data is None and t.kind is Kind.SAME:
+            data = self._mappings.take(t)
         if data is None:
             data = np.empty(t.nbytes, np.uint8)
             self._cursor(t).read_into(0, data)
         return self._framework.array(data, t.dtype, t.shape)
+
+    def _made_on_device(self, t: TensorRecord) -> Bytes | None:
+        """The tensor's bytes where they shall lie, if that is not main memory."""
+        memory, stored = self._framework.device_memory(), self._stored(t)
+        if memory is None or not can_be_made_in(memory, stored):
+            return None
+        decoder = ChunkDecoder(self._reader, self.base, checked=self._checked, memory=memory)
+        return make_in(memory, stored, self._cursor(t, decoder))
 
     def _read(self, t: TensorRecord, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - as above
         selection = select(t.shape, index)
@@ -292,7 +310,9 @@ def open_delta(
         base: The base it was made against, a folder, a file or ``org/name[@revision]``; by default
             the commit that the delta names, else any snapshot in the Hub's cache with its content.
         framework: ``"pt"`` for tensors of torch, ``"bits"`` for NumPy arrays of unsigned words.
-        device: Where torch's tensors shall lie; main memory by default.
+        device: Where torch's tensors shall lie; main memory by default. For a CUDA device, with
+            Triton installed, the base's words are read to it and patched there: words of 8, 16
+            and 32 bits, and with the same checks. The rest is decoded on the CPU and copied.
         subfolder: The delta's folder within, of a repository or folder with several.
         verify: ``"touched"`` checks every chunk that is decoded, its stored bytes, its base words
             and its result, and the dtypes and lengths of all tensors; ``"full"`` decodes and

@@ -33,6 +33,9 @@ class Bits:
             return data
         return as_words(data, dtype.bits).reshape(shape)
 
+    def device_memory(self) -> None:
+        """None: NumPy's arrays lie in main memory."""
+
     def dtype(self, dtype: Dtype) -> type[np.unsignedinteger[Any]]:
         """The unsigned type of an element's size."""
         return np.uint8 if dtype.bits < 8 else UNSIGNED[dtype.bits]

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from rlsparse_store.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.frameworks.memory import Bytes, Memory
 
 __all__ = ["FRAMEWORKS", "Framework", "get_framework"]
 
@@ -22,17 +20,21 @@ FRAMEWORKS: Final = ("pt", "bits")
 class Framework(Protocol):
     """Turns bytes into arrays of its own without copying them."""
 
-    def array(self, data: NDArray[np.uint8], dtype: Dtype, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - of its own type
+    def array(self, data: Bytes, dtype: Dtype, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - of its own type
         """An array that shares the memory of ``data``.
 
         Args:
-            data: One-dimensional, contiguous bytes, little-endian and row by row.
+            data: One-dimensional, contiguous bytes, little-endian and row by row: of main memory,
+                or of the device's that :meth:`device_memory` gave.
             dtype: Their dtype.
             shape: Dimensions, in elements.
 
         Raises:
             UnsupportedDtypeError: The framework has no such dtype.
         """
+
+    def device_memory(self) -> Memory | None:
+        """The memory its arrays shall lie in, if kernels can make them there."""
 
     def dtype(self, dtype: Dtype) -> Any:  # noqa: ANN401 - of its own type
         """What the framework calls this dtype.

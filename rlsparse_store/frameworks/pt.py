@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.frameworks.memory import Bytes, Memory
 
-__all__ = ["Torch", "bytes_of", "code_of"]
+__all__ = ["Torch", "bytes_of", "code_of", "has_kernels"]
 
 _DTYPES: Final = {
     "BOOL": torch.bool,
@@ -57,20 +59,29 @@ class Torch:
     def __init__(self, device: Any = None) -> None:  # noqa: ANN401 - whatever torch takes
         self._device = torch.device("cpu" if device is None else device)
 
-    def array(self, data: NDArray[np.uint8], dtype: Dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    def array(self, data: Bytes, dtype: Dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor over these bytes, or a copy of them on another device.
 
         Two elements of F4 are one of torch's, as safetensors has it.
         """
         flat = torch.empty(0, dtype=self.dtype(dtype))
-        if data.size:  # an empty array's strides are not what torch's view requires
-            flat = torch.from_numpy(data).view(self.dtype(dtype))
+        if len(data):  # an empty array's strides are not what torch's view requires
+            flat = data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
+            flat = flat.view(self.dtype(dtype))
         if dtype.code == "F4":
             if not shape or shape[-1] % 2:
                 msg = "an odd number of 4-bit elements in a row; use framework='bits'"
                 raise UnsupportedDtypeError(msg)
             shape = (*shape[:-1], shape[-1] // 2)
         return flat.reshape(shape).to(self._device)
+
+    def device_memory(self) -> Memory | None:
+        """The device's memory, if kernels run on it."""
+        if not has_kernels(self._device):
+            return None
+        from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
+
+        return DeviceMemory(self._device)
 
     def dtype(self, dtype: Dtype) -> torch.dtype:
         """The dtype of torch."""
@@ -79,6 +90,11 @@ class Torch:
             msg = f"torch has no dtype for {dtype.code}; use framework='bits'"
             raise UnsupportedDtypeError(msg)
         return found
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels run on a device."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def code_of(dtype: torch.dtype) -> str | None:

@@ -34,6 +34,7 @@ from rlsparse_store.delta import (
 )
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes, leaves_check
 from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.frameworks.device import words_of
 from rlsparse_store.torch.tensors import LiveTensor
 
 if TYPE_CHECKING:
@@ -44,12 +45,10 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
 
-__all__ = ["DeviceCoder", "require_kernels", "words_of"]
+__all__ = ["DeviceCoder", "require_kernels"]
 
 SPAN_MEMORY: Final = 384 << 20
 """Bytes of device memory that a span takes at most: its words and what is made of them."""
-
-_INTS: Final = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 
 
 class DeviceCoder:
@@ -160,11 +159,6 @@ def require_kernels(device: torch.device) -> None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         msg = f"the kernels run on CUDA devices, not on {device.type}; leave --device out"
         raise MissingDependencyError(msg)
-
-
-def words_of(data: torch.Tensor, width: int) -> torch.Tensor:
-    """Bytes on a device as words of this width, as the kernels take them."""
-    return data.view(_INTS[width])
 
 
 def _fits(span: Span) -> bool:

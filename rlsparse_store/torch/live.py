@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rlsparse_store.container import Kind
 from rlsparse_store.delta import ordered_map, wrong_base
 from rlsparse_store.digest import TensorDigester
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.frameworks.pt import bytes_of, code_of
+from rlsparse_store.frameworks.pt import bytes_of, code_of, has_kernels
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ class Target:
 
 def runs_kernels(tensor: torch.Tensor) -> bool:
     """Whether kernels run on the memory of a tensor as it is."""
-    is_there = tensor.device.type == "cuda" and tensor.is_contiguous()
-    return is_there and importlib.util.find_spec("triton") is not None
+    return tensor.is_contiguous() and has_kernels(tensor.device)
 
 
 def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping

@@ -96,7 +96,7 @@ def patch_targets(
 
     def patch(piece: _Piece) -> None:
         if watch is None and piece.target.runs_kernels:
-            _patch_on_device(reader, decoder, piece)
+            _patch_on_device(reader, piece)
         else:
             _patch(decoder, rooms, piece, watch)
 
@@ -120,14 +120,17 @@ def _nbytes(target: Target, words: int) -> int:
     return coding.nbytes(words)
 
 
-def _patch_on_device(reader: DeltaReader, decoder: ChunkDecoder, piece: _Piece) -> None:
-    from rlsparse_store.torch.device_decode import patch_on_device  # noqa: PLC0415 - Triton
+def _patch_on_device(reader: DeltaReader, piece: _Piece) -> None:
+    from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
     target = piece.target
+    decoder = ChunkDecoder(reader, None, memory=DeviceMemory(target.tensor.device))
     for chunk in piece.chunks:
         start = _nbytes(target, chunk.first)
         place = target.device_bytes[start : start + _nbytes(target, chunk.length)]
-        patch_on_device(reader, decoder, target.record, chunk, place)
+        # Decoded beside it: nothing that is not checked is ever in the model.
+        after, _ = decoder.decode(target.record, chunk, place.clone())
+        place.copy_(after)
 
 
 def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:

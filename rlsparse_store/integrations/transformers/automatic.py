@@ -15,10 +15,13 @@ from rlsparse_store.delta import DeltaCheckpoint, find_delta
 from rlsparse_store.errors import NotFoundError, RlsparseError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.integrations.transformers.loading import open_for_model
+from rlsparse_store.integrations.transformers.placement import only_device
 from rlsparse_store.integrations.transformers.refusals import check_deepspeed, check_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
 __all__ = ["enable_transformers"]
 
@@ -107,7 +110,8 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
         place = load_config.pretrained_model_name_or_path
         if state_dict is not None or checkpoint_files is not None or place is None:
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
-        tuned = _open(place, load_config.download_kwargs, "touched")
+        device = only_device(load_config.device_map)
+        tuned = _open(place, load_config.download_kwargs, "touched", device)
         if tuned is None:
             msg = "the delta is gone that was here a moment ago"
             raise NotFoundError(msg, file=place)
@@ -121,7 +125,12 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
     return load_or_delta
 
 
-def _open(place: Any, download: Any, verify: str) -> DeltaCheckpoint | None:  # noqa: ANN401 - theirs
+def _open(
+    place: Any,  # noqa: ANN401 - theirs
+    download: Any,  # noqa: ANN401 - theirs
+    verify: str,
+    device: torch.device | None = None,
+) -> DeltaCheckpoint | None:
     """The delta at a place, or ``None`` if there is none."""
     download = download or {}
     access = HubAccess(
@@ -137,4 +146,4 @@ def _open(place: Any, download: Any, verify: str) -> DeltaCheckpoint | None:  # 
         return None
     if not (folder / DELTA_FOLDER).is_dir():
         return None
-    return open_for_model(folder, None, None, access, verify)
+    return open_for_model(folder, None, None, access, verify, device)

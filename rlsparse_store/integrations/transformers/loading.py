@@ -12,6 +12,7 @@ from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.frameworks import get_framework
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.integrations.transformers.classes import find_class
+from rlsparse_store.integrations.transformers.placement import only_device
 from rlsparse_store.integrations.transformers.refusals import (
     check_arguments,
     check_deepspeed,
@@ -21,6 +22,8 @@ from rlsparse_store.integrations.transformers.refusals import (
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    import torch
 
 __all__ = ["from_delta", "open_for_model"]
 
@@ -45,8 +48,11 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     """Load the tuned model from its base and a delta.
 
     Weights are made as transformers asks for them, tensor by tensor or slab by slab, so that it
-    takes the memory of one model. The configuration, the generation configuration and the code of
-    the model are those of the delta's folder, which are the tuned model's.
+    takes the memory of one model. Where all of it goes to one CUDA device, they are made there, as
+    :func:`rlsparse_store.open_delta` makes them.
+
+    The configuration, the generation configuration and the code of the model are those of the
+    delta's folder, which are the tuned model's.
 
     Args:
         base_id: The base, a folder or ``org/name[@revision]``. ``None`` takes the commit that the
@@ -85,7 +91,8 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     cache = None if cache_dir is None else Path(cache_dir)
     access = HubAccess(token=token, cache_dir=cache, local_files_only=local_files_only)
     folder = find_delta(_place(delta_id), delta_revision, subfolder, access)
-    with open_for_model(folder, base, base_revision, access, verify) as tuned:
+    device = only_device(from_pretrained_kwargs.get("device_map"))
+    with open_for_model(folder, base, base_revision, access, verify, device) as tuned:
         folders = [f for f in (folder, tuned.base) if f.is_dir()]
         config, arguments = _configuration(folders, from_pretrained_kwargs)
         check_quantization(config, folder)
@@ -109,17 +116,25 @@ def open_for_model(
     base_revision: str | None,
     access: HubAccess,
     verify: str,
+    device: torch.device | None = None,
 ) -> DeltaCheckpoint:
     """Open a delta all of whose tensors a model will read.
+
+    Args:
+        folder: Its folder.
+        base: As for :func:`from_delta`.
+        base_revision: As there.
+        access: How to reach the Hub.
+        verify: As there.
+        device: Where all of the model goes, if it is one CUDA device.
 
     Raises:
         BaseMismatchError: The base is not the right one; says so if it is an adapter, or
             quantised in another way.
     """
     try:
-        return open_found(
-            folder, base, base_revision, access, get_framework("pt"), verify, is_whole=True
-        )
+        framework = get_framework("pt", device)
+        return open_found(folder, base, base_revision, access, framework, verify, is_whole=True)
     except BaseMismatchError as error:
         place = error.file if isinstance(error.file, Path) else folder
         raise explain_mismatch(error, place, folder) from error
