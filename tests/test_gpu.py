@@ -99,6 +99,18 @@ def test_equals_the_definition(
     assert torch.equal(old, new)
 
 
+@pytest.mark.parametrize("length", [None, 300])
+@pytest.mark.parametrize("coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}")
+def test_chunks_of_several_tiles(coding: WordCoding, length: int | None) -> None:
+    base, tuned = chunk(7, 70_001, coding, 0.03)
+    tuned[20_000:50_000] = base[20_000:50_000]
+    old, new = on_device(base), on_device(tuned)
+    rows = None if length is None else CPU.active_rows(base, tuned, length, 11)
+    bounds = contexts(CPU.changes(base, tuned, coding).top_key, 8)
+    streams = CPU.partition(base, tuned, coding, bounds, rows)
+    assert astuple(GPU.partition(old, new, coding, bounds, rows)) == astuple(streams)
+
+
 @every_coding
 @given(seed=st.integers(0, 1 << 20), cut=st.integers(-3, 40), place=st.floats(0, 1))
 @settings(max_examples=20)

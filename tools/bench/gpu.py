@@ -235,6 +235,7 @@ class Bench:
     def partition(self, tuned: dict[str, Any]) -> float:
         """Survey, count and scatter, chunk by chunk, at the contexts that the encoder chooses."""
         from rlsparse_store.backends.gpu import GpuBackend  # noqa: PLC0415 - after installing
+        from rlsparse_store.backends.gpu.contexts import MarkedChanges  # noqa: PLC0415
         from rlsparse_store.codec.contexts import choose_bounds, key_bins  # noqa: PLC0415
         from rlsparse_store.dtypes import DTYPES  # noqa: PLC0415
 
@@ -250,7 +251,7 @@ class Bench:
 
         def work() -> None:
             backend.survey(base, after, dtype.coding, 1 << 20)
-            backend.scatter(base, after, dtype.coding, bounds)
+            MarkedChanges(base, after, dtype.coding, bounds, None).scatter()
 
         return 2 * base.nbytes / self.seconds(work) / 1e9
 

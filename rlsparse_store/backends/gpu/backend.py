@@ -14,7 +14,7 @@ import torch
 
 from rlsparse_store.backends.choice import get_backend
 from rlsparse_store.backends.gpu import kernels
-from rlsparse_store.backends.gpu.contexts import ContextTable
+from rlsparse_store.backends.gpu.contexts import ContextTable, MarkedChanges
 from rlsparse_store.backends.gpu.masks import encode_masks, read_masks
 from rlsparse_store.backends.gpu.packing import as_tensor, grid_of, launch, pack, unpack
 from rlsparse_store.backends.interface import (
@@ -107,11 +107,12 @@ class GpuBackend:
         per_block = block // kernels.TILE
         blocks = -(-tiles // per_block)
         numbers = torch.zeros(blocks * per_block, dtype=torch.int32, device=base.device)
-        top_keys = torch.zeros(blocks * per_block, dtype=torch.int64, device=base.device)
+        top_keys = torch.zeros_like(numbers)
         run = launch(kernels.survey_words, tiles)
         run(base, tuned, numbers, top_keys, words, **_constants(coding))
         sums = numbers.view(blocks, per_block).sum(1)
-        tops = top_keys.view(blocks, per_block).amax(1) if blocks else sums
+        unsigned = top_keys.to(torch.int64) & 0xFFFFFFFF
+        tops = unsigned.view(blocks, per_block).amax(1) if blocks else sums
         both = torch.stack([sums.to(torch.int64), tops]).cpu().numpy()
         return Survey(both[0], both[1])
 
@@ -162,21 +163,6 @@ class GpuBackend:
         both = torch.cat([words, moved]).cpu().numpy() * every
         return Histogram(both[: bins.size], both[bins.size :].reshape(-1, MAGNITUDE_CLASSES))
 
-    def scatter(
-        self,
-        base: torch.Tensor,
-        tuned: torch.Tensor,
-        coding: WordCoding,
-        bounds: NDArray[np.uint64],
-        rows: Rows | None = None,
-    ) -> tuple[ContextTable, torch.Tensor, torch.Tensor]:
-        """The words of each context, and the ranks and steps of those that changed.
-
-        It is the part of :meth:`partition` that looks at every word.
-        """
-        table = ContextTable(base, coding, bounds, rows, tuned)
-        return table, *table.scatter(tuned)
-
     def partition(
         self,
         base: torch.Tensor,
@@ -186,8 +172,9 @@ class GpuBackend:
         rows: Rows | None,
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
-        table, ranks, steps = self.scatter(base, tuned, coding, bounds, rows)
-        masks = encode_masks(ranks, table.counts, table.changed)
+        marked = MarkedChanges(base, tuned, coding, bounds, rows)
+        ranks, steps = marked.scatter()
+        masks = encode_masks(ranks, marked.counts, marked.changed)
         magnitude = steps.to(torch.int64).abs()
         classes = (magnitude - 1).clamp(max=_FAR)
         nearest = classes + torch.where(steps < 0, 0, 4)
@@ -198,8 +185,8 @@ class GpuBackend:
         *streams, far_bytes, bin_bytes = _cut(data, [*map(len, parts), 8 * len(far), 64])
         exponents, low_bits = encode_far(np.frombuffer(far_bytes, np.uint64), coding.width)
         return Streams(
-            counts=table.counts,
-            changed=table.changed,
+            counts=marked.counts,
+            changed=marked.changed,
             masks=masks.joined(streams[:-2]),
             signs=streams[-2],
             classes=streams[-1],

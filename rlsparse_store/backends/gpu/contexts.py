@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -18,86 +18,83 @@ if TYPE_CHECKING:
     from rlsparse_store.backends.interface import Rows
     from rlsparse_store.dtypes import WordCoding
 
-__all__ = ["ContextTable"]
+__all__ = ["ContextTable", "MarkedChanges"]
+
+WIDE: Final = 8
+"""Warps of kernels that hold much of each word: with four, registers would spill."""
 
 
-class ContextTable:
-    """How many words of each context each tile of a chunk holds.
+class _Contexts:
+    """The contexts of a chunk, as the kernels take them.
 
     Args:
         base: The base's words.
         coding: Width and order map.
         bounds: Inclusive upper keys of the contexts.
         rows: The active rows, if only those count.
-        tuned: The tuned words, if changed ones are to be counted.
-
-    Attributes:
-        counts: Words of each context.
-        changed: Changed words of each context; none where no tuned words were given.
     """
 
     def __init__(
-        self,
-        base: torch.Tensor,
-        coding: WordCoding,
-        bounds: NDArray[np.uint64],
-        rows: Rows | None,
-        tuned: torch.Tensor | None = None,
+        self, base: torch.Tensor, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
     ) -> None:
-        self._base = base
-        self._rows = rows
-        self._contexts = bounds.size
-        self._tiles = grid_of(base.numel())
+        self.base = base
+        self.number = bounds.size
+        self.device = base.device
         # Unsigned bounds in signed words of 32 bits, as the kernels read them.
         top = np.minimum(bounds, np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)
-        self._bounds = torch.from_numpy(top).to(base.device)
+        self.bounds = torch.from_numpy(top).to(base.device)
+        self.has_rows = rows is not None
         flags = np.zeros(1, np.bool_) if rows is None else rows.active
-        self._active = torch.from_numpy(flags.astype(np.uint8)).to(base.device)
-        self._shape = {
+        self.active = torch.from_numpy(flags.astype(np.uint8)).to(base.device)
+        self.place = (1, 0) if rows is None else (rows.length, rows.offset)
+        self.words = {
             "WIDTH": coding.width,
             "ORDER": int(coding.order),
             "CONTEXTS": bounds.size,
-            "HAS_ROWS": rows is not None,
-            "SIZE": kernels.TILE,
         }
-        self._length = 1 if rows is None else rows.length
-        self._offset = 0 if rows is None else rows.offset
-        table = torch.zeros((2, self._tiles, kernels.SLOTS), dtype=torch.int32, device=base.device)
-        launch(kernels.count_contexts, self._tiles)(
-            *(base, base if tuned is None else tuned, self._bounds, self._active),
-            *(table[0], table[1], base.numel(), self._length, self._offset),
-            **self._shape,
-            HAS_TUNED=tuned is not None,
-        )
-        sums = table.sum(1).cpu().numpy()
-        self.counts: list[int] = sums[0, : bounds.size].tolist()
-        self.changed: list[int] = sums[1, : bounds.size].tolist()
-        self._table = table
+        self.tiles = grid_of(base.numel())
 
-    def _firsts(self, which: int, starts: list[int]) -> torch.Tensor:
+    @property
+    def constants(self) -> dict[str, int]:
+        """What kernels over all words are compiled for."""
+        return {**self.words, "HAS_ROWS": self.has_rows, "SIZE": kernels.TILE}
+
+    def table(self, tiles: int) -> torch.Tensor:
+        """Counters of each tile."""
+        return torch.zeros((tiles, kernels.SLOTS), dtype=torch.int32, device=self.device)
+
+    def firsts(self, table: torch.Tensor, starts: list[int]) -> torch.Tensor:
         """What comes before each tile's words of each context, if contexts begin at these."""
-        table = self._table[which]
         before = torch.cumsum(table, 0, dtype=torch.int64) - table
         begin = torch.zeros(kernels.SLOTS, dtype=torch.int64)
-        begin[: self._contexts] = torch.tensor(starts)
-        return (before + begin.to(table.device)).to(torch.int32).contiguous()
+        begin[: self.number] = torch.tensor(starts)
+        return (before + begin.to(self.device)).to(torch.int32).contiguous()
 
-    def scatter(self, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rank within its context and the step of each changed word, as int32.
 
-        They are ordered by context, and then by position.
-        """
-        total = sum(self.changed)
-        ranks = torch.empty(total, dtype=torch.int32, device=self._base.device)
-        steps = torch.empty_like(ranks)
-        first_ranks = self._firsts(0, [0] * self._contexts)
-        first_places = self._firsts(1, _starts(self.changed))
-        launch(kernels.scatter_changes, self._tiles)(
-            *(self._base, tuned, self._bounds, self._active, first_ranks, first_places),
-            *(ranks, steps, self._base.numel(), self._length, self._offset),
-            **self._shape,
+class ContextTable:
+    """How many words of each context each tile of a chunk holds, to write what changed.
+
+    Args:
+        base: The base's words.
+        coding: Width and order map.
+        bounds: Inclusive upper keys of the contexts.
+        rows: The active rows, if only those count.
+
+    Attributes:
+        counts: Words of each context.
+    """
+
+    def __init__(
+        self, base: torch.Tensor, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
+    ) -> None:
+        self._contexts = contexts = _Contexts(base, coding, bounds, rows)
+        self._table = contexts.table(contexts.tiles)
+        launch(kernels.count_contexts, contexts.tiles)(
+            *(base, contexts.bounds, contexts.active, self._table),
+            *(base.numel(), *contexts.place),
+            **contexts.constants,
         )
-        return ranks, steps
+        self.counts: list[int] = self._table.sum(0).tolist()[: contexts.number]
 
     def patch(self, masks: DeviceMasks, steps: torch.Tensor, out: torch.Tensor) -> None:
         """Write the tuned words.
@@ -105,16 +102,85 @@ class ContextTable:
         Raises:
             StreamError: A row is flagged that has no change.
         """
-        touched = torch.zeros_like(self._active)
-        launch(kernels.patch_words, self._tiles)(
-            *(self._base, out, self._bounds, self._active),
-            *(self._firsts(0, [0] * self._contexts), masks.starts, masks.words, masks.before),
-            *(steps, touched, self._base.numel(), self._length, self._offset),
-            **self._shape,
+        contexts = self._contexts
+        touched = torch.zeros_like(contexts.active)
+        first_ranks = contexts.firsts(self._table, [0] * contexts.number)
+        launch(kernels.patch_words, contexts.tiles)(
+            *(contexts.base, out, contexts.bounds, contexts.active, first_ranks),
+            *(masks.starts, masks.words, masks.before, steps, touched),
+            *(contexts.base.numel(), *contexts.place),
+            **contexts.constants,
+            num_warps=WIDE,
         )
-        if self._rows is not None and bool((self._active > touched).any()):
+        if contexts.has_rows and bool((contexts.active > touched).any()):
             msg = "a row without changes is flagged"
             raise StreamError(msg)
+
+
+class MarkedChanges:
+    """Which words of a chunk are in which context, and which of them changed.
+
+    Args:
+        base: The base's words.
+        tuned: The tuned words.
+        coding: Width and order map.
+        bounds: Inclusive upper keys of the contexts.
+        rows: The active rows, if only those count.
+
+    Attributes:
+        counts: Words of each context.
+        changed: Changed words of each context.
+    """
+
+    def __init__(
+        self,
+        base: torch.Tensor,
+        tuned: torch.Tensor,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+    ) -> None:
+        self._contexts = contexts = _Contexts(base, coding, bounds, rows)
+        self._tuned = tuned
+        # A plane of bits for each context and one more, each of whole tiles.
+        self._plane = contexts.tiles * (kernels.TILE // 32)
+        planes = (contexts.number + 1, self._plane)
+        self._marks = torch.empty(planes, dtype=torch.int32, device=contexts.device)
+        launch(kernels.mark_contexts, contexts.tiles)(
+            *(base, tuned, contexts.bounds, contexts.active, self._marks.view(torch.uint8)),
+            *(base.numel(), 4 * self._plane, *contexts.place),
+            **contexts.constants,
+            num_warps=WIDE,
+        )
+        self._tiles = grid_of(self._plane, kernels.GROUPS)
+        self._members, self._hits = contexts.table(self._tiles), contexts.table(self._tiles)
+        launch(kernels.tally_marks, self._tiles)(
+            *(self._marks, self._members, self._hits, self._plane),
+            CONTEXTS=contexts.number,
+            SIZE=kernels.GROUPS,
+        )
+        sums = torch.stack([self._members.sum(0), self._hits.sum(0)]).tolist()
+        self.counts: list[int] = sums[0][: contexts.number]
+        self.changed: list[int] = sums[1][: contexts.number]
+
+    def scatter(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rank within its context and the step of each changed word, as int32.
+
+        They are ordered by context, and then by position.
+        """
+        contexts = self._contexts
+        ranks = torch.empty(sum(self.changed), dtype=torch.int32, device=contexts.device)
+        steps = torch.empty_like(ranks)
+        first_ranks = contexts.firsts(self._members, [0] * contexts.number)
+        first_places = contexts.firsts(self._hits, _starts(self.changed))
+        launch(kernels.scatter_changes, self._tiles)(
+            *(contexts.base, self._tuned, self._marks, first_ranks, first_places),
+            *(ranks, steps, self._plane),
+            **contexts.words,
+            SIZE=kernels.GROUPS,
+            num_warps=WIDE,
+        )
+        return ranks, steps
 
 
 def _starts(sizes: list[int]) -> list[int]:

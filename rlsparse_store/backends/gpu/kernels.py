@@ -10,18 +10,25 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "GROUPS",
     "TILE",
     "count_contexts",
     "hash_leaves",
+    "mark_contexts",
     "pack_bits",
     "patch_words",
     "scatter_changes",
     "survey_words",
+    "tally_marks",
     "unpack_bits",
 ]
 
 TILE = 4096
 """Words of a tile: what a program of most kernels handles. Counts within it fit 16 bits."""
+
+GROUPS = 512
+"""Groups of 32 words that a program handles once contexts are marked. Counts within them fit 16
+bits, so two go into one counter."""
 
 SLOTS = 16
 """Contexts at most; rows of the tables of counts have as many places."""
@@ -92,24 +99,23 @@ def survey_words(
 ):
     """Of each tile, how many words differ, and the largest key of a base word that does."""
     tile = tl.program_id(0)
-    place = tile.to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = place < words
-    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
-    after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
+    start = tile.to(tl.int64) * SIZE
+    place = tl.arange(0, SIZE)
+    inside = place < tl.minimum(words - start, SIZE).to(tl.int32)
+    before = tl.load(base + start + place, mask=inside, other=0)
+    after = tl.load(tuned + start + place, mask=inside, other=0)
     differs = before != after
-    key = tl.where(differs, _key(before, WIDTH, ORDER), 0).to(tl.int64)
+    key = tl.where(differs, _key(_as_unsigned(before, WIDTH), WIDTH, ORDER), 0)
     tl.store(numbers + tile, tl.sum(differs.to(tl.int32)))
-    tl.store(top_keys + tile, tl.max(key, 0))
+    tl.store(top_keys + tile, tl.max(key, 0).to(tl.int32, bitcast=True))
 
 
 @triton.jit
 def count_contexts(
     base,
-    tuned,
     bounds,
     active,
     counts,
-    changed,
     words,
     length,
     offset,
@@ -117,59 +123,35 @@ def count_contexts(
     ORDER: tl.constexpr,
     CONTEXTS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
-    HAS_TUNED: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Of each tile, the words of each context and, where tuned words are given, the changed ones.
-
-    Four counters of 16 bits are added up at once.
-    """
+    """Of each tile, the words of each context."""
     tile = tl.program_id(0)
     place = tile * SIZE + tl.arange(0, SIZE)
     inside = place < words
-    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
-    key = _key(before, WIDTH, ORDER)
-    context = _context(key, place, inside, bounds, active, length, offset, CONTEXTS, HAS_ROWS)
-    differs = inside
-    if HAS_TUNED:
-        after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
-        differs = before != after
-    one = tl.full([SIZE], 1, tl.int64) << ((context % 4) * 16).to(tl.int64)
-    for group in tl.static_range((CONTEXTS + 3) // 4):
-        mine = (context // 4 == group) & (context < CONTEXTS)
-        all_words = tl.sum(tl.where(mine, one, 0))
-        hits = tl.sum(tl.where(mine & differs, one, 0)) if HAS_TUNED else all_words
-        for slot in tl.static_range(4):
-            at = tile * 16 + group * 4 + slot
-            tl.store(counts + at, ((all_words >> (slot * 16)) & 0xFFFF).to(tl.int32))
-            if HAS_TUNED:
-                tl.store(changed + at, ((hits >> (slot * 16)) & 0xFFFF).to(tl.int32))
+    word = tl.load(base + place, mask=inside, other=0)
+    key = _key(_as_unsigned(word, WIDTH), WIDTH, ORDER)
+    if HAS_ROWS:
+        live = tl.load(active + (place + offset) // length, mask=inside, other=0)
+        inside = inside & (live != 0)
+    one = tl.where(inside, 1, 0)
+    below = 0
+    for c in tl.static_range(CONTEXTS):
+        bound = tl.load(bounds + c).to(tl.uint32, bitcast=True)
+        up_to = tl.sum(tl.where(key <= bound, one, 0))
+        tl.store(counts + tile * 16 + c, up_to - below)
+        below = up_to
 
 
 @triton.jit
-def _rank(context, counted, SIZE: tl.constexpr, CONTEXTS: tl.constexpr):
-    """How many words of the tile before this one are counted for the same context."""
-    shift = ((context % 4) * 16).to(tl.int64)
-    one = tl.full([SIZE], 1, tl.int64) << shift
-    rank = tl.zeros([SIZE], tl.int64)
-    for group in tl.static_range((CONTEXTS + 3) // 4):
-        mine = (context // 4 == group) & counted
-        before = tl.cumsum(tl.where(mine, one, 0), 0)
-        rank = tl.where(mine, ((before >> shift) & 0xFFFF) - 1, rank)
-    return rank.to(tl.int32)
-
-
-@triton.jit
-def scatter_changes(
+def mark_contexts(
     base,
     tuned,
     bounds,
     active,
-    first_ranks,
-    first_places,
-    ranks,
-    steps,
+    marks,
     words,
+    plane,
     length,
     offset,
     WIDTH: tl.constexpr,
@@ -178,26 +160,33 @@ def scatter_changes(
     HAS_ROWS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Write the rank and the step of each changed word, by context and then by position."""
+    """A bit for each word of each context, and in one plane more for each that changed in any.
+
+    Words are looked at eight at a time, whose bits are a byte, so that no thread needs another's;
+    what reads the planes takes 32 bits of them.
+    """
     tile = tl.program_id(0)
-    place = tile * SIZE + tl.arange(0, SIZE)
-    inside = place < words
-    before = _as_unsigned(tl.load(base + place, mask=inside, other=0), WIDTH)
-    after = _as_unsigned(tl.load(tuned + place, mask=inside, other=0), WIDTH)
-    key = _key(before, WIDTH, ORDER)
-    context = _context(key, place, inside, bounds, active, length, offset, CONTEXTS, HAS_ROWS)
-    member = context < CONTEXTS
-    hit = member & (before != after)
-    rank = _rank(context, member, SIZE, CONTEXTS)
-    nth = _rank(context, hit, SIZE, CONTEXTS)
-    table = tile * 16 + context
-    rank += tl.load(first_ranks + table, mask=member, other=0)
-    nth += tl.load(first_places + table, mask=member, other=0)
-    step = _ordered(after, WIDTH, ORDER) - _ordered(before, WIDTH, ORDER)
-    step = step.to(tl.int32, bitcast=True)
-    step = (step << (32 - WIDTH)) >> (32 - WIDTH)
-    tl.store(ranks + nth, rank, mask=hit)
-    tl.store(steps + nth, step, mask=hit)
+    bit = tl.arange(0, 8)[None, :]
+    byte = tl.arange(0, SIZE // 8)
+    start = tile * SIZE
+    place = byte[:, None] * 8 + bit
+    inside = place < words - start
+    before = tl.load(base + start + place, mask=inside, other=0)
+    after = tl.load(tuned + start + place, mask=inside, other=0)
+    key = _key(_as_unsigned(before, WIDTH), WIDTH, ORDER)
+    if HAS_ROWS:
+        live = tl.load(active + (start + place + offset) // length, mask=inside, other=0)
+        inside = inside & (live != 0)
+    one = tl.where(inside, tl.full([SIZE // 8, 8], 1, tl.int32) << bit, 0)
+    changed = tl.sum(tl.where(before != after, one, 0), 1)
+    at = marks + tile * (SIZE // 8) + byte
+    below = tl.zeros([SIZE // 8], tl.int32)
+    for c in tl.static_range(CONTEXTS):
+        bound = tl.load(bounds + c).to(tl.uint32, bitcast=True)
+        up_to = tl.sum(tl.where(key <= bound, one, 0), 1)
+        tl.store(at + c * plane, (up_to ^ below).to(tl.uint8))
+        below = up_to
+    tl.store(at + CONTEXTS * plane, (changed & below).to(tl.uint8))
 
 
 @triton.jit
@@ -207,6 +196,108 @@ def _ones(bits):
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     bits = (bits + (bits >> 4)) & 0x0F0F0F0F
     return (bits * 0x01010101) >> 24
+
+
+@triton.jit
+def _members_and_hits(members, hits):
+    """How many words of a context there are, and in the upper half how many of them changed."""
+    both = _ones(members) | (_ones(members & hits) << 16)
+    return both.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def tally_marks(marks, counts, changed, plane, CONTEXTS: tl.constexpr, SIZE: tl.constexpr):
+    """Of each tile of ``32 * SIZE`` words, the words of each context and the changed ones."""
+    tile = tl.program_id(0)
+    group = tile * SIZE + tl.arange(0, SIZE)
+    inside = group < plane
+    hits = tl.load(marks + CONTEXTS * plane + group, mask=inside, other=0)
+    hits = hits.to(tl.uint32, bitcast=True)
+    for c in tl.static_range(CONTEXTS):
+        members = tl.load(marks + c * plane + group, mask=inside, other=0)
+        both = tl.sum(_members_and_hits(members.to(tl.uint32, bitcast=True), hits))
+        tl.store(counts + tile * 16 + c, both & 0xFFFF)
+        tl.store(changed + tile * 16 + c, both >> 16)
+
+
+@triton.jit
+def _rank(context, member, SIZE: tl.constexpr, CONTEXTS: tl.constexpr):
+    """How many words of the tile before this one are of the same context.
+
+    Four counters of 16 bits are added up at once.
+    """
+    shift = ((context % 4) * 16).to(tl.int64)
+    one = tl.full([SIZE], 1, tl.int64) << shift
+    rank = tl.zeros([SIZE], tl.int64)
+    for group in tl.static_range((CONTEXTS + 3) // 4):
+        mine = (context // 4 == group) & member
+        before = tl.cumsum(tl.where(mine, one, 0), 0)
+        rank = tl.where(mine, ((before >> shift) & 0xFFFF) - 1, rank)
+    return rank.to(tl.int32)
+
+
+@triton.jit
+def scatter_changes(
+    base,
+    tuned,
+    marks,
+    first_ranks,
+    first_places,
+    ranks,
+    steps,
+    plane,
+    WIDTH: tl.constexpr,
+    ORDER: tl.constexpr,
+    CONTEXTS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Write the rank and the step of each changed word, by context and then by position.
+
+    Each of ``SIZE`` groups of 32 words takes its changed words one by one, so that what is done
+    for a changed word is not done for the others.
+    """
+    tile = tl.program_id(0)
+    group = tile * SIZE + tl.arange(0, SIZE)
+    inside = group < plane
+    left = tl.load(marks + CONTEXTS * plane + group, mask=inside, other=0)
+    left = left.to(tl.uint32, bitcast=True)
+    hits = left
+    planes = ()
+    ranks_before = ()
+    places_before = ()
+    for c in tl.static_range(CONTEXTS):
+        members = tl.load(marks + c * plane + group, mask=inside, other=0)
+        members = members.to(tl.uint32, bitcast=True)
+        both = _members_and_hits(members, hits)
+        earlier = tl.cumsum(both, 0) - both
+        planes = planes + (members,)
+        first = tl.load(first_ranks + tile * 16 + c)
+        ranks_before = ranks_before + ((earlier & 0xFFFF) + first,)
+        first = tl.load(first_places + tile * 16 + c)
+        places_before = places_before + ((earlier >> 16) + first,)
+    for _ in range(tl.max(_ones(hits).to(tl.int32))):
+        is_hit = left != 0
+        lowest = left & (0 - left)
+        below = lowest - 1
+        members = tl.zeros([SIZE], tl.uint32)
+        rank = tl.zeros([SIZE], tl.int32)
+        nth = tl.zeros([SIZE], tl.int32)
+        for c in tl.static_range(CONTEXTS):
+            mine = (planes[c] & lowest) != 0
+            members = tl.where(mine, planes[c], members)
+            rank = tl.where(mine, ranks_before[c], rank)
+            nth = tl.where(mine, places_before[c], nth)
+        rank += _ones(members & below).to(tl.int32)
+        nth += _ones(members & hits & below).to(tl.int32)
+        place = group * 32 + _ones(below).to(tl.int32)
+        before = _as_unsigned(tl.load(base + place, mask=is_hit, other=0), WIDTH)
+        after = _as_unsigned(tl.load(tuned + place, mask=is_hit, other=0), WIDTH)
+        step = _ordered(after, WIDTH, ORDER) - _ordered(before, WIDTH, ORDER)
+        step = step.to(tl.int32, bitcast=True)
+        step = (step << (32 - WIDTH)) >> (32 - WIDTH)
+        tl.store(ranks + nth, rank, mask=is_hit)
+        tl.store(steps + nth, step, mask=is_hit)
+        left = left ^ lowest
 
 
 @triton.jit

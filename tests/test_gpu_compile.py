@@ -1,0 +1,137 @@
+"""The kernels compile for GPUs, as they are launched, without one being here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from test_gpu import CPU, GPU, chunk, contexts, on_device
+
+from rlsparse_store.backends.gpu import hash_on_device, kernels
+from rlsparse_store.dtypes import OrderMap, WordCoding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytest.importorskip("triton.backends.nvidia", reason="Triton brings no compiler for GPUs here")
+
+POINTERS = {
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+# Runs without the interpreter, which the tests set for themselves.
+COMPILE = """
+import json, re, subprocess, sys, tempfile
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from rlsparse_store.backends.gpu import kernels
+
+def usage(binary):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    return int(re.search(r"STACK:(\\d+)", told.stdout)[1])
+
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+for name, types, constants in json.load(sys.stdin):
+    kernel = getattr(kernels, name)
+    warps = constants.pop("num_warps", 4)
+    names = kernel.arg_names
+    places = dict(zip((n for n in names if n not in constants), types, strict=True))
+    source = ASTSource(
+        fn=kernel,
+        signature={n: places.get(n, "constexpr") for n in names},
+        constexprs={(names.index(n),): value for n, value in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in places if "*" in places[n]},
+    )
+    built = triton.compile(source, target=target, options={"num_warps": warps})
+    print(name, constants, usage(built.asm["cubin"]), sep="\\t")
+"""
+
+
+class Recorder:
+    """A kernel that notes how it is launched."""
+
+    def __init__(self, name: str, launches: dict[str, Any]) -> None:
+        self._name = name
+        self._kernel = getattr(kernels, name)
+        self._launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - a kernel's
+            types = [POINTERS[a.dtype] if isinstance(a, torch.Tensor) else "i32" for a in arguments]
+            launch = [self._name, types, constants]
+            self._launches[json.dumps(launch)] = launch
+            self._kernel[grid](*arguments, **constants)
+
+        return run
+
+
+@pytest.fixture(scope="module")
+def launches() -> list[Any]:
+    """Every way in which the kernels were launched, for each width."""
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in set(kernels.__all__) & {n for n in dir(kernels) if n.islower()}:
+            patch.setattr(kernels, name, Recorder(name, found))
+        hash_on_device(torch.zeros(40 << 14, dtype=torch.uint8))
+        for width in (8, 16, 32):
+            launch_all(WordCoding(width, OrderMap.SIGN_MAGNITUDE), None)
+        launch_all(WordCoding(16, OrderMap.SIGN_MAGNITUDE), 300)
+    return list(found.values())
+
+
+def launch_all(coding: WordCoding, length: int | None) -> None:
+    """Encode and decode a chunk of eight contexts, as many as chunks usually have."""
+    base, tuned = chunk(1, 20_000, coding, 0.05)
+    old, new = on_device(base), on_device(tuned)
+    changes = GPU.changes(old, new, coding)
+    rows = None if length is None else CPU.active_rows(base, tuned, length, 0)
+    bounds = contexts(changes.top_key, 8)
+    streams = GPU.partition(old, new, coding, bounds, rows)
+    values = [streams.signs, streams.classes, streams.exponents, streams.low_bits]
+    content = b"".join([*streams.masks, *values])
+    GPU.apply(old, coding, bounds, rows, streams.changed, content, torch.empty_like(old))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_and_fit_into_registers(
+    tmp_path: Path, launches: list[Any], capability: int
+) -> None:
+    assert {launch[0] for launch in launches} >= {
+        "survey_words",
+        "mark_contexts",
+        "tally_marks",
+        "scatter_changes",
+        "count_contexts",
+        "patch_words",
+        "hash_leaves",
+    }
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(capability)],
+        input=json.dumps(launches),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(told) == len(launches)
+    spilled = [(name, constants) for name, constants, stack in told if int(stack)]
+    assert not spilled
