@@ -35,6 +35,7 @@ from rlsparse_store.delta import (
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes, leaves_check
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.frameworks.device import words_of
+from rlsparse_store.torch.gathered import SplitTensor
 from rlsparse_store.torch.tensors import LiveTensor
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class DeviceCoder:
         """Bytes of a tensor on the device: a view where it is there already."""
         source = checkpoint.files[tensor.file].source
         live = source.tensors.get(tensor.name) if isinstance(source, TensorsSource) else None
-        if isinstance(live, LiveTensor):
+        if isinstance(live, LiveTensor | SplitTensor):
             return live.data[start:stop].to(self._device, non_blocking=True)
         is_cuda = self._device.type == "cuda"
         host = torch.empty(max(0, stop - start), dtype=torch.uint8, pin_memory=is_cuda)

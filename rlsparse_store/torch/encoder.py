@@ -21,7 +21,10 @@ from rlsparse_store.delta import (
 )
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.closing import Closing
+from rlsparse_store.torch.gathered import is_split
 from rlsparse_store.torch.live import live_tensors
+from rlsparse_store.torch.ranks import Ranks
+from rlsparse_store.torch.sharded import encode_sharded
 from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ class DeltaEncoder(Closing):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads
+        self._memory = memory
         self._coder = _coder(torch.device(device), memory)
         found = open_checkpoint(find_checkpoint(base, "base", HubAccess()))
         if keep == "files":
@@ -89,32 +93,56 @@ class DeltaEncoder(Closing):
         keep_dtype: bool = False,
         shard_bytes: int = SHARD_BYTES,
         progress: Progress = silent,
+        group: Any = None,  # noqa: ANN401 - a process group of torch
     ) -> EncodeReport:
         """Store the model as it is now. Nothing may write to it meanwhile.
 
         Configuration and tokenizer are not part of a state dict: save them into ``out`` afterwards.
 
+        Tensors may be split over ranks, in any way that DTensor knows (FSDP2, tensor parallelism).
+        Then every rank calls this with its state dict. Tensors are gathered one by one, so that no
+        rank needs memory for more than one besides its model, and the first rank encodes and
+        writes: the others only take part in gathering. The delta is the one that the whole state
+        dict gives, byte for byte. If one rank fails, all do, and nothing is left behind; a rank
+        that ends without a word is noticed after the process group's timeout at the latest.
+
         Args:
-            model: A state dict, or a module. Tensors are whole, on any device.
+            model: A state dict, or a module. Tensors lie on any device, whole or as DTensors.
             out: Folder of the delta, which must not exist or be empty.
             cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base first. Lossy, and recorded.
             keep_dtype: Store tensors whose dtype does not fit the base's whole.
             shard_bytes: Bytes of chunks after which a new file is begun.
             progress: Called with bytes done and bytes in all.
+            group: The process group of the ranks that call this; the default one if left out.
+
+        Returns:
+            What was stored and what it takes, on every rank.
 
         Raises:
-            UnsupportedDtypeError: A tensor is sharded, or of a dtype that no checkpoint has.
+            UnsupportedDtypeError: A tensor is of a kind or dtype that no checkpoint has.
             DtypeMismatchError: A dtype does not fit, and neither option says what to do.
             OutputError: The delta cannot be written.
+            CheckpointError: The ranks hold different state dicts.
+            RlsparseError: Another rank failed.
+
+        Example:
+            >>> encoder.encode(fsdp_model.state_dict(), "run/step-100")  # doctest: +SKIP
         """
         policy = dtype_policy(cast, keep=keep_dtype)
         if torch.cuda.is_available():
             # What the trainer began on any stream is in the weights.
             torch.cuda.synchronize()
-        encoder = Encoder(self._base, live_checkpoint(live_tensors(model)), policy)
-        return encode_opened(
-            self._base, encoder, Path(out), self._threads, shard_bytes, progress, self._coder
-        )
+
+        def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
+            encoder = Encoder(self._base, tuned, policy)
+            return encode_opened(
+                self._base, encoder, Path(out), self._threads, shard_bytes, progress, coder
+            )
+
+        tensors = live_tensors(model)
+        if any(map(is_split, tensors.values())):
+            return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)
+        return write(live_checkpoint(tensors), self._coder)
 
     def close(self) -> None:
         """Close the base's files, and let go of what is kept of it."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint
 
-__all__ = ["LiveTensor", "live_checkpoint"]
+__all__ = ["LiveTensor", "describe", "live_checkpoint", "live_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,15 @@ def live_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
     Raises:
         UnsupportedDtypeError: A tensor is of a kind or dtype that no checkpoint has.
     """
-    return checkpoint_in_memory({name: _live(name, tensor) for name, tensor in tensors.items()})
+    return checkpoint_in_memory({name: live_tensor(name, t) for name, t in tensors.items()})
 
 
-def _live(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anything a state dict holds
+def live_tensor(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anything a state dict holds
+    """A tensor of a state dict, to be read where it is.
+
+    Raises:
+        UnsupportedDtypeError: It is of a kind or dtype that no checkpoint has.
+    """
     is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_meta
     if not is_plain or tensor.layout is not torch.strided:
         msg = (
@@ -63,13 +68,22 @@ def _live(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anything a st
             "(full_tensor()), and leave out what is no tensor"
         )
         raise UnsupportedDtypeError(msg, tensor=shown(name))
+    dtype, shape = describe(name, tensor)
+    return LiveTensor(tensor.detach().contiguous().view(-1).view(torch.uint8), dtype, shape)
+
+
+def describe(name: str, tensor: Any) -> tuple[Dtype, tuple[int, ...]]:  # noqa: ANN401 - a tensor
+    """The dtype and the dimensions that a tensor has in a checkpoint.
+
+    Raises:
+        UnsupportedDtypeError: No checkpoint has its dtype.
+    """
     code = code_of(tensor.dtype)
     if code is None:
         msg = f"safetensors has no dtype for {tensor.dtype}"
         raise UnsupportedDtypeError(msg, tensor=shown(name))
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     shape = tuple(tensor.shape)
     if code == "F4":
         # Two of its elements are one of torch's.
         shape = (*shape[:-1], 2 * shape[-1])
-    return LiveTensor(data, DTYPES[code], shape)
+    return DTYPES[code], shape

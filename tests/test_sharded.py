@@ -1,0 +1,227 @@
+"""State dicts that are split over ranks, encoded by real processes that speak over gloo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from models import small_llama
+from pairs import contents
+from safetensors.torch import load_file
+
+from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PREAMBLE = """
+import os, sys, torch, torch.distributed as dist
+from datetime import timedelta
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+sys.path[:0] = {paths!r}
+from safetensors.torch import save_file
+from models import move_weights, small_llama
+from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError, UnsupportedDtypeError
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, gathered
+
+rank, ranks, place, work = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+dist.init_process_group(
+    "gloo", init_method=f"file://{{place}}", rank=rank, world_size=ranks,
+    timeout=timedelta(seconds=60),
+)
+mesh = init_device_mesh("cpu", (ranks,))
+
+def raises(kind, action, text):
+    try:
+        action()
+    except kind as error:
+        assert text in str(error), error
+        return
+    raise AssertionError(f"no {{kind.__name__}}")
+"""
+
+DONE = """
+dist.barrier()
+dist.destroy_process_group()
+print("sound")
+"""
+
+
+def run(tmp_path: Path, body: str, ranks: int = 2, *, gone: int | None = None) -> None:
+    """Run a script on several ranks, all of which come to its end but the one that is gone."""
+    script = tmp_path / "ranks.py"
+    paths = [path for path in sys.path if path.endswith("tests")]
+    script.write_text(PREAMBLE.format(paths=paths) + body)
+    command = [sys.executable, "-P", str(script)]
+    places = [str(ranks), str(tmp_path / "meeting"), str(tmp_path)]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), *places],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    for rank, process in enumerate(started):
+        out, err = process.communicate(timeout=200)
+        if rank != gone:
+            assert process.returncode == 0, err
+            assert out.startswith("sound")
+
+
+MODEL = """
+model = small_llama()
+move_weights(model, seed=1, density=0.05)
+if rank == 0:
+    whole = {name: t.clone() for name, t in model.state_dict().items()}
+    os.mkdir(f"{work}/tuned")
+    save_file(whole, f"{work}/tuned/model.safetensors", {"format": "pt"})
+fully_shard(model.model.layers[0], mesh=mesh)
+fully_shard(model, mesh=mesh)
+with DeltaEncoder(f"{work}/base", device="cpu", threads=3, memory=1 << 14) as encoder:
+    report = encoder.encode(model.state_dict(), f"{work}/delta")
+    assert report.changed > 0
+    encoder.encode(model, f"{work}/module")
+    encoder._coder = DeviceCoder("cpu")
+    encoder.encode(model.state_dict(), f"{work}/device")
+"""
+
+
+def test_a_model_of_fsdp2(tmp_path: Path) -> None:
+    small_llama().save_pretrained(tmp_path / "base")
+    run(tmp_path, MODEL + DONE)
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
+    expected = contents(tmp_path / "expected")
+    assert contents(tmp_path / "delta") == expected
+    assert contents(tmp_path / "module") == expected
+    assert contents(tmp_path / "device") == expected
+    apply_delta(tmp_path / "delta", tmp_path / "again", base=tmp_path / "base")
+    assert contents(tmp_path / "again") == contents(tmp_path / "tuned")
+
+
+PLACEMENTS = """
+torch.manual_seed(0)
+grid = init_device_mesh("cpu", (2, 2))
+base = {
+    "uneven": torch.randn(7, 33),
+    "columns": torch.randn(64, 30),
+    "one_row": torch.randn(1, 50),
+    "copied": torch.randn(40, 40),
+    "two_ways": torch.randn(30, 30),
+    "plain": torch.randn(100),
+    "scalar": torch.randn(()),
+    "packed": torch.randint(0, 256, (50, 64), dtype=torch.uint8),
+    "float8": torch.randint(0, 256, (30, 40), dtype=torch.uint8).view(torch.float8_e4m3fn),
+    "int32": torch.randint(-(2**31), 2**31, (33, 5)).int(),
+    "int64": torch.randint(-(2**62), 2**62, (33, 5)),
+    "odd_bits": torch.randint(-(2**15), 2**15, (90, 33)).short().view(torch.bfloat16),
+}
+base = {n: t.bfloat16() if t.dtype == torch.float32 else t for n, t in base.items()}
+tuned = {n: t.clone() for n, t in base.items()}
+for tensor in tuned.values():
+    tensor.view(-1).view(torch.uint8)[::6] ^= 1
+tuned["tied"] = tuned["columns"]
+tuned["added"] = torch.randn(70, 20)
+if rank == 0:
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        os.mkdir(f"{work}/{name}")
+        whole = {n: t.clone() for n, t in tensors.items()}
+        save_file(whole, f"{work}/{name}/model.safetensors", {"format": "pt"})
+dist.barrier()
+ways = {
+    "uneven": [Shard(0)], "columns": [Shard(1)], "one_row": [Shard(0)], "copied": [Replicate()],
+    "packed": [Shard(0)], "added": [Shard(0)], "int32": [Shard(0)], "int64": [Shard(1)],
+}
+state = {n: distribute_tensor(tuned[n], mesh, way) for n, way in ways.items()}
+state["tied"] = state["columns"]
+state["two_ways"] = distribute_tensor(tuned["two_ways"], grid, [Shard(0), Shard(1)])
+rows = slice(15 * (rank % 2), 15 * (rank % 2) + 15)
+for name, mine in (("float8", rows), ("odd_bits", slice(45 * (rank % 2), 45 * (rank % 2) + 45))):
+    state[name] = DTensor.from_local(tuned[name][mine], grid, [Replicate(), Shard(0)])
+state |= {n: tuned[n] for n in ("plain", "scalar")}
+with DeltaEncoder(f"{work}/base", device="cpu", threads=4, memory=1) as encoder:
+    encoder.encode(state, f"{work}/delta")
+"""
+
+
+def test_every_way_to_split_a_tensor(tmp_path: Path) -> None:
+    run(tmp_path, PLACEMENTS + DONE, ranks=4)
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
+    assert contents(tmp_path / "delta") == contents(tmp_path / "expected")
+    verify_delta(tmp_path / "delta", base=tmp_path / "base", tuned=tmp_path / "tuned")
+    assert len(load_file(tmp_path / "tuned" / "model.safetensors")) == 14
+
+
+FAILURES = """
+model = small_llama()
+fully_shard(model, mesh=mesh)
+state = model.state_dict()
+encoder = DeltaEncoder(f"{work}/base", device="cpu")
+
+# A rank with a tensor that no checkpoint has, or with fewer tensors.
+odd = {**state, "odd": torch.zeros(1, dtype=torch.complex128) if rank else torch.zeros(1)}
+raises(UnsupportedDtypeError, lambda: encoder.encode(odd, f"{work}/delta"), "complex128")
+fewer = dict(list(state.items())[rank:])
+raises(CheckpointError, lambda: encoder.encode(fewer, f"{work}/delta"), "ranks 0 and 1")
+
+# A rank without room for a tensor, while the others have begun.
+asked = []
+def shortage(tensor):
+    asked.append(tensor)
+    return "no memory left" if rank == 1 and len(asked) == 3 else None
+gathered._shortage = shortage
+text = "rank 1 has no room for it: no memory left"
+raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), text)
+assert len(asked) >= 3
+gathered._shortage = lambda tensor: None
+
+# The writing rank cannot write, or fails in a way that is not foreseen.
+raises(OutputError, lambda: encoder.encode(state, f"{work}/taken"), "not empty")
+def stop(done, total):
+    raise KeyError("unforeseen")
+kind = RlsparseError if rank else KeyError
+raises(kind, lambda: encoder.encode(state, f"{work}/delta", progress=stop), "unforeseen")
+
+# Afterwards all goes on.
+encoder.encode(state, f"{work}/after")
+"""
+
+
+def test_a_failing_rank_makes_all_fail(tmp_path: Path) -> None:
+    small_llama().save_pretrained(tmp_path / "base")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    run(tmp_path, FAILURES + DONE)
+    assert not (tmp_path / "delta").exists()
+    assert verify_delta(tmp_path / "after", base=tmp_path / "base").decoded
+    assert not list(tmp_path.glob(".*"))
+
+
+GONE = """
+model = small_llama()
+fully_shard(model, mesh=mesh)
+state = model.state_dict()
+encoder = DeltaEncoder(f"{{work}}/base", device="cpu")
+if rank == {gone}:
+    asked = []
+    def leave(tensor):
+        asked.append(tensor)
+        if len(asked) == 3:
+            os._exit(1)
+    gathered._shortage = leave
+raises(RlsparseError, lambda: encoder.encode(state, f"{{work}}/delta"), "ranks cannot reach")
+print("sound", flush=True)
+os._exit(0)  # what gloo does with a peer that is gone is not ours
+"""
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_rank_that_is_gone(tmp_path: Path, gone: int) -> None:
+    small_llama().save_pretrained(tmp_path / "base")
+    run(tmp_path, GONE.format(gone=gone), gone=gone)
+    assert not (tmp_path / "delta").exists()
