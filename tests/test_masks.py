@@ -262,6 +262,41 @@ def test_a_mask_of_another_model_is_refused() -> None:
         freeze_outside(model, Mask({name: nothing}, {name: (3,)}), optimizer)
 
 
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    model = small_llama()
+    with pytest.raises(CheckpointError, match="none of the model's"):
+        freeze_outside(model, half_of(model), adamw(small_llama().parameters()))
+
+
+def test_parameters_that_were_replaced_are_noticed() -> None:
+    model = small_llama()
+    frozen = freeze_outside(model, half_of(model), adamw(model.parameters()))
+    frozen.check()
+    head: Any = model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    with pytest.raises(CheckpointError, match="was replaced since"):
+        frozen.check()
+
+
+def test_tied_parameters_go_by_any_of_their_names() -> None:
+    model: Any = small_llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    shape = tuple(model.lm_head.weight.shape)
+    bits_of = torch.zeros(-(-torch.Size(shape).numel() // 8), dtype=torch.uint8)
+    bits_of[:100] = 255
+    mask = Mask({"lm_head.weight": bits_of}, {"lm_head.weight": shape})
+    before = model.lm_head.weight.detach().clone()
+    optimizer = adamw(model.parameters())
+    frozen = freeze_outside(model, mask, optimizer)
+    tokens = torch.randint(0, 64, (2, 9))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    frozen.check()
+    differs = bits(model.lm_head.weight) != bits(before)
+    assert differs.any()
+    assert not (differs & ~mask["lm_head.weight"]).any()
+
+
 def test_delta_of_a_subnetwork_lies_within_its_mask(tmp_path: Path) -> None:
     model = small_llama()
     model.save_pretrained(tmp_path / "base")
@@ -314,7 +349,10 @@ for step in range(3):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
     optimizer.step()
     optimizer.zero_grad()
-frozen.check()
+    # After a pass without gradients, FSDP2 leaves whole parameters in place of the sharded ones.
+    with torch.no_grad():
+        model(input_ids=tokens)
+    frozen.check()
 moved = 0
 for name, p in model.named_parameters():
     differs = p.full_tensor().view(torch.int32) != before[name].view(torch.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,11 +157,17 @@ class Frozen:
         *,
         before_clipping: bool,
     ) -> None:
-        self._parts = [_Part(name, p, mask) for name, p in model.named_parameters()]
-        unknown = set(mask) - {part.name for part in self._parts}
+        self._model = model
+        names = _names(model)
+        unknown = set(mask).difference(*names.values())
         if unknown:
             msg = "the mask names it, but it is no parameter of the model"
             raise CheckpointError(msg, tensor=shown(min(unknown)))
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not stepped & names.keys():
+            msg = "the optimizer steps none of the model's parameters; make it of these"
+            raise CheckpointError(msg)
+        self._parts = [_Part(names[id(p)], p, mask) for p in model.parameters()]
         self._hooks: list[Any] = []
         for part in self._parts:
             parameter: Any = part.parameter  # the hooks of tensors have no types
@@ -185,8 +192,15 @@ class Frozen:
 
         Raises:
             VerificationError: One has not.
+            CheckpointError: The model has other parameters by now (it was wrapped, or sharded):
+                what happened to those is not known.
         """
+        _reshard(self._model)
+        there = _names(self._model).keys()
         for part in self._parts:
+            if id(part.parameter) not in there:
+                msg = "was replaced since: call freeze_outside when the model is as it is trained"
+                raise CheckpointError(msg, tensor=shown(part.name))
             moved = part.moved()
             if moved:
                 msg = f"{moved} weights outside the mask have changed"
@@ -201,13 +215,16 @@ class Frozen:
 class _Part:
     """One parameter, or this rank's part of it, and what of it is not trained."""
 
-    def __init__(self, name: str, parameter: torch.nn.Parameter, mask: Mask) -> None:
-        self.name = name
+    def __init__(self, names: list[str], parameter: torch.nn.Parameter, mask: Mask) -> None:
+        self.name = names[0]
         self.parameter = parameter
-        if name in mask and mask.shapes[name] != tuple(parameter.shape):
-            msg = f"is {list(parameter.shape)} in the model, {list(mask.shapes[name])} in the mask"
-            raise CheckpointError(msg, tensor=shown(name))
-        whole = mask[name] if name in mask else torch.zeros(parameter.shape, dtype=torch.bool)
+        whole = torch.zeros(parameter.shape, dtype=torch.bool)
+        for name in filter(mask.__contains__, names):
+            shape = mask.shapes[name]
+            if shape != tuple(parameter.shape):
+                msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
+                raise CheckpointError(msg, tensor=shown(name))
+            whole |= mask[name]
         self._trained = _local_part(whole, parameter)
         # What is not in the mask at all is not trained.
         self._kept = _local(parameter.detach())[~self._trained].clone()
@@ -228,6 +245,22 @@ class _Part:
         """Weights outside the mask whose bits are others."""
         now = _local(self.parameter.detach())[~self._trained]
         return int((_bits(now) != _bits(self._kept)).sum())
+
+
+def _names(model: torch.nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter by its identity: tied ones have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _reshard(model: torch.nn.Module) -> None:
+    """Have FSDP2 put back the sharded parameters, which a pass without gradients takes away."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules():
+        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -273,6 +306,7 @@ def freeze_outside(
         model: The model, at the base. Parameters that the mask does not name are not trained.
         mask: What is trained.
         optimizer: Steps the model's parameters, which may be float32 masters of a 16-bit base.
+            Where several do, call it for each.
         before_clipping: Whether gradients are masked as they are accumulated; otherwise only right
             before the step, and clipping sees all of them.
 
@@ -280,7 +314,8 @@ def freeze_outside(
         What checks that nothing else moved (``check``), and ends it (``release``).
 
     Raises:
-        CheckpointError: The mask names what the model does not have, or of another shape.
+        CheckpointError: The mask names what the model does not have, or of another shape; or the
+            optimizer steps other parameters than the model's.
 
     Example:
         >>> frozen = freeze_outside(model, load_mask("mask"), optimizer)  # doctest: +SKIP
