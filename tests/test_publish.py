@@ -436,6 +436,13 @@ def test_a_lasting_fault_publishes_nothing(
     assert contents(pair / "delta").items() <= hub.files("me/new").items()
 
 
+def test_nothing_is_said_after_an_error(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    """Other files are under way when one fails, and end with the process."""
+    hub.fail("403", "preupload")
+    hub.fail("silence", "preupload", times=1000)
+    assert "access token does not allow" in fail(1, hub, home, "push", pair / "delta", "me/new")
+
+
 def test_who_may_not_write(pair: Path, hub: LoopbackHub, home: Path) -> None:
     assert "access token does not allow" in fail(
         1, hub, home, "push", pair / "delta", NAMED, HF_TOKEN=READER

@@ -6,12 +6,13 @@ is left behind when its time is over, and does not keep the process from ending.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from rlsparse_store.errors import HubTimeoutError, RlsparseError
-from rlsparse_store.hub.failures import is_passing, redact_logs, translated
+from rlsparse_store.hub.failures import is_passing, redact_record, translated
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
@@ -68,13 +69,26 @@ def patience_for(access: HubAccess, nbytes: int, *, is_watched: bool) -> Patienc
 
 
 class _Work(threading.Thread, Generic[T]):
-    """A call on a thread that a process does not wait for when it ends."""
+    """A call on a thread that a process does not wait for when it ends.
+
+    Attributes:
+        result: What the call returned.
+        error: What it raised.
+        is_left: Whether nobody waits for it any more.
+    """
 
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(daemon=True, name="rlsparse-hub")
         self._function = function
+        self._waiting = threading.current_thread()
         self.result: T | None = None
         self.error: Exception | None = None
+        self.is_left = False
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether someone waits for it, and for whoever waits for it."""
+        return not self.is_left and _is_heard(self._waiting)
 
     def run(self) -> None:
         """Make the call."""
@@ -82,6 +96,26 @@ class _Work(threading.Thread, Generic[T]):
             self.result = self._function()
         except Exception as error:  # noqa: BLE001 - raised again by whoever waits
             self.error = error
+
+
+def _is_heard(thread: threading.Thread) -> bool:
+    return not isinstance(thread, _Work) or thread.is_heard
+
+
+def _is_for_someone(_: logging.LogRecord) -> bool:
+    """Whether the thread that logs is one that someone waits for.
+
+    When a process ends, the client closes its connections; a call that was left behind would then
+    say that it failed and is tried again, below the error that was the reason to end.
+    """
+    return _is_heard(threading.current_thread())
+
+
+def _watch_logs() -> None:
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        # Adding a filter again changes nothing.
+        handler.addFilter(_is_for_someone)
+        handler.addFilter(redact_record)
 
 
 def call(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
@@ -119,17 +153,20 @@ def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Patience
 
 
 def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
-    redact_logs()
+    _watch_logs()
     work = _Work(function)
     work.start()
-    while work.is_alive():
-        work.join(0.05)
-        if patience.is_over and work.is_alive():
-            msg = (
-                f"the Hub did not answer within {patience.seconds:.0f} s for the {what}; "
-                "try again later"
-            )
-            raise HubTimeoutError(msg, file=shown(str(repo)))
+    try:
+        while work.is_alive():
+            work.join(0.05)
+            if patience.is_over and work.is_alive():
+                msg = (
+                    f"the Hub did not answer within {patience.seconds:.0f} s for the {what}; "
+                    "try again later"
+                )
+                raise HubTimeoutError(msg, file=shown(str(repo)))
+    finally:
+        work.is_left = True
     if work.error is not None:
         raise work.error
     return cast("T", work.result)  # there was no error, so it is a result
@@ -157,8 +194,12 @@ def each(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     workers += [_Work(work) for _ in range(AT_A_TIME)]
     for worker in workers:
         worker.start()
-    while not any(w.error for w in workers) and (alive := [w for w in workers if w.is_alive()]):
-        alive[0].join(0.02)
+    try:
+        while not any(w.error for w in workers) and (alive := [w for w in workers if w.is_alive()]):
+            alive[0].join(0.02)
+    finally:
+        for worker in workers:
+            worker.is_left = True
     for worker in workers:
         if worker.error is not None:
             raise worker.error

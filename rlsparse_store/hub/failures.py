@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +19,12 @@ from rlsparse_store.errors import (
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Iterator
 
     from rlsparse_store.hub.ids import RepoId
 
-__all__ = ["is_passing", "redact_logs", "redacted", "translated"]
+__all__ = ["is_passing", "redact_record", "redacted", "translated"]
 
 _SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?i:bearer\s+\S+)")
 _QUOTA: Final = re.compile(r"quota|storage limit|rate limit|too large|exceed", re.IGNORECASE)
@@ -40,16 +40,14 @@ def redacted(text: str) -> str:
     return shown(_SECRETS.sub("…", text), 300)
 
 
-def _redact(record: logging.LogRecord) -> bool:
+def redact_record(record: logging.LogRecord) -> bool:
+    """Keep secrets out of what is logged: the client names signed addresses when it tries again.
+
+    Returns:
+        True, for it is a filter, and every record may pass.
+    """
     record.msg, record.args = redacted(record.getMessage()), ()
     return True
-
-
-def redact_logs() -> None:
-    """Keep secrets out of what the client logs: it names signed addresses when it tries again."""
-    for handler in logging.getLogger("huggingface_hub").handlers:
-        if _redact not in handler.filters:
-            handler.addFilter(_redact)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
