@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import Backend, Rows, choice, get_backend
+from rlsparse_store.backends import CpuBackend, Rows, choice, get_backend
 from rlsparse_store.backends.choice import VARIABLE
 from rlsparse_store.backends.native import load_native, native_paths
 from rlsparse_store.backends.numpy import NumpyBackend, kernels
@@ -182,7 +182,7 @@ def array(words: list[int], coding: WordCoding) -> Words:
     return made
 
 
-def check(case: Case, coding: WordCoding, backend: Backend) -> None:
+def check(case: Case, coding: WordCoding, backend: CpuBackend) -> None:
     """The streams are the stated ones, and decode to the tuned words."""
     base, tuned = array(case.base, coding), array(case.tuned, coding)
     bounds = np.array(case.bounds, np.uint64)
@@ -216,7 +216,7 @@ def check(case: Case, coding: WordCoding, backend: Backend) -> None:
 @every_coding
 @given(data=st.data())
 def test_streams_are_the_stated_ones_and_decode(
-    coding: WordCoding, data: st.DataObject, backend: Backend
+    coding: WordCoding, data: st.DataObject, backend: CpuBackend
 ) -> None:
     check(data.draw(cases(coding)), coding, backend)
 
@@ -263,7 +263,7 @@ def test_a_step_has_its_neighbours_sign_in_value() -> None:
 
 @every_backend
 @pytest.mark.parametrize("width", [16, 32, 64])
-def test_gaps_with_escapes(width: int, backend: Backend) -> None:
+def test_gaps_with_escapes(width: int, backend: CpuBackend) -> None:
     coding = WordCoding(width, OrderMap.SIGN_MAGNITUDE)
     base = [i % 7 for i in range(9000)]
     changed = {*range(60), 6000, 8999}
@@ -274,7 +274,7 @@ def test_gaps_with_escapes(width: int, backend: Backend) -> None:
 
 
 @every_backend
-def test_contexts_with_no_and_with_only_changed_words(backend: Backend) -> None:
+def test_contexts_with_no_and_with_only_changed_words(backend: CpuBackend) -> None:
     coding = WordCoding(16, OrderMap.UNSIGNED)
     base = [1, 2, 3] * 20
     tuned = [b + 7 if b == 2 else b for b in base]
@@ -298,7 +298,7 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
 @every_coding
 @given(data=st.data(), content=st.binary(max_size=64))
 def test_any_content_decodes_to_the_same_or_is_refused(
-    coding: WordCoding, data: st.DataObject, content: bytes, backend: Backend
+    coding: WordCoding, data: st.DataObject, content: bytes, backend: CpuBackend
 ) -> None:
     case = data.draw(cases(coding))
     base, bounds = array(case.base, coding), np.array(case.bounds, np.uint64)
@@ -312,7 +312,7 @@ def test_any_content_decodes_to_the_same_or_is_refused(
 
 
 def attempt(
-    backend: Backend,
+    backend: CpuBackend,
     base: Words,
     coding: WordCoding,
     bounds: NDArray[np.uint64],
@@ -334,7 +334,7 @@ def attempt(
 @every_coding
 @given(data=st.data())
 def test_an_edited_content_decodes_to_the_same_or_is_refused(
-    coding: WordCoding, data: st.DataObject, backend: Backend
+    coding: WordCoding, data: st.DataObject, backend: CpuBackend
 ) -> None:
     case = data.draw(cases(coding))
     base, tuned = array(case.base, coding), array(case.tuned, coding)
@@ -356,7 +356,7 @@ def test_an_edited_content_decodes_to_the_same_or_is_refused(
 
 @every_backend
 @pytest.mark.parametrize("width", [4, 16, 64])
-def test_a_changed_stream_is_refused(width: int, backend: Backend) -> None:
+def test_a_changed_stream_is_refused(width: int, backend: CpuBackend) -> None:
     coding = WordCoding(width, OrderMap.UNSIGNED)
     base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
     bounds = np.array([2**width - 1], np.uint64)
@@ -372,7 +372,7 @@ def test_a_changed_stream_is_refused(width: int, backend: Backend) -> None:
 
 
 @every_backend
-def test_a_flagged_row_without_changes_is_refused(backend: Backend) -> None:
+def test_a_flagged_row_without_changes_is_refused(backend: CpuBackend) -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base = array(list(range(300)), coding)
     tuned = base.copy()
@@ -408,7 +408,7 @@ def many_words(coding: WordCoding, count: int, density: float, seed: int) -> tup
 @pytest.mark.parametrize("density", [0.001, 0.05, 0.6])
 @pytest.mark.parametrize("count", [1, 64, 4096 * 3, 20_011])
 def test_many_words_equal_the_definition(
-    coding: WordCoding, density: float, count: int, backend: Backend
+    coding: WordCoding, density: float, count: int, backend: CpuBackend
 ) -> None:
     base, tuned = many_words(coding, count, density, count)
     tuned[count // 2] ^= 1
@@ -479,7 +479,9 @@ def test_the_mask_and_the_values_are_the_stated_ones(
 @every_width
 @pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.2, 0.5, 0.98, 1])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 63, 64, 65, 4096, 4097, 3 * 4096 + 71])
-def test_words_go_back_and_forth(width: int, density: float, count: int, backend: Backend) -> None:
+def test_words_go_back_and_forth(
+    width: int, density: float, count: int, backend: CpuBackend
+) -> None:
     before, after = two_versions(width, count, density)
     expected_mask, expected = BACKEND.record(before, after)
     mask, values = backend.record(before, after)
@@ -499,7 +501,7 @@ def test_words_go_back_and_forth(width: int, density: float, count: int, backend
 @every_width
 @given(data=st.data(), count=st.integers(0, 300), seed=st.integers(0, 2**32))
 def test_nothing_beside_the_arrays_is_touched(
-    width: int, data: st.DataObject, count: int, seed: int, backend: Backend
+    width: int, data: st.DataObject, count: int, seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
     chosen = rng.random(count) < data.draw(st.sampled_from([0.01, 0.3, 1]))
@@ -522,7 +524,7 @@ def test_nothing_beside_the_arrays_is_touched(
 @every_width
 @pytest.mark.parametrize("count", [4096 + 64, 4096 + 9])
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    width: int, count: int, backend: Backend
+    width: int, count: int, backend: CpuBackend
 ) -> None:
     before, after = two_versions(width, count, 0.3)
     mask, values = backend.record(before, after)
@@ -564,7 +566,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 @every_backend
 @given(data=st.data(), bins=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_cuts_equal_the_definition(
-    data: st.DataObject, bins: int, seed: int, backend: Backend
+    data: st.DataObject, bins: int, seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
     scale = data.draw(st.sampled_from([1, 3, 100, 1 << 20]))
@@ -590,7 +592,7 @@ def test_a_tie_between_cuts_goes_to_the_same_one() -> None:
     seed=st.integers(0, 2**32),
 )
 def test_blocks_equal_the_definition(
-    kinds: list[tuple[int, int]], seed: int, backend: Backend
+    kinds: list[tuple[int, int]], seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
     streams = [rng.integers(0, top, size).astype(np.uint8).tobytes() for size, top in kinds]

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import Histogram, Words, get_backend
+from rlsparse_store.backends import ChunkWords, Histogram, Words, get_backend
 from rlsparse_store.backends.cost import (
     CONTEXT_COST,
     EMPTY_COST,
@@ -188,7 +188,7 @@ def coded(
     row: tuple[int, int] | None,
 ) -> CodedChunk:
     changes = BACKEND.changes(base, tuned, coding)
-    return encode_chunk(BACKEND, base, tuned, coding, mantissa, row, changes)
+    return encode_chunk(BACKEND, ChunkWords(base, tuned, row, changes), coding, mantissa)
 
 
 def decoded_chunk(

@@ -47,15 +47,15 @@ def float32(tensor: Tensor) -> Tensor:
 def everything() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of every kind, and what tuning makes of them."""
     base = {
-        "bf16": bf16_tensor(0, 300, 301),
+        "bf16": bf16_tensor(0, 120, 301),
         "sparse": bf16_tensor(1, 260, 256),
         "same": bf16_tensor(2, 100, 100),
         "f8": random_tensor(3, "F8_E4M3", 100, 200),
         "i32": random_tensor(4, "I32", 90, 111),
         "i64": random_tensor(5, "I64", 500),
         "i8": random_tensor(6, "I8", 20_001),
-        "grown": bf16_tensor(7, 300, 100),
-        "shrunk": bf16_tensor(8, 300, 100),
+        "grown": bf16_tensor(7, 150, 100),
+        "shrunk": bf16_tensor(8, 150, 100),
         "wide": bf16_tensor(9, 64, 64),
         "gone": bf16_tensor(10, 10, 10),
         "empty": Tensor("BF16", (0, 3), b""),
@@ -73,9 +73,9 @@ def everything() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     words = base["i32"].words(np.uint32)
     words[5::11] += 70_000
     tuned["i32"] = base["i32"].with_words(words)
-    tuned["grown"] = bf16_tensor(12, 400, 100)
-    tuned["grown"] = Tensor("BF16", (400, 100), base["grown"].data + tuned["grown"].data[60_000:])
-    tuned["shrunk"] = Tensor("BF16", (200, 100), tune(base["shrunk"], 2).data[:40_000])
+    tuned["grown"] = bf16_tensor(12, 250, 100)
+    tuned["grown"] = Tensor("BF16", (250, 100), base["grown"].data + tuned["grown"].data[30_000:])
+    tuned["shrunk"] = Tensor("BF16", (100, 100), tune(base["shrunk"], 2).data[:20_000])
     tuned["wide"] = float32(tune(base["wide"], 3))
     tuned["all"] = random_tensor(13, "BF16", 200, 100)
     tuned["new"] = bf16_tensor(14, 50, 50)
@@ -181,15 +181,15 @@ def test_no_memory_on_the_device(
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "cpu")
     left = [failures]
-    code = DeviceCoder._code
+    draft = DeviceCoder._draft_together
 
     def failing(self: DeviceCoder, *arguments: Any) -> Any:  # noqa: ANN401 - passed on
         if left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError
-        return code(self, *arguments)
+        return draft(self, *arguments)
 
-    monkeypatch.setattr(DeviceCoder, "_code", failing)
+    monkeypatch.setattr(DeviceCoder, "_draft_together", failing)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         encode_delta(b, t, tmp_path / "device", threads=1, coder=DeviceCoder("cpu"))

@@ -44,15 +44,15 @@ def every_kind() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     base = {
         "same": bf16_tensor(0, 100, 100),
         "mapped": bf16_tensor(1, 1024, 640),
-        "changed": bf16_tensor(2, 300, 301),
+        "changed": bf16_tensor(2, 400, 101),
         "sparse": bf16_tensor(3, 260, 256),
         "replaced": bf16_tensor(4, 200, 100),
-        "wide": bf16_tensor(5, 300, 100),
-        "half": random_tensor(17, "F16", 400, 100),
-        "grown": bf16_tensor(6, 300, 100),
-        "shrunk": bf16_tensor(7, 300, 100),
-        "f8": random_tensor(8, "F8_E4M3", 100, 200),
-        "i32": random_tensor(9, "I32", 90, 111),
+        "wide": bf16_tensor(5, 150, 100),
+        "half": random_tensor(17, "F16", 150, 100),
+        "grown": bf16_tensor(6, 150, 100),
+        "shrunk": bf16_tensor(7, 150, 100),
+        "f8": random_tensor(8, "F8_E4M3", 60, 200),
+        "i32": random_tensor(9, "I32", 50, 111),
         "i64": random_tensor(10, "I64", 5000),
         "packed": random_tensor(11, "U8", 100, 200),
         "f4": random_tensor(12, "F4", 100, 200),
@@ -68,8 +68,8 @@ def every_kind() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     tuned["wide"] = widened(tune(base["wide"], 2, 0.1), Widening.BF16_TO_F32)
     tuned["half"] = widened(tune(base["half"], 3, 0.1), Widening.F16_TO_F32)
     tail = bf16_tensor(15, 100, 100).data
-    tuned["grown"] = Tensor("BF16", (400, 100), tune(base["grown"], 4).data + tail)
-    tuned["shrunk"] = Tensor("BF16", (200, 100), tune(base["shrunk"], 5).data[:40_000])
+    tuned["grown"] = Tensor("BF16", (250, 100), tune(base["grown"], 4).data + tail)
+    tuned["shrunk"] = Tensor("BF16", (100, 100), tune(base["shrunk"], 5).data[:20_000])
     for name, kind in (("f8", np.uint8), ("f4", np.uint8), ("i32", np.uint32), ("i64", np.uint64)):
         words: Any = base[name].words(kind)
         words[5::11] += 1
@@ -108,9 +108,9 @@ def test_every_kind_of_tensor(tmp_path: Path, verify: str) -> None:
     with open_delta(delta, base=base, verify=verify) as opened:
         assert set(expected) == set(opened)
         for name, tensor in expected.items():
-            for found in (opened[name], opened.get_slice(name)[...]):
-                assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
-                assert bits(found) == bits(tensor), name
+            found = opened[name] if verify == "touched" else opened.get_slice(name)[...]
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
+            assert bits(found) == bits(tensor), name
         rows = opened.get_slice("changed")[17:290:3, ::2]
         assert bits(rows) == bits(expected["changed"][17:290:3, ::2])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import get_backend
+from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
 from rlsparse_store.backends.gpu import GpuBackend, hash_on_device
 from rlsparse_store.backends.numpy import NumpyBackend
+from rlsparse_store.codec.chunk import Draft, draft_chunks
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.digest import leaf_hashes
 from rlsparse_store.dtypes import OrderMap, WordCoding
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 GPU, CPU = GpuBackend(), NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (8, 16, 32) for order in OrderMap]
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
+some_codings = pytest.mark.parametrize(
+    "coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}"
+)
 TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
+CHANGES = Changes(0, 0)
+"""For chunks whose changes nobody asks for."""
 SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -61,10 +67,10 @@ def contexts(top: int, number: int) -> NDArray[np.uint64]:
     seed=st.integers(0, 1 << 20),
     words=st.integers(1, 9000),
     density=st.sampled_from([0.0, 0.001, 0.02, 0.3, 1.0]),
-    number=st.integers(1, 16),
+    number=st.sampled_from([1, 3, 7, 12, 16]),
     length=st.sampled_from([None, 1, 7, 4096]),
 )
-@settings(max_examples=12)
+@settings(max_examples=5)
 def test_equals_the_definition(
     coding: WordCoding, seed: int, words: int, density: float, number: int, length: int | None
 ) -> None:
@@ -72,48 +78,100 @@ def test_equals_the_definition(
     old, new = on_device(base), on_device(tuned)
     changes = CPU.changes(base, tuned, coding)
     assert GPU.changes(old, new, coding) == changes
+    row = None if length is None else (length, seed % length)
+    whole = ChunkWords(old, new, row, changes)
     rows = None
-    if length is not None:
-        rows = CPU.active_rows(base, tuned, length, seed % length)
-        found = GPU.active_rows(old, new, length, seed % length)
-        assert np.array_equal(found.active, rows.active)
+    if row is not None:
+        rows = CPU.active_rows(base, tuned, *row)
+        assert np.array_equal(GPU.flag_rows([whole], coding)[0].active, rows.active)
     bins = key_bins(coding, {8: 3, 16: 7, 32: 23}[coding.width])
     for every in (1, 2):
         expected = CPU.histogram(base, tuned, coding, bins, rows, every)
-        counted = GPU.histogram(old, new, coding, bins, rows, every)
+        (counted,) = GPU.histograms([whole], coding, bins, [rows], [every])
         assert np.array_equal(counted.words, expected.words)
         assert np.array_equal(counted.magnitudes, expected.magnitudes)
     if changes.number == 0:
         return
     bounds = contexts(changes.top_key, number)
     streams = CPU.partition(base, tuned, coding, bounds, rows)
-    assert astuple(GPU.partition(old, new, coding, bounds, rows)) == astuple(streams)
+    (found,) = GPU.partitions([whole], coding, [bounds], [rows])
+    assert astuple(found) == astuple(streams)
 
-    content = b"".join(
-        [*streams.masks, streams.signs, streams.classes, streams.exponents, streams.low_bits]
-    )
-    out = torch.empty_like(old)
-    GPU.apply(old, coding, bounds, rows, streams.changed, content, out)
-    assert torch.equal(out, new)
-    GPU.apply(old, coding, bounds, rows, streams.changed, content, old)
+    content = Draft(rows, bounds, streams).content
+    coded = CodedWords(old, bounds, rows, streams.changed, content)
+    assert GPU.prove([coded], [new], coding) == [None]
+    assert GPU.join([coded], coding) == [None]
     assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("length", [None, 300])
-@pytest.mark.parametrize("coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}")
-def test_chunks_of_several_tiles(coding: WordCoding, length: int | None) -> None:
-    base, tuned = chunk(7, 70_001, coding, 0.03)
-    tuned[20_000:50_000] = base[20_000:50_000]
+def several(coding: WordCoding) -> list[tuple[Any, Any, tuple[int, int] | None]]:
+    """Chunks of one word to several tiles, of every density, with and without rows."""
+    plan = [(1, 1.0), (20_001, 0.03), (16_384, 0.2), (5, 0.5), (20_000, 0.0005)]
+    found = []
+    for seed, (words, density) in enumerate(plan):
+        base, tuned = chunk(seed, words, coding, density)
+        tuned[0] = base[0] + 1
+        tuned[words // 4 : words // 2] = base[words // 4 : words // 2]
+        found.append((base, tuned, None if seed % 2 == 0 else (300, 11)))
+    return found
+
+
+@some_codings
+def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
+    chunks = several(coding)
+    placed = [
+        ChunkWords(on_device(base), on_device(tuned), row, CPU.changes(base, tuned, coding))
+        for base, tuned, row in chunks
+    ]
+    mantissa = {8: 3, 16: 7, 32: 23}[coding.width]
+    drafts = draft_chunks(GPU, placed, coding, mantissa)
+    for (base, tuned, row), words, draft in zip(chunks, placed, drafts, strict=True):
+        one = ChunkWords(base, tuned, row, words.changes)
+        (expected,) = draft_chunks(CPU, [one], coding, mantissa)
+        assert np.array_equal(draft.bounds, expected.bounds)
+        assert astuple(draft.streams) == astuple(expected.streams)
+        assert (draft.rows is None) == (expected.rows is None)
+        if draft.rows is not None and expected.rows is not None:
+            assert np.array_equal(draft.rows.active, expected.rows.active)
+    coded = [
+        CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+        for words, d in zip(placed, drafts, strict=True)
+    ]
+    tuned_words = [words.tuned for words in placed]
+    assert GPU.prove(coded, tuned_words, coding) == [None] * len(coded)
+    # One word that is not what was coded is noticed, and whose it is; so is a broken stream.
+    placed[1].tuned[0] += 1
+    problems = GPU.prove(coded, tuned_words, coding)
+    assert [problem is None for problem in problems] == [i != 1 for i in range(len(coded))]
+    coded[2] = replace(coded[2], content=coded[2].content[:-1])
+    problems = GPU.join(coded, coding)
+    assert [problem is None for problem in problems] == [i != 2 for i in range(len(coded))]
+    # Then nothing was written.
+    for (base, _, _), words in zip(chunks, placed, strict=True):
+        assert torch.equal(words.base, on_device(base))
+
+
+def test_gaps_that_escape_and_far_steps() -> None:
+    """Changes far apart within a dense context, by one step and by the most there are."""
+    coding = WordCoding(32, OrderMap.TWOS_COMPLEMENT)
+    base = np.zeros(60_000, np.uint32)
+    tuned = base.copy()
+    tuned[[3, 5, 20_000, 59_999]] = [1, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF]
+    tuned[30_000:31_000] = np.arange(1, 1001, dtype=np.uint32) << 20
     old, new = on_device(base), on_device(tuned)
-    rows = None if length is None else CPU.active_rows(base, tuned, length, 11)
-    bounds = contexts(CPU.changes(base, tuned, coding).top_key, 8)
-    streams = CPU.partition(base, tuned, coding, bounds, rows)
-    assert astuple(GPU.partition(old, new, coding, bounds, rows)) == astuple(streams)
+    changes = CPU.changes(base, tuned, coding)
+    bounds = np.array([0], np.uint64)
+    streams = CPU.partition(base, tuned, coding, bounds, None)
+    (found,) = GPU.partitions([ChunkWords(old, new, None, changes)], coding, [bounds], [None])
+    assert astuple(found) == astuple(streams)
+    content = Draft(None, bounds, streams).content
+    assert GPU.join([CodedWords(old, bounds, None, streams.changed, content)], coding) == [None]
+    assert torch.equal(old, new)
 
 
 @every_coding
 @given(seed=st.integers(0, 1 << 20), cut=st.integers(-3, 40), place=st.floats(0, 1))
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_damaged_streams_are_refused_as_the_definition_does(
     coding: WordCoding, seed: int, cut: int, place: float
 ) -> None:
@@ -121,22 +179,19 @@ def test_damaged_streams_are_refused_as_the_definition_does(
     changes = CPU.changes(base, tuned, coding)
     bounds = contexts(changes.top_key, 3)
     streams = CPU.partition(base, tuned, coding, bounds, None)
-    content = bytearray(
-        b"".join(
-            [*streams.masks, streams.signs, streams.classes, streams.exponents, streams.low_bits]
-        )
-    )
+    content = bytearray(Draft(None, bounds, streams).content)
     content[int(place * (len(content) - 1))] ^= 1 << seed % 8
     damaged = bytes(content[: len(content) - cut] if cut > 0 else content + bytes(-cut))
     expected = np.empty_like(base)
-    out = torch.empty_like(on_device(base))
+    out = on_device(base)
+    (problem,) = GPU.join([CodedWords(out, bounds, None, streams.changed, damaged)], coding)
     try:
         CPU.apply(base, coding, bounds, None, streams.changed, damaged, expected)
     except StreamError:
-        with pytest.raises(StreamError):
-            GPU.apply(on_device(base), coding, bounds, None, streams.changed, damaged, out)
+        assert isinstance(problem, StreamError)
+        assert torch.equal(out, on_device(base))
     else:
-        GPU.apply(on_device(base), coding, bounds, None, streams.changed, damaged, out)
+        assert problem is None
         assert torch.equal(out, on_device(expected))
 
 
@@ -150,8 +205,20 @@ def test_survey_by_block() -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base, tuned = chunk(1, 70_000, coding, 0.01)
     tuned[16384:32768] = base[16384:32768]
-    survey = GPU.survey(on_device(base), on_device(tuned), coding, 16384)
-    for number, start in enumerate(range(0, 70_000, 16384)):
-        block = slice(start, start + 16384)
-        expected = get_backend().changes(base[block], tuned[block], coding)
-        assert (survey.numbers[number], survey.top_keys[number]) == astuple(expected)
+    other = chunk(2, 20_001, coding, 0.1)
+    runs = [(base, tuned), other]
+    survey = GPU.survey([(on_device(a), on_device(b)) for a, b in runs], coding)
+    for run, (before, after) in enumerate(runs):
+        blocks = list(survey.blocks(run, 16384))
+        assert len(blocks) == -(-before.size // 16384)
+        for number, found in enumerate(blocks):
+            block = slice(16384 * number, 16384 * (number + 1))
+            assert found == get_backend().changes(before[block], after[block], coding)
+
+
+def test_words_at_odd_addresses() -> None:
+    coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
+    base, tuned = chunk(1, 5001, coding, 0.1)
+    old, new = on_device(base)[1:], on_device(tuned)[1:]
+    assert old.data_ptr() % 16
+    assert GPU.changes(old, new, coding) == CPU.changes(base[1:], tuned[1:], coding)

@@ -9,6 +9,9 @@ from rlsparse_store.backends.choice import get_backend
 from rlsparse_store.backends.interface import (
     Backend,
     Changes,
+    ChunkWords,
+    CodedWords,
+    CpuBackend,
     Histogram,
     Rows,
     Streams,
@@ -19,6 +22,9 @@ from rlsparse_store.backends.interface import (
 __all__ = [
     "Backend",
     "Changes",
+    "ChunkWords",
+    "CodedWords",
+    "CpuBackend",
     "Histogram",
     "Rows",
     "Streams",

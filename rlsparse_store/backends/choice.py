@@ -12,7 +12,7 @@ from rlsparse_store.backends.numpy import NumpyBackend
 from rlsparse_store.errors import BackendError
 
 if TYPE_CHECKING:
-    from rlsparse_store.backends.interface import Backend
+    from rlsparse_store.backends.interface import CpuBackend
 
 __all__ = ["VARIABLE", "get_backend"]
 
@@ -20,7 +20,7 @@ VARIABLE: Final = "RLSPARSE_BACKEND"
 """Environment variable that forces a backend: ``numpy``, ``portable``, ``avx2`` or ``avx512``."""
 
 
-def get_backend() -> Backend:
+def get_backend() -> CpuBackend:
     """The fastest backend that runs here, or the one that ``RLSPARSE_BACKEND`` names.
 
     Raises:
@@ -30,7 +30,7 @@ def get_backend() -> Backend:
 
 
 @cache
-def _choose(wanted: str) -> Backend:
+def _choose(wanted: str) -> CpuBackend:
     paths = native_paths()
     if not wanted and not paths:
         msg = (

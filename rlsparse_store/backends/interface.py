@@ -7,13 +7,18 @@ encoder's choices, and every other backend must equal it bit for bit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlsparse_store.errors import StreamError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rlsparse_store.dtypes import WordCoding
 
 __all__ = [
@@ -21,7 +26,11 @@ __all__ = [
     "TILE",
     "Backend",
     "Changes",
+    "ChunkWords",
+    "CodedWords",
+    "CpuBackend",
     "Histogram",
+    "OwnWords",
     "Rows",
     "Streams",
     "Words",
@@ -31,6 +40,10 @@ __all__ = [
 
 Words = NDArray[np.unsignedinteger[Any]]
 """Words of one width in a one-dimensional array: uint8 (also for 4-bit words), 16, 32 or 64."""
+
+OwnWords: TypeAlias = Any
+"""Words as a backend has them: those of the CPU are NumPy's, a device's are tensors there. They are
+one-dimensional and have a length, and slices that share them."""
 
 MAGNITUDE_CLASSES = 12
 """Classes of |step| that a histogram tells apart: 1, 2, 3, then by the bits of |step| - 3."""
@@ -100,6 +113,43 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkWords:
+    """A chunk that is to be coded.
+
+    Attributes:
+        base: Its words before.
+        tuned: Its words after.
+        row: Words of a row of the tensor and the place of the chunk's first word in its row, or
+            ``None`` where rows mean nothing.
+        changes: What changed in it.
+    """
+
+    base: OwnWords
+    tuned: OwnWords
+    row: tuple[int, int] | None
+    changes: Changes
+
+
+@dataclass(frozen=True, slots=True)
+class CodedWords:
+    """A chunk that is to be decoded.
+
+    Attributes:
+        words: Its words before, which become those after.
+        bounds: Inclusive upper key of each context.
+        rows: The active rows, if the chunk has row flags.
+        changed: Changed words of each context.
+        content: The streams, without row flags.
+    """
+
+    words: OwnWords
+    bounds: NDArray[np.uint64]
+    rows: Rows | None
+    changed: list[int]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """How often each bin of base keys occurs, and how its changed words moved.
 
@@ -140,17 +190,88 @@ class Streams:
 class Backend(Protocol):
     """The loops over words. All arrays are one-dimensional and of one chunk or block.
 
-    A backend may have words of a type of its own, on a device; those of the CPU have NumPy's.
+    What encoding asks of chunks, it asks of several at a time: a device is kept busy only so. The
+    CPU looks at them one by one (:class:`CpuBackend`).
     """
 
     name: str
 
-    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+    def changes(self, base: OwnWords, tuned: OwnWords, coding: WordCoding) -> Changes:
         """Count the words that differ and find the largest key among them."""
 
+    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
+        """Find the rows of each chunk that hold a changed word. Every chunk has rows."""
+
+    def histograms(
+        self,
+        chunks: Sequence[ChunkWords],
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Sequence[Rows | None],
+        every: Sequence[int],
+    ) -> list[Histogram]:
+        """Count words and steps of each chunk by bin of the base word's key.
+
+        Args:
+            chunks: The chunks.
+            coding: Width and order map of their words.
+            bins: Ascending inclusive upper keys; the last is the largest key there is.
+            rows: Of each chunk the active rows, if only those count.
+            every: Of each chunk, count one in so many tiles of ``TILE`` words, the first one
+                always, each word as so many.
+        """
+
+    def partitions(
+        self,
+        chunks: Sequence[ChunkWords],
+        coding: WordCoding,
+        bounds: Sequence[NDArray[np.uint64]],
+        rows: Sequence[Rows | None],
+    ) -> list[Streams]:
+        """Split each chunk into the streams of its contexts.
+
+        Args:
+            chunks: The chunks.
+            coding: Width and order map of their words.
+            bounds: Inclusive upper keys of each chunk's contexts.
+            rows: Of each chunk the active rows, if it is to have row flags.
+        """
+
+    def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
+        """Decode the streams of chunks, and write the words that changed over the base's.
+
+        Args:
+            chunks: The chunks.
+            coding: Width and order map of their words.
+
+        Returns:
+            What is wrong with each chunk, if anything: its streams break the format, a row is
+            flagged that has no change, or the base's words changed while they were read. The words
+            of a wrong chunk are anything.
+        """
+
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Cut bins into contexts at the least cost.
+
+        Args:
+            words: Words per bin.
+            magnitudes: Changed words per bin and class of |step|.
+
+        Returns:
+            The ends of the contexts, and the cost of their masks and steps.
+        """
+
+
+class CpuBackend(Backend, ABC):
+    """A backend of the CPU, whose words are NumPy's: it looks at one chunk after the other."""
+
+    @abstractmethod
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
 
+    @abstractmethod
     def histogram(
         self,
         base: Words,
@@ -160,18 +281,9 @@ class Backend(Protocol):
         rows: Rows | None = None,
         every: int = 1,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key, in active rows only.
+        """Count words and steps of a chunk, as :meth:`Backend.histograms` does of several."""
 
-        Args:
-            base: Words before.
-            tuned: Words after.
-            coding: Width and order map of the words.
-            bins: Ascending inclusive upper keys; the last is the largest key there is.
-            rows: The active rows, if only those count.
-            every: Count one in so many tiles of ``TILE`` words, the first one always, each word
-                as so many.
-        """
-
+    @abstractmethod
     def partition(
         self,
         base: Words,
@@ -182,6 +294,7 @@ class Backend(Protocol):
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
 
+    @abstractmethod
     def apply(
         self,
         base: Words,
@@ -201,6 +314,11 @@ class Backend(Protocol):
                 the base's words changed while they were read.
         """
 
+    @abstractmethod
+    def block_starts(self, streams: list[bytes]) -> list[bool]:
+        """Which streams begin a block of the frame, so that its blocks cost the least."""
+
+    @abstractmethod
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
         """Find the words that differ, and what they were before.
 
@@ -216,6 +334,7 @@ class Backend(Protocol):
             words of ``before`` that differ, in order, of their dtype.
         """
 
+    @abstractmethod
     def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
         """Swap the words that have a bit in the mask with the values, in order and in place.
 
@@ -231,21 +350,48 @@ class Backend(Protocol):
                 that is swapped cannot be written. Nothing was written.
         """
 
-    def cheapest_cut(
-        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
-    ) -> tuple[list[int], int]:
-        """Cut bins into contexts at the least cost.
+    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:  # noqa: ARG002 - a device compares anew
+        """Find the rows of each chunk that hold a changed word."""
+        return [
+            self.active_rows(chunk.base, chunk.tuned, *chunk.row)
+            for chunk in chunks
+            if chunk.row is not None
+        ]
 
-        Args:
-            words: Words per bin.
-            magnitudes: Changed words per bin and class of |step|.
+    def histograms(
+        self,
+        chunks: Sequence[ChunkWords],
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Sequence[Rows | None],
+        every: Sequence[int],
+    ) -> list[Histogram]:
+        """Count words and steps of each chunk by bin of the base word's key."""
+        return [
+            self.histogram(chunk.base, chunk.tuned, coding, bins, active, step)
+            for chunk, active, step in zip(chunks, rows, every, strict=True)
+        ]
 
-        Returns:
-            The ends of the contexts, and the cost of their masks and steps.
-        """
+    def partitions(
+        self,
+        chunks: Sequence[ChunkWords],
+        coding: WordCoding,
+        bounds: Sequence[NDArray[np.uint64]],
+        rows: Sequence[Rows | None],
+    ) -> list[Streams]:
+        """Split each chunk into the streams of its contexts."""
+        return [
+            self.partition(chunk.base, chunk.tuned, coding, own, active)
+            for chunk, own, active in zip(chunks, bounds, rows, strict=True)
+        ]
 
-    def block_starts(self, streams: list[bytes]) -> list[bool]:
-        """Which streams begin a block of the frame, so that its blocks cost the least."""
-
-    def on_host(self, words: Words) -> Words:
-        """The words as a NumPy array, wherever the backend has them."""
+    def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
+        """Decode the streams of chunks, in place."""
+        problems: list[StreamError | None] = []
+        for c in chunks:
+            try:
+                self.apply(c.words, coding, c.bounds, c.rows, c.changed, c.content, c.words)
+                problems.append(None)
+            except StreamError as error:
+                problems.append(error)
+        return problems

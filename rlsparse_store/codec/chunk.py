@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.backends import Backend, Changes, Histogram, Rows, Words, rows_touched
+from rlsparse_store.backends import (
+    Backend,
+    ChunkWords,
+    CpuBackend,
+    Histogram,
+    Rows,
+    Streams,
+    Words,
+    rows_touched,
+)
 from rlsparse_store.backends.cost import ONE_BIT, mask_cost
 from rlsparse_store.backends.interface import MAGNITUDE_CLASSES
 from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
@@ -18,17 +27,24 @@ from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = [
     "CodedChunk",
     "DeltaChunk",
+    "Draft",
     "WholeChunk",
     "decode_delta",
     "decode_whole",
+    "draft_chunks",
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
+    "may_be_whole",
+    "open_chunk",
+    "store_draft",
 ]
 
 ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
@@ -81,35 +97,83 @@ class WholeChunk:
 CodedChunk = DeltaChunk | WholeChunk
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A chunk split into streams that are not compressed yet.
+
+    Attributes:
+        rows: The active rows, if row flags pay.
+        bounds: Inclusive upper key of each context.
+        streams: The streams.
+    """
+
+    rows: Rows | None
+    bounds: NDArray[np.uint64]
+    streams: Streams
+
+    @property
+    def content(self) -> bytes:
+        """The streams one behind the other, without row flags."""
+        s = self.streams
+        return b"".join([*s.masks, s.signs, s.classes, s.exponents, s.low_bits])
+
+
 def encode_chunk(
-    backend: Backend,
-    base: Words,
-    tuned: Words,
-    coding: WordCoding,
-    mantissa_bits: int | None,
-    row: tuple[int, int] | None,
-    changes: Changes,
+    backend: CpuBackend, chunk: ChunkWords, coding: WordCoding, mantissa_bits: int | None
 ) -> CodedChunk:
     """Code the words of a chunk, of which at least one changed, the cheaper way.
 
     Args:
         backend: Runs the loops.
-        base: Words before.
-        tuned: Words after.
-        coding: Width and order map of the words.
+        chunk: The chunk.
+        coding: Width and order map of its words.
         mantissa_bits: Of a floating-point dtype, for the choice of contexts.
-        row: Words of a row of the tensor and the place of the chunk's first word in its row,
-            or ``None`` where rows mean nothing.
-        changes: What :meth:`Backend.changes` says of these words.
+    """
+    (draft,) = draft_chunks(backend, [chunk], coding, mantissa_bits)
+    return store_draft(backend, draft, coding, len(chunk.base), chunk.tuned)
+
+
+def draft_chunks(
+    backend: Backend, chunks: Sequence[ChunkWords], coding: WordCoding, mantissa_bits: int | None
+) -> list[Draft]:
+    """Choose contexts and row flags for each chunk, and split it into streams.
+
+    Args:
+        backend: Runs the loops.
+        chunks: The chunks, at least one word of each of which changed.
+        coding: Width and order map of their words.
+        mantissa_bits: Of a floating-point dtype, for the choice of contexts.
     """
     bins = key_bins(coding, mantissa_bits)
-    every = min(MOST_SAMPLED, max(1, changes.number // ENOUGH_SAMPLED))
-    histogram = backend.histogram(base, tuned, coding, bins, every=every)
-    rows = None
-    if row is not None:
-        rows, histogram = _try_rows(backend, base, tuned, coding, bins, histogram, row, every)
-    bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
-    streams = backend.partition(base, tuned, coding, bounds, rows)
+    every = [min(MOST_SAMPLED, max(1, chunk.changes.number // ENOUGH_SAMPLED)) for chunk in chunks]
+    none: list[Rows | None] = [None] * len(chunks)
+    found = backend.histograms(chunks, coding, bins, none, every)
+    rows = _try_rows(backend, chunks, coding, bins, found, every)
+    bounds = [
+        choose_bounds(backend, histogram, bins, chunk.changes.top_key)[0]
+        for chunk, histogram in zip(chunks, found, strict=True)
+    ]
+    streams = backend.partitions(chunks, coding, bounds, rows)
+    return [Draft(*parts) for parts in zip(rows, bounds, streams, strict=True)]
+
+
+def store_draft(
+    backend: CpuBackend,
+    draft: Draft,
+    coding: WordCoding,
+    words: int,
+    tuned: Words,
+) -> CodedChunk:
+    """Compress the streams of a chunk, or store it whole if that is smaller.
+
+    Args:
+        backend: Runs the loops.
+        draft: The streams.
+        coding: Width and order map of its words.
+        words: How many words it has.
+        tuned: Its tuned words; none are needed if :func:`may_be_whole` says no.
+    """
+    rows, streams = draft.rows, draft.streams
     flags = [pack_flags(rows.active)] if rows is not None else []
     stored = compress(
         backend,
@@ -122,43 +186,68 @@ def encode_chunk(
             streams.low_bits,
         ],
     )
-    raw = coding.nbytes(len(base))
-    if len(stored) * WHOLE_TRIAL > raw:
-        whole = encode_whole(backend, backend.on_host(tuned), coding)
+    if len(stored) * WHOLE_TRIAL > coding.nbytes(words):
+        whole = encode_whole(backend, tuned, coding)
         if len(whole.stored) < len(stored):
             return whole
     return DeltaChunk(
         stored=stored,
         has_row_flags=rows is not None,
-        bounds=tuple(int(bound) for bound in bounds),
+        bounds=tuple(draft.bounds.tolist()),
         changed=tuple(streams.changed),
         steps=tuple(streams.steps),
     )
 
 
+def may_be_whole(draft: Draft, raw: int) -> bool:
+    """Whether a chunk of so many raw bytes may take half of them, once it is compressed.
+
+    A frame is never larger than its content by more than this: three bytes a block, and its header.
+    """
+    flags = 0 if draft.rows is None else draft.rows.active.size // 8
+    most = len(draft.content) + flags
+    return (most + most // 64 + 1024) * WHOLE_TRIAL > raw
+
+
 def _try_rows(
     backend: Backend,
-    base: Words,
-    tuned: Words,
+    chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
-    histogram: Histogram,
-    row: tuple[int, int],
-    every: int,
-) -> tuple[Rows | None, Histogram]:
-    """Row flags and the histogram of the words they leave, if that is cheaper."""
-    rows = backend.active_rows(base, tuned, *row)
-    active = int(rows.active.sum())
-    if (rows.active.size - active) * MOSTLY_ACTIVE < rows.active.size:
-        return None, histogram
-    left = backend.histogram(base, tuned, coding, bins, rows, every)
+    histograms: list[Histogram],
+    every: list[int],
+) -> list[Rows | None]:
+    """The active rows of each chunk whose flags pay; its histogram is then of what they leave."""
+    with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
+    flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
+    tried = [
+        (i, rows)
+        for i, rows in zip(with_rows, flagged, strict=True)
+        if (rows.active.size - rows.active.sum()) * MOSTLY_ACTIVE >= rows.active.size
+    ]
+    places = [i for i, _ in tried]
+    left = backend.histograms(
+        [chunks[i] for i in places],
+        coding,
+        bins,
+        [rows for _, rows in tried],
+        [every[i] for i in places],
+    )
+    chosen: list[Rows | None] = [None] * len(chunks)
+    for (i, rows), histogram in zip(tried, left, strict=True):
+        if _flags_pay(rows, histograms[i], histogram):
+            chosen[i], histograms[i] = rows, histogram
+    return chosen
+
+
+def _flags_pay(rows: Rows, before: Histogram, left: Histogram) -> bool:
+    """Whether row flags cost less than what they save of the masks."""
     changed = left.magnitudes.sum(1)
-    plain = int(mask_cost(histogram.words, changed).sum())
+    plain = int(mask_cost(before.words, changed).sum())
     flagged = int(mask_cost(left.words, changed).sum())
+    active = int(rows.active.sum())
     flags = int(mask_cost(np.array([rows.active.size]), np.array([active]))[0])
-    if flagged + flags + flags // 10 + ROW_FLAG_MARGIN >= plain:
-        return None, histogram
-    return rows, left
+    return flagged + flags + flags // 10 + ROW_FLAG_MARGIN < plain
 
 
 def _by_context(stream: bytes, changed: list[int], bits: int) -> list[bytes]:
@@ -176,7 +265,8 @@ def estimate_bits(
     if changes.number == 0:
         return 0
     bins = key_bins(coding, mantissa_bits)
-    histogram = backend.histogram(base, tuned, coding, bins)
+    chunk = ChunkWords(base, tuned, None, changes)
+    (histogram,) = backend.histograms([chunk], coding, bins, [None], [1])
     # Beyond the costs of masks and classes: a sign each, and the low bits of far steps. The last
     # class is open; its steps are taken to be of middling size.
     classes = np.arange(MAGNITUDE_CLASSES)
@@ -189,7 +279,7 @@ def estimate_bits(
 
 
 def decode_delta(
-    backend: Backend,
+    backend: CpuBackend,
     base: Words,
     coding: WordCoding,
     chunk: DeltaChunk,
@@ -203,25 +293,47 @@ def decode_delta(
         base: Words before, already checked.
         coding: Width and order map of the words.
         chunk: Stored bytes, already checked, and the chunk's numbers.
-        row: As in :func:`encode_chunk`; needed where the chunk has row flags.
+        row: Words of a row and the place of the chunk's first word in its row; needed where the
+            chunk has row flags.
         out: Receives the tuned words. May be ``base``, which is then patched in place.
 
     Raises:
         StreamError: The chunk breaks the format.
     """
-    content = decompress(chunk.stored, _largest_content(chunk, len(base), coding.width))
+    rows, content = open_chunk(chunk, len(base), coding, row)
+    bounds = np.array(chunk.bounds, np.uint64)
+    backend.apply(base, coding, bounds, rows, list(chunk.changed), content, out)
+
+
+def open_chunk(
+    chunk: DeltaChunk, words: int, coding: WordCoding, row: tuple[int, int] | None
+) -> tuple[Rows | None, bytes]:
+    """Decompress a delta chunk.
+
+    Args:
+        chunk: The chunk.
+        words: How many words it has.
+        coding: Width and order map of the words.
+        row: Words of a row, and the place of the chunk's first word in its row.
+
+    Returns:
+        The active rows, if it has row flags, and the streams behind those.
+
+    Raises:
+        StreamError: The frame or the row flags break the format.
+    """
+    content = decompress(chunk.stored, _largest_content(chunk, words, coding.width))
     rows = None
     if chunk.has_row_flags:
         if row is None:
             msg = "row flags in a tensor without rows"
             raise StreamError(msg)
         length, offset = row
-        number = rows_touched(len(base), length, offset)
+        number = rows_touched(words, length, offset)
         flags = Cursor(content[: -(-number // 8)]).take_bits(number)
         content = content[-(-number // 8) :]
         rows = Rows(flags == 1, length, offset)
-    bounds = np.array(chunk.bounds, np.uint64)
-    backend.apply(base, coding, bounds, rows, list(chunk.changed), content, out)
+    return rows, content
 
 
 def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
@@ -233,7 +345,7 @@ def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
     return flags + masks + values
 
 
-def encode_whole(backend: Backend, words: Words, coding: WordCoding) -> WholeChunk:
+def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> WholeChunk:
     """Store words as byte planes, the most significant first; floats with their sign last."""
     if coding.width == 4:
         return WholeChunk(compress(backend, [to_bytes(words, 4).tobytes()]))

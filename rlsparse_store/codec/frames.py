@@ -10,7 +10,7 @@ from rlsparse_store.errors import LimitError, StreamError
 from rlsparse_store.limits import MAX_WINDOW
 
 if TYPE_CHECKING:
-    from rlsparse_store.backends import Backend
+    from rlsparse_store.backends import CpuBackend
 
 __all__ = ["compress", "compress_plainly", "content_size", "decompress"]
 
@@ -30,7 +30,7 @@ _PARAMETERS: Final = {
 }
 
 
-def compress(backend: Backend, streams: list[bytes]) -> bytes:
+def compress(backend: CpuBackend, streams: list[bytes]) -> bytes:
     """Compress streams into one frame, with a new block where the distribution changes.
 
     A block carries its own Huffman table, so streams that differ are cheaper apart and streams

@@ -1,7 +1,7 @@
 """What users do with deltas: encode, open, apply, verify, inspect."""
 
 from rlsparse_store.delta.apply import ApplyReport, apply_delta
-from rlsparse_store.delta.chunks import ChunkDecoder, check_sources, wrong_base
+from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk, check_sources, wrong_base
 from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.encode import (
     SHARD_BYTES,
@@ -49,7 +49,7 @@ from rlsparse_store.delta.scan import (
 )
 from rlsparse_store.delta.sources import TensorPlan, plan_tensors
 from rlsparse_store.delta.threads import resolve_threads
-from rlsparse_store.delta.together import CpuCoder, SpanCoder
+from rlsparse_store.delta.together import CodedTask, CpuCoder, SpanCoder, SpanTask
 from rlsparse_store.delta.verify import VerifyReport, check_alone, verify_delta
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "ChunkDecoder",
     "Coded",
     "CodedSpan",
+    "CodedTask",
     "CpuCoder",
     "DeltaCheckpoint",
     "DeltaReport",
@@ -68,12 +69,14 @@ __all__ = [
     "EncodeReport",
     "Encoder",
     "Group",
+    "OpenedChunk",
     "Progress",
     "Rooms",
     "RunEntry",
     "RunReport",
     "Span",
     "SpanCoder",
+    "SpanTask",
     "Stretch",
     "TensorCursor",
     "TensorPlan",

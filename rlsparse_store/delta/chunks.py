@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlsparse_store.codec import DeltaChunk, decode_delta, decode_whole, to_bytes
+import numpy as np
+
+from rlsparse_store.backends import CodedWords
+from rlsparse_store.codec import DeltaChunk, decode_whole, open_chunk, to_bytes
 from rlsparse_store.container import ChunkCoding, Kind
 from rlsparse_store.digest import leaves_check
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
@@ -12,16 +17,18 @@ from rlsparse_store.frameworks import MainMemory
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from rlsparse_store.backends import Rows
     from rlsparse_store.checkpoint import Checkpoint
     from rlsparse_store.container import ChunkRecord, DeltaReader, TensorRecord
+    from rlsparse_store.dtypes import WordCoding
     from rlsparse_store.frameworks import Bytes, Memory
 
-__all__ = ["ChunkDecoder", "check_sources", "wrong_base"]
+__all__ = ["ChunkDecoder", "OpenedChunk", "check_sources", "wrong_base"]
 
 
 def wrong_base(
@@ -61,6 +68,31 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
             if source.nbytes < shared or (exact and source.nbytes != shared):
                 found = f"has {source.nbytes} bytes in the base, not {shared}"
                 raise wrong_base(reader, base.path, t.origin, found)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedChunk:
+    """A chunk whose stored bytes were read, checked and decompressed.
+
+    Attributes:
+        tensor: Its tensor.
+        chunk: The chunk.
+        rows: Its active rows, if it has row flags.
+        content: Its streams behind those.
+        whole: Its bytes, if it is stored whole.
+    """
+
+    tensor: TensorRecord
+    chunk: ChunkRecord
+    rows: Rows | None
+    content: bytes
+    whole: NDArray[np.uint8] | None
+
+    @property
+    def coding(self) -> WordCoding:
+        """The word coding of its tensor."""
+        assert self.tensor.coding is not None  # noqa: S101 - a tensor with chunks has one
+        return self.tensor.coding
 
 
 class ChunkDecoder:
@@ -113,8 +145,102 @@ class ChunkDecoder:
         Raises:
             FormatError: The delta is damaged, or ``data`` is not of the right base.
         """
+        opened = self.open(t, chunk)
+        known = None if base_leaves is None else [base_leaves]
+        return self.join([opened], [data], known)[0]
+
+    def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenedChunk:
+        """Read and decompress what is stored of a chunk.
+
+        Raises:
+            FormatError: The delta is damaged.
+        """
+        with self._naming(t):
+            stored = self._reader.stored(chunk, checked=self._checked)
+            assert t.coding is not None  # noqa: S101 - the index was checked
+            if chunk.coding is ChunkCoding.WHOLE:
+                words = decode_whole(stored, chunk.length, t.coding)
+                return OpenedChunk(t, chunk, None, b"", to_bytes(words, t.coding.width))
+            coded = DeltaChunk(
+                stored=stored,
+                has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
+                bounds=chunk.bounds,
+                changed=chunk.changed,
+                steps=(),
+            )
+            row = t.row_words
+            place = None if row is None else (row, chunk.first % row)
+            rows, content = open_chunk(coded, chunk.length, t.coding, place)
+            return OpenedChunk(t, chunk, rows, content, None)
+
+    def join(
+        self,
+        chunks: Sequence[OpenedChunk],
+        data: Sequence[Bytes],
+        base_leaves: Sequence[NDArray[np.uint64]] | None = None,
+    ) -> list[tuple[Bytes, NDArray[np.uint64] | None]]:
+        """Decode chunks that were opened, as :meth:`decode` does, together.
+
+        Args:
+            chunks: The chunks.
+            data: The source's bytes of each.
+            base_leaves: Their leaf hashes, if known.
+
+        Raises:
+            FormatError: The delta is damaged, or ``data`` is not of the right base.
+        """
+        made = list(data)
+        deltas = [i for i, opened in enumerate(chunks) if opened.whole is None]
+        if self._checked and deltas:
+            known = base_leaves or self.memory.leaf_hashes(data)
+            for i in deltas:
+                self.check_base(chunks[i].tensor, chunks[i].chunk, known[i])
+        for coding in {chunks[i].coding for i in deltas}:
+            self._join(chunks, made, [i for i in deltas if chunks[i].coding == coding], coding)
+        for i, opened in enumerate(chunks):
+            if opened.whole is not None:
+                made[i] = self.memory.from_main(opened.whole)
+        if not self._checked:
+            return [(part, None) for part in made]
+        leaves = self.memory.leaf_hashes(made)
+        for opened, found in zip(chunks, leaves, strict=True):
+            if leaves_check(found) != opened.chunk.result:
+                with self._naming(opened.tensor):
+                    msg = "a decoded chunk does not have its check; the delta is damaged"
+                    raise ResultMismatchError(msg)
+        return list(zip(made, leaves, strict=True))
+
+    def _join(
+        self,
+        chunks: Sequence[OpenedChunk],
+        data: list[Bytes],
+        places: list[int],
+        coding: WordCoding,
+    ) -> None:
+        """Decode the chunks at some places, all of one word coding."""
+        words = [self.memory.words(data[i], coding.width) for i in places]
+        coded = [
+            CodedWords(
+                own,
+                np.array(chunks[i].chunk.bounds, np.uint64),
+                chunks[i].rows,
+                list(chunks[i].chunk.changed),
+                chunks[i].content,
+            )
+            for i, own in zip(places, words, strict=True)
+        ]
+        problems = self.memory.backend.join(coded, coding)
+        for i, own, problem in zip(places, words, problems, strict=True):
+            if problem is not None:
+                with self._naming(chunks[i].tensor):
+                    raise problem
+            data[i] = self.memory.to_bytes(own, coding.width)
+
+    @contextmanager
+    def _naming(self, t: TensorRecord) -> Iterator[None]:
+        """Name file and tensor in errors that do not."""
         try:
-            return self._decode(t, chunk, data, base_leaves)
+            yield
         except FormatError as error:
             error.file = error.file or self._reader.path
             error.tensor = error.tensor or shown(t.name)
@@ -129,40 +255,3 @@ class ChunkDecoder:
         if leaves_check(leaves) != chunk.base:
             problem = "has other values in the base"
             raise wrong_base(self._reader, self._base, t.origin, problem)
-
-    def _decode(
-        self,
-        t: TensorRecord,
-        chunk: ChunkRecord,
-        data: Bytes,
-        base_leaves: NDArray[np.uint64] | None,
-    ) -> tuple[Bytes, NDArray[np.uint64] | None]:
-        stored = self._reader.stored(chunk, checked=self._checked)
-        assert t.coding is not None  # noqa: S101 - the index was checked
-        memory, width = self.memory, t.coding.width
-        if chunk.coding is ChunkCoding.WHOLE:
-            words = decode_whole(stored, chunk.length, t.coding)
-            data = memory.from_main(to_bytes(words, width))
-        else:
-            if self._checked:
-                known = memory.leaf_hashes(data) if base_leaves is None else base_leaves
-                self.check_base(t, chunk, known)
-            row = t.row_words
-            coded = DeltaChunk(
-                stored=stored,
-                has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
-                bounds=chunk.bounds,
-                changed=chunk.changed,
-                steps=(),
-            )
-            base = memory.words(data, width)
-            place = None if row is None else (row, chunk.first % row)
-            decode_delta(memory.backend, base, t.coding, coded, place, base)
-            data = memory.to_bytes(base, width)
-        if not self._checked:
-            return data, None
-        leaves = memory.leaf_hashes(data)
-        if leaves_check(leaves) != chunk.result:
-            msg = "a decoded chunk does not have its check; the delta is damaged"
-            raise ResultMismatchError(msg)
-        return data, leaves

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Backend
+    from rlsparse_store.backends import CpuBackend
 
 __all__ = ["Encoder"]
 
@@ -89,7 +89,7 @@ class Encoder:
             if plan.alias_of is None
         )
 
-    def spans(self, backend: Backend) -> Iterator[tuple[str, list[Span]]]:
+    def spans(self, backend: CpuBackend) -> Iterator[tuple[str, list[Span]]]:
         """The name of each tensor, in order, and its spans."""
         for number, plan in enumerate(self._plans):
             coding = choose_coding(plan, self._base, self.tuned, backend)

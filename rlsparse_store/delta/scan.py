@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.backends import Changes
+from rlsparse_store.backends import Changes, ChunkWords
 from rlsparse_store.codec import (
     CodedChunk,
     DeltaChunk,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Backend, Words
+    from rlsparse_store.backends import CpuBackend, Words
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.delta.room import Room, Rooms
 
@@ -221,7 +221,7 @@ class BaseWindow:
 
 
 def code_span(
-    backend: Backend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
+    backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
 ) -> CodedSpan:
     """Code a span and prove that it decodes to the same words.
 
@@ -240,7 +240,7 @@ def code_span(
 
 
 def choose_coding(
-    plan: TensorPlan, base: Checkpoint, tuned: Checkpoint, backend: Backend
+    plan: TensorPlan, base: Checkpoint, tuned: Checkpoint, backend: CpuBackend
 ) -> WordCoding:
     """The word coding of a tensor: its dtype's own, unless packed numbers code shorter."""
     dtype = plan.source.dtype if plan.source is not None else plan.dtype
@@ -322,7 +322,7 @@ class _SpanCoder:
     """The state of coding one span."""
 
     def __init__(
-        self, backend: Backend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
+        self, backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
     ) -> None:
         self._backend = backend
         self._span = span
@@ -419,9 +419,8 @@ class _SpanCoder:
         tuned = as_words(self._view(chunk.start, stop), coding.width)
         first = coding.num_words(chunk.start)
         row = None if self._row is None else (self._row, first % self._row)
-        coded = encode_chunk(
-            self._backend, base, tuned, coding, self._mantissa_bits, row, chunk.changes
-        )
+        words = ChunkWords(base, tuned, row, chunk.changes)
+        coded = encode_chunk(self._backend, words, coding, self._mantissa_bits)
         base_leaves = np.concatenate([of_base for of_base, _ in leaves])
         tuned_leaves = np.concatenate([of_tuned for _, of_tuned in leaves])
         base_check, result_check = 0, leaves_check(tuned_leaves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.backends import get_backend
 from rlsparse_store.delta.identity import checkpoint_state
@@ -18,30 +18,57 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Backend
+    from rlsparse_store.backends import CpuBackend
     from rlsparse_store.checkpoint import Checkpoint
     from rlsparse_store.container import ChunkSink
     from rlsparse_store.delta.encoder import Encoder
     from rlsparse_store.delta.progress import Progress
 
-__all__ = ["CpuCoder", "SpanCoder", "encode_together"]
+__all__ = ["CodedTask", "CpuCoder", "SpanCoder", "SpanTask", "encode_together"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTask:
+    """Spans of the same bytes of the base, each of a tuned checkpoint.
+
+    Attributes:
+        spans: The spans.
+        tuned: Their checkpoints.
+    """
+
+    spans: list[Span]
+    tuned: list[Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class CodedTask:
+    """What became of a task.
+
+    Attributes:
+        spans: The coded spans.
+        base_leaves: Leaf hashes of the base's bytes.
+    """
+
+    spans: list[CodedSpan]
+    base_leaves: NDArray[np.uint64]
 
 
 class SpanCoder(Protocol):
     """Codes spans, on any thread."""
 
-    def code(
-        self, spans: Sequence[Span], base: Checkpoint, tuned: Sequence[Checkpoint]
-    ) -> tuple[list[CodedSpan], NDArray[np.uint64]]:
-        """Code spans of the same bytes of the base.
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of tasks that it is best given at a time."""
+
+    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
+        """Code tasks.
 
         Args:
-            spans: The spans, each of a tuned checkpoint.
+            tasks: The tasks.
             base: The base.
-            tuned: The tuned checkpoints, in the order of the spans.
 
         Returns:
-            The coded spans, and the leaf hashes of the base's bytes.
+            What became of each.
 
         Raises:
             RlsparseError: A checkpoint cannot be read, or what was coded does not decode.
@@ -51,20 +78,23 @@ class SpanCoder(Protocol):
 class CpuCoder:
     """Codes spans on the CPU."""
 
+    group_bytes: Final = 0
+
     def __init__(self) -> None:
         self._backend = get_backend()
         self._rooms = Rooms()
 
-    def code(
-        self, spans: Sequence[Span], base: Checkpoint, tuned: Sequence[Checkpoint]
-    ) -> tuple[list[CodedSpan], NDArray[np.uint64]]:
-        """Code spans of the same bytes of the base, as :class:`SpanCoder` says."""
-        window = BaseWindow(base, spans[0], self._rooms.base, keep=len(spans) > 1)
+    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
+        """Code tasks one after the other, as :class:`SpanCoder` says."""
+        return [self._code(task, base) for task in tasks]
+
+    def _code(self, task: SpanTask, base: Checkpoint) -> CodedTask:
+        window = BaseWindow(base, task.spans[0], self._rooms.base, keep=len(task.spans) > 1)
         coded = [
             code_span(self._backend, span, window, checkpoint, self._rooms)
-            for span, checkpoint in zip(spans, tuned, strict=True)
+            for span, checkpoint in zip(task.spans, task.tuned, strict=True)
         ]
-        return coded, window.leaves()
+        return CodedTask(coded, window.leaves())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +110,19 @@ class _Task:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """What became of a task."""
+class _Group:
+    """Tasks that are coded at a time."""
 
-    spans: list[tuple[int, CodedSpan]]
-    base_leaves: NDArray[np.uint64]
+    tasks: list[_Task]
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a group."""
+
+    group: _Group
+    coded: list[CodedTask]
 
 
 def encode_together(
@@ -113,19 +150,22 @@ def encode_together(
     workers = resolve_threads(threads)
     chosen = coder or CpuCoder()
 
-    def work(task: _Task) -> _Done:
-        tuned = [encodings[place][0].tuned for place, _ in task.spans]
-        coded, leaves = chosen.code([span for _, span in task.spans], base, tuned)
-        places = [place for place, _ in task.spans]
-        return _Done(list(zip(places, coded, strict=True)), leaves, task.nbytes)
+    def work(group: _Group) -> _Done:
+        tasks = [
+            SpanTask([span for _, span in t.spans], [encodings[i][0].tuned for i, _ in t.spans])
+            for t in group.tasks
+        ]
+        return _Done(group, chosen.code(tasks, base))
 
     total = sum(encoder.nbytes for encoder, _ in encodings)
     done = 0
-    for result in ordered_map(work, _tasks(encodings, get_backend()), workers):
-        for place, coded in result.spans:
-            encoder, sink = encodings[place]
-            encoder.add(coded, result.base_leaves, sink)
-        done += result.nbytes
+    groups = _groups(_tasks(encodings, get_backend()), chosen.group_bytes)
+    for result in ordered_map(work, groups, workers):
+        for task, coded in zip(result.group.tasks, result.coded, strict=True):
+            for (place, _), span in zip(task.spans, coded.spans, strict=True):
+                encoder, sink = encodings[place]
+                encoder.add(span, coded.base_leaves, sink)
+        done += result.group.nbytes
         progress(min(done, total), total)
     progress(total, total)
     base.check_unchanged()
@@ -138,7 +178,7 @@ def encode_together(
     return [encoder.finish(base_state, sink) for encoder, sink in encodings]
 
 
-def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: Backend) -> Iterator[_Task]:
+def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> Iterator[_Task]:
     """The spans of all encodings, those of the same bytes of the base together.
 
     Of each encoding, they come in the order of its tensors' names.
@@ -159,3 +199,17 @@ def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: Backend) -> Iter
                 groups.setdefault((*key, span.start), _Task([])).spans.append((place, span))
         # Of one encoding, spans are in order: no group holds an earlier one than the group before.
         yield from groups.values()
+
+
+def _groups(tasks: Iterator[_Task], nbytes: int) -> Iterator[_Group]:
+    """Tasks in groups of at least so many bytes, in order."""
+    taken: list[_Task] = []
+    size = 0
+    for task in tasks:
+        taken.append(task)
+        size += task.nbytes
+        if size >= nbytes:
+            yield _Group(taken, size)
+            taken, size = [], 0
+    if taken:
+        yield _Group(taken, size)

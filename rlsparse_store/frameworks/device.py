@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, as_tensor, hash_on_device
+from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, hash_all_on_device
 from rlsparse_store.codec import Widening, widen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,7 +66,8 @@ class DeviceMemory:
 
     def from_main(self, data: NDArray[np.uint8]) -> torch.Tensor:
         """A copy on the device."""
-        return as_tensor(data, self._device)
+        # Torch shares the memory of an array, and warns of arrays that cannot be written to.
+        return torch.from_numpy(data.copy()).to(self._device)
 
     def fill(self, out: torch.Tensor, read: Callable[[NDArray[np.uint8]], None]) -> None:
         """Read into pinned memory, which torch keeps for the next time, and copy from there."""
@@ -79,9 +80,9 @@ class DeviceMemory:
         if data.data_ptr() != out.data_ptr():
             out.copy_(data)
 
-    def leaf_hashes(self, data: torch.Tensor) -> NDArray[np.uint64]:
-        """The hash of each leaf, taken on the device."""
-        return hash_on_device(data)
+    def leaf_hashes(self, data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]:
+        """The hash of each leaf, taken on the device, all of them in one pass."""
+        return hash_all_on_device(data)
 
     def words(self, data: torch.Tensor, width: int) -> torch.Tensor:
         """A view."""

@@ -12,7 +12,7 @@ from rlsparse_store.codec import as_words, to_bytes, widen
 from rlsparse_store.digest import leaf_hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,8 +61,8 @@ class Memory(Protocol):
     def put(self, out: Bytes, data: Bytes) -> None:
         """Copy bytes to their place, unless they were made there."""
 
-    def leaf_hashes(self, data: Bytes) -> NDArray[np.uint64]:
-        """The hash of each leaf."""
+    def leaf_hashes(self, data: Sequence[Bytes]) -> list[NDArray[np.uint64]]:
+        """The hash of each leaf of several byte strings."""
 
     def words(self, data: Bytes, width: int) -> Words:
         """Bytes as words."""
@@ -107,9 +107,9 @@ class MainMemory:
         if not np.shares_memory(data, out):
             out[:] = data
 
-    def leaf_hashes(self, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-        """The hash of each leaf."""
-        return leaf_hashes(data)
+    def leaf_hashes(self, data: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint64]]:
+        """The hash of each leaf, string by string."""
+        return [leaf_hashes(part) for part in data]
 
     def words(self, data: NDArray[np.uint8], width: int) -> Words:
         """A view; a copy for words of 4 bits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter, OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
     from rlsparse_store.checkpoint import Checkpoint
-    from rlsparse_store.delta import CodedSpan, Span, SpanCoder
+    from rlsparse_store.delta import CodedTask, SpanCoder, SpanTask
     from rlsparse_store.dtypes import Dtype
     from rlsparse_store.torch.ranks import Ranks
 
@@ -217,17 +217,22 @@ class GatheringCoder:
         self._gathered = gathered
         self._names = names
 
-    def code(
-        self, spans: Sequence[Span], base: Checkpoint, tuned: Sequence[Checkpoint]
-    ) -> tuple[list[CodedSpan], NDArray[np.uint64]]:
-        """Code spans of one tensor.
+    @property
+    def group_bytes(self) -> int:
+        """Of one task at a time: whoever holds a tensor may not ask for another."""
+        return 0
+
+    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
+        """Code tasks of one tensor each.
 
         Raises:
             RlsparseError: A rank has no room for it, a checkpoint cannot be read, or what was
                 coded does not decode.
         """
-        name = spans[0].plan.tuned.name
-        if name not in self._names:
-            return self._coder.code(spans, base, tuned)
-        with self._gathered.hold(name):
-            return self._coder.code(spans, base, tuned)
+        return [self._code(task, base) for task in tasks]
+
+    def _code(self, task: SpanTask, base: Checkpoint) -> CodedTask:
+        name = task.spans[0].plan.tuned.name
+        held = self._gathered.hold(name) if name in self._names else nullcontext()
+        with held:
+            return self._coder.code([task], base)[0]

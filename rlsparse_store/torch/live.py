@@ -65,6 +65,12 @@ class Target:
         """Its bytes where they are, shared with it."""
         return self.tensor.detach().view(-1).view(torch.uint8)
 
+    def place(self, chunk: ChunkRecord) -> tuple[int, int]:
+        """The first byte of a chunk in its data, and how many bytes it has."""
+        coding = self.record.coding
+        assert coding is not None  # noqa: S101 - a tensor with chunks has a coding
+        return coding.nbytes(chunk.first), coding.nbytes(chunk.length)
+
     def load(self) -> NDArray[np.uint8]:
         """Its bytes, row by row: its own memory if it is direct, else a copy."""
         tensor = self.tensor.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ from rlsparse_store.delta import ChunkDecoder, Rooms, find_delta, ordered_map, r
 from rlsparse_store.errors import FormatError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
+from rlsparse_store.torch.placed import patch_on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from rlsparse_store.container import ChunkRecord
@@ -95,42 +98,27 @@ def patch_targets(
     decoder, rooms = ChunkDecoder(reader, None), Rooms()
 
     def patch(piece: _Piece) -> None:
-        if watch is None and piece.target.runs_kernels:
-            _patch_on_device(reader, piece)
-        else:
-            _patch(decoder, rooms, piece, watch)
+        _patch(decoder, rooms, piece, watch)
 
-    for _ in ordered_map(patch, _pieces(targets), threads):
+    on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
+    for target in targets:
+        if watch is None and target.runs_kernels:
+            on_devices[target.tensor.device].append(target)
+    for device, there in on_devices.items():
+        patch_on_device(reader, there, device, threads)
+    rest = [t for t in targets if watch is not None or not t.runs_kernels]
+    for _ in ordered_map(patch, _pieces(rest), threads):
         pass
 
 
 def _pieces(targets: list[Target]) -> Iterator[_Piece]:
     """Chunk by chunk where memory is changed where it is, else tensor by tensor."""
     for target in targets:
-        if target.is_direct or target.runs_kernels:
+        if target.is_direct:
             for chunk in target.chunks:
-                yield _Piece(target, [chunk], _nbytes(target, chunk.length))
+                yield _Piece(target, [chunk], target.place(chunk)[1])
         elif target.chunks:
             yield _Piece(target, target.chunks, target.nbytes)
-
-
-def _nbytes(target: Target, words: int) -> int:
-    coding = target.record.coding
-    assert coding is not None  # noqa: S101 - a tensor with chunks has a coding
-    return coding.nbytes(words)
-
-
-def _patch_on_device(reader: DeltaReader, piece: _Piece) -> None:
-    from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
-
-    target = piece.target
-    decoder = ChunkDecoder(reader, None, memory=DeviceMemory(target.tensor.device))
-    for chunk in piece.chunks:
-        start = _nbytes(target, chunk.first)
-        place = target.device_bytes[start : start + _nbytes(target, chunk.length)]
-        # Decoded beside it: nothing that is not checked is ever in the model.
-        after, _ = decoder.decode(target.record, chunk, place.clone())
-        place.copy_(after)
 
 
 def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:
@@ -138,8 +126,8 @@ def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | No
     whole = target.load()
     try:
         for chunk in piece.chunks:
-            start = _nbytes(target, chunk.first)
-            place = whole[start : start + _nbytes(target, chunk.length)]
+            start, nbytes = target.place(chunk)
+            place = whole[start : start + nbytes]
             # Decoded beside it: nothing that is not checked is ever in the model.
             room = rooms.tuned.take(place.size)
             room[:] = place

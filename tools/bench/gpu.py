@@ -52,6 +52,8 @@ class Row:
         asked: The density asked for.
         density: The density there is.
         partition: Compare and partition, of base plus tuned bytes.
+        split: All that the device does to encode but hashing and proving, of model bytes.
+        join: The same to decode but hashing, of model bytes.
         hashing: Leaf hashes, of the bytes hashed.
         encode: Weights on the device to a delta in memory, of model bytes.
         apply: A delta in memory to weights on the device, of model bytes.
@@ -64,6 +66,8 @@ class Row:
     asked: float
     density: float
     partition: float
+    split: float
+    join: float
     hashing: float
     encode: float
     apply: float
@@ -114,7 +118,9 @@ def print_table(report: dict[str, Any]) -> None:
         print("interpreted: no rates")
         return
     print(f"device-to-device copy, read plus written: {report['copy']:.0f} GB/s")
-    columns = ["partition", "hashing", "encode", "apply", "peer_encode", "peer_apply"]
+    columns = [
+        *("partition", "split", "join", "hashing", "encode", "apply", "peer_encode", "peer_apply")
+    ]
     print(f"{'density':>9}" + "".join(f"{name:>13}" for name in columns) + f"{'delta/peer':>13}")
     for row in report["rows"]:
         rates = "".join(f"{row[name]:13.1f}" for name in columns)
@@ -219,10 +225,13 @@ class Bench:
             encode, delta_bytes = self.encode(tuned, work)
             apply = self.apply(work)
         peer_encode, stored, peer_bytes = self.peer_encode(tuned)
+        partition, split, join = self.drafting(tuned)
         return Row(
             asked=density,
             density=changed / sum(t.numel() for t in self.base.values()),
-            partition=self.partition(tuned),
+            partition=partition,
+            split=split,
+            join=join,
             hashing=self.hashing(),
             encode=encode,
             apply=apply,
@@ -232,28 +241,67 @@ class Bench:
             peer_bytes=peer_bytes,
         )
 
-    def partition(self, tuned: dict[str, Any]) -> float:
-        """Survey, count and scatter, chunk by chunk, at the contexts that the encoder chooses."""
-        from rlsparse_store.backends.gpu import GpuBackend  # noqa: PLC0415 - after installing
-        from rlsparse_store.backends.gpu.contexts import MarkedChanges  # noqa: PLC0415
-        from rlsparse_store.codec.contexts import choose_bounds, key_bins  # noqa: PLC0415
+    def drafting(self, tuned: dict[str, Any]) -> tuple[float, float, float]:
+        """The stages of one large tensor on the device, in rates of what each reads.
+
+        Compare and partition: survey, contexts, and the ranks and steps of changed words, at the
+        contexts that the encoder chooses, of base plus tuned bytes. Then all that becomes streams
+        in main memory, of model bytes; and joining those to words again, of model bytes.
+        """
+        from rlsparse_store.backends import CodedWords  # noqa: PLC0415 - after installing
+        from rlsparse_store.backends.gpu import GpuBackend  # noqa: PLC0415
+        from rlsparse_store.backends.gpu.marks import Marks  # noqa: PLC0415
+        from rlsparse_store.backends.gpu.splitting import scatter  # noqa: PLC0415
+        from rlsparse_store.backends.gpu.survey import table_of  # noqa: PLC0415
+        from rlsparse_store.codec import draft_chunks  # noqa: PLC0415
+        from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter  # noqa: PLC0415
         from rlsparse_store.dtypes import DTYPES  # noqa: PLC0415
 
-        backend: Any = GpuBackend()
-        torch, dtype = self.torch, DTYPES["BF16"]
+        backend, dtype = GpuBackend(), DTYPES["BF16"]
         name, before = next(iter(self.base.items()))
-        base = before.view(-1).view(torch.int16)
-        after = tuned[name].view(-1).view(torch.int16)
-        changes = backend.changes(base, after, dtype.coding)
-        bins = key_bins(dtype.coding, dtype.mantissa_bits)
-        histogram = backend.histogram(base, after, dtype.coding, bins, every=32)
-        bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
+        old, new = (t.view(-1).view(self.torch.int16) for t in (before, tuned[name]))
 
-        def work() -> None:
-            backend.survey(base, after, dtype.coding, 1 << 20)
-            MarkedChanges(base, after, dtype.coding, bounds, None).scatter()
+        def chunks() -> list[Any]:
+            survey, cutter, found = backend.survey([(old, new)], dtype.coding), ChunkCutter(), []
+            for number, changes in enumerate(survey.blocks(0, BLOCK_WORDS)):
+                end = min((number + 1) * BLOCK_WORDS, len(old))
+                cutter.add(number * BLOCK_WORDS, end, changes)
+                if cutter.is_full:
+                    found.append(cutter.close())
+            found.append(cutter.close())
+            row = before.shape[-1]
+            return [
+                survey.chunk(0, slice(s.start, s.stop), (row, s.start % row), s.changes)
+                for s in found
+                if s is not None
+            ]
 
-        return 2 * base.nbytes / self.seconds(work) / 1e9
+        drafts = draft_chunks(backend, chunks(), dtype.coding, dtype.mantissa_bits)
+        bounds, rows = [d.bounds for d in drafts], [d.rows for d in drafts]
+
+        def partition() -> None:
+            found = chunks()
+            marks = Marks.of(table_of(found, rows), dtype.coding, bounds, found[0].bits)
+            scatter(marks, found[0].bits)
+
+        def split() -> None:
+            draft_chunks(backend, chunks(), dtype.coding, dtype.mantissa_bits)
+
+        coded = [
+            CodedWords(c.base, d.bounds, d.rows, d.streams.changed, d.content)
+            for c, d in zip(chunks(), drafts, strict=True)
+        ]
+
+        def join() -> None:
+            backend.prove(coded, [c.tuned for c in chunks_there], dtype.coding)
+
+        chunks_there = chunks()
+        nbytes = before.nbytes
+        return (
+            2 * nbytes / self.seconds(partition) / 1e9,
+            nbytes / self.seconds(split) / 1e9,
+            nbytes / self.seconds(join) / 1e9,
+        )
 
     def hashing(self) -> float:
         """Leaf hashes of a tensor."""

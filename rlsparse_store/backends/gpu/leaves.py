@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from rlsparse_store.backends.gpu import kernels
-from rlsparse_store.backends.gpu.packing import grid_of, launch
+from rlsparse_store.backends.gpu.launching import launch, on_device, programs_for, to_main
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["hash_on_device"]
+__all__ = ["hash_all_on_device", "hash_on_device"]
 
 AT_A_TIME: Final = 16
 """Leaves that a program hashes."""
@@ -59,20 +61,41 @@ def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
     """The leaf hashes of bytes on a device.
 
     Args:
-        data: One-dimensional, contiguous ``torch.uint8``, which is copied if its address is no
+        data: One-dimensional, contiguous ``torch.uint8``.
+    """
+    return hash_all_on_device([data])[0]
+
+
+def hash_all_on_device(data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]:
+    """The leaf hashes of several byte strings on one device, in one pass.
+
+    Args:
+        data: One-dimensional, contiguous ``torch.uint8`` each. One is copied if its address is no
             multiple of 8.
     """
-    if data.data_ptr() % 8:
-        data = data.clone()
-    full = data.numel() // LEAF_BYTES
-    hashes = torch.empty(full, dtype=torch.int64, device=data.device)
-    if full:
-        words = data[: full * LEAF_BYTES].view(torch.int64)
-        run = launch(kernels.hash_leaves, grid_of(full, AT_A_TIME))
-        run(words, *_tables(data.device), hashes, full, LEAVES=AT_A_TIME)
-    found: NDArray[np.uint64] = hashes.cpu().numpy().view(np.uint64)
-    rest = data[full * LEAF_BYTES :]
-    if rest.numel():
-        # The last leaf is short; XXH3 of short inputs takes other ways.
-        found = np.append(found, leaf_hashes(rest.cpu().numpy()))
-    return found
+    if not data:
+        return []
+    device = data[0].device
+    placed = [part.clone() if part.data_ptr() % 8 else part for part in data]
+    full = [part.numel() // LEAF_BYTES for part in placed]
+    addresses = np.concatenate(
+        [
+            part.data_ptr() + np.arange(number, dtype=np.int64) * LEAF_BYTES
+            for part, number in zip(placed, full, strict=True)
+        ]
+    )
+    hashes = torch.empty(addresses.size, dtype=torch.int64, device=device)
+    run = launch(kernels.hash_leaves, programs_for(addresses.size, AT_A_TIME))
+    run(
+        *(on_device(addresses, device), *_tables(device), hashes, addresses.size),
+        LEAVES=AT_A_TIME,
+    )
+    # The last leaf of each is short; XXH3 of short inputs takes other ways.
+    rests = [part[number * LEAF_BYTES :] for part, number in zip(placed, full, strict=True)]
+    found, short = to_main(hashes, torch.cat(rests))
+    ends = np.cumsum([rest.numel() for rest in rests])[:-1]
+    parts = np.split(found.view(np.uint64), np.cumsum(full)[:-1])
+    return [
+        np.append(own, leaf_hashes(rest))
+        for own, rest in zip(parts, np.split(short, ends), strict=True)
+    ]

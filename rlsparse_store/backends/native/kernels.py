@@ -19,6 +19,7 @@ from rlsparse_store.backends.cost import (
 from rlsparse_store.backends.interface import (
     MAGNITUDE_CLASSES,
     Changes,
+    CpuBackend,
     Histogram,
     Rows,
     Streams,
@@ -41,7 +42,7 @@ def _row_arguments(rows: Rows | None) -> tuple[NDArray[np.bool_] | None, int, in
     return (None, 1, 0) if rows is None else (rows.active, rows.length, rows.offset)
 
 
-class NativeBackend:
+class NativeBackend(CpuBackend):
     """The compiled loops for one instruction set. They run without the interpreter's lock.
 
     Args:
@@ -168,10 +169,6 @@ class NativeBackend:
             EMPTY_COST,
             MOST_CONTEXTS,
         )
-
-    def on_host(self, words: Words) -> Words:
-        """The words themselves."""
-        return words
 
     def block_starts(self, streams: list[bytes]) -> list[bool]:
         """Which streams begin a block of the frame."""

@@ -56,6 +56,11 @@ class Cursor:
         self._content = np.frombuffer(content, np.uint8)
         self._place = 0
 
+    @property
+    def place(self) -> int:
+        """The byte at which the next stream begins."""
+        return self._place
+
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         """The next ``nbytes`` bytes.
 

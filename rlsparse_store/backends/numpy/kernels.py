@@ -10,6 +10,7 @@ from rlsparse_store.backends.interface import (
     MAGNITUDE_CLASSES,
     TILE,
     Changes,
+    CpuBackend,
     Histogram,
     Rows,
     Streams,
@@ -102,7 +103,7 @@ def _step_counts(step: NDArray[np.int64]) -> list[int]:
     return np.bincount(np.where(step < 0, 0, 4) + nearest, minlength=8).tolist()  # type: ignore[no-any-return]
 
 
-class NumpyBackend:
+class NumpyBackend(CpuBackend):
     """The definition."""
 
     name = "numpy"
@@ -216,10 +217,6 @@ class NumpyBackend:
     def block_starts(self, streams: list[bytes]) -> list[bool]:
         """Which streams begin a block of the frame."""
         return block_starts(streams)
-
-    def on_host(self, words: Words) -> Words:
-        """The words themselves."""
-        return words
 
     @staticmethod
     def _count_contexts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from peers.base import Codec, Coded, Kind
-from rlsparse_store.backends import Changes, get_backend
+from rlsparse_store.backends import Changes, ChunkWords, get_backend
 from rlsparse_store.codec import (
     CodedChunk,
     DeltaChunk,
@@ -57,11 +57,8 @@ class Ours(Codec[Chunks]):
     def _code(self, base: Tensor, tuned: Tensor) -> Iterator[tuple[slice, CodedChunk]]:
         before, after = base.reshape(-1), tuned.reshape(-1)
         for place, changes in self._cut(before, after):
-            sides, row = (before[place], after[place]), _row(base, place.start)
-            chunk = encode_chunk(
-                self._backend, *sides, BF16.coding, BF16.mantissa_bits, row, changes
-            )
-            yield place, chunk
+            words = ChunkWords(before[place], after[place], _row(base, place.start), changes)
+            yield place, encode_chunk(self._backend, words, BF16.coding, BF16.mantissa_bits)
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""

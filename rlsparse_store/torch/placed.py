@@ -1,0 +1,93 @@
+"""Patching tensors that lie on a device, many of their chunks at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rlsparse_store.delta import ChunkDecoder, OpenedChunk, ordered_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from rlsparse_store.container import ChunkRecord, DeltaReader
+    from rlsparse_store.torch.live import Target
+
+__all__ = ["patch_on_device"]
+
+BATCH_BYTES: Final = 1 << 27
+"""Bytes of words that are patched at a time: a copy of them is made, to be checked."""
+
+BATCH_CHANGES: Final = 1 << 23
+"""Changed words that are patched at a time, each taking some ten bytes besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A chunk of a tensor in a device's memory."""
+
+    target: Target
+    chunk: ChunkRecord
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its words."""
+        return self.target.place(self.chunk)[1]
+
+    @property
+    def bytes(self) -> torch.Tensor:
+        """Its bytes where they are, shared with the tensor."""
+        start, nbytes = self.target.place(self.chunk)
+        return self.target.device_bytes[start : start + nbytes]
+
+
+def patch_on_device(
+    reader: DeltaReader, targets: list[Target], device: torch.device, threads: int
+) -> None:
+    """Change tensors of one device as a delta says.
+
+    Chunks are read and decompressed on threads of the CPU, while those before them are joined on
+    the device.
+
+    Args:
+        reader: The delta, whose stored bytes were checked.
+        targets: The tensors, which were compared with the base.
+        device: Where they lie.
+        threads: Threads to decompress on.
+
+    Raises:
+        FormatError: The delta is damaged. What was written before that is right.
+    """
+    from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
+
+    decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
+
+    def opened(work: _Work) -> tuple[_Work, OpenedChunk]:
+        return work, decoder.open(work.target.record, work.chunk)
+
+    chunks = (_Work(target, chunk) for target in targets for chunk in target.chunks)
+    for batch in _batches(ordered_map(opened, chunks, threads)):
+        places = [work.bytes for work, _ in batch]
+        # Decoded beside them: nothing that is not checked is ever in the model.
+        made = decoder.join([chunk for _, chunk in batch], [place.clone() for place in places])
+        for place, (after, _) in zip(places, made, strict=True):
+            place.copy_(after)
+
+
+def _batches(
+    chunks: Iterator[tuple[_Work, OpenedChunk]],
+) -> Iterator[list[tuple[_Work, OpenedChunk]]]:
+    """Chunks that are joined together, in order."""
+    batch: list[Any] = []
+    nbytes = changes = 0
+    for work, opened in chunks:
+        batch.append((work, opened))
+        nbytes += work.nbytes
+        changes += sum(work.chunk.changed)
+        if nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES:
+            yield batch
+            batch, nbytes, changes = [], 0, 0
+    if batch:
+        yield batch
