@@ -6,6 +6,9 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,6 @@ from transformers import LlamaForCausalLM
 
 import rlsparse_store
 from rlsparse_store import encode_delta, encode_run, from_delta
-from rlsparse_store.analysis import write_mask
 from rlsparse_store.torch import load_mask
 
 if TYPE_CHECKING:
@@ -44,6 +46,19 @@ def test_docstring_examples(name: str) -> None:
 def python_in(page: Path) -> list[str]:
     """The Python of a page of Markdown, block by block."""
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_page(page: Path, names: dict[str, Any]) -> None:
+    """Run the Python and the indented commands of a page, from top to bottom."""
+    text = page.read_text(encoding="utf-8")
+    for code, command in re.findall(
+        r"```python\n(.*?)```|^    rlsparse ([^\n]*)$", text, re.MULTILINE | re.DOTALL
+    ):
+        if code:
+            exec(compile(code, page.name, "exec"), names)  # noqa: S102 - it is our own
+        else:
+            run = [sys.executable, "-P", "-m", "rlsparse_store"]
+            subprocess.run([*run, *shlex.split(command, comments=True)], check=True)
 
 
 def test_loading_guide(
@@ -100,12 +115,9 @@ def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     model.save_pretrained("tuned")
     encode_delta("base", "tuned", "full")
     names: dict[str, Any] = {}
-    for code in python_in(SUBNETWORKS):
-        exec(compile(code, SUBNETWORKS.name, "exec"), names)  # noqa: S102 - it is our own
-    write_mask(["sub"], "of-sub.safetensors", base="base")
-    of_sub = load_mask("of-sub.safetensors")
-    assert (of_sub - names["mask"]).count() == 0
-    assert of_sub.count() > 0
+    run_page(SUBNETWORKS, names)
+    assert load_mask("of-sub.safetensors").count() > 0
+    assert load_mask("control.safetensors").count() == names["mask"].count()
 
 
 def test_readme_python(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import small_llama
-from pairs import bf16_tensor, random_tensor, save, tune
+from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 
 from rlsparse_store.analysis import write_mask
@@ -27,6 +27,8 @@ from rlsparse_store.torch import DeltaEncoder, Mask, freeze_outside, load_mask
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pairs import Tensors
 
 INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -96,6 +98,54 @@ def test_tolerance(work: Path, tmp_path: Path) -> None:
     assert mask.count() < made(work, tmp_path / "exact", "s0").count()
 
 
+def one_delta(folder: Path, base: Tensors, tuned: Tensors) -> Path:
+    save(folder / "base", base)
+    save(folder / "tuned", tuned)
+    encode_delta(folder / "base", folder / "tuned", folder / "delta")
+    return folder / "delta"
+
+
+def test_no_large_integer_is_near_another(tmp_path: Path) -> None:
+    large = np.array([1 << 60, 5], np.uint64)
+    next_ones = np.array([(1 << 60) + 1, 6], np.uint64)
+    base = {"i": Tensor("I64", (2,), large.tobytes())}
+    delta = one_delta(tmp_path, base, {"i": base["i"].with_words(next_ones)})
+    write_mask([delta], tmp_path / "mask", base=tmp_path / "base", tolerance=1e-5)
+    assert load_mask(tmp_path / "mask").count() == 2
+    with pytest.raises(ValueError, match="negative"):
+        write_mask([delta], tmp_path / "other", base=tmp_path / "base", tolerance=-1.0)
+
+
+@pytest.mark.parametrize("rows", [17, 24])
+@pytest.mark.parametrize("complement", [False, True])
+def test_masks_have_the_shape_of_the_base(tmp_path: Path, rows: int, complement: bool) -> None:  # noqa: FBT001
+    base = bf16_tensor(0, 20, 13)
+    more = bf16_tensor(1, rows, 13)
+    shared = min(rows, 20) * 13
+    words = more.words(np.uint16)
+    words[:shared] = tune(base, 2, 0.3).words(np.uint16)[:shared]
+    differs = np.zeros(20 * 13, np.bool_)
+    differs[:shared] = (words[:shared] != base.words(np.uint16)[:shared]) != complement
+    delta = one_delta(tmp_path, {"e": base}, {"e": more.with_words(words)})
+    report = write_mask([delta], tmp_path / "mask", base=tmp_path / "base", complement=complement)
+    mask = load_mask(tmp_path / "mask")
+    assert np.array_equal(mask["e"].numpy(), differs.reshape(20, 13))
+    assert (report.words, report.density) == (260, mask.density)
+
+
+def test_tensors_without_a_word_for_each_weight_have_no_mask(tmp_path: Path) -> None:
+    base = {
+        "c": random_tensor(0, "C64", 8),
+        "f4": random_tensor(1, "F4", 6, 10),
+        "f6": random_tensor(2, "F6_E2M3", 8),
+    }
+    flipped = {n: t.with_words(t.words(np.uint8) ^ np.uint8(17)) for n, t in base.items()}
+    delta = one_delta(tmp_path, base, flipped)
+    report = write_mask([delta], tmp_path / "mask", base=tmp_path / "base")
+    assert report.unmatched == ["c", "f6"]
+    assert load_mask(tmp_path / "mask")["f4"].all()
+
+
 def test_controls_have_equal_counts(work: Path, tmp_path: Path) -> None:
     base = load_file(work / "base" / "model.safetensors")
     exact = made(work, tmp_path / "exact", "s0")
@@ -132,6 +182,9 @@ def test_set_operations(work: Path, tmp_path: Path) -> None:
     assert (less | right).count() == (left | right).count("a") + right.count() - right.count("a")
     with pytest.raises(BaseMismatchError):
         left & Mask(left._bits, left.shapes, "0" * 64)
+    turned = Mask({"a": left._bits["a"]}, {"a": left.shapes["a"][::-1]})
+    with pytest.raises(CheckpointError, match="other dimensions"):
+        left | turned
 
 
 def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
@@ -276,6 +329,32 @@ def test_parameters_that_were_replaced_are_noticed() -> None:
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with pytest.raises(CheckpointError, match="was replaced since"):
         frozen.check()
+
+
+def test_parameters_that_were_cast_or_added_are_noticed() -> None:
+    model: Any = small_llama()
+    frozen = freeze_outside(model, half_of(model), adamw(model.parameters()))
+    model.float()
+    with pytest.raises(CheckpointError, match="was replaced since"):
+        frozen.check()
+    model.bfloat16()
+    frozen.check()
+    model.value = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"value\.bias.*was added since"):
+        frozen.check()
+
+
+def test_buffers_are_no_weights() -> None:
+    model = torch.nn.BatchNorm1d(8)
+    half = torch.tensor([15], dtype=torch.uint8)
+    names = ("weight", "running_mean")
+    mask = Mask(dict.fromkeys(names, half), dict.fromkeys(names, (8,)))
+    optimizer = adamw(model.parameters())
+    frozen = freeze_outside(model, mask, optimizer)
+    model(torch.rand(4, 8)).square().sum().backward()
+    optimizer.step()
+    frozen.check()
+    assert (model.weight.detach() != 1).tolist() == [True] * 4 + [False] * 4
 
 
 def test_tied_parameters_go_by_any_of_their_names() -> None:

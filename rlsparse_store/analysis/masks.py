@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.analysis.several import Deltas
-from rlsparse_store.analysis.values import is_numeric, values_of
+from rlsparse_store.analysis.values import values_of
 from rlsparse_store.backends.numpy.words import keys
 from rlsparse_store.delta import Progress, silent
 from rlsparse_store.dtypes import DTYPES
@@ -44,12 +44,13 @@ class MaskReport:
     """A mask that was written.
 
     Attributes:
-        words: Weights that the mask is about.
+        words: Weights of the base that the mask is about.
         trainable: Weights with a one.
         density: trainable / words.
         base_digest: State digest of the base that the deltas are of.
         tensors: Trainable weights by tensor.
-        unmatched: Tensors that not all deltas have; they have no mask, and so are not trained.
+        unmatched: Tensors that not all deltas have, or whose dtype has no word for each weight;
+            they have no mask, and so are not trained.
     """
 
     words: int
@@ -79,15 +80,16 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
 ) -> MaskReport:
     """Write which weights deltas changed, as a mask to train by.
 
-    The file is safetensors: for each tensor U8 with one bit per weight, row by row, the least
-    significant first, 1 for what is to be trained. Its metadata name the base and the counts.
+    The file is safetensors: for each tensor U8 with one bit per weight of the base, row by row, the
+    least significant first, 1 for what is to be trained. Its metadata name the base and the counts.
+    Of a tensor that was resized, rows that a delta lost are not trained.
 
     Args:
         deltas: One or more deltas of one base, or the folder of a run.
         out: The file, which must not exist.
         base: Their base; by default the one that they name.
         combine: Of several deltas, what any, all or more than half of them changed.
-        tolerance: Differences of at most this do not count as changes; 0 compares bits.
+        tolerance: Floats that differ by at most this do not count as changed; 0 compares bits.
         complement: Whether the mask is turned round.
         control: ``"random"`` chooses as many weights of each tensor by chance, ``"magnitude"`` as
             many of each tensor at each exponent of the base.
@@ -108,11 +110,15 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
     if combine not in COMBINATIONS or control not in (None, *CONTROLS):
         msg = f"combine={combine!r}, control={control!r}: choose one of those documented"
         raise ValueError(msg)
+    if not tolerance >= 0:
+        msg = f"tolerance={tolerance!r}: it must not be negative"
+        raise ValueError(msg)
     out = Path(out)
     if out.exists():
         msg = "exists already; choose another place"
         raise OutputError(msg, file=out)
     with Deltas(deltas, base, least=1) as opened:
+        opened.leave_out(lambda tensor: tensor.dtype.bits != tensor.dtype.coding.width)
         choose = _Chooser(combine, tolerance, complement=complement)
 
         def make(tensor: SharedTensor) -> NDArray[np.uint8]:
@@ -129,7 +135,10 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
         "made": {"combine": combine, "tolerance": tolerance, "complement": complement}
         | ({} if control is None else {"control": control, "seed": seed}),
         "tensors": {
-            tensor.name: {"shape": list(tensor.shape), "trainable": report.tensors[tensor.name]}
+            tensor.name: {
+                "shape": list(tensor.source_shape),
+                "trainable": report.tensors[tensor.name],
+            }
             for tensor, _ in made
         },
     }
@@ -154,7 +163,7 @@ class _Chooser:
 
     def _changed(self, block: SideBySide, place: int, tensor: SharedTensor) -> NDArray[np.bool_]:
         differs = np.not_equal(block.base, block.tuned[place])
-        if self._tolerance and is_numeric(tensor.dtype):
+        if self._tolerance and tensor.dtype.mantissa_bits is not None:
             with np.errstate(all="ignore"):
                 before = values_of(block.base[differs], tensor.dtype).astype(np.float64)
                 after = values_of(block.tuned[place][differs], tensor.dtype)
@@ -209,8 +218,7 @@ def _packed(
 ) -> NDArray[np.uint8]:
     """The mask of a tensor, eight words a byte. Blocks begin at multiples of eight words."""
     if control is None:
-        parts = [_pack(choose(block, tensor)) for block in deltas.blocks(tensor)]
-        return np.concatenate([np.zeros(0, np.uint8), *parts])
+        return _joined(tensor, [_pack(choose(block, tensor)) for block in deltas.blocks(tensor)])
     size = 1 << 16
     left, chosen = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for block in deltas.blocks(tensor):
@@ -220,7 +228,15 @@ def _packed(
     parts = [
         _pack(control.draw(control.bins(block), left, chosen)) for block in deltas.blocks(tensor)
     ]
-    return np.concatenate([np.zeros(0, np.uint8), *parts])
+    return _joined(tensor, parts)
+
+
+def _joined(tensor: SharedTensor, parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The mask of all of the base's words: zeros where not every delta has them."""
+    whole = np.zeros(-(-tensor.source_words // 8), np.uint8)
+    known = np.concatenate([np.zeros(0, np.uint8), *parts])
+    whole[: known.size] = known
+    return whole
 
 
 def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -229,7 +245,7 @@ def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def _report(deltas: Deltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]]) -> MaskReport:
     counts = {t.name: int(_ONES[bits].sum()) for t, bits in made}
-    words = sum(tensor.words for tensor, _ in made)
+    words = sum(tensor.source_words for tensor, _ in made)
     trainable = sum(counts.values())
     return MaskReport(
         words=words,

@@ -83,6 +83,7 @@ class SharedTensor:
         words: Leading words that both have, in the dtype's default coding.
         tail: Words that only the tuned one has.
         source_words: Words of its source.
+        source_shape: The source's dimensions, in elements.
         source: Its source's name in the base.
         layer: Its layer, or ``other``.
         module: Its kind of module.
@@ -94,6 +95,7 @@ class SharedTensor:
     words: int
     tail: int
     source_words: int
+    source_shape: tuple[int, ...]
     source: str
     layer: str
     module: str
@@ -282,6 +284,7 @@ def _shared(
         words=words,
         tail=tail,
         source_words=source.dtype.coding.num_words(source.nbytes),
+        source_shape=source.shape,
         source=source.name,
         layer=layer_of(name),
         module=module_of(name),

@@ -84,6 +84,12 @@ class Deltas(Closing):
         seen = set.union(*(pair.names for pair in self._pairs))
         self.unmatched = sorted(seen - self.tensors.keys())
 
+    def leave_out(self, what: Callable[[SharedTensor], bool]) -> None:
+        """Compare fewer tensors; the others are among the unmatched."""
+        left_out = {name for name, tensor in self.tensors.items() if what(tensor)}
+        self.tensors = {n: t for n, t in self.tensors.items() if n not in left_out}
+        self.unmatched = sorted({*self.unmatched, *left_out})
+
     def map(
         self,
         function: Callable[[SharedTensor], Result],

@@ -24,7 +24,13 @@ __all__ = ["mask_command"]
     show_default=True,
     help="Of several deltas: what any, all, or more than half of them changed.",
 )
-@click.option("--tolerance", type=float, default=0.0, metavar="T", help="Ignore changes up to T.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="T",
+    help="Ignore changes of floats up to T.",
+)
 @click.option("--complement", is_flag=True, help="Turn the mask round.")
 @click.option(
     "--control",
@@ -73,4 +79,4 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
         f"  {report.trainable:,} of {report.words:,} weights to train ({percent(report.density)})"
     )
     for name in report.unmatched[:10]:
-        click.echo(f"  without a mask: {shown(name, 80)}, which not all have")
+        click.echo(f"  without a mask, and not trained: {shown(name, 80)}")

@@ -98,11 +98,11 @@ class Mask(Mapping[str, torch.Tensor]):
             raise BaseMismatchError(msg)
         shapes = {**other.shapes, **self.shapes}
         bits = {}
-        for name in shapes:
-            mine, theirs = self._bits.get(name), other._bits.get(name)
-            if mine is not None and theirs is not None and mine.shape != theirs.shape:
+        for name, shape in shapes.items():
+            if other.shapes.get(name, shape) != shape:
                 msg = "has other dimensions in the two masks"
                 raise CheckpointError(msg, tensor=shown(name))
+            mine, theirs = self._bits.get(name), other._bits.get(name)
             known = mine if mine is not None else theirs
             assert known is not None  # noqa: S101 - one of them has the name
             nothing = torch.zeros_like(known)
@@ -159,9 +159,11 @@ class Frozen:
     ) -> None:
         self._model = model
         names = _names(model)
-        unknown = set(mask).difference(*names.values())
+        # Buffers are no weights: no optimizer steps them.
+        buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+        unknown = set(mask).difference(buffers, *names.values())
         if unknown:
-            msg = "the mask names it, but it is no parameter of the model"
+            msg = "the mask names it, but it is no parameter of the model (give it unwrapped)"
             raise CheckpointError(msg, tensor=shown(min(unknown)))
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not stepped & names.keys():
@@ -192,15 +194,20 @@ class Frozen:
 
         Raises:
             VerificationError: One has not.
-            CheckpointError: The model has other parameters by now (it was wrapped, or sharded):
-                what happened to those is not known.
+            CheckpointError: The model has other parameters by now (it was wrapped, sharded, cast,
+                or added to): what happened to those is not known.
         """
         _reshard(self._model)
-        there = _names(self._model).keys()
+        there = _names(self._model)
         for part in self._parts:
-            if id(part.parameter) not in there:
+            if id(part.parameter) not in there or part.was_cast():
                 msg = "was replaced since: call freeze_outside when the model is as it is trained"
                 raise CheckpointError(msg, tensor=shown(part.name))
+        added = there.keys() - {id(part.parameter) for part in self._parts}
+        if added:
+            msg = "was added since: call freeze_outside when the model is as it is trained"
+            raise CheckpointError(msg, tensor=shown(min(there[one][0] for one in added)))
+        for part in self._parts:
             moved = part.moved()
             if moved:
                 msg = f"{moved} weights outside the mask have changed"
@@ -240,6 +247,10 @@ class _Part:
     def restore(self) -> None:
         """Put back the bits outside the mask."""
         _local(self.parameter.detach())[~self._trained] = self._kept
+
+    def was_cast(self) -> bool:
+        """Whether the parameter has another dtype by now."""
+        return self.parameter.dtype != self._kept.dtype
 
     def moved(self) -> int:
         """Weights outside the mask whose bits are others."""
@@ -304,7 +315,7 @@ def freeze_outside(
 
     Args:
         model: The model, at the base. Parameters that the mask does not name are not trained.
-        mask: What is trained.
+        mask: What is trained. Buffers that it names are left to the model.
         optimizer: Steps the model's parameters, which may be float32 masters of a 16-bit base.
             Where several do, call it for each.
         before_clipping: Whether gradients are masked as they are accumulated; otherwise only right

@@ -44,10 +44,11 @@ def sparsity(figures: Figures) -> bytes:
 def magnitudes(figures: Figures) -> bytes:
     """How probable a change is at each magnitude."""
     lines = (
-        ("sft10-s0-d0", ORANGE, "-"),
-        ("sft-s0-d0", GREEN, "-"),
-        ("grpo-s0-d0", ACCENT, "-"),
-        ("grpo-s0-d0" + NULL, GREY, "--"),
+        ("sft10-s0-d0", ORANGE, ".-"),
+        ("sft-s0-d0", GREEN, ".-"),
+        ("grpo-s0-d0", ACCENT, ".-"),
+        # Without dots: it lies on the line before.
+        ("grpo-s0-d0" + NULL, PALE, "--"),
     )
     with picture(6.4, 3.2, "png") as drawn:
         for name, color, style in lines:
@@ -59,7 +60,7 @@ def magnitudes(figures: Figures) -> bytes:
                 )
                 if words >= FEWEST
             ]
-            drawn.axes.plot(*zip(*known, strict=True), style, color=color, marker=".", label=name)
+            drawn.axes.plot(*zip(*known, strict=True), style, color=color, label=name)
         drawn.axes.set_xscale("log", base=2)
         drawn.axes.set_xlabel("magnitude of the base weight, from this power of two to the next")
         drawn.axes.set_ylabel("of these, changed, %")
@@ -80,7 +81,7 @@ def overlap(figures: Figures) -> bytes:
         ("DPO, other seed", seed_overlaps(figures, "dpo")),
         ("DPO and GRPO", algorithm_overlaps(figures, "dpo", "grpo")),
         ("SFT and GRPO", algorithm_overlaps(figures, "sft", "grpo")),
-        ("shuffled and GRPO", null_overlaps(figures)),
+        ("shuffled and GRPO", null_overlaps(figures, "grpo")),
     ]
     looks = (("uniform", "|", GREY), ("tensor", "x", GREY), ("magnitude", "s", ORANGE))
     with picture(6.4, 3.0, "png") as drawn:
@@ -90,7 +91,8 @@ def overlap(figures: Figures) -> bytes:
                 chance = [o.chance[CHANCES.index(kind)] for o in found]
                 _mark(drawn.axes, chance, place, marker, color)
         for name, marker, color in (("shared", "o", ACCENT), *looks):
-            drawn.axes.plot([], [], marker, color=color, label=name)
+            label = name if name == "shared" else f"chance: {name}"
+            drawn.axes.plot([], [], marker, color=color, label=label)
         drawn.axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
         drawn.axes.set_ylim(-0.6, len(rows) - 0.4)
         drawn.axes.set_xlim(0, 100)

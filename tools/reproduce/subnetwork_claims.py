@@ -71,7 +71,7 @@ def full_rank(figures: Figures) -> Claim:
 def overlap_uniform(figures: Figures) -> Claim:
     """Overlaps against uniform chance."""
     found = _rl_overlaps(figures)
-    null = null_overlaps(figures)
+    null = null_overlaps(figures, "grpo")
     return Claim(
         claim="Runs of other seeds, data and algorithms change the same weights far more often than chance.",
         source=MUKHERJEE,
@@ -86,7 +86,7 @@ def overlap_uniform(figures: Figures) -> Claim:
 
 def overlap_magnitude(figures: Figures) -> Claim:
     """Overlaps against chance at the same magnitude."""
-    found, null = _rl_overlaps(figures), null_overlaps(figures)
+    found, null = _rl_overlaps(figures), null_overlaps(figures, "grpo")
     return Claim(
         claim="The same, beyond what tensor and magnitude explain.",
         source="asked here; not in the papers",

@@ -124,7 +124,7 @@ def by_algorithm(figures: Figures) -> Table:
         names = figures.names(label)
         rows.append(
             [
-                WHAT[label],
+                f"{WHAT[label]}: `{label}`",
                 spread(map(figures.unchanged, names)),
                 spread(map(figures.within, names)),
                 spread(scores[name] for name in names),
@@ -135,7 +135,7 @@ def by_algorithm(figures: Figures) -> Table:
         title="Sparsity by algorithm",
         about=(
             f"Means over {figures.plan.seeds} seeds and two halves of the data, least and largest "
-            f"in brackets. The base gets {share(scores[BASE])} of the held-out sums right. The "
+            f"in brackets; behind the colon, what commands and pictures call the run. The base gets {share(scores[BASE])} of the held-out sums right. The "
             "last column is what the stored delta takes, all of it, in bits per changed weight."
         ),
         head=["run", "unchanged, exact", "within 1e-5", "right answers", "bits"],
@@ -208,7 +208,7 @@ def magnitudes(figures: Figures) -> Table:
     """Where changes fall."""
     rows = []
     for label in (*ALGORITHMS, "grpo-null"):
-        names = _nulls(figures) if label == "grpo-null" else figures.names(label)
+        names = _nulls(figures, "grpo") if label == "grpo-null" else figures.names(label)
         parts = [figures.small_share(name) for name in names]
         half = [figures.values(name)["exponents"]["half_magnitude"] for name in names]
         rows.append(
@@ -236,8 +236,8 @@ def magnitudes(figures: Figures) -> Table:
 # --- Overlap --------------------------------------------------------------------------------------
 
 
-def _nulls(figures: Figures) -> list[str]:
-    return [run.name + NULL for run in figures.labelled("grpo") if run.split == 0]
+def _nulls(figures: Figures, label: str) -> list[str]:
+    return [run.name + NULL for run in figures.labelled(label) if run.split == 0]
 
 
 def seed_overlaps(figures: Figures, label: str) -> list[Overlap]:
@@ -267,10 +267,10 @@ def algorithm_overlaps(figures: Figures, left: str, right: str) -> list[Overlap]
     return found
 
 
-def null_overlaps(figures: Figures) -> list[Overlap]:
-    """A run against another one's update, shuffled."""
-    names = [run.name for run in figures.labelled("grpo") if run.split == 0]
-    nulls = _nulls(figures)
+def null_overlaps(figures: Figures, label: str) -> list[Overlap]:
+    """Runs of a label, each against another one's update, shuffled."""
+    names = [run.name for run in figures.labelled(label) if run.split == 0]
+    nulls = _nulls(figures, label)
     turned = [*nulls[1:], nulls[0]]
     return [o for pair in zip(names, turned, strict=True) for o in figures.overlaps(pair)]
 
@@ -290,7 +290,12 @@ def overlaps(figures: Figures) -> Table:
         _overlap_row(f"{WHAT[left]} and {WHAT[right]}", algorithm_overlaps(figures, left, right))
         for left, right in others
     ]
-    rows.append(_overlap_row("GRPO and another seed's update, shuffled", null_overlaps(figures)))
+    rows += [
+        _overlap_row(
+            f"{WHAT[label]} and another seed's update, shuffled", null_overlaps(figures, label)
+        )
+        for label in ("sft10", "sft", "grpo")
+    ]
     return Table(
         title="Overlap by seed, data and algorithm",
         about=(
@@ -351,7 +356,8 @@ def subnetworks(figures: Figures) -> Table:
             "Share of weights that are the same as after training in full, by bits and within "
             "1e-5 and 1e-4; weights outside the mask that changed. The mask is what full training "
             "changed; the controls have as many weights of each tensor by chance, and as many of "
-            "each tensor at each exponent."
+            "each tensor at each exponent. `rlsparse mask` made them:\n\n"
+            + "\n".join(f"    {run.mask_command}" for run in figures.plan.second())
         ),
         head=["trained", "bits", "1e-5", "1e-4", "outside", "right answers"],
         rows=rows,

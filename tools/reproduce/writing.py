@@ -64,10 +64,9 @@ def write_report(figures: Figures, out: Path) -> None:
     ]
     for make in TABLES:
         table = make(figures)
-        parts.append(_section(table, figures.evidence.asked()))
         if table.picture:
             (out / f"{table.picture}.png").write_bytes(PICTURES[table.picture](figures))
-    figures.evidence.asked()
+        parts.append(_section(table, figures.evidence.asked()))
     (out / "report.md").write_text("\n".join(parts), encoding="utf-8")
 
 
