@@ -29,6 +29,7 @@ from rlsparse_store.delta import (
     size,
 )
 from rlsparse_store.storage.names import shown
+from rlsparse_store.storage.output import require_new
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis import ValueReport
@@ -98,6 +99,8 @@ def inspect_command(
         else:
             print_run(run)
         return
+    if options["page"] is not None:
+        require_new(Path(options["page"]))
     report, values = _measure(paths, options, quiet=quiet)
     if options["plots"] is not None or options["page"] is not None:
         _draw(report, values, options["plots"], options["page"])
