@@ -247,12 +247,13 @@ def test_help_loads_no_large_library(name: str) -> None:
 # Progress ------------------------------------------------------------------------------------
 
 
-def on_terminal(*arguments: str | Path) -> str:
-    """Run a command with standard error on a terminal, and return what the terminal got."""
+def on_terminal(*arguments: str | Path, columns: int = 80, only_errors: bool = True) -> str:
+    """Run a command on a terminal, or with standard error on one; return what it got."""
     main, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, 80))
+    termios.tcsetwinsize(side, (24, columns))
+    stdout = subprocess.DEVNULL if only_errors else side
     with subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=side
+        command(*arguments), env=environment(), stdout=stdout, stderr=side
     ) as process:
         os.close(side)
         text = b""
@@ -275,6 +276,16 @@ def test_progress_is_shown_on_a_terminal_and_cleared(pair: Pair, work: Path) -> 
 
 def test_quiet_shows_no_progress(pair: Pair, work: Path) -> None:
     assert on_terminal("encode", pair.base, pair.tuned, "-q", "-o", work / "delta") == ""
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_tables_fit_the_terminal(pair: Pair, columns: int) -> None:
+    text = on_terminal("inspect", "-q", pair.delta, columns=columns, only_errors=False)
+    lines = text.splitlines()
+    assert max(map(len, lines[lines.index("By tensor") :])) <= columns
+    whole = succeed("inspect", pair.delta)
+    assert text.split() == whole.split(), "nothing is left out"
+    assert (lines == whole.splitlines()) == (columns == 200)
 
 
 # Failure -------------------------------------------------------------------------------------
