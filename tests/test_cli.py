@@ -343,6 +343,12 @@ def test_unusable_path(pair: Pair, path: str) -> None:
     fail(1 if len(path) > 255 else 4, "inspect", path)
 
 
+def test_a_folder_of_deltas_is_told_from_one(pair: Pair, work: Path) -> None:
+    line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
+    assert line.endswith(f"give one of them, such as {pair.delta}\n")
+    assert "so it is no delta" in fail(4, "inspect", pair.base)
+
+
 def test_wrong_base(pair: Pair, work: Path) -> None:
     line = fail(3, "apply", pair.delta, "-b", pair.tuned, "-o", work / "out")
     assert str(pair.tuned) in line
