@@ -300,6 +300,13 @@ def test_tables_fit_the_terminal(pair: Pair, columns: int) -> None:
         (["inspect", "a", "b", "c"], "DELTA"),
         (["encode", "a", "b", "-o", "c", "--cast", "fp8"], "bf16"),
         (["verify", "a", "--threads", "0"], "--threads"),
+        (["encode", "a", "b", "-o", ""], "variable"),
+        (["encode", "a", "b", "--out="], "--out= is empty"),
+        (["encode", "a", "b", "-o", "c", "--device", "mars"], "'mars' is no device"),
+        (["mask", "a", "-o", "b", "--tolerance", "nan"], "--tolerance"),
+        (["mask", "a", "-o", "b", "--tolerance", "-1"], "--tolerance"),
+        (["mask", "a", "-o", "b", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "-1"], "--seed"),
     ],
 )
 def test_wrong_usage(arguments: list[str], remedy: str) -> None:
@@ -511,6 +518,14 @@ def test_full_standard_output_is_one_line(pair: Pair) -> None:
         )
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.returncode == 1
+
+
+def test_closed_standard_output_is_no_error(pair: Pair) -> None:
+    whole = f"'{sys.executable}' -P -m rlsparse_store inspect '{pair.delta}' >&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_output_in_ascii_is_no_error(pair: Pair) -> None:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_command", "print_report"]
 
+_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "as_csv", "plots", "page")
+"""Options that have no meaning for a run."""
+
 SHOWN_TENSORS = 20
 """Tensors listed unless all are asked for: those with the most changes."""
 
@@ -93,6 +96,9 @@ def inspect_command(
         msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
     if len(paths) == 1 and not options["subfolder"] and is_run(paths[0]):
+        if any(options[name] for name in _OF_ONE_DELTA):
+            msg = "a run is only listed: name one of its deltas (--subfolder)"
+            raise click.UsageError(msg)
         run = inspect_run(paths[0])
         if as_json:
             print_json(run.as_json())
@@ -126,6 +132,7 @@ def _measure(
     if len(paths) == 1:
         report = inspect_delta(paths[0], subfolder=options["subfolder"])
         asked = any(options[name] for name in ("with_values", "rank", "compressed"))
+        asked = asked or options["preset"] != "exact" or options["scope"] != "matched"
         if options["base"] is None and not asked:
             return report, None
         with progress_bar("inspect", quiet=quiet) as progress:

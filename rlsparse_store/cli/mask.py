@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from rlsparse_store.analysis import COMBINATIONS, CONTROLS, write_mask
@@ -11,6 +13,14 @@ from rlsparse_store.delta import percent
 from rlsparse_store.storage.names import shown
 
 __all__ = ["mask_command"]
+
+
+def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
+    del context, option
+    if not 0 <= value < math.inf:
+        msg = f"{value} is no difference: give a number that is 0 or more."
+        raise click.BadParameter(msg)
+    return value
 
 
 @click.command("mask", short_help="Write which weights deltas changed.")
@@ -24,14 +34,23 @@ __all__ = ["mask_command"]
     show_default=True,
     help="Of several deltas: what any, all, or more than half of them changed.",
 )
-@click.option("--tolerance", type=float, default=0.0, metavar="T", help="Ignore changes up to T.")
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.0,
+    callback=_finite,
+    metavar="T",
+    help="Ignore changes up to T.",
+)
 @click.option("--complement", is_flag=True, help="Turn the mask round.")
 @click.option(
     "--control",
     type=click.Choice(CONTROLS),
     help="As many weights by chance: of each tensor, or of each tensor at each exponent.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the control.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the control."
+)
 @threads_option
 @json_option
 @quiet_option
