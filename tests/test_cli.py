@@ -352,8 +352,13 @@ def test_unusable_path(pair: Pair, path: str) -> None:
 
 def test_a_folder_of_deltas_is_told_from_one(pair: Pair, work: Path) -> None:
     line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
-    assert line.endswith(f"give one of them, such as {pair.delta}\n")
+    assert line.endswith(f"by --subfolder, such as {pair.delta.name}\n")
     assert "so it is no delta" in fail(4, "inspect", pair.base)
+
+
+def test_a_delta_is_told_from_a_checkpoint(pair: Pair, work: Path) -> None:
+    line = fail(1, "encode", pair.base, pair.delta, "-o", work / "out")
+    assert "is a delta and no tuned checkpoint: rebuild" in line
 
 
 def test_wrong_base(pair: Pair, work: Path) -> None:

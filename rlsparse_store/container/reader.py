@@ -167,7 +167,10 @@ def _why_no_delta(path: Path) -> str:
         return "no such folder, and no ORG/NAME on the Hub"
     within = sorted(found.parent.name for found in path.glob(f"*/{DELTA_FOLDER}"))
     if within:
-        return f"holds deltas in folders: give one of them, such as {shown(str(path / within[0]))}"
+        return (
+            "holds deltas in folders: name one by its path or by --subfolder, such as "
+            f"{shown(within[0])}"
+        )
     return (
         f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
         f"{DELTA_FOLDER}/ (inspect takes BASE TUNED, too)"

@@ -45,6 +45,8 @@ def output_errors(place: Path) -> Iterator[None]:
             errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
             errno.EACCES: "permission denied; choose a place you may write to",
             errno.EFBIG: "the file would be larger than is allowed here; raise the limit",
+            errno.EEXIST: "exists already, or a file stands in its way; choose another place",
+            errno.ENOTDIR: "a file stands in its way; choose another place",
             errno.EROFS: "a read-only file system; choose another place",
         }
         reason = remedies.get(error.errno or 0, error.strerror or str(error))
