@@ -247,12 +247,13 @@ def test_help_loads_no_large_library(name: str) -> None:
 # Progress ------------------------------------------------------------------------------------
 
 
-def on_terminal(*arguments: str | Path) -> str:
-    """Run a command with standard error on a terminal, and return what the terminal got."""
+def on_terminal(*arguments: str | Path, columns: int = 80, only_errors: bool = True) -> str:
+    """Run a command on a terminal, or with standard error on one; return what it got."""
     main, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, 80))
+    termios.tcsetwinsize(side, (24, columns))
+    stdout = subprocess.DEVNULL if only_errors else side
     with subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=side
+        command(*arguments), env=environment(), stdout=stdout, stderr=side
     ) as process:
         os.close(side)
         text = b""
@@ -277,6 +278,16 @@ def test_quiet_shows_no_progress(pair: Pair, work: Path) -> None:
     assert on_terminal("encode", pair.base, pair.tuned, "-q", "-o", work / "delta") == ""
 
 
+@pytest.mark.parametrize("columns", [60, 200])
+def test_tables_fit_the_terminal(pair: Pair, columns: int) -> None:
+    text = on_terminal("inspect", "-q", pair.delta, columns=columns, only_errors=False)
+    lines = text.splitlines()
+    assert max(map(len, lines[lines.index("By tensor") :])) <= columns
+    whole = succeed("inspect", pair.delta)
+    assert text.split() == whole.split(), "nothing is left out"
+    assert (lines == whole.splitlines()) == (columns == 200)
+
+
 # Failure -------------------------------------------------------------------------------------
 
 
@@ -289,6 +300,13 @@ def test_quiet_shows_no_progress(pair: Pair, work: Path) -> None:
         (["inspect", "a", "b", "c"], "DELTA"),
         (["encode", "a", "b", "-o", "c", "--cast", "fp8"], "bf16"),
         (["verify", "a", "--threads", "0"], "--threads"),
+        (["encode", "a", "b", "-o", ""], "variable"),
+        (["encode", "a", "b", "--out="], "--out= is empty"),
+        (["encode", "a", "b", "-o", "c", "--device", "mars"], "'mars' is no device"),
+        (["mask", "a", "-o", "b", "--tolerance", "nan"], "--tolerance"),
+        (["mask", "a", "-o", "b", "--tolerance", "-1"], "--tolerance"),
+        (["mask", "a", "-o", "b", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "-1"], "--seed"),
     ],
 )
 def test_wrong_usage(arguments: list[str], remedy: str) -> None:
@@ -330,6 +348,17 @@ def test_missing_path(pair: Pair, work: Path, arguments: list[str]) -> None:
 def test_unusable_path(pair: Pair, path: str) -> None:
     assert path in fail(1, "inspect", pair.base, path)
     fail(1 if len(path) > 255 else 4, "inspect", path)
+
+
+def test_a_folder_of_deltas_is_told_from_one(pair: Pair, work: Path) -> None:
+    line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
+    assert line.endswith(f"by --subfolder, such as {pair.delta.name}\n")
+    assert "so it is no delta" in fail(4, "inspect", pair.base)
+
+
+def test_a_delta_is_told_from_a_checkpoint(pair: Pair, work: Path) -> None:
+    line = fail(1, "encode", pair.base, pair.delta, "-o", work / "out")
+    assert "is a delta and no tuned checkpoint: rebuild" in line
 
 
 def test_wrong_base(pair: Pair, work: Path) -> None:
@@ -494,6 +523,14 @@ def test_full_standard_output_is_one_line(pair: Pair) -> None:
         )
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.returncode == 1
+
+
+def test_closed_standard_output_is_no_error(pair: Pair) -> None:
+    whole = f"'{sys.executable}' -P -m rlsparse_store inspect '{pair.delta}' >&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_output_in_ascii_is_no_error(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from pairs import bf16_tensor, contents, save_sharded, tune
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import OutputError
 from rlsparse_store.storage import output
-from rlsparse_store.storage.output import OutputFile, output_folder
+from rlsparse_store.storage.output import OutputFile, output_folder, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +121,25 @@ def test_a_file_must_be_new(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(OutputError):
         OutputFile(tmp_path / "a")
+
+
+def test_a_small_file_is_there_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f".page.tmp-{output._HOST}-{os.getpid()}").touch()  # left by one that was killed
+    write_new(tmp_path / "new" / "page", b"text")
+    write_new(tmp_path / "page", b"text")
+    assert (tmp_path / "page").read_bytes() == b"text"
+    with pytest.raises(OutputError, match="exists already"):
+        write_new(tmp_path / "page", b"other")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="no space"):
+        write_new(tmp_path / "second", b"text")
+    assert names(tmp_path) == ["new", "page"]
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,4 +190,11 @@ def test_command_writes_pictures_and_page(tmp_path: Path) -> None:
     assert "9,000" in page
     again = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
     assert again.returncode == 1, "what is there is not overwritten"
+    assert (
+        again.stderr
+        == f"rlsparse: {options[3]}: exists already; remove it or choose another place\n"
+    )
+    again = subprocess.run([*command, *options[:2]], capture_output=True, check=False, text=True)
+    assert again.returncode == 1
+    assert again.stderr.endswith("exists already; remove it or choose another place\n")
     assert again.stderr.count("\n") == 1

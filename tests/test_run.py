@@ -222,6 +222,18 @@ def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
 # --- what is refused ---------------------------------------------------------------------------
 
 
+def test_the_command_refuses_what_it_cannot_do_for_a_run(
+    training: Training, tmp_path: Path
+) -> None:
+    encode_run(training.base, training.tuned, tmp_path / "run")
+    done = command(
+        "-m", "rlsparse_store", "inspect", tmp_path / "run", "--report", tmp_path / "page.html"
+    )
+    assert done.returncode == 2
+    assert "name one of its deltas" in done.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_run_has_one_base(training: Training, tmp_path: Path) -> None:
     run = tmp_path / "run"
     encode_run(training.base, training.tuned[:1], run)

@@ -37,11 +37,14 @@ _STEP_CLASS: Final = np.searchsorted(STEP_EDGES, np.arange(STEP_EDGES[-1] + 1), 
 def step_labels() -> list[str]:
     """The classes of steps, from the farthest down to the farthest up."""
     ends = [*(edge - 1 for edge in STEP_EDGES[1:]), None]
-    names = [
-        str(start) if start == end else f"{start}+" if end is None else f"{start}-{end}"
-        for start, end in zip(STEP_EDGES, ends, strict=True)
-    ]
-    return [f"-{name}" for name in names[::-1]] + [f"+{name}" for name in names]
+    classes = list(zip(STEP_EDGES, ends, strict=True))
+    return [_step_label("-", *c) for c in classes[::-1]] + [_step_label("+", *c) for c in classes]
+
+
+def _step_label(sign: str, start: int, end: int | None) -> str:
+    if end is None:
+        return f"<=-{start}" if sign == "-" else f">=+{start}"
+    return f"{sign}{start}" if start == end else f"{sign}{start}..{sign}{end}"
 
 
 @dataclass(slots=True)

@@ -177,10 +177,7 @@ def open_files(
 
 def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
     if not path.exists():
-        msg = (
-            "no such file or folder; a repository on the Hub must be downloaded first "
-            "(hf download ORG/NAME prints the folder)"
-        )
+        msg = "no such file or folder, and no ORG/NAME on the Hub"
         raise NotFoundError(msg, file=shown(str(path)))
     if path.is_file():
         return path.parent, [_check_single(path)], None

@@ -44,7 +44,13 @@ _MEASURED = (
     metavar="DIR",
     help="Folder to write, which must not exist.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
+)
 @click.option("--quick", is_flag=True, help="Seconds instead of minutes: too short to learn much.")
 def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - named by click
     """Train a tiny language model, tune it by GRPO, and store the result as a delta.

@@ -103,7 +103,11 @@ def _device_coder(device: str) -> SpanCoder:
     # Only now, for it takes seconds.
     from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415
 
-    return DeviceCoder(device)
+    try:
+        return DeviceCoder(device)
+    except RuntimeError as error:  # how torch refuses a name
+        msg = f"{device!r} is no device: give cuda, cuda:1, … or leave it out for the CPU."
+        raise click.BadParameter(msg, param_hint="'--device'") from error
 
 
 def print_run(report: RunReport) -> None:

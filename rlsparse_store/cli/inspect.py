@@ -29,12 +29,16 @@ from rlsparse_store.delta import (
     size,
 )
 from rlsparse_store.storage.names import shown
+from rlsparse_store.storage.output import require_new
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis import ValueReport
     from rlsparse_store.delta import DeltaReport, Group, Progress
 
 __all__ = ["inspect_command", "print_report"]
+
+_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "as_csv", "plots", "page")
+"""Options that have no meaning for a run."""
 
 SHOWN_TENSORS = 20
 """Tensors listed unless all are asked for: those with the most changes."""
@@ -92,12 +96,17 @@ def inspect_command(
         msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
     if len(paths) == 1 and not options["subfolder"] and is_run(paths[0]):
+        if any(options[name] for name in _OF_ONE_DELTA):
+            msg = "a run is only listed: name one of its deltas (--subfolder)"
+            raise click.UsageError(msg)
         run = inspect_run(paths[0])
         if as_json:
             print_json(run.as_json())
         else:
             print_run(run)
         return
+    if options["page"] is not None:
+        require_new(Path(options["page"]))
     report, values = _measure(paths, options, quiet=quiet)
     if options["plots"] is not None or options["page"] is not None:
         _draw(report, values, options["plots"], options["page"])
@@ -123,6 +132,7 @@ def _measure(
     if len(paths) == 1:
         report = inspect_delta(paths[0], subfolder=options["subfolder"])
         asked = any(options[name] for name in ("with_values", "rank", "compressed"))
+        asked = asked or options["preset"] != "exact" or options["scope"] != "matched"
         if options["base"] is None and not asked:
             return report, None
         with progress_bar("inspect", quiet=quiet) as progress:

@@ -73,8 +73,18 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(SIGNALLED + number)
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse what a variable that is not set leaves, which would mean the current folder."""
+    for argument in arguments:
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            msg = f"{argument or 'an argument'} is empty; is a variable not set?"
+            raise click.UsageError(msg)
+
+
 def _silence_output() -> None:
     """Keep Python from complaining once more that standard output cannot be flushed."""
+    if sys.stdout is None:
+        return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -97,8 +107,10 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _terminate)
     try:
+        _refuse_empty(sys.argv[1:])
         code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from rlsparse_store.analysis import COMBINATIONS, CONTROLS, write_mask
@@ -11,6 +13,14 @@ from rlsparse_store.delta import percent
 from rlsparse_store.storage.names import shown
 
 __all__ = ["mask_command"]
+
+
+def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
+    del context, option
+    if not 0 <= value < math.inf:
+        msg = f"{value} is no difference: give a number that is 0 or more."
+        raise click.BadParameter(msg)
+    return value
 
 
 @click.command("mask", short_help="Write which weights deltas changed.")
@@ -26,8 +36,9 @@ __all__ = ["mask_command"]
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=float,
     default=0.0,
+    callback=_finite,
     metavar="T",
     help="Ignore changes of floats up to T.",
 )
@@ -37,7 +48,9 @@ __all__ = ["mask_command"]
     type=click.Choice(CONTROLS),
     help="As many weights by chance: of each tensor, or of each tensor at each exponent.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the control.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the control."
+)
 @threads_option
 @json_option
 @quiet_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,21 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns: the first to the left, the others to the right."""
+    """Print columns: the first to the left, the others to the right.
+
+    Where a terminal is too narrow for that, the first has a line of its own.
+    """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    columns = shutil.get_terminal_size().columns
+    narrow = (
+        sys.stdout is not None and sys.stdout.isatty() and sum(widths) + 2 * len(widths) > columns
+    )
     for row in (headings, *rows):
         first = row[0].ljust(widths[0])
         rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        if narrow:
+            click.echo(f"  {first.rstrip()}")
+            first = "  "
         click.echo("  ".join(["", first, *rest]).rstrip())
 
 

@@ -13,7 +13,7 @@ from rlsparse_store.plots import (
     step_histogram,
     write_page,
 )
-from rlsparse_store.storage.output import OutputFile, output_errors
+from rlsparse_store.storage.output import require_new, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,11 +37,10 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
         for form in ("png", "svg")
         for name, _, picture in _pictures(report, values, form)
     ]
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, _ in pictures:
+        require_new(folder / name)
     for name, picture in pictures:
-        with OutputFile(folder / name) as file:
-            file.write(picture, 0)
+        write_new(folder / name, picture)
 
 
 def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
@@ -67,10 +66,7 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
         facts.append(("lossy", f"rounded to {report.cast} before it was stored"))
     pictures = [(caption, picture) for _, caption, picture in _pictures(report, values, "png")]
     text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with OutputFile(path) as file:
-        file.write(text.encode(), 0)
+    write_new(path, text.encode())
 
 
 def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:

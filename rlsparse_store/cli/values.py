@@ -40,7 +40,7 @@ def print_values(values: ValueReport, preset: str) -> None:
     _print_groups(values)
     click.echo("\nWhat the changes take")
     print_table(
-        ["encoding", "size", "bits per changed weight"],
+        ["encoding", "size", "bits/changed"],
         [
             [
                 f"{e.name} ({e.used_by})",
@@ -154,7 +154,7 @@ def _print_groups(values: ValueReport) -> None:
             continue
         click.echo(f"\n{title}")
         print_table(
-            ["group", "tensors", "words", "changed", "density", "unweighted", "unchanged tensors"],
+            ["group", "tensors", "words", "changed", "density", "unweighted", "unchanged"],
             [
                 [
                     shown(g.name, 40),

@@ -83,12 +83,7 @@ class DeltaReader(Closing):
         self.shards: list[Shard] = []
         folder = path / DELTA_FOLDER
         if files is None and not folder.is_dir():
-            reason = (
-                f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
-                f"{DELTA_FOLDER}/, or BASE and TUNED to inspect a pair"
-            )
-            msg = reason if path.exists() else "no such folder; download the delta first"
-            raise NotFoundError(msg, file=shown(str(path)))
+            raise NotFoundError(_why_no_delta(path), file=shown(str(path)))
         files = files or LocalFiles(folder)
         try:
             names, extra = _find_shards(files)
@@ -165,6 +160,21 @@ class DeltaReader(Closing):
         """Close the files."""
         for shard in self.shards:
             shard.source.close()
+
+
+def _why_no_delta(path: Path) -> str:
+    if not path.exists():
+        return "no such folder, and no ORG/NAME on the Hub"
+    within = sorted(found.parent.name for found in path.glob(f"*/{DELTA_FOLDER}"))
+    if within:
+        return (
+            "holds deltas in folders: name one by its path or by --subfolder, such as "
+            f"{shown(within[0])}"
+        )
+    return (
+        f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
+        f"{DELTA_FOLDER}/ (inspect takes BASE TUNED, too)"
+    )
 
 
 def _find_shards(files: Files) -> tuple[list[str], int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["percent", "size"]
 
 
@@ -20,10 +22,13 @@ def size(nbytes: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share with three significant digits.
+    """A share with three significant digits. Only all is 100 %: close to it, what is missing shows.
 
     Example:
-        >>> percent(0.01234)
-        '1.23 %'
+        >>> percent(0.01234), percent(0.99987), percent(1)
+        ('1.23 %', '99.99 %', '100 %')
     """
+    if 0.9995 <= share < 1:
+        digits = -math.floor(math.log10(100 * (1 - share)))
+        return f"{100 * share:.{digits}f} %"
     return "0 %" if share == 0 else f"{100 * share:.3g} %"

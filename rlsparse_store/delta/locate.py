@@ -127,11 +127,16 @@ def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
 
     Raises:
         NotFoundError: It is not there.
+        CheckpointError: It is a delta.
         ChecksumError: It is damaged.
     """
     repo = repo_id(place)
     if repo is None:
-        return Path(place)
+        path = Path(place)
+        if (path / DELTA_FOLDER).is_dir() and not any(path.glob("*.safetensors")):
+            msg = f"is a delta and no {what}: rebuild the checkpoint first (rlsparse apply)"
+            raise CheckpointError(msg, file=shown(str(path)))
+        return path
     return fetch_snapshot(repo, Wanted(what, CHECKPOINT_FILES), access).path
 
 

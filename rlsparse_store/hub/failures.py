@@ -103,6 +103,8 @@ def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
         return any(isinstance(cause, kinds) for cause in chain)
 
     name = shown(str(repo))
+    # A mistyped path with one slash looks like an id.
+    nor_folder = "" if repo.revision else "no such folder here, and "
     if is_a(errors.GatedRepoError):
         msg = (
             f"the {what} is gated: accept its terms at {constants.ENDPOINT}/{repo.repo} "
@@ -111,8 +113,8 @@ def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
         return GatedError(msg, file=name)
     if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         msg = (
-            f"there is no such repository or revision for the {what}, or it is private: check the "
-            "name, and log in if it is yours (hf auth login)"
+            f"{nor_folder}no such repository or revision for the {what}, or it is private: check "
+            "the name, and log in if it is yours (hf auth login)"
         )
         return NotFoundError(msg, file=name)
     status = _status(error)
@@ -122,7 +124,7 @@ def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
     if is_absent or is_a(errors.OfflineModeIsEnabled):
         return not_cached(what, name)
     if _is_network(error):
-        msg = f"the Hub cannot be reached for the {what}, or hung up; try again when it can"
+        msg = f"{nor_folder}the Hub cannot be reached for the {what}, or hung up; try again later"
         return HubOfflineError(msg, file=name)
     msg = f"the Hub's client failed on the {what}: {redacted(f'{type(error).__name__}: {error}')}"
     return HubError(msg, file=name)

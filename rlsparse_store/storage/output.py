@@ -1,4 +1,4 @@
-"""Writing folders so that they are there completely or not at all.
+"""Writing folders and files so that they are there completely or not at all.
 
 Everything goes into a temporary folder beside the final one; its files are flushed to the disk,
 it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old
@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["OutputFile", "close_all", "output_errors", "output_folder"]
+__all__ = ["OutputFile", "close_all", "output_errors", "output_folder", "require_new", "write_new"]
 
 _HOST: Final = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
 
@@ -45,6 +45,8 @@ def output_errors(place: Path) -> Iterator[None]:
             errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
             errno.EACCES: "permission denied; choose a place you may write to",
             errno.EFBIG: "the file would be larger than is allowed here; raise the limit",
+            errno.EEXIST: "exists already, or a file stands in its way; choose another place",
+            errno.ENOTDIR: "a file stands in its way; choose another place",
             errno.EROFS: "a read-only file system; choose another place",
         }
         reason = remedies.get(error.errno or 0, error.strerror or str(error))
@@ -128,6 +130,41 @@ def close_all(files: list[OutputFile], *, failed: bool) -> None:
     with ExitStack() as stack:
         for file in reversed(files):
             stack.callback(file.abandon if failed else file.close)
+
+
+def require_new(path: Path) -> None:
+    """Tell before the work is done that there is no place for its result.
+
+    Raises:
+        OutputError: There is something already.
+    """
+    with output_errors(path):
+        if path.is_symlink() or path.exists():
+            msg = "exists already; remove it or choose another place"
+            raise OutputError(msg, file=path)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a small file, which is there completely or not at all.
+
+    Raises:
+        OutputError: It is there already or cannot be written.
+    """
+    require_new(path)
+    temporary = path.with_name(f".{path.name}.tmp-{_HOST}-{os.getpid()}")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed process of our own number left: containers reuse numbers.
+        temporary.unlink(missing_ok=True)
+    try:
+        with OutputFile(temporary) as file:
+            file.write(content, 0)
+        with output_errors(path):
+            temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _flush_folder(path: Path) -> None:
