@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
-from rlsparse_store.backends.gpu import GpuBackend, hash_on_device
+from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels
 from rlsparse_store.backends.numpy import NumpyBackend
 from rlsparse_store.codec.chunk import Draft, draft_chunks
 from rlsparse_store.codec.contexts import key_bins
@@ -222,3 +223,39 @@ def test_words_at_odd_addresses() -> None:
     old, new = on_device(base)[1:], on_device(tuned)[1:]
     assert old.data_ptr() % 16
     assert GPU.changes(old, new, coding) == CPU.changes(base[1:], tuned[1:], coding)
+
+
+def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
+    launched: Counter[str] = Counter()
+    for name in kernels.__all__:
+        monkeypatch.setattr(kernels, name, Counted(name, launched))
+
+    def launches(number: int) -> Counter[str]:
+        launched.clear()
+        pairs = [chunk(seed, 2000, coding, 0.1) for seed in range(number)]
+        placed = [
+            ChunkWords(on_device(a), on_device(b), (100, 0), CPU.changes(a, b, coding))
+            for a, b in pairs
+        ]
+        drafts = draft_chunks(GPU, placed, coding, 7)
+        coded = [
+            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+            for words, d in zip(placed, drafts, strict=True)
+        ]
+        assert GPU.join(coded, coding) == [None] * number
+        return launched.copy()
+
+    assert launches(4) == launches(1)
+
+
+class Counted:
+    """A kernel whose launches are counted."""
+
+    def __init__(self, name: str, launched: Counter[str]) -> None:
+        self._name, self._launched = name, launched
+        self._kernel = getattr(kernels, name)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:  # noqa: ANN401 - Triton's
+        self._launched[self._name] += 1
+        return self._kernel[grid]

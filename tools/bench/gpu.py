@@ -94,20 +94,24 @@ def install(wheels: Path | None) -> None:
 def main() -> None:
     """Install, then measure in a process that sees what was installed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for gpu.json")
+    parser.add_argument("--out", type=Path, help="folder for what is written")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install from")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--mib", type=float, default=4096, help="MiB of model")
+    parser.add_argument("--profile", action="store_true", help="write what each kernel takes, too")
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     arguments = parser.parse_args()
     install(arguments.wheels)
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    report = Bench(arguments.device, int(arguments.mib * (1 << 20))).run(arguments.densities)
+    bench = Bench(arguments.device, int(arguments.mib * (1 << 20)))
+    report = bench.run(arguments.densities)
     print_table(report)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+        for density in arguments.densities if arguments.profile else ():
+            bench.profile(density, arguments.out)
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -126,6 +130,12 @@ def print_table(report: dict[str, Any]) -> None:
         rates = "".join(f"{row[name]:13.1f}" for name in columns)
         smaller = row["peer_bytes"] / row["delta_bytes"]
         print(f"{100 * row['density']:8.2f}%{rates}{1 / smaller:13.3f}")
+
+
+def _memory() -> Path | None:
+    """A folder in main memory, if there is one."""
+    place = Path("/dev/shm")  # noqa: S108 - a folder in it is made
+    return place if place.is_dir() else None
 
 
 class Bench:
@@ -166,6 +176,28 @@ class Bench:
             # What the interpreter takes is no rate of anything.
             report |= {"copy": self.copy_rate(), "rows": rows}
         return report
+
+    def profile(self, density: float, out: Path) -> None:
+        """Write what each kernel and copy takes of encoding, and of applying."""
+        tuned = self.tune(density)
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+            work = Path(folder)
+            for name, stage in (
+                ("encode", lambda: self.encode(tuned, work)),
+                ("apply", lambda: self.apply(work)),
+            ):
+                (out / f"profile-{name}-{density}.txt").write_text(self._profiled(stage))
+
+    def _profiled(self, stage: Callable[[], object]) -> str:
+        from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - as torch
+
+        activities, order = [ProfilerActivity.CPU], "self_cpu_time_total"
+        if self.is_measured:
+            activities, order = [*activities, ProfilerActivity.CUDA], "self_cuda_time_total"
+        with profile(activities=activities) as taken:
+            stage()
+        table: str = taken.key_averages().table(sort_by=order, row_limit=40)
+        return table
 
     def machine(self) -> str:
         """The device, its software, and the processors beside it."""
@@ -219,8 +251,7 @@ class Bench:
         """Everything at one density."""
         tuned = self.tune(density)
         changed = sum(int((tuned[n] != t).sum()) for n, t in self.base.items())
-        place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108 - memory
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
             work = Path(folder)
             encode, delta_bytes = self.encode(tuned, work)
             apply = self.apply(work)
