@@ -91,7 +91,7 @@ def launches() -> list[Any]:
         for name in kernels.__all__:
             patch.setattr(kernels, name, Recorder(name, found))
         hash_on_device(torch.zeros(40 << 14, dtype=torch.uint8))
-        for width in (8, 16, 32):
+        for width in (16, 32):
             launch_all(WordCoding(width, OrderMap.SIGN_MAGNITUDE), None, 0.05)
         launch_all(WordCoding(16, OrderMap.SIGN_MAGNITUDE), 300, 0.4)
     return list(found.values())
@@ -120,7 +120,9 @@ def test_kernels_compile_and_fit_into_registers(
     assert {launch[0] for launch in launches} == set(kernels.__all__)
     if capability < 90:
         # Those that matter most are enough to see that nothing needs a newer device.
-        launches = [launch for launch in launches if launch[2].get("WIDTH", 16) == 16]
+        launches = [
+            own for own in launches if own[2].get("WIDTH") != 32 and not own[2].get("HAS_ROWS")
+        ]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(

@@ -17,7 +17,7 @@ from rlsparse_store.delta import Progress, silent
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import OutputError
 from rlsparse_store.storage.header import HeaderEntry, frame_header, header_text
-from rlsparse_store.storage.output import OutputFile, output_errors
+from rlsparse_store.storage.output import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -266,16 +266,7 @@ def _write(out: Path, packed: dict[str, NDArray[np.uint8]], told: str) -> None:
         place += nbytes
     metadata = json.dumps({MASK_KEY: told}, separators=(",", ":"))
     framed = frame_header(header_text(entries, metadata))
-    temporary = out.with_name(f".{out.name}.tmp")
-    with output_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-    try:
-        with OutputFile(temporary) as file:
-            file.write(framed, 0)
-            for entry in entries:
-                file.write(packed[entry.name].data, len(framed) + entry.start)
-        with output_errors(out):
-            temporary.rename(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(out) as file:
+        file.write(framed, 0)
+        for entry in entries:
+            file.write(packed[entry.name].data, len(framed) + entry.start)

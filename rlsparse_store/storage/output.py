@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["OutputFile", "close_all", "output_errors", "output_folder", "require_new", "write_new"]
+__all__ = [
+    "OutputFile",
+    "close_all",
+    "new_file",
+    "output_errors",
+    "output_folder",
+    "require_new",
+    "write_new",
+]
 
 _HOST: Final = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
 
@@ -144,8 +152,9 @@ def require_new(path: Path) -> None:
             raise OutputError(msg, file=path)
 
 
-def write_new(path: Path, content: bytes) -> None:
-    """Write a small file, which is there completely or not at all.
+@contextmanager
+def new_file(path: Path) -> Iterator[OutputFile]:
+    """A file that is there under its name once the block ends well, and else not at all.
 
     Raises:
         OutputError: It is there already or cannot be written.
@@ -158,13 +167,23 @@ def write_new(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
     try:
         with OutputFile(temporary) as file:
-            file.write(content, 0)
+            yield file
         with output_errors(path):
             temporary.rename(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a small file, which is there completely or not at all.
+
+    Raises:
+        OutputError: It is there already or cannot be written.
+    """
+    with new_file(path) as file:
+        file.write(content, 0)
 
 
 def _flush_folder(path: Path) -> None:
