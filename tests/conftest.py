@@ -23,6 +23,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 # Kernels for a GPU run on the CPU, by Triton's interpreter. It is chosen when Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Tests run on all processors: threads of torch, more than those, would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile(
     "default",
     max_examples=60,

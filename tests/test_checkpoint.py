@@ -245,7 +245,7 @@ def test_one_file_of_another_name(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path / "no", "no such", NotFoundError)
     refused(tmp_path, "no safetensors file")
-    refused(Path("org/name-of-no-folder"), "hf download", NotFoundError)
+    refused(Path("org/name-of-no-folder"), "no such file or folder, and no ORG/NAME", NotFoundError)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "00.pth", "__0_0.distcp", "x.pt"])
