@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -219,8 +220,7 @@ class Bench:
         """Everything at one density."""
         tuned = self.tune(density)
         changed = sum(int((tuned[n] != t).sum()) for n, t in self.base.items())
-        place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108 - memory
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+        with tempfile.TemporaryDirectory(dir=self.place()) as folder:
             work = Path(folder)
             encode, delta_bytes = self.encode(tuned, work)
             apply = self.apply(work)
@@ -240,6 +240,12 @@ class Bench:
             delta_bytes=delta_bytes,
             peer_bytes=peer_bytes,
         )
+
+    def place(self) -> Path | None:
+        """Where base and delta lie: in memory, if there is room. Containers often have 64 MB."""
+        memory = Path("/dev/shm")  # noqa: S108 - only to be in memory
+        has_room = memory.is_dir() and shutil.disk_usage(memory).free > 2 * self.nbytes
+        return memory if has_room else None
 
     def drafting(self, tuned: dict[str, Any]) -> tuple[float, float, float]:
         """The stages of one large tensor on the device, in rates of what each reads.
@@ -312,8 +318,6 @@ class Bench:
 
     def encode(self, tuned: dict[str, Any], work: Path) -> tuple[float, int]:
         """From weights on the device to a finished delta in memory; the last one stays."""
-        import shutil  # noqa: PLC0415 - beside the rest that is measured
-
         from safetensors.torch import save_file  # noqa: PLC0415
 
         from rlsparse_store.torch.device import DeviceCoder  # noqa: PLC0415 - as above
