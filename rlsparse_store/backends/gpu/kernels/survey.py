@@ -103,7 +103,7 @@ def _bin_of(key, ends, bins, BINS: tl.constexpr):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bins"])
 def count_bins(
     chunks,
     samples,
