@@ -201,11 +201,14 @@ class _Reading:
     def load(self) -> torch.Tensor:
         """The contents on the device, and zeros for the masks that gaps make, as int32."""
         device = self.marks.chunks.device
-        joined = b"".join([*(chunk.content for chunk in self.chunks), bytes(3)])
-        words = np.frombuffer(joined, np.int32, len(joined) // 4)
+        words = -(-sum(len(chunk.content) for chunk in self.chunks) // 4)
+        host = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        data = host.numpy().view(np.uint8)
+        for start, chunk in zip(self._starts.tolist(), self.chunks, strict=True):
+            data[start : start + len(chunk.content)] = np.frombuffer(chunk.content, np.uint8)
         # Two words more than there are bits: what is read at any bit reads two.
         content = zeros(self._bits // 32 + 2, torch.int32, device)
-        content[: words.size] = on_device(words, device)
+        content[:words].copy_(host, non_blocking=True)
         return content
 
     def judge_masks(self, wrong: NDArray[np.int32], unequal: NDArray[np.int32]) -> None:
