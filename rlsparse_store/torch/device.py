@@ -70,6 +70,9 @@ BATCH_CHANGES: Final = 1 << 23
 FEW_CHANGES: Final = 1 << 19
 """The same, once memory has run out."""
 
+CAST_WORDS: Final = 1 << 21
+"""Words that are rounded at a time, each taking some 40 bytes."""
+
 
 class DeviceCoder:
     """Codes spans on a device, giving the bytes that the CPU gives.
@@ -234,10 +237,14 @@ def _fits(span: Span) -> bool:
 
 def _cast_to_bf16(words: torch.Tensor) -> torch.Tensor:
     """Round float32 words to the nearest bfloat16, ties to even; a NaN stays a NaN."""
-    wide = words.to(torch.int64) & 0xFFFFFFFF
-    rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
-    is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
-    return torch.where(is_nan, (wide >> 16) | 0x40, rounded).to(torch.int16)
+    narrow = torch.empty(words.shape, dtype=torch.int16, device=words.device)
+    for start in range(0, len(words), CAST_WORDS):
+        part = slice(start, start + CAST_WORDS)
+        wide = words[part].to(torch.int64) & 0xFFFFFFFF
+        rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
+        is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
+        narrow[part] = torch.where(is_nan, (wide >> 16) | 0x40, rounded)
+    return narrow
 
 
 _NO_BYTES: Final = np.zeros(0, np.uint8)
