@@ -153,7 +153,8 @@ class _Reading:
             try:
                 self._read(i, chunk)
             except StreamError as error:
-                self.problems[i] = error
+                # Without what it passed through, which holds memory of the device.
+                self.problems[i] = error.with_traceback(None)
         firsts = (np.cumsum(changed) - changed.ravel()).reshape(changed.shape)
         self.firsts = firsts.astype(np.int32)
         self.streams[:, 0] = firsts[:, 0]
@@ -233,7 +234,7 @@ class _Reading:
                 cursor.take_packed(int(lows[i]))
                 cursor.finish()
             except StreamError as error:
-                self.problems[i] = self.problems[i] or error
+                self.problems[i] = self.problems[i] or error.with_traceback(None)
 
 
 class _DeviceMasks:
