@@ -25,8 +25,13 @@ from pairs import (
 from safetensors.torch import load_file, save_file
 
 import rlsparse_store.torch.encoder
-from rlsparse_store.delta import encode_delta, scan, verify_delta
-from rlsparse_store.errors import BaseMismatchError, DtypeMismatchError, UnsupportedDtypeError
+from rlsparse_store.delta import ChunkDecoder, encode_delta, scan, verify_delta
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    DtypeMismatchError,
+    RlsparseError,
+    UnsupportedDtypeError,
+)
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, device, live, patch_
 
 
@@ -206,6 +211,33 @@ def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     encode_delta(b, t, tmp_path / "delta")
     monkeypatch.setattr(live, "runs_kernels", lambda _: True)
     model = state(b)
+    patch_(model, tmp_path / "delta", threads=1)
+    for name, tensor in state(t).items():
+        assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("most", [1, 0])
+def test_no_memory_to_patch_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    base = {"v": bf16_tensor(0, 200, 200), "w": bf16_tensor(1, 200, 200)}
+    tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
+    b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    encode_delta(b, t, tmp_path / "delta")
+    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    join = ChunkDecoder.join
+
+    def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
+        if len(chunks) > most:
+            raise torch.OutOfMemoryError
+        return join(self, chunks, *rest)
+
+    monkeypatch.setattr(ChunkDecoder, "join", joining)
+    model = state(b)
+    if not most:
+        with pytest.raises(RlsparseError, match="no memory left"):
+            patch_(model, tmp_path / "delta", threads=1)
+        return
     patch_(model, tmp_path / "delta", threads=1)
     for name, tensor in state(t).items():
         assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name

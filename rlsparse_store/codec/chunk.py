@@ -114,8 +114,17 @@ class Draft:
     @property
     def content(self) -> bytes:
         """The streams one behind the other, without row flags."""
+        return b"".join(self._parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those."""
+        return sum(map(len, self._parts))
+
+    @property
+    def _parts(self) -> list[bytes]:
         s = self.streams
-        return b"".join([*s.masks, s.signs, s.classes, s.exponents, s.low_bits])
+        return [*s.masks, s.signs, s.classes, s.exponents, s.low_bits]
 
 
 def encode_chunk(
@@ -205,7 +214,7 @@ def may_be_whole(draft: Draft, raw: int) -> bool:
     A frame is never larger than its content by more than this: three bytes a block, and its header.
     """
     flags = 0 if draft.rows is None else draft.rows.active.size // 8
-    most = len(draft.content) + flags
+    most = draft.nbytes + flags
     return (most + most // 64 + 1024) * WHOLE_TRIAL > raw
 
 

@@ -38,9 +38,10 @@ class DeviceMemory:
     def __init__(self, device: torch.device) -> None:
         self.name = str(device)
         self.backend: Any = GpuBackend()
-        self._device = device
         self._is_cuda = device.type == "cuda"
         self._stream = torch.cuda.current_stream(device) if self._is_cuda else None
+        # With its number: on other threads, another device may be the current one.
+        self._device = device if self._stream is None else self._stream.device
 
     def takes(self, width: int) -> bool:
         """The widths that the kernels take."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from queue import LifoQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -46,7 +46,6 @@ from rlsparse_store.torch.tensors import LiveTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -70,6 +69,9 @@ BATCH_CHANGES: Final = 1 << 23
 
 FEW_CHANGES: Final = 1 << 19
 """The same, once memory has run out."""
+
+CAST_WORDS: Final = 1 << 21
+"""Words that are rounded at a time, each taking some 40 bytes."""
 
 
 class DeviceCoder:
@@ -100,9 +102,8 @@ class DeviceCoder:
         require_kernels(self._device)
         self._backend = GpuBackend()
         self._cpu = CpuCoder()
-        self._under_way = threading.BoundedSemaphore(max(1, memory // GROUP_MEMORY))
-        self._alone = threading.Lock()
-        self._streams = threading.local()
+        self._together = self._streams(max(1, memory // GROUP_MEMORY))
+        self._alone = self._streams(1)
 
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks.
@@ -120,14 +121,14 @@ class DeviceCoder:
     def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[_DraftedTask]:
         """What is made of tasks on the device: of as many as its memory allows, from the first."""
         try:
-            with self._under_way, self._stream():
+            with _on_one_of(self._together):
                 return self._draft_together(tasks, base, BATCH_CHANGES)
         except torch.OutOfMemoryError:
             pass
         # One after the other and in smaller steps, while no other such span is tried.
         drafted: list[_DraftedTask] = []
         try:
-            with self._alone, self._stream():
+            with _on_one_of(self._alone):
                 for task in tasks:
                     torch.cuda.empty_cache()
                     drafted += self._draft_together([task], base, FEW_CHANGES)
@@ -136,14 +137,18 @@ class DeviceCoder:
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
         return drafted
 
-    def _stream(self) -> AbstractContextManager[Any]:
-        """A stream of this thread's own, so that spans do not wait for each other."""
-        if self._device.type != "cuda":
-            return nullcontext()
-        stream = getattr(self._streams, "stream", None)
-        if stream is None:
-            stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        return torch.cuda.stream(stream)
+    def _streams(self, number: int) -> LifoQueue[Any]:
+        """Streams for so many threads at a time, so that spans do not wait for each other.
+
+        A thread takes the one that was given back last: what torch keeps of a stream's memory, it
+        only keeps for that stream. They are made on the thread that chose the device: on new ones,
+        the first device is the current one.
+        """
+        streams: LifoQueue[Any] = LifoQueue()
+        for _ in range(number):
+            is_cuda = self._device.type == "cuda"
+            streams.put(torch.cuda.Stream(self._device) if is_cuda else None)  # type: ignore[no-untyped-call]
+        return streams
 
     def _draft_together(
         self, tasks: list[SpanTask], base: Checkpoint, most: int
@@ -199,6 +204,17 @@ class DeviceCoder:
         return host.to(self._device, non_blocking=True)
 
 
+@contextmanager
+def _on_one_of(streams: LifoQueue[Any]) -> Iterator[None]:
+    """Work on a stream that no other thread works on, once there is one."""
+    stream = streams.get()
+    try:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            yield
+    finally:
+        streams.put(stream)
+
+
 def require_kernels(device: torch.device) -> None:
     """Require that kernels run on a device.
 
@@ -221,10 +237,14 @@ def _fits(span: Span) -> bool:
 
 def _cast_to_bf16(words: torch.Tensor) -> torch.Tensor:
     """Round float32 words to the nearest bfloat16, ties to even; a NaN stays a NaN."""
-    wide = words.to(torch.int64) & 0xFFFFFFFF
-    rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
-    is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
-    return torch.where(is_nan, (wide >> 16) | 0x40, rounded).to(torch.int16)
+    narrow = torch.empty(words.shape, dtype=torch.int16, device=words.device)
+    for start in range(0, len(words), CAST_WORDS):
+        part = slice(start, start + CAST_WORDS)
+        wide = words[part].to(torch.int64) & 0xFFFFFFFF
+        rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
+        is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
+        narrow[part] = torch.where(is_nan, (wide >> 16) | 0x40, rounded)
+    return narrow
 
 
 _NO_BYTES: Final = np.zeros(0, np.uint8)

@@ -25,7 +25,7 @@ from rlsparse_store.torch.gathered import is_split
 from rlsparse_store.torch.live import live_tensors
 from rlsparse_store.torch.ranks import Ranks
 from rlsparse_store.torch.sharded import encode_sharded
-from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint
+from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint, wait_for
 
 if TYPE_CHECKING:
     from rlsparse_store.delta import EncodeReport
@@ -129,17 +129,18 @@ class DeltaEncoder(Closing):
             >>> encoder.encode(fsdp_model.state_dict(), "run/step-100")  # doctest: +SKIP
         """
         policy = dtype_policy(cast, keep=keep_dtype)
-        if torch.cuda.is_available():
-            # What the trainer began on any stream is in the weights.
-            torch.cuda.synchronize()
+        tensors = live_tensors(model)
+        # What the trainer began on any stream is in the weights.
+        wait_for(tensors.values())
 
         def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
+            # Those that were not contiguous were copied since, and are read on other streams.
+            wait_for(tensors.values())
             encoder = Encoder(self._base, tuned, policy)
             return encode_opened(
                 self._base, encoder, Path(out), self._threads, shard_bytes, progress, coder
             )
 
-        tensors = live_tensors(model)
         if any(map(is_split, tensors.values())):
             return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)
         return write(live_checkpoint(tensors), self._coder)

@@ -15,6 +15,7 @@ from rlsparse_store.digest import TensorDigester
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.frameworks.pt import bytes_of, code_of, has_kernels
 from rlsparse_store.storage.names import shown
+from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,6 +213,8 @@ def check_is_base(
         return target, known[address]
 
     based = [t for t in targets if t.record.kind is not Kind.WHOLE]
+    # Threads read them on streams of their own.
+    wait_for(target.tensor for target in based)
     for target, found in ordered_map(digest, based, threads):
         t = target.record
         if found != (t.base_digest or t.tuned_digest):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from rlsparse_store.delta import ChunkDecoder, OpenedChunk, ordered_map
+from rlsparse_store.errors import RlsparseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     from rlsparse_store.container import ChunkRecord, DeltaReader
     from rlsparse_store.torch.live import Target
@@ -59,6 +60,7 @@ def patch_on_device(
 
     Raises:
         FormatError: The delta is damaged. What was written before that is right.
+        RlsparseError: The device has no memory for a chunk besides.
     """
     from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
@@ -69,11 +71,26 @@ def patch_on_device(
 
     chunks = (_Work(target, chunk) for target in targets for chunk in target.chunks)
     for batch in _batches(ordered_map(opened, chunks, threads)):
-        places = [work.bytes for work, _ in batch]
+        if not _patch(decoder, batch):
+            # Nothing was written yet: chunk by chunk, it takes less memory.
+            torch.cuda.empty_cache()
+            for one in batch:
+                if not _patch(decoder, [one]):
+                    msg = f"no memory left on {device} to patch a chunk beside the model"
+                    raise RlsparseError(msg)
+
+
+def _patch(decoder: ChunkDecoder, batch: list[tuple[_Work, OpenedChunk]]) -> bool:
+    """Patch chunks together, or say that the device's memory does not suffice."""
+    places = [work.bytes for work, _ in batch]
+    try:
         # Decoded beside them: nothing that is not checked is ever in the model.
         made = decoder.join([chunk for _, chunk in batch], [place.clone() for place in places])
-        for place, (after, _) in zip(places, made, strict=True):
-            place.copy_(after)
+    except torch.OutOfMemoryError:
+        return False
+    for place, (after, _) in zip(places, made, strict=True):
+        place.copy_(after)
+    return True
 
 
 def _batches(

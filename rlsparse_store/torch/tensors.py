@@ -14,14 +14,14 @@ from rlsparse_store.frameworks.pt import code_of
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
     from rlsparse_store.checkpoint import Checkpoint
 
-__all__ = ["LiveTensor", "describe", "live_checkpoint", "live_tensor"]
+__all__ = ["LiveTensor", "describe", "live_checkpoint", "live_tensor", "wait_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,12 @@ class LiveTensor:
     def read_into(self, out: NDArray[np.uint8], start: int) -> None:
         """Fill ``out`` with its bytes from byte ``start`` on."""
         torch.from_numpy(out).copy_(self.data[start : start + out.size])
+
+
+def wait_for(tensors: Iterable[Any]) -> None:
+    """Wait for the devices that tensors lie on: what was begun there, on any stream, is done."""
+    for device in {t.device for t in tensors if isinstance(t, torch.Tensor) and t.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def live_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:

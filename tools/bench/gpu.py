@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,12 +133,6 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"{100 * row['density']:8.2f}%{rates}{1 / smaller:13.3f}")
 
 
-def _memory() -> Path | None:
-    """A folder in main memory, if there is one."""
-    place = Path("/dev/shm")  # noqa: S108 - a folder in it is made
-    return place if place.is_dir() else None
-
-
 class Bench:
     """Everything that is measured on one device.
 
@@ -180,7 +175,7 @@ class Bench:
     def profile(self, density: float, out: Path) -> None:
         """Write what each kernel and copy takes of encoding, and of applying."""
         tuned = self.tune(density)
-        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        with tempfile.TemporaryDirectory(dir=self.place()) as folder:
             work = Path(folder)
             for name, stage in (
                 ("encode", lambda: self.encode(tuned, work)),
@@ -251,7 +246,7 @@ class Bench:
         """Everything at one density."""
         tuned = self.tune(density)
         changed = sum(int((tuned[n] != t).sum()) for n, t in self.base.items())
-        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        with tempfile.TemporaryDirectory(dir=self.place()) as folder:
             work = Path(folder)
             encode, delta_bytes = self.encode(tuned, work)
             apply = self.apply(work)
@@ -271,6 +266,12 @@ class Bench:
             delta_bytes=delta_bytes,
             peer_bytes=peer_bytes,
         )
+
+    def place(self) -> Path | None:
+        """Where base and delta lie: in memory, if there is room. Containers often have 64 MB."""
+        memory = Path("/dev/shm")  # noqa: S108 - only to be in memory
+        has_room = memory.is_dir() and shutil.disk_usage(memory).free > 2 * self.nbytes
+        return memory if has_room else None
 
     def drafting(self, tuned: dict[str, Any]) -> tuple[float, float, float]:
         """The stages of one large tensor on the device, in rates of what each reads.
@@ -343,8 +344,6 @@ class Bench:
 
     def encode(self, tuned: dict[str, Any], work: Path) -> tuple[float, int]:
         """From weights on the device to a finished delta in memory; the last one stays."""
-        import shutil  # noqa: PLC0415 - beside the rest that is measured
-
         from safetensors.torch import save_file  # noqa: PLC0415
 
         from rlsparse_store.torch.device import DeviceCoder  # noqa: PLC0415 - as above

@@ -153,7 +153,8 @@ class _Reading:
             try:
                 self._read(i, chunk)
             except StreamError as error:
-                self.problems[i] = error
+                # Without what it passed through, which holds memory of the device.
+                self.problems[i] = error.with_traceback(None)
         firsts = (np.cumsum(changed) - changed.ravel()).reshape(changed.shape)
         self.firsts = firsts.astype(np.int32)
         self.streams[:, 0] = firsts[:, 0]
@@ -201,11 +202,14 @@ class _Reading:
     def load(self) -> torch.Tensor:
         """The contents on the device, and zeros for the masks that gaps make, as int32."""
         device = self.marks.chunks.device
-        joined = b"".join([*(chunk.content for chunk in self.chunks), bytes(3)])
-        words = np.frombuffer(joined, np.int32, len(joined) // 4)
+        words = -(-sum(len(chunk.content) for chunk in self.chunks) // 4)
+        host = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        data = host.numpy().view(np.uint8)
+        for start, chunk in zip(self._starts.tolist(), self.chunks, strict=True):
+            data[start : start + len(chunk.content)] = np.frombuffer(chunk.content, np.uint8)
         # Two words more than there are bits: what is read at any bit reads two.
         content = zeros(self._bits // 32 + 2, torch.int32, device)
-        content[: words.size] = on_device(words, device)
+        content[:words].copy_(host, non_blocking=True)
         return content
 
     def judge_masks(self, wrong: NDArray[np.int32], unequal: NDArray[np.int32]) -> None:
@@ -230,7 +234,7 @@ class _Reading:
                 cursor.take_packed(int(lows[i]))
                 cursor.finish()
             except StreamError as error:
-                self.problems[i] = self.problems[i] or error
+                self.problems[i] = self.problems[i] or error.with_traceback(None)
 
 
 class _DeviceMasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,8 +19,10 @@ __all__ = ["WIDE", "launch", "on_device", "parts_of", "programs_for", "to_main",
 WIDE: Final = 8
 """Warps of kernels that hold much of each item: with four, registers would spill."""
 
-_INTERPRETING: Final = threading.Lock()
-"""Triton's interpreter runs one kernel at a time."""
+_LAUNCHING: Final = threading.Lock()
+"""Triton readies a kernel at its first launch, and lets go of the interpreter while it loads it: a
+thread that launches the same kernel meanwhile would find it half ready. Its own interpreter, too,
+runs one kernel at a time."""
 
 
 def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 - Triton's
@@ -29,7 +32,8 @@ def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 -
         if programs:
             # Triton launches on the current device, whichever the arguments are on.
             device = arguments[0].device
-            with _INTERPRETING if device.type == "cpu" else torch.cuda.device(device):
+            here = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+            with _LAUNCHING, here:
                 kernel[(programs,)](*arguments, **constants)
 
     return run

@@ -95,7 +95,8 @@ class Marks:
             SLOTS=sizes.SLOTS,
         )
         # Over all chunks: what comes before a chunk's first tile is taken off again.
-        ends = torch.cumsum(tally, 0, dtype=torch.int64)
+        # Along rows of memory: down its columns torch adds up tile after tile, on few threads.
+        ends = torch.cumsum(tally.t().contiguous(), 1, dtype=torch.int64).t().contiguous()
         before = ends - tally
         starts = on_device(chunks.first_tiles[:-1], device)
         begun = before[starts]

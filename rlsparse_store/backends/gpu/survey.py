@@ -175,7 +175,8 @@ def _ends(coding: WordCoding, ends: bytes, device: torch.device) -> torch.Tensor
     if coding.width <= 16:
         keys = np.arange(1 << coding.key_bits, dtype=np.uint32)
         told = np.searchsorted(told, keys).astype(np.uint32)
-    return on_device(told.view(np.int32), device)
+    # Waited for: the threads that share it work on streams of their own.
+    return torch.from_numpy(told.view(np.int32)).to(device)
 
 
 def histograms(

@@ -4,6 +4,9 @@ Under ``TRITON_INTERPRET=1`` they run on the CPU, as the tests do. Words come as
 their width, as torch has them, wherever they lie: a table of chunks tells the kernels their
 addresses. A chunk is cut into tiles of 16384 words, and a tile into groups of 32 words, whose bits
 are an int32.
+
+Numbers that differ from launch to launch are not specialized on, or a kernel would be compiled anew
+when one happens to be 1, or a multiple of 16.
 """
 
 from rlsparse_store.backends.gpu.kernels.contexts import mark_contexts, tally_marks

@@ -11,6 +11,7 @@ from rlsparse_store.backends.gpu.kernels.words import (
     load_part,
     members_of,
     ones,
+    row_of,
 )
 
 __all__ = ["mark_contexts", "members_and_hits", "planes_of", "tally_marks"]
@@ -49,7 +50,7 @@ def mark_contexts(
     before = load_part(tl.load(chunk), start, words, place, WIDTH, PART)
     if HAS_ROWS:
         first_flag = tl.load(chunk + 6)
-        row = (start + place + tl.load(chunk + 5)) // tl.load(chunk + 4)
+        row = row_of(chunk, start, place, PART)
         live = tl.load(flags + first_flag + row, mask=inside & (first_flag >= 0), other=1)
         inside &= live != 0
     key = key_of(as_unsigned(before, WIDTH), WIDTH, ORDER)

@@ -29,7 +29,7 @@ def _absorb(sums, word, other, secret, mask):
     return sums + swapped + (keyed & 0xFFFFFFFF) * (keyed >> 32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["leaves"])
 def hash_leaves(
     addresses,
     secret,

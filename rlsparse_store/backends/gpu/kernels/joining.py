@@ -97,7 +97,7 @@ def set_gaps(
         tl.store(wrong + number, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def count_ones(content, counts, words, SIZE: tl.constexpr):
     """How many bits of each word of 32 are set."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -113,7 +113,7 @@ def _ones_before_bit(content, ones_before, bit, mask):
     return tl.load(ones_before + (bit >> 5), mask=mask, other=0) + ones(below).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def compare_marks(content, ones_before, masks, unequal, number, SIZE: tl.constexpr):
     """Say which masks of bits do not mark as many words as they should.
 

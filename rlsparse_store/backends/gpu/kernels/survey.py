@@ -11,6 +11,7 @@ from rlsparse_store.backends.gpu.kernels.words import (
     load_part,
     magnitude_of,
     ones,
+    row_of,
     step_of,
 )
 
@@ -102,7 +103,7 @@ def _bin_of(key, ends, bins, BINS: tl.constexpr):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bins"])
 def count_bins(
     chunks,
     samples,
@@ -131,7 +132,7 @@ def count_bins(
     inside = place < tl.minimum(tl.load(chunk + 2) - start, PART).to(tl.int32)
     if HAS_ROWS:
         first_flag = tl.load(chunk + 6)
-        row = (start + place + tl.load(chunk + 5)) // tl.load(chunk + 4)
+        row = row_of(chunk, start, place, PART)
         live = tl.load(flags + first_flag + row, mask=inside & (first_flag >= 0), other=1)
         inside &= live != 0
     before = load_part(tl.load(chunk), start, tl.load(chunk + 2), place, WIDTH, PART)

@@ -17,6 +17,7 @@ __all__ = [
     "or_bits",
     "ordered",
     "read_bits",
+    "row_of",
     "step_of",
     "words_at",
 ]
@@ -47,6 +48,24 @@ def load_part(address, start, words, place, WIDTH: tl.constexpr, PART: tl.conste
     else:
         loaded = tl.load(pointer, mask=place < (words - start).to(tl.int32), other=0)
     return loaded
+
+
+@triton.jit
+def row_of(chunk, start, place, PART: tl.constexpr):
+    """The row of each word of a part, counted from the chunk's first.
+
+    Of long rows a part touches two at most, and words of short ones have small numbers: no word
+    takes a division of 64 bits, which the device has none of.
+    """
+    length = tl.load(chunk + 4)
+    begun = start + tl.load(chunk + 5)
+    first = begun // length
+    offset = begun - first * length
+    if length >= PART:
+        later = (place >= length - offset).to(tl.int32)
+    else:
+        later = (offset.to(tl.int32) + place) // length.to(tl.int32)
+    return first + later
 
 
 @triton.jit
