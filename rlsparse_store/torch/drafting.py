@@ -1,0 +1,172 @@
+"""Spans on a device: compared, split into streams and proven there, many chunks at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from rlsparse_store.backends import CodedWords
+from rlsparse_store.backends.gpu import hash_all_on_device, hash_on_device
+from rlsparse_store.codec import draft_chunks, may_be_whole
+from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter, Span, Stretch, proof_failed
+from rlsparse_store.digest import LEAF_BYTES, leaves_check
+from rlsparse_store.frameworks.device import words_of
+from rlsparse_store.torch.drafted import DraftedChunk, DraftedSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends import ChunkWords
+    from rlsparse_store.backends.gpu import GpuBackend
+    from rlsparse_store.backends.gpu.survey import Survey
+    from rlsparse_store.codec import Draft
+    from rlsparse_store.dtypes import WordCoding
+
+__all__ = ["DeviceSpan", "Drafting", "hash_all"]
+
+_NO_BYTES: Final = np.zeros(0, np.uint8)
+
+
+def _no_leaves() -> NDArray[np.uint64]:
+    return np.zeros(0, np.uint64)
+
+
+def hash_all(tasks: list[list[DeviceSpan]]) -> None:
+    """Take the leaf hashes of all words, and of the base's once for all spans of it."""
+    data = [part for spans in tasks for part in (spans[0].old, *(span.new for span in spans))]
+    found = iter(hash_all_on_device(data))
+    for spans in tasks:
+        old_leaves = next(found)
+        for span in spans:
+            span.old_leaves, span.new_leaves = old_leaves, next(found)
+
+
+@dataclass(slots=True, eq=False)
+class DeviceSpan:
+    """A span whose words are on the device.
+
+    Attributes:
+        span: The span.
+        old: The base's bytes of it.
+        new: The tuned bytes.
+        old_leaves: Leaf hashes of ``old``.
+        new_leaves: Leaf hashes of ``new``.
+        chunks: What was drafted of it.
+    """
+
+    span: Span
+    old: torch.Tensor
+    new: torch.Tensor
+    old_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
+    new_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
+    chunks: list[DraftedChunk] = field(default_factory=list)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of it that base and tuned both have."""
+        return self.span.shared_stop - self.span.start
+
+    @property
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The words that base and tuned both have."""
+        width = self.span.coding.width
+        return words_of(self.old[: self.shared], width), words_of(self.new[: self.shared], width)
+
+    def stretches(self, survey: Survey, run: int) -> Iterator[Stretch]:
+        """What becomes chunks, in bytes of the span."""
+        size = self.span.coding.nbytes(BLOCK_WORDS)
+        cutter = ChunkCutter()
+        for number, changes in enumerate(survey.blocks(run, BLOCK_WORDS)):
+            cutter.add(number * size, min((number + 1) * size, self.shared), changes)
+            if cutter.is_full and (full := cutter.close()) is not None:
+                yield full
+        if (last := cutter.close()) is not None:
+            yield last
+
+    def add(self, stretch: Stretch, words: int, draft: Draft) -> None:
+        """Take a chunk that was drafted, with what storing it needs of the device."""
+        base_check = leaves_check(_leaves(self.old, self.old_leaves, stretch))
+        leaves = _leaves(self.new, self.new_leaves, stretch)
+        tuned = _NO_BYTES
+        if may_be_whole(draft, self.span.coding.nbytes(words)):
+            tuned = self.new[stretch.start : stretch.stop].cpu().numpy()
+        self.chunks.append(DraftedChunk(stretch, words, draft, base_check, leaves, tuned))
+
+    def drafted(self) -> DraftedSpan:
+        """What is left to be done once its words are no longer on the device."""
+        rest = self.new[self.shared :].cpu().numpy()
+        return DraftedSpan(self.span, self.chunks, rest, self.shared, self.new_leaves)
+
+
+def _leaves(data: torch.Tensor, leaves: NDArray[np.uint64], part: Stretch) -> NDArray[np.uint64]:
+    """The leaf hashes of a part that begins with a leaf, from those of the whole."""
+    if part.stop % LEAF_BYTES == 0 or part.stop == data.numel():
+        return leaves[part.start // LEAF_BYTES : -(-part.stop // LEAF_BYTES)]
+    last = part.stop // LEAF_BYTES
+    short = hash_on_device(data[last * LEAF_BYTES : part.stop])
+    return np.concatenate([leaves[part.start // LEAF_BYTES : last], short])
+
+
+class Drafting:
+    """Spans of one word coding, whose chunks are drafted together.
+
+    Args:
+        backend: Runs the loops.
+        spans: The spans.
+        coding: Their word coding.
+        mantissa_bits: Of a floating-point dtype.
+    """
+
+    def __init__(
+        self,
+        backend: GpuBackend,
+        spans: list[DeviceSpan],
+        coding: WordCoding,
+        mantissa_bits: int | None,
+    ) -> None:
+        self._backend = backend
+        self._spans = [span for span in spans if span.shared]
+        self._coding = coding
+        self._mantissa_bits = mantissa_bits
+
+    def run(self, most: int) -> None:
+        """Draft all chunks, so many changed words at a time."""
+        if not self._spans:
+            return
+        survey = self._backend.survey([span.run for span in self._spans], self._coding)
+        batch: list[tuple[DeviceSpan, Stretch, ChunkWords]] = []
+        changed = 0
+        for number, span in enumerate(self._spans):
+            for stretch in span.stretches(survey, number):
+                batch.append((span, stretch, self._words(survey, number, stretch)))
+                changed += stretch.changes.number
+                if changed >= most:
+                    self._draft(batch)
+                    batch, changed = [], 0
+        self._draft(batch)
+
+    def _words(self, survey: Survey, number: int, stretch: Stretch) -> ChunkWords:
+        span = self._spans[number].span
+        start, stop = (self._coding.num_words(place) for place in (stretch.start, stretch.stop))
+        first = self._coding.num_words(span.start) + start
+        row = None if span.row is None else (span.row, first % span.row)
+        return survey.chunk(number, slice(start, stop), row, stretch.changes)
+
+    def _draft(self, batch: list[tuple[DeviceSpan, Stretch, ChunkWords]]) -> None:
+        """Split chunks into streams, and prove that they join to the same words."""
+        chunks = [words for _, _, words in batch]
+        drafts = draft_chunks(self._backend, chunks, self._coding, self._mantissa_bits)
+        coded = [
+            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+            for words, d in zip(chunks, drafts, strict=True)
+        ]
+        problems = self._backend.prove(coded, [words.tuned for words in chunks], self._coding)
+        for (span, stretch, words), draft, problem in zip(batch, drafts, problems, strict=True):
+            if problem is not None:
+                raise proof_failed(span.span.plan) from problem
+            span.add(stretch, len(words.base), draft)
