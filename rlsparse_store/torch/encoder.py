@@ -34,6 +34,14 @@ __all__ = ["DeltaEncoder"]
 
 KEEP: Final = ("files", "host", "device")
 
+SLAB_BYTES: Final = 1 << 30
+"""Bytes of main memory that small tensors share."""
+
+ALIGNMENT: Final = 64
+"""What divides the place of a tensor in a slab."""
+
+_BYTE: Final = torch.uint8
+
 
 class DeltaEncoder(Closing):
     """Stores a model in training as deltas against its base, again and again.
@@ -160,13 +168,36 @@ def _coder(device: torch.device, memory: int) -> SpanCoder:
 
 def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
     """The base's tensors on a device, or in main memory."""
-    tensors = {name: _load(base, name, device) for name in base.tensors}
+    slabs = _Slabs(base.nbytes)
+    tensors = {}
+    for name, ref in base.tensors.items():
+        data = slabs.take(ref.nbytes) if device is None else torch.empty(ref.nbytes, dtype=_BYTE)
+        base.read_into(ref, 0, data.numpy())
+        placed = data if device is None else data.to(device)
+        tensors[name] = LiveTensor(placed, ref.dtype, ref.shape)
     return checkpoint_in_memory(tensors, base.path)
 
 
-def _load(base: Checkpoint, name: str, device: torch.device | None) -> LiveTensor:
-    ref = base.tensors[name]
-    pin = device is None and torch.cuda.is_available()
-    data = torch.empty(ref.nbytes, dtype=torch.uint8, pin_memory=pin)
-    base.read_into(ref, 0, data.numpy())
-    return LiveTensor(data if device is None else data.to(device), ref.dtype, ref.shape)
+class _Slabs:
+    """Main memory for many tensors, pinned if there is a CUDA device.
+
+    torch rounds each piece that it pins up to a power of two: tensors share large ones.
+
+    Args:
+        nbytes: Bytes of all tensors.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._left = nbytes
+        self._slab = torch.empty(0, dtype=_BYTE)
+        self._pins = torch.cuda.is_available()
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """Memory for a tensor."""
+        if nbytes > len(self._slab):
+            size = max(nbytes, min(SLAB_BYTES, self._left))
+            self._slab = torch.empty(size, dtype=_BYTE, pin_memory=self._pins)
+        taken = self._slab[:nbytes]
+        self._slab = self._slab[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
+        self._left -= nbytes
+        return taken
