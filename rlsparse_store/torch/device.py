@@ -32,7 +32,7 @@ __all__ = ["DeviceCoder", "require_kernels"]
 GROUP_BYTES: Final = 1 << 26
 """Bytes of small tensors that are worked on at a time, so that few launches do for many."""
 
-GROUP_MEMORY: Final = 448 << 20
+GROUP_MEMORY: Final = 1 << 29
 """Bytes of device memory that a group takes at most: its words and what is made of them."""
 
 BATCH_CHANGES: Final = 1 << 23

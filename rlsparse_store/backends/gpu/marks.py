@@ -94,8 +94,8 @@ class Marks:
             COLUMNS=sizes.CHUNK_COLUMNS,
             SLOTS=sizes.SLOTS,
         )
-        # Over all chunks: what comes before a chunk's first tile is taken off again.
-        # Along rows of memory: down its columns torch adds up tile after tile, on few threads.
+        # Over all chunks: what comes before a chunk's first tile is taken off again. And along rows
+        # of memory: down its columns torch adds up tile after tile, on few threads.
         ends = torch.cumsum(tally.t().contiguous(), 1, dtype=torch.int64).t().contiguous()
         before = ends - tally
         starts = on_device(chunks.first_tiles[:-1], device)
