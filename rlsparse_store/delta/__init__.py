@@ -1,7 +1,13 @@
 """What users do with deltas: encode, open, apply, verify, inspect."""
 
 from rlsparse_store.delta.apply import ApplyReport, apply_delta
-from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk, check_sources, wrong_base
+from rlsparse_store.delta.chunks import (
+    ChunkDecoder,
+    OpenedChunk,
+    batches,
+    check_sources,
+    wrong_base,
+)
 from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.encode import (
     SHARD_BYTES,
@@ -84,6 +90,7 @@ __all__ = [
     "VerifyReport",
     "WholeTensor",
     "apply_delta",
+    "batches",
     "block_of",
     "check_alone",
     "check_small_origins",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlsparse_store.container import ChunkCoding
+from rlsparse_store.delta.chunks import batches
+from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.sources import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -14,19 +16,20 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.container import ChunkRecord, TensorRecord
-    from rlsparse_store.delta.chunks import ChunkDecoder
+    from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk
+    from rlsparse_store.dtypes import WordCoding
     from rlsparse_store.frameworks import Bytes
 
-__all__ = ["Run", "TensorCursor"]
+__all__ = ["TensorCursor"]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A stretch of a tensor that is read at once: one chunk, or bytes that no chunk changes.
+class _Piece:
+    """Bytes of a source that are read at once.
 
     Attributes:
-        start: Its first byte.
-        stop: The byte after its last.
+        start: The first byte.
+        stop: The byte after the last.
     """
 
     start: int
@@ -38,11 +41,29 @@ class Run:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A chunk that is opened on a thread."""
+
+    chunk: ChunkRecord
+    coding: WordCoding
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its words."""
+        return self.coding.nbytes(self.chunk.length)
+
+    @property
+    def place(self) -> slice:
+        """Its bytes of the tensor, before any widening."""
+        start = self.coding.nbytes(self.chunk.first)
+        return slice(start, start + self.nbytes)
+
+
 class TensorCursor:
     """The bytes of one tuned tensor.
 
-    It keeps the chunk that it stopped in, so it is for one thread; but its runs, which stop in no
-    chunk, may be read on several.
+    It keeps the chunk that it stopped in, so it is for one thread.
 
     Args:
         t: The tensor, which is no alias.
@@ -72,15 +93,54 @@ class TensorCursor:
         self._ends = [self._place(chunk.first + chunk.length) for chunk in chunks]
         self._held: tuple[ChunkRecord, Bytes] | None = None
 
-    def runs(self) -> Iterator[Run]:
-        """The whole tensor in runs, from front to back."""
-        place = 0
-        for chunk, end in zip(self._chunks, self._ends, strict=True):
-            first = self._place(chunk.first)
-            yield from _pieces(place, first)
-            yield Run(first, end)
-            place = end
-        yield from _pieces(place, self._tensor.nbytes)
+    def make(self, threads: int) -> Bytes:
+        """All of the tensor's bytes, made together in a device's memory.
+
+        The base's words are read to their place there, and the chunks joined to them in batches,
+        while the next ones are decompressed.
+
+        Args:
+            threads: Threads to read and to decompress on.
+
+        Raises:
+            FormatError: The delta is damaged, or the base is not the right one.
+            MemoryError: The device has no memory left.
+            RlsparseError: A file was cut short or cannot be read.
+        """
+        memory, t = self._memory, self._tensor
+        with memory.working():
+            room = memory.empty(t.nbytes // self._scale)
+
+        def read(piece: _Piece) -> None:
+            with memory.working():
+                self._from_base(piece.start, room[piece.start : piece.stop])
+
+        def opened(stored: _Stored) -> tuple[slice, OpenedChunk]:
+            return stored.place, self._decoder.open(t, stored.chunk)
+
+        for _ in ordered_map(read, _pieces(self._shared_nbytes), threads):
+            pass
+        chunks = (_Stored(chunk, self._coding) for chunk in self._chunks)
+        for batch in batches(ordered_map(opened, chunks, threads)):
+            with memory.working():
+                parts = [room[place] for place, _ in batch]
+                made = self._decoder.join([chunk for _, chunk in batch], parts)
+                for part, (data, _) in zip(parts, made, strict=True):
+                    memory.put(part, data)
+        if not t.widening:
+            return room
+        with memory.working():
+            out = memory.empty(t.nbytes)
+            memory.widen(room, t.widening, out)
+        return out
+
+    @property
+    def _shared_nbytes(self) -> int:
+        """Bytes of the source that the tensor begins with, changed ones among them."""
+        if self._source is None:
+            return 0
+        t = self._tensor
+        return t.nbytes if t.coding is None else t.coding.nbytes(t.shared)
 
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from byte ``start`` on.
@@ -150,7 +210,7 @@ class TensorCursor:
             self._memory.put(out, data)
 
 
-def _pieces(start: int, stop: int) -> Iterator[Run]:
-    """Bytes that no chunk changes, so many at a time."""
-    for place in range(start, stop, PIECE_BYTES):
-        yield Run(place, min(place + PIECE_BYTES, stop))
+def _pieces(nbytes: int) -> Iterator[_Piece]:
+    """The first bytes of a source, so many at a time."""
+    for start in range(0, nbytes, PIECE_BYTES):
+        yield _Piece(start, min(start + PIECE_BYTES, nbytes))

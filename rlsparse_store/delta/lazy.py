@@ -236,7 +236,7 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
         if memory is None or not can_be_made_in(memory, stored):
             return None
         decoder = ChunkDecoder(self._reader, self.base, checked=self._checked, memory=memory)
-        return make_in(memory, stored, self._cursor(t, decoder))
+        return make_in(memory, self._cursor(t, decoder))
 
     def _read(self, t: TensorRecord, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - as above
         selection = select(t.shape, index)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import torch
 
-from rlsparse_store.delta import ChunkDecoder, OpenedChunk, ordered_map
+from rlsparse_store.delta import ChunkDecoder, OpenedChunk, batches, ordered_map
 from rlsparse_store.errors import RlsparseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rlsparse_store.container import ChunkRecord, DeltaReader
     from rlsparse_store.torch.live import Target
 
 __all__ = ["patch_on_device"]
-
-BATCH_BYTES: Final = 1 << 27
-"""Bytes of words that are patched at a time: a copy of them is made, to be checked."""
-
-BATCH_CHANGES: Final = 1 << 23
-"""Changed words that are patched at a time, each taking some ten bytes besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,7 @@ def patch_on_device(
         return work, decoder.open(work.target.record, work.chunk)
 
     chunks = (_Work(target, chunk) for target in targets for chunk in target.chunks)
-    for batch in _batches(ordered_map(opened, chunks, threads)):
+    for batch in batches(ordered_map(opened, chunks, threads)):
         if not _patch(decoder, batch):
             # Nothing was written yet: chunk by chunk, it takes less memory.
             torch.cuda.empty_cache()
@@ -91,20 +83,3 @@ def _patch(decoder: ChunkDecoder, batch: list[tuple[_Work, OpenedChunk]]) -> boo
     for place, (after, _) in zip(places, made, strict=True):
         place.copy_(after)
     return True
-
-
-def _batches(
-    chunks: Iterator[tuple[_Work, OpenedChunk]],
-) -> Iterator[list[tuple[_Work, OpenedChunk]]]:
-    """Chunks that are joined together, in order."""
-    batch: list[Any] = []
-    nbytes = changes = 0
-    for work, opened in chunks:
-        batch.append((work, opened))
-        nbytes += work.nbytes
-        changes += sum(work.chunk.changed)
-        if nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES:
-            yield batch
-            batch, nbytes, changes = [], 0, 0
-    if batch:
-        yield batch
