@@ -24,14 +24,19 @@ __all__ = [
 
 
 @triton.jit
-def words_at(address, WIDTH: tl.constexpr):
-    """Where words lie, as a pointer."""
+def words_at(address, WIDTH: tl.constexpr, ALIGNMENT: tl.constexpr = 1):
+    """Where words lie, as a pointer.
+
+    What divides the address is said here: Triton forgets what callers say of a function's result.
+    """
     if WIDTH == 8:
         pointer = address.to(tl.pointer_type(tl.int8))
     elif WIDTH == 16:
         pointer = address.to(tl.pointer_type(tl.int16))
     else:
         pointer = address.to(tl.pointer_type(tl.int32))
+    if ALIGNMENT > 1:
+        pointer = tl.multiple_of(pointer, ALIGNMENT)
     return pointer
 
 
@@ -42,7 +47,7 @@ def load_part(address, start, words, place, WIDTH: tl.constexpr, PART: tl.conste
     A thread loads sixteen bytes at a time: the address is a multiple of that, and only a chunk's
     last part has a mask.
     """
-    pointer = tl.multiple_of(words_at(address, WIDTH), 16) + start + place
+    pointer = words_at(address, WIDTH, 16) + start + place
     if start + PART <= words:
         loaded = tl.load(pointer)
     else:
