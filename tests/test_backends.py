@@ -6,6 +6,7 @@ And the native ones against the NumPy backend, bit for bit, on more words than t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,11 +200,9 @@ def check(case: Case, coding: WordCoding, backend: CpuBackend) -> None:
     expected = state(case.base, case.tuned, coding, case.bounds, live)
     assert streams.counts == expected.counts
     assert streams.changed == expected.changed
-    assert streams.masks == expected.masks
-    values = (streams.signs, streams.classes, streams.exponents, streams.low_bits)
-    assert values == expected.values
+    assert streams.parts == [*expected.masks, *expected.values]
     assert streams.steps == expected.steps
-    content = b"".join([*streams.masks, *values])
+    content = streams.content
     decoded = np.empty_like(base)
     backend.apply(base, coding, bounds, rows, streams.changed, content, decoded)
     assert decoded.tolist() == case.tuned
@@ -283,7 +282,7 @@ def test_contexts_with_no_and_with_only_changed_words(backend: CpuBackend) -> No
         array(base, coding), array(tuned, coding), coding, np.array([1, 2, 3], np.uint64), None
     )
     assert streams.changed == [0, 20, 0]
-    assert streams.masks == [b"", b"", b""]
+    assert streams.parts[:3] == [b"", b"", b""]
 
 
 @given(st.binary(max_size=60))
@@ -341,8 +340,7 @@ def test_an_edited_content_decodes_to_the_same_or_is_refused(
     bounds = np.array(case.bounds, np.uint64)
     rows = None if case.row is None else BACKEND.active_rows(base, tuned, *case.row)
     parts = BACKEND.partition(base, tuned, coding, bounds, rows)
-    joined = [*parts.masks, parts.signs, parts.classes, parts.exponents, parts.low_bits]
-    content = bytearray(b"".join(joined))
+    content = bytearray(parts.content)
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] ^= 1 << data.draw(st.integers(0, 7))
@@ -361,10 +359,9 @@ def test_a_changed_stream_is_refused(width: int, backend: CpuBackend) -> None:
     base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
     bounds = np.array([2**width - 1], np.uint64)
     parts = backend.partition(base, tuned, coding, bounds, None)
-    tail = parts.signs + parts.classes + parts.exponents + parts.low_bits
-    content = parts.masks[0] + tail
+    content, mask = bytes(parts.content), parts.parts[0]
     refused = [content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])]
-    gap_too_far = bytes([*parts.masks[0][:-1], 255]) + b"\xff\xff\xff\xff" + tail
+    gap_too_far = bytes([*mask[:-1], 255]) + b"\xff\xff\xff\xff" + content[len(mask) :]
     for broken in (*refused, gap_too_far):
         assert attempt(backend, base, coding, bounds, None, [1], broken) is None
     assert attempt(backend, base, coding, bounds, None, [101], content) is None
@@ -380,9 +377,8 @@ def test_a_flagged_row_without_changes_is_refused(backend: CpuBackend) -> None:
     rows = Rows(np.array([True, True, True, False]), 100, 50)
     bounds = np.array([0x7FFF], np.uint64)
     parts = backend.partition(base, tuned, coding, bounds, rows)
-    content = parts.masks[0] + parts.signs + parts.classes
     with pytest.raises(StreamError, match="flagged"):
-        backend.apply(base, coding, bounds, rows, parts.changed, content, tuned)
+        backend.apply(base, coding, bounds, rows, parts.changed, parts.content, tuned)
 
 
 # --- many words, against the definition ------------------------------------------------------
@@ -431,9 +427,7 @@ def test_many_words_equal_the_definition(
         for cut in (bounds, _on_exponents(bounds, coding)):
             streams = backend.partition(base, tuned, coding, cut, rows)
             assert streams == BACKEND.partition(base, tuned, coding, cut, rows)
-            values = [streams.signs, streams.classes, streams.exponents, streams.low_bits]
-            content = b"".join([*streams.masks, *values])
-            arguments = (coding, cut, rows, streams.changed, content)
+            arguments = (coding, cut, rows, streams.changed, bytes(streams.content))
             assert attempt(backend, base, *arguments) == tuned.tolist()
 
 
@@ -596,7 +590,8 @@ def test_blocks_equal_the_definition(
 ) -> None:
     rng = np.random.default_rng(seed)
     streams = [rng.integers(0, top, size).astype(np.uint8).tobytes() for size, top in kinds]
-    assert backend.block_starts(streams) == BACKEND.block_starts(streams)
+    content, ends = b"".join(streams), list(accumulate(map(len, streams)))
+    assert backend.block_ends(content, ends) == BACKEND.block_ends(content, ends)
 
 
 # --- which backend -----------------------------------------------------------------------------
@@ -657,7 +652,7 @@ def test_no_words_at_all(coding: WordCoding, path: str) -> None:
     for rows in (None, Rows(np.zeros(0, np.bool_), 7, 3)):
         assert backend.histogram(none, none, coding, top, rows).words.tolist() == [0]
         streams = backend.partition(none, none, coding, top, rows)
-        assert (streams.counts, streams.changed, streams.masks) == ([0], [0], [b""])
+        assert (streams.counts, streams.changed, streams.content) == ([0], [0], b"")
         backend.apply(none, coding, top, rows, [0], b"", none)
 
 
@@ -680,6 +675,10 @@ def test_arrays_that_do_not_fit_together_are_refused(path: str) -> None:
         lambda: backend.apply(words, coding, bounds, None, [1, 2], b"", words),
         lambda: backend.apply(words, coding, bounds, None, [1], b"", fewer),
         lambda: backend.changes(words, fewer, coding),
+        lambda: backend.block_ends(b"abc", [1, 4]),
+        lambda: backend.block_ends(b"abc", [2, 2]),
+        lambda: backend.block_ends(b"abc", [0, 3]),
+        lambda: backend.block_ends(bytes(300), list(range(1, 300))),
         lambda: backend.record(words, fewer),
         lambda: backend.exchange(words, fewer.view(np.uint8), words),
         lambda: load_native("abacus").changes(words, words, coding),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -347,11 +348,15 @@ def frame(**options: Any) -> bytes:  # noqa: ANN401
     return zstandard.ZstdCompressor(level=3, **options).compress(CONTENT)
 
 
+def packed(*streams: bytes) -> bytes:
+    return compress(BACKEND, b"".join(streams), list(accumulate(map(len, streams))))
+
+
 @given(st.lists(st.binary(max_size=300)))
 def test_frames_hold_their_streams(streams: list[bytes]) -> None:
-    stored = compress(BACKEND, streams)
+    stored = packed(*streams)
     content = b"".join(streams)
-    assert stored == compress(BACKEND, streams)
+    assert stored == packed(*streams)
     assert decompress(stored, len(content)) == content
     if content:
         with pytest.raises(StreamError, match="announces"):
@@ -360,15 +365,19 @@ def test_frames_hold_their_streams(streams: list[bytes]) -> None:
 
 def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
     streams = [bytes(range(256)) * 20, b"\0" * 5000, np.random.default_rng(1).bytes(3000)]
-    stored = compress(BACKEND, streams)
-    compress(BACKEND, [b"something else" * 100])
-    assert compress(BACKEND, streams) == stored
+    with ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(packed, *streams).result()
+    for others in ([b"something else" * 100], [streams[0][7:], bytes(1 << 20)], streams[1:]):
+        packed(*others)
+        assert packed(*streams) == stored
+    with pytest.raises(StreamError):
+        decompress(stored[:-9], 1 << 20)
     assert decompress(stored, 1 << 20) == b"".join(streams)
 
 
 def lying(size: int) -> bytes:
     """A frame of CONTENT whose header announces another size."""
-    stored = compress(BACKEND, [CONTENT])
+    stored = packed(CONTENT)
     at = stored.index(struct.pack("<H", len(CONTENT) - 256))
     return stored[:at] + struct.pack("<H", size - 256) + stored[at + 2 :]
 
@@ -405,7 +414,7 @@ def test_a_frame_with_a_dictionary_is_refused() -> None:
     stored = bytearray(frame(dict_data=DICTIONARY))
     with pytest.raises(StreamError):
         decompress(bytes(stored), 1 << 20)
-    numbered = bytearray(compress(BACKEND, [CONTENT]))
+    numbered = bytearray(packed(CONTENT))
     numbered[4] |= 1  # one byte of a dictionary's number follows the window
     place = 5 if numbered[4] & 0x20 else 6
     numbered[place:place] = b"\x07"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
 from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels
 from rlsparse_store.backends.numpy import NumpyBackend
-from rlsparse_store.codec.chunk import Draft, draft_chunks
+from rlsparse_store.codec.chunk import draft_chunks
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.digest import leaf_hashes
 from rlsparse_store.dtypes import OrderMap, WordCoding
@@ -98,8 +98,7 @@ def test_equals_the_definition(
     (found,) = GPU.partitions([whole], coding, [bounds], [rows])
     assert astuple(found) == astuple(streams)
 
-    content = Draft(rows, bounds, streams).content
-    coded = CodedWords(old, bounds, rows, streams.changed, content)
+    coded = CodedWords(old, bounds, rows, streams.changed, streams.content)
     assert GPU.prove([coded], [new], coding) == [None]
     assert GPU.join([coded], coding) == [None]
     assert torch.equal(old, new)
@@ -135,7 +134,7 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
         if draft.rows is not None and expected.rows is not None:
             assert np.array_equal(draft.rows.active, expected.rows.active)
     coded = [
-        CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+        CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
         for words, d in zip(placed, drafts, strict=True)
     ]
     tuned_words = [words.tuned for words in placed]
@@ -144,7 +143,7 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
     placed[1].tuned[0] += 1
     problems = GPU.prove(coded, tuned_words, coding)
     assert [problem is None for problem in problems] == [i != 1 for i in range(len(coded))]
-    coded[2] = replace(coded[2], content=coded[2].content[:-1])
+    coded[2] = replace(coded[2], content=bytes(coded[2].content[:-1]))
     problems = GPU.join(coded, coding)
     assert [problem is None for problem in problems] == [i != 2 for i in range(len(coded))]
     # Then nothing was written.
@@ -165,8 +164,8 @@ def test_gaps_that_escape_and_far_steps() -> None:
     streams = CPU.partition(base, tuned, coding, bounds, None)
     (found,) = GPU.partitions([ChunkWords(old, new, None, changes)], coding, [bounds], [None])
     assert astuple(found) == astuple(streams)
-    content = Draft(None, bounds, streams).content
-    assert GPU.join([CodedWords(old, bounds, None, streams.changed, content)], coding) == [None]
+    coded = CodedWords(old, bounds, None, streams.changed, streams.content)
+    assert GPU.join([coded], coding) == [None]
     assert torch.equal(old, new)
 
 
@@ -180,7 +179,7 @@ def test_damaged_streams_are_refused_as_the_definition_does(
     changes = CPU.changes(base, tuned, coding)
     bounds = contexts(changes.top_key, 3)
     streams = CPU.partition(base, tuned, coding, bounds, None)
-    content = bytearray(Draft(None, bounds, streams).content)
+    content = bytearray(streams.content)
     content[int(place * (len(content) - 1))] ^= 1 << seed % 8
     damaged = bytes(content[: len(content) - cut] if cut > 0 else content + bytes(-cut))
     expected = np.empty_like(base)
@@ -240,7 +239,7 @@ def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.Monke
         ]
         drafts = draft_chunks(GPU, placed, coding, 7)
         coded = [
-            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
             for words, d in zip(placed, drafts, strict=True)
         ]
         assert GPU.join(coded, coding) == [None] * number

@@ -14,7 +14,6 @@ from test_gpu import CHANGES, GPU, chunk, contexts, on_device
 
 from rlsparse_store.backends import ChunkWords, CodedWords
 from rlsparse_store.backends.gpu import hash_on_device, kernels
-from rlsparse_store.codec.chunk import Draft
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.dtypes import OrderMap, WordCoding
 
@@ -109,8 +108,7 @@ def launch_all(coding: WordCoding, length: int | None, density: float) -> None:
     GPU.histograms([words], coding, bins, [row_flags], [1])
     bounds = contexts(GPU.changes(old, new, coding).top_key, 12)
     (streams,) = GPU.partitions([words], coding, [bounds], [row_flags])
-    content = Draft(row_flags, bounds, streams).content
-    coded = CodedWords(old, bounds, row_flags, streams.changed, content)
+    coded = CodedWords(old, bounds, row_flags, streams.changed, streams.content)
     assert GPU.prove([coded], [new], coding) == [None]
     assert GPU.join([coded], coding) == [None]
 

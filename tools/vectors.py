@@ -645,6 +645,9 @@ class Draft:
 
 # --- chunks made by hand ---------------------------------------------------------------------
 
+SIGNS, CLASSES, EXPONENTS, LOW_BITS = range(-4, 0)
+"""The streams behind the masks, as :attr:`Streams.parts` lists them."""
+
 
 def _words_of(pair: Pair, t: TensorRecord, first: int, length: int) -> tuple[Words, Words]:
     coding = t.coding or t.dtype.coding
@@ -674,8 +677,14 @@ def streams_of(pair: Pair, draft: Draft, number: int) -> tuple[bytes, Streams]:
 
 def joined(streams: Streams, flags: bytes = b"") -> bytes:
     """The content of a chunk with these streams."""
-    values = [streams.signs, streams.classes, streams.exponents, streams.low_bits]
-    return b"".join([flags, *streams.masks, *values])
+    return flags + bytes(streams.content)
+
+
+def with_part(streams: Streams, number: int, part: bytes) -> Streams:
+    """Streams one of which is another."""
+    parts = streams.parts
+    parts[number] = part
+    return replace(streams, content=b"".join(parts), sizes=[len(part) for part in parts])
 
 
 def recoded(
@@ -862,7 +871,7 @@ def set_bit(stream: bytes, bit: int) -> bytes:
 
 
 def _masks(edit: Callable[[bytes], bytes]) -> Callable[[Parent], bytes]:
-    return _streams(lambda s: replace(s, masks=[edit(s.masks[0]), *s.masks[1:]]))
+    return _streams(lambda s: with_part(s, 0, edit(s.parts[0])))
 
 
 def _flip_first(mask: bytes) -> bytes:
@@ -1051,7 +1060,8 @@ def _far_step(exponent: bytes, low: bytes) -> Callable[[Streams], Streams]:
     """Make the chunk's large steps one with this exponent and these low bits."""
 
     def edit(streams: Streams) -> Streams:
-        return replace(streams, exponents=exponent + streams.exponents[1:], low_bits=low)
+        exponents = exponent + streams.parts[EXPONENTS][1:]
+        return with_part(with_part(streams, EXPONENTS, exponents), LOW_BITS, low)
 
     return edit
 
@@ -1753,14 +1763,14 @@ STREAMS: Final = (
         "stream-padding-signs",
         "stream",
         "a padding bit in the signs",
-        _streams(lambda s: replace(s, signs=set_bit(s.signs, -1))),
+        _streams(lambda s: with_part(s, SIGNS, set_bit(s.parts[SIGNS], -1))),
         "bitmap",
     ),
     Invalid(
         "stream-padding-classes",
         "stream",
         "a padding bit in the classes",
-        _streams(lambda s: replace(s, classes=set_bit(s.classes, -1))),
+        _streams(lambda s: with_part(s, CLASSES, set_bit(s.parts[CLASSES], -1))),
         "bitmap",
     ),
     Invalid(

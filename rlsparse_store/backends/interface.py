@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -146,7 +147,7 @@ class CodedWords:
     bounds: NDArray[np.uint64]
     rows: Rows | None
     changed: list[int]
-    content: bytes
+    content: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +167,29 @@ class Histogram:
 class Streams:
     """The coded parts of a delta chunk, each a run of bytes.
 
+    These are, one behind the other: a mask for each context; signs, one bit per changed word;
+    classes, two bits per changed word; exponents, per word of class 3 the bit length of |step| - 3
+    less one; low bits, those below the leading one of each |step| - 3.
+
     Attributes:
         counts: Words of each context.
         changed: Changed words of each context.
-        masks: One stream per context.
-        signs: One bit per changed word.
-        classes: Two bits per changed word.
-        exponents: Per word of class 3, the bit length of |step| - 3 less one.
-        low_bits: The bits below the leading one of each |step| - 3.
+        content: All streams.
+        sizes: Bytes of each.
         steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
     """
 
     counts: list[int]
     changed: list[int]
-    masks: list[bytes]
-    signs: bytes
-    classes: bytes
-    exponents: bytes
-    low_bits: bytes
+    content: bytes | memoryview
+    sizes: list[int]
     steps: list[int]
+
+    @property
+    def parts(self) -> list[bytes]:
+        """Each stream by itself."""
+        ends = list(accumulate(self.sizes))
+        return [bytes(self.content[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
 
 
 class Backend(Protocol):
@@ -302,7 +307,7 @@ class CpuBackend(Backend, ABC):
         bounds: NDArray[np.uint64],
         rows: Rows | None,
         changed: list[int],
-        content: bytes,
+        content: bytes | memoryview,
         out: Words,
     ) -> None:
         """Decode the streams (``content`` without row flags) and write the tuned words to ``out``.
@@ -315,8 +320,16 @@ class CpuBackend(Backend, ABC):
         """
 
     @abstractmethod
-    def block_starts(self, streams: list[bytes]) -> list[bool]:
-        """Which streams begin a block of the frame, so that its blocks cost the least."""
+    def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
+        """Where blocks of a frame end, so that together they cost the least.
+
+        Args:
+            content: The frame's content.
+            ends: Where its streams end, ascending to the end of the content; none is empty.
+
+        Returns:
+            Some of these, the last one among them.
+        """
 
     @abstractmethod
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -111,21 +112,6 @@ class Draft:
     bounds: NDArray[np.uint64]
     streams: Streams
 
-    @property
-    def content(self) -> bytes:
-        """The streams one behind the other, without row flags."""
-        return b"".join(self._parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of those."""
-        return sum(map(len, self._parts))
-
-    @property
-    def _parts(self) -> list[bytes]:
-        s = self.streams
-        return [*s.masks, s.signs, s.classes, s.exponents, s.low_bits]
-
 
 def encode_chunk(
     backend: CpuBackend, chunk: ChunkWords, coding: WordCoding, mantissa_bits: int | None
@@ -183,18 +169,12 @@ def store_draft(
         tuned: Its tuned words; none are needed if :func:`may_be_whole` says no.
     """
     rows, streams = draft.rows, draft.streams
-    flags = [pack_flags(rows.active)] if rows is not None else []
-    stored = compress(
-        backend,
-        [
-            *flags,
-            *streams.masks,
-            *_by_context(streams.signs, streams.changed, 1),
-            *_by_context(streams.classes, streams.changed, 2),
-            streams.exponents,
-            streams.low_bits,
-        ],
-    )
+    content, ends = streams.content, _ends(streams)
+    if rows is not None:
+        flags = pack_flags(rows.active)
+        content = flags + content
+        ends = [len(flags), *(len(flags) + end for end in ends)]
+    stored = compress(backend, content, ends)
     if len(stored) * WHOLE_TRIAL > coding.nbytes(words):
         whole = encode_whole(backend, tuned, coding)
         if len(whole.stored) < len(stored):
@@ -214,7 +194,7 @@ def may_be_whole(draft: Draft, raw: int) -> bool:
     A frame is never larger than its content by more than this: three bytes a block, and its header.
     """
     flags = 0 if draft.rows is None else draft.rows.active.size // 8
-    most = draft.nbytes + flags
+    most = len(draft.streams.content) + flags
     return (most + most // 64 + 1024) * WHOLE_TRIAL > raw
 
 
@@ -259,11 +239,23 @@ def _flags_pay(rows: Rows, before: Histogram, left: Histogram) -> bool:
     return flagged + flags + flags // 10 + ROW_FLAG_MARGIN < plain
 
 
-def _by_context(stream: bytes, changed: list[int], bits: int) -> list[bytes]:
-    """Cut a stream of values near the context boundaries, where its distribution may change."""
-    ends = [end * bits // 8 for end in np.cumsum(changed)]
-    ends[-1] = len(stream)
-    return [stream[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+def _ends(streams: Streams) -> list[int]:
+    """Where streams end, and signs and classes near the boundaries of contexts as well.
+
+    Their distribution may change there.
+    """
+    ends = list(accumulate(streams.sizes))
+    contexts = len(streams.changed)
+    masks, (signs, classes, *rest) = ends[:contexts], ends[contexts:]
+    inner = list(accumulate(streams.changed[:-1]))
+    return [
+        *masks,
+        *(masks[-1] + number // 8 for number in inner),
+        signs,
+        *(signs + number // 4 for number in inner),
+        classes,
+        *rest,
+    ]
 
 
 def estimate_bits(
@@ -357,11 +349,13 @@ def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
 def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> WholeChunk:
     """Store words as byte planes, the most significant first; floats with their sign last."""
     if coding.width == 4:
-        return WholeChunk(compress(backend, [to_bytes(words, 4).tobytes()]))
+        packed = to_bytes(words, 4).tobytes()
+        return WholeChunk(compress(backend, packed, [len(packed)]))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
         words = _rotated(words, 1)
-    planes = words.view(np.uint8).reshape(words.size, -1)
-    return WholeChunk(compress(backend, [plane.tobytes() for plane in planes.T[::-1]]))
+    planes = words.view(np.uint8).reshape(words.size, -1).T[::-1]
+    ends = [(i + 1) * words.size for i in range(len(planes))]
+    return WholeChunk(compress(backend, planes.tobytes(), ends))
 
 
 def _rotated(words: Words, by: int) -> Words:

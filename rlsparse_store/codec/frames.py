@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import zstandard
@@ -30,7 +32,22 @@ _PARAMETERS: Final = {
 }
 
 
-def compress(backend: CpuBackend, streams: list[bytes]) -> bytes:
+class _Contexts(threading.local):
+    """What the library works with: making it takes longer than a small frame does.
+
+    Each thread keeps its own, for two may not use one at a time.
+    """
+
+    def __init__(self) -> None:
+        parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
+        self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_CONTEXTS: Final = _Contexts()
+
+
+def compress(backend: CpuBackend, content: bytes | memoryview, ends: list[int]) -> bytes:
     """Compress streams into one frame, with a new block where the distribution changes.
 
     A block carries its own Huffman table, so streams that differ are cheaper apart and streams
@@ -38,18 +55,18 @@ def compress(backend: CpuBackend, streams: list[bytes]) -> bytes:
 
     Args:
         backend: Decides that.
-        streams: The streams, in order.
+        content: The streams, one behind the other.
+        ends: Where each ends, ascending to the end of the content; some may be empty.
     """
-    streams = [stream for stream in streams if stream]
-    parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(
-        size=sum(map(len, streams))
-    )
+    compressor = _CONTEXTS.compressor.compressobj(size=len(content))
+    view = memoryview(content)
     stored: list[bytes] = []
-    for stream, starts in zip(streams, backend.block_starts(streams), strict=True):
-        if starts and stored:
+    start = 0
+    for end in backend.block_ends(content, [end for end, _ in groupby(ends) if end]):
+        if start:
             stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-        stored.append(compressor.compress(stream))
+        stored.append(compressor.compress(view[start:end]))
+        start = end
     stored.append(compressor.flush())
     return b"".join(stored)
 
@@ -98,7 +115,7 @@ def decompress(stored: bytes, largest: int) -> bytes:
         msg = f"the zstd frame announces {size} bytes where at most {largest} can be needed"
         raise StreamError(msg)
     try:
-        content: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+        content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         msg = f"the zstd frame is broken ({error})"
         raise StreamError(msg) from error

@@ -162,7 +162,7 @@ class Drafting:
         chunks = [words for _, _, words in batch]
         drafts = draft_chunks(self._backend, chunks, self._coding, self._mantissa_bits)
         coded = [
-            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.content)
+            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
             for words, d in zip(chunks, drafts, strict=True)
         ]
         problems = self._backend.prove(coded, [words.tuned for words in chunks], self._coding)

@@ -320,7 +320,7 @@ class Bench:
             draft_chunks(backend, chunks(), dtype.coding, dtype.mantissa_bits)
 
         coded = [
-            CodedWords(c.base, d.bounds, d.rows, d.streams.changed, d.content)
+            CodedWords(c.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
             for c, d in zip(chunks(), drafts, strict=True)
         ]
 

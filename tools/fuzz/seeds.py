@@ -137,10 +137,8 @@ def made_up() -> Iterator[Seed]:
         streams = backend.partition(base, tuned, coding, bounds, rows)
         zeros = [0] * bounds.size
         yield Seed(base, tuned, coding, bounds, rows, zeros, b"", DERIVED)
-        values = [streams.signs, streams.classes, streams.exponents, streams.low_bits]
-        content = b"".join([*streams.masks, *values])
         if words < 1000:
-            yield Seed(base, tuned, coding, bounds, rows, streams.changed, content)
+            yield Seed(base, tuned, coding, bounds, rows, streams.changed, bytes(streams.content))
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def partitions(
     masks.write(content, layout, counted[0])
     values.write(content, layout, counted[1], counted[2])
     (words,) = to_main(content)
-    data = words.view(np.uint8)
+    data = words.view(np.uint8).data
     return [
         layout.streams(data, i, len(own), counted[3][i].tolist()) for i, own in enumerate(bounds)
     ]
@@ -108,23 +108,15 @@ class _Layout:
         """Bytes of all streams."""
         return int(self.sizes.sum())
 
-    def streams(
-        self, data: NDArray[np.uint8], chunk: int, contexts: int, kinds: list[int]
-    ) -> Streams:
+    def streams(self, data: memoryview, chunk: int, contexts: int, kinds: list[int]) -> Streams:
         """The streams of a chunk."""
-        starts, nbytes = self.starts[chunk].tolist(), self.sizes[chunk].tolist()
-        parts = [
-            data[start : start + size].tobytes() for start, size in zip(starts, nbytes, strict=True)
-        ]
-        signs, classes, exponents, low_bits = parts[sizes.SLOTS :]
+        nbytes = self.sizes[chunk].tolist()
+        start = int(self.starts[chunk, 0])
         return Streams(
             counts=self.marks.counts[chunk, :contexts].tolist(),
             changed=self.marks.changed[chunk, :contexts].tolist(),
-            masks=parts[:contexts],
-            signs=signs,
-            classes=classes,
-            exponents=exponents,
-            low_bits=low_bits,
+            content=data[start : start + sum(nbytes)],
+            sizes=nbytes[:contexts] + nbytes[sizes.SLOTS :],
             steps=kinds,
         )
 

@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-Buffer: TypeAlias = NDArray[Any] | bytes
+Buffer: TypeAlias = NDArray[Any] | bytes | memoryview
 
 def paths() -> list[str]: ...
 def changes(
@@ -39,7 +39,7 @@ def partition(
     row_length: int,
     row_offset: int,
     /,
-) -> tuple[list[int], list[int], list[bytes], bytes, bytes, bytes, bytes, list[int]]: ...
+) -> tuple[list[int], list[int], bytes, list[int], list[int]]: ...
 def apply(
     path: str,
     base: Buffer,
@@ -69,12 +69,13 @@ def cheapest_cut(
     most_contexts: int,
     /,
 ) -> tuple[list[int], int]: ...
-def block_starts(
-    streams: list[bytes],
+def block_ends(
+    content: Buffer,
+    ends: Buffer,
     log2: Buffer,
     sampled_bytes: int,
     block_cost: int,
     table_cost: int,
     symbol_cost: int,
     /,
-) -> list[bool]: ...
+) -> list[int]: ...

@@ -117,7 +117,7 @@ class NativeBackend(CpuBackend):
         bounds: NDArray[np.uint64],
         rows: Rows | None,
         changed: list[int],
-        content: bytes,
+        content: bytes | memoryview,
         out: Words,
     ) -> None:
         """Decode the streams and write the tuned words to ``out``.
@@ -170,8 +170,14 @@ class NativeBackend(CpuBackend):
             MOST_CONTEXTS,
         )
 
-    def block_starts(self, streams: list[bytes]) -> list[bool]:
-        """Which streams begin a block of the frame."""
-        return _kernels.block_starts(
-            streams, LOG2, SAMPLED_BYTES, BLOCK_COST, TABLE_COST, SYMBOL_COST
+    def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
+        """Where blocks of a frame end."""
+        return _kernels.block_ends(
+            content,
+            np.array(ends, np.uint64),
+            LOG2,
+            SAMPLED_BYTES,
+            BLOCK_COST,
+            TABLE_COST,
+            SYMBOL_COST,
         )

@@ -52,7 +52,7 @@ class Cursor:
 
     __slots__ = ("_content", "_place")
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | memoryview) -> None:
         self._content = np.frombuffer(content, np.uint8)
         self._place = 0
 

@@ -25,7 +25,7 @@ from rlsparse_store.backends.cost import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["block_starts", "cheapest_cut"]
+__all__ = ["block_ends", "cheapest_cut"]
 
 _IMPOSSIBLE: Final = np.int64(1) << 62
 
@@ -73,13 +73,13 @@ def cheapest_cut(words: NDArray[np.int64], magnitudes: NDArray[np.int64]) -> tup
     return ends[::-1], int(min(totals))
 
 
-def _histograms(streams: list[bytes]) -> NDArray[np.int64]:
+def _histograms(content: bytes | memoryview, ends: list[int]) -> NDArray[np.int64]:
     """How often each byte value occurs in each stream, estimated where it is long."""
-    histograms = np.empty((len(streams), 256), np.int64)
+    histograms = np.empty((len(ends), 256), np.int64)
+    streams = np.split(np.frombuffer(content, np.uint8), ends[:-1])
     for histogram, stream in zip(histograms, streams, strict=True):
-        every = max(1, len(stream) // SAMPLED_BYTES)
-        sample = np.frombuffer(stream, np.uint8)[::every]
-        histogram[:] = np.bincount(sample, minlength=256) * every
+        every = max(1, stream.size // SAMPLED_BYTES)
+        histogram[:] = np.bincount(stream[::every], minlength=256) * every
     return histograms
 
 
@@ -94,22 +94,23 @@ def _block_costs(histograms: NDArray[np.int64]) -> NDArray[np.int64]:
     return BLOCK_COST + np.where(symbols <= 1, 8 * ONE_BIT, plain)
 
 
-def block_starts(streams: list[bytes]) -> list[bool]:
-    """Which streams begin a block: where two blocks cost less than one for both."""
-    if len(streams) < 2:
-        return [True] * len(streams)
-    histograms = _histograms(streams)
+def block_ends(content: bytes | memoryview, ends: list[int]) -> list[int]:
+    """Which streams end a block: where two blocks cost less than one for both."""
+    if len(ends) < 2:
+        return ends
+    histograms = _histograms(content, ends)
     alone = _block_costs(histograms)
     with_next = _block_costs(histograms[:-1] + histograms[1:])
-    starts = [True]
+    found: list[int] = []
     block, cost, together = histograms[0], alone[0], with_next[:1]
-    for number in range(1, len(streams)):
+    for number in range(1, len(ends)):
         apart = bool(cost + alone[number] < together[0])
-        starts.append(apart)
+        if apart:
+            found.append(ends[number - 1])
         block = histograms[number] if apart else block + histograms[number]
         cost = alone[number] if apart else together[0]
-        if number + 1 < len(streams):
+        if number + 1 < len(ends):
             # Only a block of several streams has not been tried with the next one yet.
             joined = block + histograms[number + 1]
             together = with_next[number:] if apart else _block_costs(joined[None])
-    return starts
+    return [*found, ends[-1]]

@@ -19,7 +19,7 @@ from rlsparse_store.backends.interface import (
     rows_touched,
 )
 from rlsparse_store.backends.numpy.bits import Cursor
-from rlsparse_store.backends.numpy.cuts import block_starts, cheapest_cut
+from rlsparse_store.backends.numpy.cuts import block_ends, cheapest_cut
 from rlsparse_store.backends.numpy.masks import decode_mask, encode_mask
 from rlsparse_store.backends.numpy.values import bit_length, decode_steps, encode_steps
 from rlsparse_store.backends.numpy.words import add_steps, keys, steps
@@ -176,15 +176,13 @@ class NumpyBackend(CpuBackend):
                 moves[number].append(steps(before[moved], after[moved], coding))
         joined = [np.concatenate(r) for r in ranks]
         step = np.concatenate([step for context_moves in moves for step in context_moves])
-        signs, classes, exponents, low_bits = encode_steps(step, coding.width)
+        masks = [encode_mask(r, n) for r, n in zip(joined, counts, strict=True)]
+        parts = [*masks, *encode_steps(step, coding.width)]
         return Streams(
             counts=counts,
             changed=[r.size for r in joined],
-            masks=[encode_mask(r, n) for r, n in zip(joined, counts, strict=True)],
-            signs=signs,
-            classes=classes,
-            exponents=exponents,
-            low_bits=low_bits,
+            content=b"".join(parts),
+            sizes=[len(part) for part in parts],
             steps=_step_counts(step),
         )
 
@@ -214,9 +212,9 @@ class NumpyBackend(CpuBackend):
         """Cut bins into contexts at the least cost."""
         return cheapest_cut(words, magnitudes)
 
-    def block_starts(self, streams: list[bytes]) -> list[bool]:
-        """Which streams begin a block of the frame."""
-        return block_starts(streams)
+    def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
+        """Where blocks of a frame end."""
+        return block_ends(content, ends)
 
     @staticmethod
     def _count_contexts(
@@ -236,7 +234,7 @@ class NumpyBackend(CpuBackend):
         bounds: NDArray[np.uint64],
         rows: Rows | None,
         changed: list[int],
-        content: bytes,
+        content: bytes | memoryview,
         out: Words,
     ) -> None:
         """Decode the streams and write the tuned words to ``out``.

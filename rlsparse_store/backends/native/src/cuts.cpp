@@ -119,21 +119,29 @@ size_t cheapest_cut(const int64_t* words, const int64_t* magnitudes, size_t bins
     return chosen + 1;
 }
 
-void block_starts(const Span* streams, size_t number, const BlockCosts& costs, bool* starts) {
-    if (number == 0) return;
-    starts[0] = true;
-    Block block = histogram_of(streams[0], costs.sampled_bytes);
+size_t block_ends(const uint8_t* content, const uint64_t* ends, size_t number,
+                  const BlockCosts& costs, uint64_t* found) {
+    if (number == 0) return 0;
+    Block block = histogram_of({content, size_t(ends[0])}, costs.sampled_bytes);
     int64_t cost = cost_of(block, costs);
+    uint64_t start = ends[0];
+    size_t blocks = 0;
     for (size_t i = 1; i < number; ++i) {
-        const Block next = histogram_of(streams[i], costs.sampled_bytes);
+        const uint64_t end = ends[i];
+        const Block next =
+            histogram_of({content + start, size_t(end - start)}, costs.sampled_bytes);
         const int64_t alone = cost_of(next, costs);
         Block joined = block;
         joined.add(next);
         const int64_t together = cost_of(joined, costs);
-        starts[i] = cost + alone < together;
-        block = starts[i] ? next : joined;
-        cost = starts[i] ? alone : together;
+        const bool apart = cost + alone < together;
+        if (apart) found[blocks++] = start;
+        block = apart ? next : joined;
+        cost = apart ? alone : together;
+        start = end;
     }
+    found[blocks++] = start;
+    return blocks;
 }
 
 }  // namespace rlsparse

@@ -25,7 +25,9 @@ struct BlockCosts {
     int64_t block, table, symbol;
 };
 
-// Decides which streams, none of them empty, begin a block.
-void block_starts(const Span* streams, size_t number, const BlockCosts& costs, bool* starts);
+// Where streams end, none of them empty, decides which end a block; writes those ends to `found`,
+// which may be `ends`, and returns how many there are.
+size_t block_ends(const uint8_t* content, const uint64_t* ends, size_t number,
+                  const BlockCosts& costs, uint64_t* found);
 
 }  // namespace rlsparse

@@ -181,11 +181,6 @@ PyObject* histogram(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
-PyObject* bytes_of(Span span) {
-    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(span.data),
-                                     Py_ssize_t(span.size));
-}
-
 PyObject* numbers(const uint64_t* values, size_t number) {
     PyObject* list = PyList_New(Py_ssize_t(number));
     for (size_t i = 0; list && i < number; ++i) {
@@ -195,13 +190,20 @@ PyObject* numbers(const uint64_t* values, size_t number) {
     return list;
 }
 
-PyObject* masks_of(const Streams& streams, size_t number) {
-    PyObject* list = PyList_New(Py_ssize_t(number));
-    for (size_t i = 0; list && i < number; ++i) {
-        PyObject* mask = bytes_of(streams.masks[i]);
-        if (!mask || PyList_SetItem(list, Py_ssize_t(i), mask) < 0) Py_CLEAR(list);
+// Spans one behind the other.
+PyObject* joined(const Span* parts, size_t number) {
+    size_t size = 0;
+    for (size_t i = 0; i < number; ++i) size += parts[i].size;
+    PyObject* bytes = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(size));
+    if (!bytes) return nullptr;
+    char* out = PyBytes_AsString(bytes);
+    // Nobody else has these bytes yet.
+    Unlocked unlocked;
+    for (size_t i = 0; i < number; ++i) {
+        if (parts[i].size) std::memcpy(out, parts[i].data, parts[i].size);
+        out += parts[i].size;
     }
-    return list;
+    return bytes;
 }
 
 PyObject* partition(PyObject*, PyObject* args) {
@@ -225,11 +227,17 @@ PyObject* partition(PyObject*, PyObject* args) {
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
+    Span parts[kMaxContexts + 4];
+    for (size_t i = 0; i < number; ++i) parts[i] = streams.masks[i];
+    Span* values = parts + number;
+    values[0] = streams.signs, values[1] = streams.classes;
+    values[2] = streams.exponents, values[3] = streams.low_bits;
+    uint64_t sizes[kMaxContexts + 4];
+    for (size_t i = 0; i < number + 4; ++i) sizes[i] = parts[i].size;
     // "N" takes the reference over; a null one becomes the error that is set already.
-    return Py_BuildValue(
-        "(NNNNNNNN)", numbers(streams.counts, number), numbers(streams.changed, number),
-        masks_of(streams, number), bytes_of(streams.signs), bytes_of(streams.classes),
-        bytes_of(streams.exponents), bytes_of(streams.low_bits), numbers(streams.steps, 8));
+    return Py_BuildValue("(NNNNN)", numbers(streams.counts, number),
+                         numbers(streams.changed, number), joined(parts, number + 4),
+                         numbers(sizes, number + 4), numbers(streams.steps, 8));
 }
 
 PyObject* apply(PyObject*, PyObject* args) {
@@ -405,38 +413,38 @@ PyObject* cut(PyObject*, PyObject* args) {
     return Py_BuildValue("(NL)", numbers(ends, number), static_cast<long long>(cost));
 }
 
-PyObject* starts(PyObject*, PyObject* args) {
-    PyObject* list;
-    Buffer log2;
+PyObject* blocks(PyObject*, PyObject* args) {
+    Buffer content, ends, log2;
     Py_ssize_t sampled;
     long long block, table, symbol;
-    if (!PyArg_ParseTuple(args, "O!y*nLLL", &PyList_Type, &list, log2.view(), &sampled, &block,
-                          &table, &symbol) ||
+    if (!PyArg_ParseTuple(args, "y*y*y*nLLL", content.view(), ends.view(), log2.view(), &sampled,
+                          &block, &table, &symbol) ||
         !is_log2(log2)) {
         return nullptr;
     }
-    constexpr Py_ssize_t kMost = 256;
-    const Py_ssize_t number = PyList_Size(list);
-    if (number > kMost || sampled < 1) {
+    constexpr size_t kMost = 256;
+    const size_t number = ends.size() / 8;
+    if (number > kMost || ends.size() % 8 || sampled < 1) {
         refuse("too many streams");
         return nullptr;
     }
-    Span streams[kMost];
-    bool begins[kMost];
-    for (Py_ssize_t i = 0; i < number; ++i) {
-        char* data;
-        Py_ssize_t size;
-        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &data, &size) < 0) return nullptr;
-        streams[i] = {reinterpret_cast<const uint8_t*>(data), size_t(size)};
+    uint64_t places[kMost];
+    std::memcpy(places, ends.data(), ends.size());
+    for (size_t i = 0; i < number; ++i) {
+        if (places[i] <= (i ? places[i - 1] : 0) || places[i] > content.size()) {
+            refuse("streams do not fit into the content");
+            return nullptr;
+        }
     }
-    block_starts(streams, size_t(number),
-                 {static_cast<const int64_t*>(log2.data()), size_t(sampled), block, table, symbol},
-                 begins);
-    PyObject* answer = PyList_New(number);
-    for (Py_ssize_t i = 0; answer && i < number; ++i) {
-        if (PyList_SetItem(answer, i, PyBool_FromLong(begins[i])) < 0) Py_CLEAR(answer);
+    size_t found;
+    {
+        Unlocked unlocked;
+        found = block_ends(
+            static_cast<const uint8_t*>(content.data()), places, number,
+            {static_cast<const int64_t*>(log2.data()), size_t(sampled), block, table, symbol},
+            places);
     }
-    return answer;
+    return numbers(places, found);
 }
 
 PyMethodDef kMethods[] = {
@@ -449,7 +457,7 @@ PyMethodDef kMethods[] = {
     {"record", record, METH_VARARGS, "Find the words that differ; returns how many."},
     {"exchange", exchange, METH_VARARGS, "Swap the words of a mask with values."},
     {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
-    {"block_starts", starts, METH_VARARGS, "Which streams begin a block."},
+    {"block_ends", blocks, METH_VARARGS, "Where blocks of streams end."},
     {nullptr, nullptr, 0, nullptr},
 };
 
