@@ -58,8 +58,11 @@ def choose_bounds(
         The inclusive upper keys of the contexts, ascending, and the estimated cost of masks
         and steps.
     """
-    last = int(np.searchsorted(bins, np.uint64(top_key)))
-    used = np.append(np.flatnonzero(histogram.words[:last]), last)
+    last = int(bins.searchsorted(np.uint64(top_key)))
+    used = histogram.words[: last + 1].nonzero()[0]
+    if used.size == 0 or used[-1] != last:
+        # A sample may have missed it.
+        used = np.append(used, last)
     words, magnitudes = histogram.words[used], histogram.magnitudes[used]
     if magnitudes.sum() <= FEW_CHANGES:
         words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)

@@ -147,15 +147,6 @@ class DeltaReader(Closing):
             raise ChecksumError(msg, file=shard.source.path, tensor=name)
         return stored
 
-    def check_stored(self) -> None:
-        """Require that all stored bytes are the ones that were encoded.
-
-        Raises:
-            ChecksumError: They are not.
-        """
-        for chunk in self.index.chunks:
-            self.stored(chunk)
-
     def close(self) -> None:
         """Close the files."""
         for shard in self.shards:

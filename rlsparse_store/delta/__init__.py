@@ -1,13 +1,8 @@
 """What users do with deltas: encode, open, apply, verify, inspect."""
 
 from rlsparse_store.delta.apply import ApplyReport, apply_delta
-from rlsparse_store.delta.chunks import (
-    ChunkDecoder,
-    OpenedChunk,
-    batches,
-    check_sources,
-    wrong_base,
-)
+from rlsparse_store.delta.batches import check_stored, opened_batches
+from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk, check_sources, wrong_base
 from rlsparse_store.delta.cursor import TensorCursor
 from rlsparse_store.delta.encode import (
     SHARD_BYTES,
@@ -23,7 +18,7 @@ from rlsparse_store.delta.identity import check_small_origins
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.lazy import DeltaCheckpoint, DeltaSlice, open_delta, open_found
 from rlsparse_store.delta.locate import find_base, find_checkpoint, find_delta, subfolder_parts
-from rlsparse_store.delta.pipeline import ordered_map
+from rlsparse_store.delta.pipeline import Several, ordered_map, several
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.report import (
     STEP_LABELS,
@@ -46,6 +41,7 @@ from rlsparse_store.delta.run import (
 )
 from rlsparse_store.delta.scan import (
     BLOCK_WORDS,
+    SPAN_BYTES,
     ChunkCutter,
     Coded,
     CodedSpan,
@@ -61,6 +57,7 @@ from rlsparse_store.delta.verify import VerifyReport, check_alone, verify_delta
 __all__ = [
     "BLOCK_WORDS",
     "SHARD_BYTES",
+    "SPAN_BYTES",
     "STEP_LABELS",
     "ApplyReport",
     "ChunkCutter",
@@ -80,6 +77,7 @@ __all__ = [
     "Rooms",
     "RunEntry",
     "RunReport",
+    "Several",
     "Span",
     "SpanCoder",
     "SpanTask",
@@ -90,11 +88,11 @@ __all__ = [
     "VerifyReport",
     "WholeTensor",
     "apply_delta",
-    "batches",
     "block_of",
     "check_alone",
     "check_small_origins",
     "check_sources",
+    "check_stored",
     "delta_names",
     "dtype_policy",
     "encode_delta",
@@ -112,6 +110,7 @@ __all__ = [
     "natural_order",
     "open_delta",
     "open_found",
+    "opened_batches",
     "ordered_map",
     "percent",
     "plan_tensors",
@@ -119,6 +118,7 @@ __all__ = [
     "read_reports",
     "report_delta",
     "resolve_threads",
+    "several",
     "silent",
     "size",
     "subfolder_parts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rlsparse_store.dtypes import WordCoding
     from rlsparse_store.frameworks import Bytes, Memory
 
-__all__ = ["ChunkDecoder", "OpenedChunk", "batches", "check_sources", "wrong_base"]
+__all__ = ["ChunkDecoder", "OpenedChunk", "check_sources", "wrong_base"]
 
 
 def wrong_base(
@@ -70,15 +70,6 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
                 raise wrong_base(reader, base.path, t.origin, found)
 
 
-BATCH_BYTES: Final = 1 << 27
-"""Bytes of words that are joined at a time."""
-
-BATCH_CHANGES: Final = 1 << 23
-"""Changed words that are joined at a time, each taking some ten bytes of a device's memory."""
-
-Place = TypeVar("Place")
-
-
 @dataclass(frozen=True, slots=True)
 class OpenedChunk:
     """A chunk whose stored bytes were read, checked and decompressed.
@@ -102,23 +93,6 @@ class OpenedChunk:
         """The word coding of its tensor."""
         assert self.tensor.coding is not None  # noqa: S101 - a tensor with chunks has one
         return self.tensor.coding
-
-
-def batches(
-    chunks: Iterator[tuple[Place, OpenedChunk]],
-) -> Iterator[list[tuple[Place, OpenedChunk]]]:
-    """Chunks that are joined together on a device, in order, each with where it goes."""
-    batch: list[tuple[Place, OpenedChunk]] = []
-    nbytes = changes = 0
-    for place, opened in chunks:
-        batch.append((place, opened))
-        nbytes += opened.coding.nbytes(opened.chunk.length)
-        changes += sum(opened.chunk.changed)
-        if nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES:
-            yield batch
-            batch, nbytes, changes = [], 0, 0
-    if batch:
-        yield batch
 
 
 class ChunkDecoder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlsparse_store.container import ChunkCoding
-from rlsparse_store.delta.chunks import batches
+from rlsparse_store.delta.batches import opened_batches
 from rlsparse_store.delta.pipeline import ordered_map
 from rlsparse_store.delta.sources import PIECE_BYTES
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.container import ChunkRecord, TensorRecord
-    from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk
-    from rlsparse_store.dtypes import WordCoding
+    from rlsparse_store.delta.chunks import ChunkDecoder
     from rlsparse_store.frameworks import Bytes
 
 __all__ = ["TensorCursor"]
@@ -39,25 +38,6 @@ class _Piece:
     def nbytes(self) -> int:
         """Its bytes."""
         return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A chunk that is opened on a thread."""
-
-    chunk: ChunkRecord
-    coding: WordCoding
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its words."""
-        return self.coding.nbytes(self.chunk.length)
-
-    @property
-    def place(self) -> slice:
-        """Its bytes of the tensor, before any widening."""
-        start = self.coding.nbytes(self.chunk.first)
-        return slice(start, start + self.nbytes)
 
 
 class TensorCursor:
@@ -115,13 +95,10 @@ class TensorCursor:
             with memory.working():
                 self._from_base(piece.start, room[piece.start : piece.stop])
 
-        def opened(stored: _Stored) -> tuple[slice, OpenedChunk]:
-            return stored.place, self._decoder.open(t, stored.chunk)
-
         for _ in ordered_map(read, _pieces(self._shared_nbytes), threads):
             pass
-        chunks = (_Stored(chunk, self._coding) for chunk in self._chunks)
-        for batch in batches(ordered_map(opened, chunks, threads)):
+        chunks = ((self._words_of(chunk), t, chunk) for chunk in self._chunks)
+        for batch in opened_batches(self._decoder, chunks, threads):
             with memory.working():
                 parts = [room[place] for place, _ in batch]
                 made = self._decoder.join([chunk for _, chunk in batch], parts)
@@ -133,6 +110,11 @@ class TensorCursor:
             out = memory.empty(t.nbytes)
             memory.widen(room, t.widening, out)
         return out
+
+    def _words_of(self, chunk: ChunkRecord) -> slice:
+        """A chunk's bytes of the tensor, before any widening."""
+        start = self._coding.nbytes(chunk.first)
+        return slice(start, start + self._coding.nbytes(chunk.length))
 
     @property
     def _shared_nbytes(self) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Sized", "ordered_map"]
+__all__ = ["Several", "Sized", "ordered_map", "several"]
 
 SMALL_PIECE: Final = 64 << 10
 """Bytes: smaller pieces gain nothing from a thread, which would fight for the interpreter."""
@@ -21,6 +22,41 @@ class Sized(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes that it reads."""
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Several(Generic[Item]):
+    """A piece of several items.
+
+    Attributes:
+        items: The items.
+        nbytes: Their bytes.
+    """
+
+    items: list[Item]
+    nbytes: int
+
+
+def several(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Several[Item]]:
+    """Small items in pieces that are worth a thread's while.
+
+    Args:
+        items: The items, each with its bytes.
+        nbytes: Bytes after which a piece is full.
+    """
+    taken: list[Item] = []
+    size = 0
+    for item, own in items:
+        taken.append(item)
+        size += own
+        if size >= nbytes:
+            yield Several(taken, size)
+            taken, size = [], 0
+    if taken:
+        yield Several(taken, size)
 
 
 Work = TypeVar("Work", bound=Sized)

@@ -202,14 +202,14 @@ def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> I
 
 
 def _groups(tasks: Iterator[_Task], nbytes: int) -> Iterator[_Group]:
-    """Tasks in groups of at least so many bytes, in order."""
+    """Tasks in groups of at most so many bytes, or of one task, in order."""
     taken: list[_Task] = []
     size = 0
     for task in tasks:
-        taken.append(task)
-        size += task.nbytes
-        if size >= nbytes:
+        if taken and size + task.nbytes > nbytes:
             yield _Group(taken, size)
             taken, size = [], 0
+        taken.append(task)
+        size += task.nbytes
     if taken:
         yield _Group(taken, size)

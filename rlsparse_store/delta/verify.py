@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DeltaReader, Kind
 from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.batches import check_stored
 from rlsparse_store.delta.chunks import wrong_base
 from rlsparse_store.delta.decode import decode_tensors
 from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
@@ -78,7 +79,7 @@ def verify_delta(
     access = HubAccess()
     with DeltaReader(find_delta(delta, None, subfolder, access)) as reader:
         if base is None:
-            check_alone(reader)
+            check_alone(reader, workers)
         else:
             reader.check_state()
             rebuild_files(reader)
@@ -96,15 +97,19 @@ def verify_delta(
         )
 
 
-def check_alone(reader: DeltaReader) -> None:
+def check_alone(reader: DeltaReader, threads: int) -> None:
     """Require that a delta is sound, as far as it tells without its base: every stored byte is.
+
+    Args:
+        reader: The delta.
+        threads: Threads to read on.
 
     Raises:
         FormatError: It is damaged.
     """
     reader.check_state()
     rebuild_files(reader)
-    reader.check_stored()
+    check_stored(reader, threads)
 
 
 def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from rlsparse_store.delta import (
     natural_order,
     read_reports,
     report_delta,
+    resolve_threads,
     silent,
     subfolder_parts,
 )
@@ -278,7 +279,7 @@ def _open(
 ) -> _Local:
     """A delta and its files; where a base is given, it is checked and named in a copy."""
     with DeltaReader(folder) as reader:
-        check_alone(reader)
+        check_alone(reader, resolve_threads(None))
         report = report_delta(reader)
         files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
         weights = {f"{DELTA_FOLDER}/", CARD}

@@ -13,7 +13,7 @@ import torch
 
 from rlsparse_store.backends.gpu import WIDTHS, GpuBackend
 from rlsparse_store.checkpoint import TensorsSource
-from rlsparse_store.delta import CodedTask, CpuCoder, Span
+from rlsparse_store.delta import SPAN_BYTES, CodedTask, CpuCoder, Span
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.drafted import DraftedTask
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceCoder", "require_kernels"]
 
-GROUP_BYTES: Final = 1 << 26
-"""Bytes of small tensors that are worked on at a time, so that few launches do for many."""
+GROUP_BYTES: Final = 2 * SPAN_BYTES
+"""Bytes of base and tuned that are worked on at a time: one large span, or many small ones. What
+Python does for a group takes some milliseconds, whatever its size."""
 
 GROUP_MEMORY: Final = 1 << 29
 """Bytes of device memory that a group takes at most: its words and what is made of them."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import ChunkWords
+    from rlsparse_store.backends import Changes, ChunkWords
     from rlsparse_store.backends.gpu import GpuBackend
     from rlsparse_store.backends.gpu.survey import Survey
     from rlsparse_store.codec import Draft
@@ -54,6 +54,8 @@ class DeviceSpan:
         span: The span.
         old: The base's bytes of it.
         new: The tuned bytes.
+        shared: Bytes of it that both have.
+        row: Words of a row of its tensor, or ``None`` where rows mean nothing.
         old_leaves: Leaf hashes of ``old``.
         new_leaves: Leaf hashes of ``new``.
         chunks: What was drafted of it.
@@ -62,26 +64,27 @@ class DeviceSpan:
     span: Span
     old: torch.Tensor
     new: torch.Tensor
+    shared: int = field(init=False)
+    row: int | None = field(init=False)
     old_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
     new_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
     chunks: list[DraftedChunk] = field(default_factory=list)
 
-    @property
-    def shared(self) -> int:
-        """Bytes of it that base and tuned both have."""
-        return self.span.shared_stop - self.span.start
+    def __post_init__(self) -> None:
+        """Ask once what every chunk needs."""
+        self.shared = self.span.shared_stop - self.span.start
+        self.row = self.span.row
 
-    @property
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The words that base and tuned both have."""
+        """The words that both have."""
         width = self.span.coding.width
         return words_of(self.old[: self.shared], width), words_of(self.new[: self.shared], width)
 
-    def stretches(self, survey: Survey, run: int) -> Iterator[Stretch]:
-        """What becomes chunks, in bytes of the span."""
+    def stretches(self, blocks: list[Changes]) -> Iterator[Stretch]:
+        """What becomes chunks, in bytes of the span, from what changed in its blocks."""
         size = self.span.coding.nbytes(BLOCK_WORDS)
         cutter = ChunkCutter()
-        for number, changes in enumerate(survey.blocks(run, BLOCK_WORDS)):
+        for number, changes in enumerate(blocks):
             cutter.add(number * size, min((number + 1) * size, self.shared), changes)
             if cutter.is_full and (full := cutter.close()) is not None:
                 yield full
@@ -99,7 +102,8 @@ class DeviceSpan:
 
     def drafted(self) -> DraftedSpan:
         """What is left to be done once its words are no longer on the device."""
-        rest = self.new[self.shared :].cpu().numpy()
+        has_rest = self.shared < len(self.new)
+        rest = self.new[self.shared :].cpu().numpy() if has_rest else _NO_BYTES
         return DraftedSpan(self.span, self.chunks, rest, self.shared, self.new_leaves)
 
 
@@ -138,11 +142,11 @@ class Drafting:
         """Draft all chunks, so many changed words at a time."""
         if not self._spans:
             return
-        survey = self._backend.survey([span.run for span in self._spans], self._coding)
+        survey = self._backend.survey([span.run() for span in self._spans], self._coding)
         batch: list[tuple[DeviceSpan, Stretch, ChunkWords]] = []
         changed = 0
         for number, span in enumerate(self._spans):
-            for stretch in span.stretches(survey, number):
+            for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
                 batch.append((span, stretch, self._words(survey, number, stretch)))
                 changed += stretch.changes.number
                 if changed >= most:
@@ -151,9 +155,9 @@ class Drafting:
         self._draft(batch)
 
     def _words(self, survey: Survey, number: int, stretch: Stretch) -> ChunkWords:
-        span = self._spans[number].span
-        start, stop = (self._coding.num_words(place) for place in (stretch.start, stretch.stop))
-        first = self._coding.num_words(span.start) + start
+        span = self._spans[number]
+        start, stop = self._coding.num_words(stretch.start), self._coding.num_words(stretch.stop)
+        first = self._coding.num_words(span.span.start) + start
         row = None if span.row is None else (span.row, first % span.row)
         return survey.chunk(number, slice(start, stop), row, stretch.changes)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from rlsparse_store.container import Kind
-from rlsparse_store.delta import ordered_map, wrong_base
+from rlsparse_store.delta import Several, ordered_map, several, wrong_base
 from rlsparse_store.digest import TensorDigester
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.frameworks.pt import bytes_of, code_of, has_kernels
@@ -18,12 +19,17 @@ from rlsparse_store.storage.names import shown
 from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
     from rlsparse_store.container import ChunkRecord, DeltaReader, TensorRecord
 
 __all__ = ["Live", "Target", "check_is_base", "find_targets", "live_tensors"]
+
+HASHED_BYTES: Final = 1 << 28
+"""Bytes of tensors on a device that a thread has hashed at a time."""
 
 Live = dict[str, torch.Tensor]
 """Tensors by the names they have in a checkpoint, which share the model's memory."""
@@ -199,23 +205,44 @@ def check_is_base(
         BaseMismatchError: One has other values.
     """
 
-    def digest(target: Target) -> tuple[Target, bytes]:
-        address = target.tensor.data_ptr()
-        if address not in known:
-            digester = TensorDigester(target.nbytes)
-            if target.runs_kernels:
-                from rlsparse_store.backends.gpu import hash_on_device  # noqa: PLC0415 - Triton
-
-                digester.add_leaves(hash_on_device(target.device_bytes))
-            else:
-                digester.add(target.load())
-            known[address] = digester.digest()
-        return target, known[address]
+    def digest(some: Several[Target]) -> list[Target]:
+        unknown = [t for t in some.items if t.tensor.data_ptr() not in known]
+        for target, digester in zip(unknown, _digesters(unknown), strict=True):
+            known[target.tensor.data_ptr()] = digester.digest()
+        return some.items
 
     based = [t for t in targets if t.record.kind is not Kind.WHOLE]
     # Threads read them on streams of their own.
     wait_for(target.tensor for target in based)
-    for target, found in ordered_map(digest, based, threads):
-        t = target.record
-        if found != (t.base_digest or t.tuned_digest):
-            raise wrong_base(reader, reader.path, t.name, "has other values in the model")
+    for some in ordered_map(digest, _together(based), threads):
+        for target in some:
+            t = target.record
+            if known[target.tensor.data_ptr()] != (t.base_digest or t.tuned_digest):
+                raise wrong_base(reader, reader.path, t.name, "has other values in the model")
+
+
+def _together(targets: list[Target]) -> Iterator[Several[Target]]:
+    """Tensors that are hashed together: many of a device, one of main memory."""
+    on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
+    for target in targets:
+        if target.runs_kernels:
+            on_devices[target.tensor.device].append(target)
+        else:
+            yield Several([target], target.nbytes)
+    for there in on_devices.values():
+        yield from several(((target, target.nbytes) for target in there), HASHED_BYTES)
+
+
+def _digesters(targets: list[Target]) -> list[TensorDigester]:
+    """The digesters of tensors that are hashed together, once they have all of their bytes."""
+    digesters = [TensorDigester(target.nbytes) for target in targets]
+    if targets and targets[0].runs_kernels:
+        from rlsparse_store.backends.gpu import hash_all_on_device  # noqa: PLC0415 - needs Triton
+
+        leaves = hash_all_on_device([target.device_bytes for target in targets])
+        for digester, own in zip(digesters, leaves, strict=True):
+            digester.add_leaves(own)
+    else:
+        for target, digester in zip(targets, digesters, strict=True):
+            digester.add(target.load())
+    return digesters

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.container import DeltaReader
-from rlsparse_store.delta import ChunkDecoder, Rooms, find_delta, ordered_map, resolve_threads
+from rlsparse_store.delta import (
+    ChunkDecoder,
+    Rooms,
+    check_stored,
+    find_delta,
+    ordered_map,
+    resolve_threads,
+)
 from rlsparse_store.errors import FormatError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
@@ -59,7 +66,7 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
         targets = find_targets(reader, live_tensors(model))
         check_is_base(reader, targets, workers, {})
         # Before anything is written.
-        reader.check_stored()
+        check_stored(reader, workers)
         try:
             patch_targets(reader, targets, workers)
         except FormatError as error:

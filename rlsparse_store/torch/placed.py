@@ -7,33 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlsparse_store.delta import ChunkDecoder, OpenedChunk, batches, ordered_map
+from rlsparse_store.delta import ChunkDecoder, OpenedChunk, opened_batches
 from rlsparse_store.errors import RlsparseError
 
 if TYPE_CHECKING:
-    from rlsparse_store.container import ChunkRecord, DeltaReader
+    from rlsparse_store.container import DeltaReader
     from rlsparse_store.torch.live import Target
 
 __all__ = ["patch_on_device"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A chunk of a tensor in a device's memory."""
-
-    target: Target
-    chunk: ChunkRecord
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its words."""
-        return self.target.place(self.chunk)[1]
-
-    @property
-    def bytes(self) -> torch.Tensor:
-        """Its bytes where they are, shared with the tensor."""
-        start, nbytes = self.target.place(self.chunk)
-        return self.target.device_bytes[start : start + nbytes]
 
 
 def patch_on_device(
@@ -57,12 +38,8 @@ def patch_on_device(
     from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
-
-    def opened(work: _Work) -> tuple[_Work, OpenedChunk]:
-        return work, decoder.open(work.target.record, work.chunk)
-
-    chunks = (_Work(target, chunk) for target in targets for chunk in target.chunks)
-    for batch in batches(ordered_map(opened, chunks, threads)):
+    chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
+    for batch in opened_batches(decoder, chunks, threads):
         if not _patch(decoder, batch):
             # Nothing was written yet: chunk by chunk, it takes less memory.
             torch.cuda.empty_cache()
@@ -72,14 +49,55 @@ def patch_on_device(
                     raise RlsparseError(msg)
 
 
-def _patch(decoder: ChunkDecoder, batch: list[tuple[_Work, OpenedChunk]]) -> bool:
+@dataclass(slots=True)
+class _Run:
+    """Chunks of a tensor without gaps between them, which are copied at once.
+
+    Attributes:
+        target: The tensor.
+        start: Place of their first byte in its data.
+        stop: Place after their last.
+        chunks: The chunks.
+    """
+
+    target: Target
+    start: int
+    stop: int
+    chunks: list[OpenedChunk]
+
+    @property
+    def place(self) -> torch.Tensor:
+        """Their bytes where they are, shared with the tensor."""
+        return self.target.device_bytes[self.start : self.stop]
+
+
+def _runs(batch: list[tuple[Target, OpenedChunk]]) -> list[_Run]:
+    runs: list[_Run] = []
+    for target, opened in batch:
+        start, nbytes = target.place(opened.chunk)
+        if not runs or runs[-1].target is not target or runs[-1].stop != start:
+            runs.append(_Run(target, start, start, []))
+        runs[-1].chunks.append(opened)
+        runs[-1].stop += nbytes
+    return runs
+
+
+def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenedChunk]]) -> bool:
     """Patch chunks together, or say that the device's memory does not suffice."""
-    places = [work.bytes for work, _ in batch]
+    runs = _runs(batch)
     try:
         # Decoded beside them: nothing that is not checked is ever in the model.
-        made = decoder.join([chunk for _, chunk in batch], [place.clone() for place in places])
+        copies = [run.place.clone() for run in runs]
+        parts = []
+        for run, copy in zip(runs, copies, strict=True):
+            for opened in run.chunks:
+                start, nbytes = run.target.place(opened.chunk)
+                parts.append(copy[start - run.start : start - run.start + nbytes])
+        made = decoder.join([chunk for _, chunk in batch], parts)
+        for part, (after, _) in zip(parts, made, strict=True):
+            decoder.memory.put(part, after)
     except torch.OutOfMemoryError:
         return False
-    for place, (after, _) in zip(places, made, strict=True):
-        place.copy_(after)
+    for run, copy in zip(runs, copies, strict=True):
+        run.place.copy_(copy)
     return True

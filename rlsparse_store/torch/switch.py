@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader
-from rlsparse_store.delta import find_delta, ordered_map, resolve_threads
+from rlsparse_store.delta import check_stored, find_delta, ordered_map, resolve_threads
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.names import shown
@@ -154,7 +154,7 @@ class DeltaSwitch:
             self._move(None)
             try:
                 check_is_base(reader, targets, self._threads, self._digests)
-                reader.check_stored()
+                check_stored(reader, self._threads)
                 patch_targets(reader, targets, self._threads, changes.add)
             except BaseException:
                 # What was patched goes back first, then all of it to where it was.

@@ -51,6 +51,9 @@ class GpuBackend:
 
     name = "gpu"
 
+    def __init__(self) -> None:
+        self._cpu = get_backend()
+
     def survey(
         self, runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding
     ) -> Survey:
@@ -104,4 +107,4 @@ class GpuBackend:
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
     ) -> tuple[list[int], int]:
         """Cut bins into contexts at the least cost."""
-        return get_backend().cheapest_cut(words, magnitudes)
+        return self._cpu.cheapest_cut(words, magnitudes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +24,15 @@ _LAUNCHING: Final = threading.Lock()
 """Triton readies a kernel at its first launch, and lets go of the interpreter while it loads it: a
 thread that launches the same kernel meanwhile would find it half ready. Its own interpreter, too,
 runs one kernel at a time."""
+
+_APART: Final = 64
+"""What divides the place of each of several arrays that are sent together."""
+
+_KINDS: Final = {
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.uint8): torch.uint8,
+}
 
 
 def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 - Triton's
@@ -44,10 +54,30 @@ def programs_for(items: int, size: int) -> int:
     return -(-items // size)
 
 
-def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy of a small array on a device. Nothing waits for it."""
-    # A copy, for torch shares the memory of arrays and warns of those that cannot be written to.
-    return torch.from_numpy(array.copy()).to(device, non_blocking=True)
+def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:
+    """Copies of small arrays on a device, sent there together. Nothing waits for them."""
+    starts, size = [], 0
+    for array in arrays:
+        starts.append(size)
+        size += -(-array.nbytes // _APART) * _APART
+    # Pinned: from other memory, the driver would wait for what the stream does until then.
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    data = host.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        data[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
+    sent = host.to(device, non_blocking=True)
+    views = {kind: sent.view(kind) for kind in _KINDS.values()}
+    return [
+        views[_KINDS[array.dtype]].as_strided(
+            array.shape, _strides(array.shape), start // array.itemsize
+        )
+        for start, array in zip(starts, arrays, strict=True)
+    ]
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """The strides of a tensor without gaps, in elements."""
+    return [prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
 def zeros(size: int | tuple[int, ...], kind: torch.dtype, device: torch.device) -> torch.Tensor:

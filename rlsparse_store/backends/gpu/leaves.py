@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlsparse_store.backends.gpu import kernels
-from rlsparse_store.backends.gpu.launching import launch, on_device, programs_for, to_main
+from rlsparse_store.backends.gpu.launching import launch, on_device, parts_of, programs_for, to_main
 from rlsparse_store.digest import LEAF_BYTES, leaf_hashes
 
 if TYPE_CHECKING:
@@ -77,25 +77,24 @@ def hash_all_on_device(data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]
         return []
     device = data[0].device
     placed = [part.clone() if part.data_ptr() % 8 else part for part in data]
-    full = [part.numel() // LEAF_BYTES for part in placed]
-    addresses = np.concatenate(
-        [
-            part.data_ptr() + np.arange(number, dtype=np.int64) * LEAF_BYTES
-            for part, number in zip(placed, full, strict=True)
-        ]
-    )
+    nbytes = np.array([part.numel() for part in placed])
+    owner, number = parts_of(nbytes // LEAF_BYTES, 1).T.astype(np.int64)
+    addresses = np.array([part.data_ptr() for part in placed])[owner] + number * LEAF_BYTES
     hashes = torch.empty(addresses.size, dtype=torch.int64, device=device)
-    run = launch(kernels.hash_leaves, programs_for(addresses.size, AT_A_TIME))
-    run(
-        *(on_device(addresses, device), *_tables(device), hashes, addresses.size),
+    launch(kernels.hash_leaves, programs_for(addresses.size, AT_A_TIME))(
+        *(*on_device(device, addresses), *_tables(device), hashes, addresses.size),
         LEAVES=AT_A_TIME,
     )
-    # The last leaf of each is short; XXH3 of short inputs takes other ways.
-    rests = [part[number * LEAF_BYTES :] for part, number in zip(placed, full, strict=True)]
-    found, short = to_main(hashes, torch.cat(rests))
-    ends = np.cumsum([rest.numel() for rest in rests])[:-1]
-    parts = np.split(found.view(np.uint64), np.cumsum(full)[:-1])
-    return [
-        np.append(own, leaf_hashes(rest))
-        for own, rest in zip(parts, np.split(short, ends), strict=True)
+    # The last leaf of some is short; XXH3 of short inputs takes other ways.
+    short = [i for i, part in enumerate(placed) if part.numel() % LEAF_BYTES]
+    rests = [placed[i][nbytes[i] // LEAF_BYTES * LEAF_BYTES :] for i in short]
+    found, read = to_main(hashes, torch.cat([*rests, data[0][:0]]))
+    ends = np.cumsum(nbytes // LEAF_BYTES).tolist()
+    leaves = [
+        found[start:end].view(np.uint64) for start, end in zip([0, *ends], ends, strict=False)
     ]
+    place = 0
+    for i, rest in zip(short, rests, strict=True):
+        leaves[i] = np.append(leaves[i], leaf_hashes(read[place : place + len(rest)]))
+        place += len(rest)
+    return leaves

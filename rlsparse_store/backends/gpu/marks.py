@@ -71,7 +71,7 @@ class Marks:
         number = next(n for n in _COMPILED if n >= most)
         shape = _COMPILED[number], chunks.groups
         planes = torch.empty(shape, dtype=torch.int32, device=device)
-        padded = on_device(_padded(bounds, 1 << len(planes)), device)
+        (padded,) = on_device(device, _padded(bounds, 1 << len(planes)))
         launch(kernels.mark_contexts, chunks.tiles * sizes.PARTS)(
             *(chunks.table, chunks.chunk_of_tile, padded),
             *(chunks.flags, planes.view(torch.uint8), 4 * chunks.groups),
@@ -98,9 +98,8 @@ class Marks:
         # of memory: down its columns torch adds up tile after tile, on few threads.
         ends = torch.cumsum(tally.t().contiguous(), 1, dtype=torch.int64).t().contiguous()
         before = ends - tally
-        starts = on_device(chunks.first_tiles[:-1], device)
-        begun = before[starts]
-        totals = ends[on_device(chunks.first_tiles[1:] - 1, device)] - begun
+        begun = before[chunks.tiles_before[:-1]]
+        totals = ends[chunks.tiles_before[1:] - 1] - begun
         firsts = before - begun[chunks.chunk_of_tile]
         # Changed words lie by chunk and context: each begins where the ones before end.
         hits = totals[:, sizes.SLOTS :]

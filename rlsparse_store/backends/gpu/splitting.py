@@ -143,7 +143,7 @@ class _Masks:
         n: Words of each.
         table: What ``sizes.SEGMENT_COLUMNS`` lists of each, where streams lie still zero.
         parts: Parts of changed words, as the kernels are told of them.
-        told: The same, on the device.
+        told: Both of these, on the device.
         escapes: Gaps of each part whose high bits take more than a byte.
         shape: Chunks and slots.
     """
@@ -153,7 +153,7 @@ class _Masks:
     n: NDArray[np.int64]
     table: NDArray[np.int64]
     parts: NDArray[np.int32]
-    told: torch.Tensor
+    told: list[torch.Tensor]
     escapes: torch.Tensor
     shape: tuple[int, int]
 
@@ -170,7 +170,7 @@ class _Masks:
         parts = parts_of(own_k, sizes.RANKS)
         device = ranks.device
         escapes = zeros(len(parts), torch.int32, device)
-        told = on_device(parts, device)
+        told = on_device(device, table, parts)
         return cls(ranks, places, own_n, table, parts, told, escapes, k.shape)
 
     @property
@@ -181,7 +181,7 @@ class _Masks:
     def count(self) -> None:
         """Count the gaps that escape."""
         launch(kernels.tally_gaps, len(self.parts))(
-            *(self.ranks, on_device(self.table, self.ranks.device), self.told, self.escapes),
+            *(self.ranks, *self.told, self.escapes),
             **self.constants,
         )
 
@@ -201,11 +201,10 @@ class _Masks:
         table[:, 3] = 8 * start
         table[:, 4] = start + -(-k * width // 8)
         table[:, 5] = table[:, 4] + k
-        before = _before(escapes, self.parts)
-        device = content.device
+        before = _before(escapes, self.parts).astype(np.int32)
+        places, escaped = on_device(content.device, table, before)
         launch(kernels.write_masks, len(self.parts))(
-            *(self.ranks, on_device(table, device), self.told),
-            *(on_device(before.astype(np.int32), device), content),
+            *(self.ranks, places, self.told[1], escaped, content),
             **self.constants,
         )
 
@@ -219,7 +218,7 @@ class _Values:
         width: Bits of a word.
         table: What ``sizes.STREAM_COLUMNS`` lists of each chunk, where streams lie still zero.
         parts: Parts of steps, as the kernels are told of them.
-        told: The same, on the device.
+        told: Both of these, on the device.
         far: Far steps of each part.
         lows: What their low bits take.
         kinds: Steps of each chunk by kind.
@@ -229,7 +228,7 @@ class _Values:
     width: int
     table: NDArray[np.int64]
     parts: NDArray[np.int32]
-    told: torch.Tensor
+    told: list[torch.Tensor]
     far: torch.Tensor
     lows: torch.Tensor
     kinds: torch.Tensor
@@ -244,13 +243,13 @@ class _Values:
         device = steps.device
         far, lows = (zeros(len(parts), torch.int32, device) for _ in range(2))
         kinds = zeros((numbers.size, 8), torch.int32, device)
-        told = on_device(parts, device)
+        told = on_device(device, table, parts)
         return cls(steps, marks.coding.width, table, parts, told, far, lows, kinds)
 
     def count(self) -> None:
         """Count the kinds of steps."""
         launch(kernels.tally_steps, len(self.parts))(
-            *(self.steps, on_device(self.table, self.steps.device), self.told),
+            *(self.steps, *self.told),
             *(self.far, self.lows, self.kinds),
             SIZE=sizes.STEPS,
             COLUMNS=sizes.STREAM_COLUMNS,
@@ -276,11 +275,9 @@ class _Values:
         table[:, 2:6] = layout.starts[:, sizes.SLOTS :]
         table[:, 5] *= 8
         before = [_before(found, self.parts) for found in (far, lows)]
-        device = content.device
+        places, *sums = on_device(content.device, table, *before)
         launch(kernels.write_steps, len(self.parts))(
-            *(self.steps, on_device(table, device), self.told),
-            *(on_device(values, device) for values in before),
-            content,
+            *(self.steps, places, self.told[1], *sums, content),
             WIDTH=self.width,
             SIZE=sizes.STEPS,
             COLUMNS=sizes.STREAM_COLUMNS,

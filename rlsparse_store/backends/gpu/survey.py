@@ -24,7 +24,7 @@ from rlsparse_store.backends.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -70,7 +70,7 @@ class Survey:
     numbers: NDArray[np.int64]
     top_keys: NDArray[np.int64]
 
-    def blocks(self, run: int, block: int) -> Iterator[Changes]:
+    def blocks(self, run: int, block: int) -> list[Changes]:
         """What changed in each block of a run.
 
         Args:
@@ -78,12 +78,12 @@ class Survey:
             block: Words of a block, a multiple of a part's.
         """
         words = self.runs[run][0].numel()
-        first = int(self.first_tiles[run]) * sizes.PARTS
-        step = block // sizes.PART
-        for start in range(first, first + -(-words // sizes.PART), step):
-            # The last block is shorter, and parts behind the run's words have no changes.
-            part = slice(start, min(start + step, int(self.first_tiles[run + 1]) * sizes.PARTS))
-            yield Changes(int(self.numbers[part].sum()), int(self.top_keys[part].max()))
+        # The last block is shorter, and parts behind the run's words have no changes.
+        own = slice(*(self.first_tiles[run : run + 2] * sizes.PARTS).tolist())
+        starts = np.arange(0, -(-words // sizes.PART), block // sizes.PART)
+        numbers = np.add.reduceat(self.numbers[own], starts)
+        top_keys = np.maximum.reduceat(self.top_keys[own], starts)
+        return [Changes(*both) for both in zip(numbers.tolist(), top_keys.tolist(), strict=True)]
 
     def chunk(
         self, run: int, part: slice, row: tuple[int, int] | None, changes: Changes
@@ -199,7 +199,7 @@ def histograms(
     counts = zeros(number * bins.size * cells, torch.int32, table.device)
     words, moved = counts[: number * bins.size], counts[number * bins.size :]
     launch(kernels.count_bins, len(pairs))(
-        *(table.table, on_device(pairs, table.device), table.flags),
+        *(table.table, *on_device(table.device, pairs), table.flags),
         _ends(coding, bins.tobytes(), table.device),
         *(words, moved, bins.size),
         **coding_constants(coding),

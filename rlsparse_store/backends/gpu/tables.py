@@ -42,7 +42,8 @@ class ChunkTable:
     Attributes:
         table: What ``sizes.CHUNK_COLUMNS`` lists of each chunk, int64.
         chunk_of_tile: The chunk of each tile, int32.
-        first_tiles: The first tile of each chunk, and the number of all.
+        tiles_before: The first tile of each chunk, and the number of all, int64.
+        first_tiles: The same in main memory.
         flags: Flags of the rows of those chunks whose rows count, uint8.
         has_rows: Whether there are such chunks.
         words: Words of each chunk.
@@ -50,6 +51,7 @@ class ChunkTable:
 
     table: torch.Tensor
     chunk_of_tile: torch.Tensor
+    tiles_before: torch.Tensor
     first_tiles: NDArray[np.int64]
     flags: torch.Tensor
     has_rows: bool
@@ -93,14 +95,8 @@ class ChunkTable:
                 flags.append(active.active)
         joined = np.concatenate([*flags, np.zeros(1, np.bool_)]).astype(np.uint8)
         chunk_of_tile = np.repeat(np.arange(number, dtype=np.int32), tiles)
-        return cls(
-            on_device(table, device),
-            on_device(chunk_of_tile, device),
-            first_tiles,
-            on_device(joined, device),
-            bool(flags),
-            words,
-        )
+        told = on_device(device, table, chunk_of_tile, first_tiles, joined)
+        return cls(told[0], told[1], told[2], first_tiles, told[3], bool(flags), words)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,195 @@
+"""Where the streams of chunks lie in their contents, and what of them is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from rlsparse_store.backends.gpu.kernels import sizes
+from rlsparse_store.backends.gpu.splitting import low_widths
+from rlsparse_store.backends.numpy.masks import DENSE, ESCAPE
+from rlsparse_store.errors import StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.backends.gpu.marks import Marks
+    from rlsparse_store.backends.interface import CodedWords
+
+__all__ = ["Reading"]
+
+ALL: Final = -1
+"""The place of a mask that marks every word of its context."""
+
+NONE: Final = -2
+"""The place of a mask that marks none."""
+
+
+class Reading:
+    """Where the streams of chunks lie, once their contexts are counted.
+
+    Everything is found for all chunks at once. What a place depends on is known without looking at
+    the streams, but for the gaps that escape: only masks that are gaps are looked at one by one.
+
+    Args:
+        chunks: The chunks.
+        marks: Their contexts.
+
+    Attributes:
+        problems: What is wrong with each chunk, as far as it is known.
+        total: Changed words of all chunks.
+        firsts: Place of the first step of each context, ``[chunks, SLOTS]``.
+        mask_bits: The bit at which each context's mask begins, ``[chunks, SLOTS]``.
+        streams: What ``sizes.STREAM_COLUMNS`` lists of each chunk.
+        gaps: What ``sizes.SEGMENT_COLUMNS`` lists of each mask that is coded as gaps.
+        gaps_of: The chunk of each of these.
+        escaped: Where the escaped gaps of each are, among its gaps.
+        dense: Of each mask that is stored as bits: chunk, first bit, words, changed words.
+    """
+
+    def __init__(self, chunks: Sequence[CodedWords], marks: Marks) -> None:
+        self.chunks = chunks
+        self.marks = marks
+        self.problems: list[StreamError | None] = [None] * len(chunks)
+        lengths = np.array([len(chunk.content) for chunk in chunks])
+        ends = np.cumsum(lengths)
+        self._starts, self._ends = ends - lengths, ends
+        self._words = -(-int(ends[-1]) // 4)
+        self._load()
+        k = np.zeros((len(chunks), sizes.SLOTS), np.int64)
+        for own, chunk in zip(k, chunks, strict=True):
+            own[: len(chunk.changed)] = chunk.changed
+        self.total = int(k.sum())
+        firsts = (np.cumsum(k) - k.ravel()).reshape(k.shape)
+        self.firsts = firsts.astype(np.int32)
+        self._require_words(k)
+        masks_end = self._find_masks(np.minimum(k, marks.counts))
+        self._find_values(k, masks_end)
+
+    def blame(self, chunk: int, problem: str) -> None:
+        """Note what is wrong with a chunk, unless something is already."""
+        self.problems[chunk] = self.problems[chunk] or StreamError(problem)
+
+    def _load(self) -> None:
+        """The contents, one behind the other, where a device can copy them from."""
+        # A word more, so that there is a byte to look at, whatever a chunk says of its streams.
+        pins = self.marks.chunks.device.type == "cuda"
+        self._host = torch.zeros(self._words + 1, dtype=torch.int32, pin_memory=pins)
+        self._data = self._host.numpy().view(np.uint8)
+        for start, chunk in zip(self._starts.tolist(), self.chunks, strict=True):
+            content = np.frombuffer(chunk.content, np.uint8)
+            self._data[start : start + content.size] = content
+
+    def on_device(self) -> torch.Tensor:
+        """The contents on the device, and zeros for the masks that gaps make, as int32."""
+        # Two words more than there are bits: what is read at any bit reads two.
+        size = self._bits // 32 + 2
+        content = torch.zeros(size, dtype=torch.int32, device=self.marks.chunks.device)
+        content[: self._words].copy_(self._host[: self._words], non_blocking=True)
+        return content
+
+    def _require_words(self, k: NDArray[np.int64]) -> None:
+        """Blame the chunks with contexts of fewer words than are said to have changed."""
+        n = self.marks.counts
+        for chunk, slot in np.argwhere(k > n).tolist():
+            words, changed = int(n[chunk, slot]), int(k[chunk, slot])
+            self.blame(chunk, f"a context of {words} words is said to have {changed} changed ones")
+
+    def _find_masks(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Find the masks, and say where those of each chunk end."""
+        n = self.marks.counts
+        is_dense = (k > 0) & (k < n) & (k * DENSE >= n)
+        is_gaps = (k > 0) & (k * DENSE < n)
+        width = np.where(is_gaps, low_widths(n, np.maximum(k, 1)), 0)
+        low_bytes = -(-k * width // 8)
+        nbytes = np.where(is_dense, -(-n // 8), np.where(is_gaps, low_bytes + k, 0))
+        ends = self._starts[:, None] + np.cumsum(nbytes, 1)
+        self.escaped = []
+        chunks, slots = np.nonzero(is_gaps)
+        for chunk, slot in zip(chunks.tolist(), slots.tolist(), strict=True):
+            high = slice(ends[chunk, slot] - k[chunk, slot], ends[chunk, slot])
+            found = np.flatnonzero(self._data[high] == ESCAPE)
+            self.escaped.append(found)
+            if found.size:
+                ends[chunk, slot:] += 4 * found.size
+        self._require_room(ends[:, -1])
+        starts = np.concatenate([self._starts[:, None], ends[:, :-1]], 1)
+        self._require_padding(chunks, starts[is_gaps] + low_bytes[is_gaps], (k * width)[is_gaps])
+        bits = np.where(is_dense, 8 * starts, np.where((k == n) & (k > 0), ALL, NONE))
+        dense = np.nonzero(is_dense)
+        self._require_padding(dense[0], ends[dense], n[dense])
+        self.dense = np.stack([dense[0], bits[dense], n[dense], k[dense]], 1)
+        # Behind the contents is room for the masks that gaps make.
+        taken = 32 * -(-n[is_gaps] // 32)
+        bits[is_gaps] = 32 * self._words + np.cumsum(taken) - taken
+        self._bits = 32 * self._words + int(taken.sum())
+        high_at = starts[is_gaps] + low_bytes[is_gaps]
+        columns = (np.zeros_like(taken), k[is_gaps], width[is_gaps], 8 * starts[is_gaps])
+        places = (high_at, high_at + k[is_gaps], n[is_gaps], bits[is_gaps])
+        self.gaps, self.gaps_of = np.stack([*columns, *places], 1), chunks
+        self.mask_bits = bits
+        last: NDArray[np.int64] = ends[:, -1]
+        return last
+
+    def _find_values(self, k: NDArray[np.int64], signs: NDArray[np.int64]) -> None:
+        """Find what lies behind the masks of each chunk."""
+        changed = k.sum(1)
+        classes = signs + -(-changed // 8)
+        exponents = classes + -(-changed // 4)
+        self._require_room(exponents)
+        every = np.arange(len(self.chunks))
+        self._require_padding(every, classes, changed)
+        self._require_padding(every, exponents, 2 * changed)
+        columns = [self.firsts[:, 0], changed, signs, classes, exponents, self._ends]
+        self.streams = np.stack(columns, 1).astype(np.int64)
+
+    def _require_room(self, ends: NDArray[np.int64]) -> None:
+        """Blame the chunks whose contents end before their streams do."""
+        for chunk in np.flatnonzero(ends > self._ends).tolist():
+            missing = int(ends[chunk] - self._ends[chunk])
+            self.blame(chunk, f"the streams end {missing} bytes early")
+
+    def _require_padding(
+        self, chunks: NDArray[np.intp], ends: NDArray[np.int64], bits: NDArray[np.int64]
+    ) -> None:
+        """Blame the chunks with streams whose last byte has bits set that are not theirs.
+
+        Args:
+            chunks: The chunk of each stream.
+            ends: The byte behind each.
+            bits: Bits of each.
+        """
+        # A stream beyond its content was blamed already.
+        last = self._data[np.clip(ends - 1, 0, self._data.size - 1)]
+        for chunk in chunks[(bits % 8 > 0) & (last >> (bits % 8) > 0)].tolist():
+            self.blame(chunk, "a padding bit is set")
+
+    def judge_masks(self, wrong: NDArray[np.int32], unequal: NDArray[np.int32]) -> None:
+        """Blame the chunks whose masks the device found wrong."""
+        for place in np.flatnonzero(wrong).tolist():
+            self.blame(int(self.gaps_of[place]), "the gaps overrun their context")
+        for place in np.flatnonzero(unequal).tolist():
+            chunk, _, _, k = self.dense[place].tolist()
+            self.blame(chunk, f"a mask does not mark {k} words")
+
+    def judge_steps(
+        self, far: NDArray[np.int64], lows: NDArray[np.int64], wrong: NDArray[np.int32]
+    ) -> None:
+        """Blame the chunks whose steps the device found wrong, or that do not end where they do."""
+        width = self.marks.coding.width
+        for chunk in np.flatnonzero(wrong).tolist():
+            self.blame(chunk, f"a step does not fit words of {width} bits")
+        exponents = far * (4 if width <= 16 else 8)
+        low_bits = self.streams[:, 4] + -(-exponents // 8)
+        ends = low_bits + -(-lows // 8)
+        self._require_room(ends)
+        every = np.arange(len(self.chunks))
+        self._require_padding(every, low_bits, exponents)
+        self._require_padding(every, ends, lows)
+        for chunk in np.flatnonzero(ends < self._ends).tolist():
+            left = int(self._ends[chunk] - ends[chunk])
+            self.blame(chunk, f"{left} bytes are left after the last stream")

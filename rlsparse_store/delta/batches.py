@@ -1,0 +1,93 @@
+"""Many chunks of a delta: some for each thread, and then as many together as a device takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from rlsparse_store.delta.pipeline import Several, ordered_map, several
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rlsparse_store.container import ChunkRecord, DeltaReader, TensorRecord
+    from rlsparse_store.delta.chunks import ChunkDecoder, OpenedChunk
+
+__all__ = ["check_stored", "opened_batches"]
+
+BATCH_BYTES: Final = 1 << 27
+"""Bytes of words that are joined at a time."""
+
+BATCH_CHANGES: Final = 1 << 23
+"""Changed words that are joined at a time, each taking some ten bytes of a device's memory."""
+
+SOME_BYTES: Final = 1 << 24
+"""Bytes of words whose chunks a thread is given at a time: handing a chunk over takes about as long
+as opening one that is small."""
+
+STORED_BYTES: Final = 1 << 22
+"""Bytes of stored chunks that a thread is given at a time."""
+
+
+def check_stored(reader: DeltaReader, threads: int) -> None:
+    """Require that all stored bytes of a delta are the ones that were encoded.
+
+    Args:
+        reader: The delta.
+        threads: Threads to read on.
+
+    Raises:
+        ChecksumError: They are not.
+    """
+
+    def read(some: Several[ChunkRecord]) -> None:
+        for chunk in some.items:
+            reader.stored(chunk)
+
+    chunks = ((chunk, chunk.stored) for chunk in reader.index.chunks)
+    for _ in ordered_map(read, several(chunks, STORED_BYTES), threads):
+        pass
+
+
+Place = TypeVar("Place")
+
+
+def opened_batches(
+    decoder: ChunkDecoder, chunks: Iterable[tuple[Place, TensorRecord, ChunkRecord]], threads: int
+) -> Iterator[list[tuple[Place, OpenedChunk]]]:
+    """Chunks that are joined together on a device, in order, each with where it goes.
+
+    They are read and decompressed on threads, while what was handed out is being joined.
+
+    Args:
+        decoder: Opens them.
+        chunks: Where each goes, its tensor and the chunk.
+        threads: Threads to open them on.
+
+    Raises:
+        FormatError: The delta is damaged.
+    """
+
+    def opened(
+        some: Several[tuple[Place, TensorRecord, ChunkRecord]],
+    ) -> list[tuple[Place, OpenedChunk]]:
+        return [(place, decoder.open(t, chunk)) for place, t, chunk in some.items]
+
+    sized = (((place, t, chunk), _nbytes(t, chunk)) for place, t, chunk in chunks)
+    batch: list[tuple[Place, OpenedChunk]] = []
+    nbytes = changes = 0
+    for done in ordered_map(opened, several(sized, SOME_BYTES), threads):
+        for place, chunk in done:
+            batch.append((place, chunk))
+            nbytes += _nbytes(chunk.tensor, chunk.chunk)
+            changes += sum(chunk.chunk.changed)
+            if nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES:
+                yield batch
+                batch, nbytes, changes = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _nbytes(t: TensorRecord, chunk: ChunkRecord) -> int:
+    """Bytes of a chunk's words."""
+    assert t.coding is not None  # noqa: S101 - a tensor with chunks has one
+    return t.coding.nbytes(chunk.length)
