@@ -241,7 +241,7 @@ def test_help_loads_no_large_library(name: str) -> None:
     assert done.stdout.startswith(f"Usage: rlsparse {name}".rstrip())
     loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "rlsparse_store" in loaded
-    assert not loaded & {"torch", "transformers", "huggingface_hub"}
+    assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub"}
 
 
 # Progress ------------------------------------------------------------------------------------
