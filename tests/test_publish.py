@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -290,6 +291,31 @@ def test_name_of_a_private_base(pair: Path, hub: LoopbackHub, home: Path) -> Non
     succeed(hub, home, "push", pair / "delta", "me/new", "--yes")
     del hub.repos["org/base"]
     assert "cannot be seen" in fail(1, hub, home, "push", pair / "delta", "me/newer")
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1), (b"\x04", 1)])
+def test_who_is_asked_may_decline(
+    pair: Path, hub: LoopbackHub, home: Path, answer: bytes, code: int
+) -> None:
+    hub.repos["org/base"].private = True
+    main, side = pty.openpty()
+    os.write(main, answer)
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "rlsparse_store", "push", pair / "delta", "me/new"],
+        env={"PATH": os.defpath, **hub.environment(home)},
+        stdin=side,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        _, said = process.communicate(timeout=60)
+    os.close(side)
+    os.close(main)
+    assert process.returncode == code
+    assert "Publish its name? [y/N]:" in said
+    assert ("rlsparse: stopped, for the question was not answered with yes\n" in said) == bool(code)
+    assert "Traceback" not in said
+    assert ("me/new" in hub.repos) == (code == 0)
 
 
 # --- The card -----------------------------------------------------------------------------------

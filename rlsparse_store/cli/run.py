@@ -33,6 +33,8 @@ def run() -> NoReturn:
         sys.exit(error.exit_code)
     except RlsparseError as error:
         _fail(shown(str(error), most=2000), error.exit_code)
+    except click.Abort:
+        _fail("stopped, for the question was not answered with yes", 1)
     except MemoryError:
         _fail("not enough memory; try --threads 1", 1)
     except BrokenPipeError:
