@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 a known error, 2 usage, 3 verification failed or wrong base,
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import NoReturn, TextIO
@@ -14,6 +13,7 @@ from typing import NoReturn, TextIO
 import click
 
 from rlsparse_store.cli.group import rlsparse
+from rlsparse_store.cli.stdout import name_output, silence_output
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.storage.names import shown
 
@@ -23,6 +23,7 @@ __all__ = ["run"]
 def run() -> NoReturn:
     """Run the command that the process was started with, and leave with its exit code."""
     warnings.showwarning = _show_warning
+    name_output()
     try:
         _refuse_empty(sys.argv[1:])
         code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)
@@ -39,10 +40,10 @@ def run() -> NoReturn:
         _fail("not enough memory; try --threads 1", 1)
     except BrokenPipeError:
         # The reader left, as `head` does.
-        _silence_output()
+        silence_output()
         sys.exit(1)
     except OSError as error:
-        _silence_output()
+        silence_output()
         place = "" if error.filename is None else f"{shown(str(error.filename), most=500)}: "
         _fail(f"{place}{error.strerror}", 1)
     sys.exit(code if isinstance(code, int) else 0)
@@ -59,13 +60,6 @@ def _refuse_empty(arguments: list[str]) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"rlsparse: {message}", err=True)
     sys.exit(code)
-
-
-def _silence_output() -> None:
-    """Keep Python from complaining once more that standard output cannot be flushed."""
-    if sys.stdout is None:
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(
