@@ -230,6 +230,15 @@ def test_later_steps_join_the_run(run: Path, hub: LoopbackHub, home: Path) -> No
     assert 'subfolder="step-10"' in card
 
 
+def test_a_folder_may_be_named_like_that_of_a_delta(
+    run: Path, hub: LoopbackHub, home: Path
+) -> None:
+    for name in ("my-rlsparse", "rlsparse-2"):
+        succeed(hub, home, "push", run / "step-1", "me/run", "--subfolder", name)
+    listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
+    assert [d["name"] for d in listed["deltas"]] == ["my-rlsparse", "rlsparse-2"]
+
+
 def test_deltas_of_another_base_stay_apart(
     run: Path, pair: Path, hub: LoopbackHub, home: Path
 ) -> None:
