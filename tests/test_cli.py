@@ -241,7 +241,7 @@ def test_help_loads_no_large_library(name: str) -> None:
     assert done.stdout.startswith(f"Usage: rlsparse {name}".rstrip())
     loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "rlsparse_store" in loaded
-    assert not loaded & {"torch", "transformers", "huggingface_hub"}
+    assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub"}
 
 
 # Progress ------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_hostile_names_of_side_files_and_outputs(pair: Pair, tmp_path: Path) -> 
 # Standard output -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extra", [[], ["--json"]])
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--csv"]])
 def test_broken_pipe_is_quiet(pair: Pair, extra: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)  # so that the very first write meets a broken pipe
@@ -511,18 +511,37 @@ def test_head_gets_its_line(pair: Pair) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_full_standard_output_is_one_line(pair: Pair) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["push", "--help"],
+        ["inspect", "{delta}"],
+        ["inspect", "{delta}", "--json"],
+        ["inspect", "{delta}", "--csv"],
+        ["encode", "{base}", "{tuned}", "-o", "{out}"],
+    ],
+    ids=" ".join,
+)
+def test_full_standard_output_is_named(
+    pair: Pair, work: Path, arguments: list[str], unbuffered: str
+) -> None:
+    places = {"base": pair.base, "tuned": pair.tuned, "delta": pair.delta, "out": work / "out"}
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            command("inspect", pair.delta),
-            env=environment(),
+            command(*(part.format_map(places) for part in arguments)),
+            env=environment(PYTHONUNBUFFERED=unbuffered),
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
             text=True,
         )
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.returncode == 1
+    said = "rlsparse: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    if "encode" in arguments:
+        assert contents(work / "out") == contents(pair.delta)
 
 
 def test_closed_standard_output_is_no_error(pair: Pair) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -229,6 +230,56 @@ def test_later_steps_join_the_run(run: Path, hub: LoopbackHub, home: Path) -> No
     assert 'subfolder="step-10"' in card
 
 
+def test_a_folder_may_be_named_like_that_of_a_delta(
+    run: Path, hub: LoopbackHub, home: Path
+) -> None:
+    for name in ("my-rlsparse", "rlsparse-2"):
+        succeed(hub, home, "push", run / "step-1", "me/run", "--subfolder", name)
+    listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
+    assert [d["name"] for d in listed["deltas"]] == ["my-rlsparse", "rlsparse-2"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--dry-run"], ["--create-pr"], ["--revision", "new"]])
+def test_no_delta_at_the_root_of_a_run(
+    run: Path, hub: LoopbackHub, home: Path, extra: list[str]
+) -> None:
+    succeed(hub, home, "push", run, "me/run")
+    hub.requests.clear()
+    stderr = fail(1, hub, home, "push", run / "step-2", "me/run", *extra)
+    assert stderr == (
+        "rlsparse: me/run: holds a run, with deltas in step-1, step-2, step-10: "
+        "give a place within it (--subfolder), or another repository\n"
+    )
+    assert {request.method for request in hub.requests} == {"GET"}
+    assert hub.repos["me/run"].refs.keys() == {"main"}
+    succeed(hub, home, "push", run / "step-2", "me/run", "--subfolder", "again")
+    listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
+    assert [d["name"] for d in listed["deltas"]] == ["again", "step-1", "step-2", "step-10"]
+
+
+def test_no_run_in_the_repository_of_a_delta(run: Path, hub: LoopbackHub, home: Path) -> None:
+    succeed(hub, home, "push", run / "step-1", "me/new")
+    hub.requests.clear()
+    said = "rlsparse: me/new: holds a single delta, which others cannot join: "
+    said += "give another repository\n"
+    assert fail(1, hub, home, "push", run, "me/new") == said
+    assert fail(1, hub, home, "push", run / "step-2", "me/new", "--subfolder", "step-2") == said
+    assert {request.method for request in hub.requests} == {"GET"}
+    succeed(hub, home, "push", run / "step-2", "me/new")
+    succeed(hub, home, "apply", "me/new", "-o", run / "../out")
+    assert contents(run / "../out") == contents(run / "../step-2")
+
+
+def test_runs_and_deltas_in_folders_stay_apart(run: Path, hub: LoopbackHub, home: Path) -> None:
+    succeed(hub, home, "push", run / "step-1", "me/both", "--subfolder", "one")
+    stderr = fail(1, hub, home, "push", run, "me/both", "--subfolder", "one")
+    assert "me/both/one: holds a single delta" in stderr
+    assert "give a place beside it (--subfolder), or another repository" in stderr
+    succeed(hub, home, "push", run, "me/both", "--subfolder", "one-run")
+    stderr = fail(1, hub, home, "push", run / "step-1", "me/both", "--subfolder", "one-run")
+    assert "me/both/one-run: holds a run, with deltas in one-run/step-1, one-run/step-2" in stderr
+
+
 def test_deltas_of_another_base_stay_apart(
     run: Path, pair: Path, hub: LoopbackHub, home: Path
 ) -> None:
@@ -290,6 +341,31 @@ def test_name_of_a_private_base(pair: Path, hub: LoopbackHub, home: Path) -> Non
     succeed(hub, home, "push", pair / "delta", "me/new", "--yes")
     del hub.repos["org/base"]
     assert "cannot be seen" in fail(1, hub, home, "push", pair / "delta", "me/newer")
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1), (b"\x04", 1)])
+def test_who_is_asked_may_decline(
+    pair: Path, hub: LoopbackHub, home: Path, answer: bytes, code: int
+) -> None:
+    hub.repos["org/base"].private = True
+    main, side = pty.openpty()
+    os.write(main, answer)
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "rlsparse_store", "push", pair / "delta", "me/new"],
+        env={"PATH": os.defpath, **hub.environment(home)},
+        stdin=side,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        _, said = process.communicate(timeout=60)
+    os.close(side)
+    os.close(main)
+    assert process.returncode == code
+    assert "Publish its name? [y/N]:" in said
+    assert ("rlsparse: stopped, for the question was not answered with yes\n" in said) == bool(code)
+    assert "Traceback" not in said
+    assert ("me/new" in hub.repos) == (code == 0)
 
 
 # --- The card -----------------------------------------------------------------------------------

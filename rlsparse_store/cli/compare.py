@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_command"]
 
 
-@click.command("compare", short_help="Overlap of several updates, beside chance.")
+@click.command("compare")
 @click.argument("deltas", nargs=-1, required=True, metavar="A B [C...] | RUN")
 @base_option
 @click.option("--groups", is_flag=True, help="Print each layer and kind of module, too.")

@@ -35,7 +35,7 @@ _MEASURED = (
 )
 
 
-@click.command("demo", short_help="Train, tune and store a tiny model: a real RL run.")
+@click.command("demo")
 @click.option(
     "--out",
     "-o",

@@ -44,7 +44,7 @@ SHOWN_TENSORS = 20
 """Tensors listed unless all are asked for: those with the most changes."""
 
 
-@click.command("inspect", short_help="Show how sparse an update is.")
+@click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="DELTA | RUN | BASE TUNED")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, in order of names.")
 @base_option

@@ -23,7 +23,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
     return value
 
 
-@click.command("mask", short_help="Write which weights deltas changed.")
+@click.command("mask")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA... | RUN")
 @click.option("--out", "-o", required=True, metavar="FILE", help="The .safetensors file to write.")
 @base_option

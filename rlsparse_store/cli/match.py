@@ -13,7 +13,7 @@ from rlsparse_store.storage.names import shown
 __all__ = ["match_command"]
 
 
-@click.command("match", short_help="Compare a full and a subnetwork's training.")
+@click.command("match")
 @click.argument("full")
 @click.argument("sub")
 @click.option("--base", "-b", required=True, metavar="BASE", help="The base of both, a checkpoint.")

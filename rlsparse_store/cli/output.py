@@ -6,11 +6,12 @@ import json
 import logging
 import shutil
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
+
+from rlsparse_store.delta import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +49,15 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
 
     So is what the library tells meanwhile, such as how much it is about to download.
     """
-    disable = quiet or not sys.stderr.isatty()
+    if quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    # Only now: it takes a while to load.
+    from tqdm import tqdm  # noqa: PLC0415
+
     with (
-        nullcontext() if disable else _notes(),
-        tqdm(desc=label, unit="B", unit_scale=True, disable=disable, leave=False) as bar,
+        _notes(tqdm.write),
+        tqdm(desc=label, unit="B", unit_scale=True, leave=False) as bar,
     ):
 
         def report(done: int, total: int) -> None:
@@ -64,13 +70,17 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
 class _Notes(logging.Handler):
     """Writes what the library tells above the progress bar."""
 
+    def __init__(self, write: Callable[..., None]) -> None:
+        super().__init__()
+        self._write = write
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(f"rlsparse: {record.getMessage()}", file=sys.stderr)
+        self._write(f"rlsparse: {record.getMessage()}", file=sys.stderr)
 
 
 @contextmanager
-def _notes() -> Iterator[None]:
-    log, notes = logging.getLogger("rlsparse_store"), _Notes()
+def _notes(write: Callable[..., None]) -> Iterator[None]:
+    log, notes = logging.getLogger("rlsparse_store"), _Notes(write)
     log.addHandler(notes)
     log.setLevel(logging.INFO)
     try:

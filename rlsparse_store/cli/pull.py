@@ -15,7 +15,7 @@ from rlsparse_store.storage.names import shown
 __all__ = ["pull_command"]
 
 
-@click.command("pull", short_help="Bring a delta or a run from the Hub.")
+@click.command("pull")
 @click.argument("repo")
 @click.option(
     "--out", "-o", metavar="OUT", help="Folder to write.  [default: the repository's name]"

@@ -17,7 +17,7 @@ from rlsparse_store.storage.names import shown
 __all__ = ["push_command"]
 
 
-@click.command("push", short_help="Publish a delta or a run on the Hub.")
+@click.command("push")
 @click.argument("places", nargs=-1, required=True, metavar="DELTA|RUN REPO | REPO")
 @click.option("--base", "-b", metavar="BASE", help="With --tuned: the base to encode against.")
 @click.option("--tuned", "-t", metavar="TUNED", help="Encode this checkpoint, and publish that.")

@@ -13,7 +13,7 @@ from rlsparse_store.storage.names import shown
 __all__ = ["series_command"]
 
 
-@click.command("series", short_help="Follow a run through its deltas.")
+@click.command("series")
 @click.argument("deltas", nargs=-1, required=True, metavar="D1 D2... | RUN")
 @base_option
 @threads_option

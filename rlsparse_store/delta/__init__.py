@@ -17,7 +17,13 @@ from rlsparse_store.delta.groups import block_of, layer_of, module_of
 from rlsparse_store.delta.identity import check_small_origins
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.lazy import DeltaCheckpoint, DeltaSlice, open_delta, open_found
-from rlsparse_store.delta.locate import find_base, find_checkpoint, find_delta, subfolder_parts
+from rlsparse_store.delta.locate import (
+    delta_folders,
+    find_base,
+    find_checkpoint,
+    find_delta,
+    subfolder_parts,
+)
 from rlsparse_store.delta.pipeline import Several, ordered_map, several
 from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.report import (
@@ -93,6 +99,7 @@ __all__ = [
     "check_small_origins",
     "check_sources",
     "check_stored",
+    "delta_folders",
     "delta_names",
     "dtype_policy",
     "encode_delta",

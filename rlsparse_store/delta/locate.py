@@ -66,12 +66,9 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
 
 def delta_folders(listing: Listing) -> list[str]:
     """Where a repository has deltas: folders within, an empty text for the repository itself."""
-    found = {
-        name.partition(f"{DELTA_FOLDER}/")[0].rstrip("/")
-        for name in listing.files
-        if f"/{DELTA_FOLDER}/" in f"/{name}"
-    }
-    return sorted(found)
+    # A slash goes before, for a folder's name may end like that of a delta's.
+    parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in listing.files)
+    return sorted({folder[1:] for folder, inside, _ in parts if inside})
 
 
 def read_delta(delta: str | Path, subfolder: str, access: HubAccess) -> DeltaReader:

@@ -50,6 +50,7 @@ from rlsparse_store.publish.base import (
     require_base,
 )
 from rlsparse_store.publish.card import CARD, PICTURE, write_card
+from rlsparse_store.publish.places import require_apart
 from rlsparse_store.storage.names import is_file_name, shown
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
 
     The repository gets the delta, the tuned model's small files and a model card. Only what is
     not there yet is sent; of a card that is there, only the part that this wrote is replaced.
+    Deltas of a repository lie beside each other: none is put within the folder of another.
 
     Args:
         delta: Folder of the delta, or of a run of deltas of one base.
@@ -154,6 +156,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
         FormatError: The delta is damaged.
         BaseMismatchError: ``base_id`` is not its base, or the repository has deltas of another one.
         PrivateBaseError: The base's name is not public, and ``name_private_base`` is not set.
+        OutputError: The place is that of a run, or within that of another delta.
         MovedBranchError: Someone else wrote to the branch in the meantime.
         HubError: The Hub failed, or does not allow it.
 
@@ -165,6 +168,8 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     folders = _local_deltas(Path(delta), subfolder)
     with _named(folders, base_id, access) as (local, base):
         target = _Target(asked, access)
+        if target.head is not None:
+            require_apart(RepoId(asked.repo), local, target.head)
         if not (name_private_base or target.is_private(private=private)):
             _require_public(base)
         plan = _Plan(asked, base, local, target)

@@ -1,0 +1,56 @@
+"""How signals end the command: at once while it loads, in order once it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False  # as type checkers know it: nothing is imported here that takes long
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+__all__ = ["end_at_once", "end_in_order"]
+
+SIGNALLED = 128
+"""Plus the number of the signal: what shells report."""
+
+INTERRUPTED = b"rlsparse: interrupted\n"
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end the process where it is, for nothing is there that has to be cleaned up.
+
+    An exception would not do: modules that are being imported catch some, and where Python has
+    nowhere to raise one, it prints it and goes on.
+    """
+    if _is_heard(signal.SIGINT):
+        signal.signal(signal.SIGINT, _leave)
+
+
+def end_in_order() -> None:
+    """Let signals end the process through the ordinary way out, which removes temporary folders."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if _is_heard(number):
+            signal.signal(number, _exit)
+
+
+def _is_heard(number: int) -> bool:
+    """Whether the process was not started to ignore the signal, as `nohup` does it."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    try:
+        os.write(2, INTERRUPTED)
+    finally:
+        os._exit(SIGNALLED + number)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    if number == signal.SIGINT:
+        os.write(2, INTERRUPTED)
+    sys.exit(SIGNALLED + number)

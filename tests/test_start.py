@@ -1,0 +1,140 @@
+"""Starting up: what is imported, which names are there, and Ctrl-C before anything is done."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlsparse_store
+from rlsparse_store.errors import RlsparseError
+
+MODULE = [sys.executable, "-P", "-m", "rlsparse_store"]
+SCRIPT = [str(Path(sys.executable).with_name("rlsparse"))]
+
+# Sends itself a signal when a module is looked for, or when Python is about to end. A test run in
+# the background was started with SIGINT ignored, which is inherited.
+SIGNALLED = """
+import atexit, os, signal, sys
+number, when = int(os.environ["NUMBER"]), os.environ["WHEN"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if os.environ["IGNORED"]:
+    signal.signal(number, signal.SIG_IGN)
+def send():
+    os.kill(os.getpid(), number)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == when:
+            send()
+sys.meta_path.insert(0, Finder())
+if when == "exit":
+    atexit.register(send)
+"""
+
+
+def run(*command: str, path: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={"PATH": os.defpath, "PYTHONPATH": "" if path is None else str(path), **more},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+
+
+def signalled(
+    folder: Path, *command: str, when: str, number: int = 2, ignored: str = ""
+) -> tuple[int, str]:
+    """Run a command that sends itself a signal; what became of it."""
+    (folder / "sitecustomize.py").write_text(SIGNALLED)
+    done = run(*command, path=folder, NUMBER=str(number), WHEN=when, IGNORED=ignored)
+    return done.returncode, done.stderr
+
+
+# --- Names --------------------------------------------------------------------------------------
+
+
+def test_every_name_is_there_and_listed() -> None:
+    for name in rlsparse_store.__all__:
+        assert getattr(rlsparse_store, name).__name__ == name
+    assert set(rlsparse_store.__all__) <= set(dir(rlsparse_store))
+    with pytest.raises(AttributeError, match="no attribute 'encode_delt'"):
+        getattr(rlsparse_store, "encode_delt")  # noqa: B009 - mypy knows that there is none
+
+
+def test_names_in_a_fresh_process() -> None:
+    lines = (
+        "import pickle, rlsparse_store",
+        "assert 'encode_delta' in dir(rlsparse_store)",
+        "assert rlsparse_store.delta.measure_pair and rlsparse_store.container.FORMAT_VERSION",
+        "from rlsparse_store import *",
+        "assert encode_delta is rlsparse_store.encode_delta is rlsparse_store.delta.encode_delta",
+        "assert pickle.loads(pickle.dumps(RlsparseError)) is RlsparseError",
+        "assert pickle.loads(pickle.dumps(apply_delta)) is apply_delta",
+    )
+    done = run(sys.executable, "-P", "-c", "\n".join(lines))
+    assert done.returncode == 0, done.stderr
+
+
+def test_errors_can_be_sent_to_another_process() -> None:
+    again = pickle.loads(pickle.dumps(RlsparseError("wrong", file="a")))  # noqa: S301 - our own
+    assert (type(again), str(again)) == (RlsparseError, "a: wrong")
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_each_is_there() -> None:
+    folder = Path(rlsparse_store.__path__[0], "cli")
+    modules = sorted(
+        path.stem for path in folder.glob("*.py") if f"def {path.stem}_command(" in path.read_text()
+    )
+    listed = run(*MODULE, "--help").stdout.partition("Commands:\n")[2].splitlines()
+    lines = [re.fullmatch(r"  (\w+)  +([A-Z].*\.)", line) for line in listed]
+    assert [line[1] for line in lines if line] == modules
+    assert len(lines) == len(modules), "each has one whole line"
+    for name in modules:
+        assert run(*MODULE, name, "--help").stdout.startswith(f"Usage: rlsparse {name} ")
+
+
+def test_an_unknown_command_is_told_of_a_known_one() -> None:
+    done = run(*MODULE, "inspekt")
+    assert done.returncode == 2
+    assert "No such command 'inspekt'" in done.stderr
+
+
+# --- Signals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [MODULE, SCRIPT], ids=["module", "script"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "rlsparse_store.cli.signals",
+        "rlsparse_store.cli.run",
+        "click",
+        "rlsparse_store.cli.inspect",
+        "numpy",
+        "rlsparse_store.delta.verify",
+        "exit",
+    ],
+)
+def test_interrupted_at_any_time(tmp_path: Path, command: list[str], when: str) -> None:
+    ended = signalled(tmp_path, *command, "inspect", str(tmp_path / "nowhere"), when=when)
+    if when == "exit":
+        assert ended[1].startswith("rlsparse: /")
+        ended = ended[0], ended[1].partition("\n")[2]
+    assert ended == (130, "rlsparse: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [1, 2, 15])
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, number: int) -> None:
+    for when in ("click", "exit"):
+        ended = signalled(tmp_path, *MODULE, "encode", "-h", when=when, number=number, ignored="1")
+        assert ended == (0, "")
