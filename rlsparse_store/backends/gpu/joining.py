@@ -186,7 +186,7 @@ class _DeviceSteps:
         )
         self.lows = zeros(number, torch.int64, device).index_add_(0, owner, lows)
         exponents = (self.far + 1) // 2 if width <= 16 else self.far
-        low_bits = 8 * (told[0][:, 4] + exponents)
+        low_bits = 8 * (told[0].view(number, -1)[:, 4] + exponents)
         launch(kernels.read_steps, len(parts))(
             *(content, *told, far_before, _before(lows, firsts), low_bits),
             *(self.steps, self.wrong),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -55,29 +54,22 @@ def programs_for(items: int, size: int) -> int:
 
 
 def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:
-    """Copies of small arrays on a device, sent there together. Nothing waits for them."""
+    """Copies of small arrays on a device, flat, sent there together. Nothing waits for them."""
+    parts: list[bytes] = []
     starts, size = [], 0
     for array in arrays:
         starts.append(size)
-        size += -(-array.nbytes // _APART) * _APART
+        parts += array.tobytes(), bytes(-array.nbytes % _APART)
+        size += array.nbytes + len(parts[-1])
     # Pinned: from other memory, the driver would wait for what the stream does until then.
     host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    data = host.numpy()
-    for start, array in zip(starts, arrays, strict=True):
-        data[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
+    host.numpy()[:] = np.frombuffer(b"".join(parts), np.uint8)
     sent = host.to(device, non_blocking=True)
-    views = {kind: sent.view(kind) for kind in _KINDS.values()}
+    views = {kind: sent.view(_KINDS[kind]) for kind in {array.dtype for array in arrays}}
     return [
-        views[_KINDS[array.dtype]].as_strided(
-            array.shape, _strides(array.shape), start // array.itemsize
-        )
+        views[array.dtype].narrow(0, start // array.itemsize, array.size)
         for start, array in zip(starts, arrays, strict=True)
     ]
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    """The strides of a tensor without gaps, in elements."""
-    return [prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
 def zeros(size: int | tuple[int, ...], kind: torch.dtype, device: torch.device) -> torch.Tensor:
