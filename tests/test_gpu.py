@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def test_equals_the_definition(
     bounds = contexts(changes.top_key, number)
     streams = CPU.partition(base, tuned, coding, bounds, rows)
     (found,) = GPU.partitions([whole], coding, [bounds], [rows])
-    assert astuple(found) == astuple(streams)
+    assert found == streams
 
     coded = CodedWords(old, bounds, rows, streams.changed, streams.content)
     assert GPU.prove([coded], [new], coding) == [None]
@@ -129,7 +129,7 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
         one = ChunkWords(base, tuned, row, words.changes)
         (expected,) = draft_chunks(CPU, [one], coding, mantissa)
         assert np.array_equal(draft.bounds, expected.bounds)
-        assert astuple(draft.streams) == astuple(expected.streams)
+        assert draft.streams == expected.streams
         assert (draft.rows is None) == (expected.rows is None)
         if draft.rows is not None and expected.rows is not None:
             assert np.array_equal(draft.rows.active, expected.rows.active)
@@ -163,7 +163,7 @@ def test_gaps_that_escape_and_far_steps() -> None:
     bounds = np.array([0], np.uint64)
     streams = CPU.partition(base, tuned, coding, bounds, None)
     (found,) = GPU.partitions([ChunkWords(old, new, None, changes)], coding, [bounds], [None])
-    assert astuple(found) == astuple(streams)
+    assert found == streams
     coded = CodedWords(old, bounds, None, streams.changed, streams.content)
     assert GPU.join([coded], coding) == [None]
     assert torch.equal(old, new)
