@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interpreter import hasten
 from models import move_weights, small_llama
 from pairs import (
     Tensor,
@@ -33,6 +34,8 @@ from rlsparse_store.errors import (
     UnsupportedDtypeError,
 )
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, drafted, drafting, live, patch_
+
+hasten()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter import hasten
 
 from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
 from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels
@@ -24,6 +25,7 @@ from rlsparse_store.errors import StreamError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+hasten()
 GPU, CPU = GpuBackend(), NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (8, 16, 32) for order in OrderMap]
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")

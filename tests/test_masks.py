@@ -410,10 +410,11 @@ from torch.distributed.fsdp import fully_shard
 sys.path[:0] = {paths!r}
 from test_masks import adamw, half_of
 from models import small_llama
+from ranks import forked
 from rlsparse_store.torch import freeze_outside
 
-rank, place = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{{place}}", rank=rank, world_size=2)
+rank = forked(2)
+dist.init_process_group("gloo", init_method=f"file://{{sys.argv[1]}}", rank=rank, world_size=2)
 model = small_llama().float()
 mask = half_of(model)
 before = {{name: p.detach().clone() for name, p in model.named_parameters()}}
@@ -447,16 +448,7 @@ print("sound", moved)
 def test_sharded_over_two_ranks(tmp_path: Path) -> None:
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED.format(paths=[p for p in sys.path if p.endswith("tests")]))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-P", script, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        assert out.startswith("sound")
+    command = [sys.executable, "-P", str(script), str(tmp_path / "meeting")]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sound") == 2

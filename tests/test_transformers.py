@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -37,7 +38,6 @@ from rlsparse_store.integrations.transformers import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 SIZES: Final[dict[str, Any]] = {
     "vocab_size": 256,
@@ -371,9 +371,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 import transformers
 from transformers.distributed import DistributedConfig
+sys.path.insert(0, os.environ["TESTS"])
+from ranks import forked
 from rlsparse_store.delta.lazy import DeltaSlice
 from rlsparse_store.integrations.transformers import from_delta
 
+rank = str(forked(2))
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
 dist.init_process_group("gloo")
 read = Counter()
 original = DeltaSlice.__getitem__
@@ -417,7 +421,7 @@ for folder in sys.argv[2:]:
         }
 dist.barrier()
 dist.destroy_process_group()
-with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
+with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(out, file)
 """
 
@@ -428,6 +432,7 @@ def run_ranks(work: Path, *folders: Path) -> list[dict[str, dict[str, Any]]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
+        "TESTS": str(Path(__file__).parent),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
@@ -435,20 +440,17 @@ def run_ranks(work: Path, *folders: Path) -> list[dict[str, dict[str, Any]]]:
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    logs = [work / f"{rank}.log" for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-P", "-c", RANKS, str(work), *map(str, folders)]
-        with log.open("w") as file:
-            processes.append(subprocess.Popen(command, env=env, cwd=work, stdout=file, stderr=file))
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    command = [sys.executable, "-P", "-c", RANKS, *map(str, [work, *folders])]
+    done = subprocess.run(
+        command,
+        env={**os.environ, **shared},
+        cwd=work,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((work / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -6,27 +6,24 @@ Every number of the report comes through here: from a command that can be printe
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import chdir, redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
+from rlsparse_store.cli.main import rlsparse
+from score import main as score
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pathlib import Path
+
+    import click
 
 __all__ = ["Evidence", "Json"]
 
 Json = dict[str, Any]
 
-AT_A_TIME: Final = 2
-
-PROGRAMS: Final = {
-    "rlsparse": [sys.executable, "-m", "rlsparse_store"],
-    "score.py": [sys.executable, str(Path(__file__).with_name("score.py"))],
-}
+PROGRAMS: Final[dict[str, click.Command]] = {"rlsparse": rlsparse, "score.py": score}
 
 
 class Evidence:
@@ -41,19 +38,14 @@ class Evidence:
         self._answers: dict[str, Json] = {}
         self._asked: list[str] = []
 
-    def prepare(self, commands: Iterable[str]) -> None:
-        """Run commands ahead of their questions, some at a time."""
-        missing = [command for command in dict.fromkeys(commands) if command not in self._answers]
-        with ThreadPoolExecutor(AT_A_TIME) as pool:
-            self._answers.update(zip(missing, pool.map(self._run, missing), strict=True))
-
     def ask(self, command: str) -> Json:
         """What a command answers, run once.
 
         Raises:
-            subprocess.CalledProcessError: It failed.
+            rlsparse_store.errors.RlsparseError: It failed.
         """
-        self.prepare([command])
+        if command not in self._answers:
+            self._answers[command] = self._run(command)
         self._asked.append(command)
         return self._answers[command]
 
@@ -63,14 +55,10 @@ class Evidence:
         return asked
 
     def _run(self, command: str) -> Json:
+        """Run a command in this process: to start one takes longer than most answers."""
         program, *arguments = shlex.split(command)
-        done = subprocess.run(  # noqa: S603 - commands of this project
-            [*PROGRAMS[program], *arguments, "--json"],
-            cwd=self.folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        answer: Json = json.loads(done.stdout)
+        printed = StringIO()
+        with chdir(self.folder), redirect_stdout(printed):
+            PROGRAMS[program].main([*arguments, "--json"], program, standalone_mode=False)
+        answer: Json = json.loads(printed.getvalue())
         return answer

@@ -139,15 +139,6 @@ class Figures:
                 names += [run.name + FLOAT32, run.name + NULL]
         return names
 
-    def prepare(self) -> None:
-        """Run the commands about single deltas, some at a time."""
-        self.evidence.prepare(
-            [
-                *map(_inspect, self.stored()),
-                *(_match(run) for run in self.runs if run.mask),
-            ]
-        )
-
 
 def _inspect(name: str) -> str:
     return f"rlsparse inspect {name} --base {base_of(name)} --rank"

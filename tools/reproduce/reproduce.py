@@ -58,9 +58,7 @@ def main(out: Path, processes: int, *, is_smoke: bool) -> None:
         for run in plan.second():
             _make_mask(run, out)
         _do(pool, "trained", missing(plan.second(), out), partial(train, plan=plan, folder=out))
-    figures = Figures(Evidence(out), plan)
-    figures.prepare()
-    write_report(figures, out)
+    write_report(Figures(Evidence(out), plan), out)
     click.echo(f"{out / 'report.md'}: {time.monotonic() - start:.0f} s", err=True)
 
 
