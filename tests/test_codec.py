@@ -37,6 +37,7 @@ from rlsparse_store.codec import (
     to_bytes,
     widen,
 )
+from rlsparse_store.codec.chunk import open_chunk
 from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
 from rlsparse_store.codec.frames import compress, decompress
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
@@ -373,6 +374,18 @@ def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
     with pytest.raises(StreamError):
         decompress(stored[:-9], 1 << 20)
     assert decompress(stored, 1 << 20) == b"".join(streams)
+
+
+def test_a_chunk_announces_no_more_than_its_words_can_need() -> None:
+    chunk = DeltaChunk(
+        stored=packed(bytes(10_000)),
+        has_row_flags=False,
+        bounds=tuple(range(16)),
+        changed=(1 << 26,) * 16,
+        steps=(),
+    )
+    with pytest.raises(StreamError, match="at most"):
+        open_chunk(chunk, 1, WordCoding(16, OrderMap.UNSIGNED), None)
 
 
 def lying(size: int) -> bytes:

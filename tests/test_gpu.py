@@ -203,6 +203,20 @@ def test_leaf_hashes(nbytes: int) -> None:
     assert np.array_equal(hash_on_device(torch.from_numpy(data)), leaf_hashes(data))
 
 
+def test_wherever_torch_makes_tensors_by_default() -> None:
+    coding = WordCoding(16, OrderMap.TWOS_COMPLEMENT)
+    base, tuned = chunk(3, 5000, coding, 0.1)
+    old, new = on_device(base), on_device(tuned)
+    changes = CPU.changes(base, tuned, coding)
+    with torch.device("meta"):
+        leaves = hash_on_device(new.view(torch.uint8))
+        (draft,) = draft_chunks(GPU, [ChunkWords(old, new, None, changes)], coding, None)
+        coded = CodedWords(old, draft.bounds, None, draft.streams.changed, draft.streams.content)
+        assert GPU.join([coded], coding) == [None]
+    assert np.array_equal(leaves, leaf_hashes(tuned.view(np.uint8)))
+    assert torch.equal(old, new)
+
+
 def test_survey_by_block() -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base, tuned = chunk(1, 70_000, coding, 0.01)

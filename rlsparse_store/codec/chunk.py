@@ -339,7 +339,7 @@ def open_chunk(
 
 def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
     """A bound on the content that follows from numbers already known."""
-    changed = sum(chunk.changed)
+    changed = min(sum(chunk.changed), words)
     flags = words + 8
     masks = words // 8 + len(chunk.bounds) * 8 + changed * 16
     values = changed * (1 + width // 8) + 32

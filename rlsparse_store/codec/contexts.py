@@ -59,10 +59,7 @@ def choose_bounds(
         and steps.
     """
     last = int(bins.searchsorted(np.uint64(top_key)))
-    used = histogram.words[: last + 1].nonzero()[0]
-    if used.size == 0 or used[-1] != last:
-        # A sample may have missed it.
-        used = np.append(used, last)
+    used = np.append(histogram.words[:last].nonzero()[0], last)
     words, magnitudes = histogram.words[used], histogram.magnitudes[used]
     if magnitudes.sum() <= FEW_CHANGES:
         words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)

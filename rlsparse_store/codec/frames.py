@@ -58,11 +58,12 @@ def compress(backend: CpuBackend, content: bytes | memoryview, ends: list[int]) 
         content: The streams, one behind the other.
         ends: Where each ends, ascending to the end of the content; some may be empty.
     """
+    blocks = backend.block_ends(content, [end for end, _ in groupby(ends) if end])
     compressor = _CONTEXTS.compressor.compressobj(size=len(content))
     view = memoryview(content)
     stored: list[bytes] = []
     start = 0
-    for end in backend.block_ends(content, [end for end, _ in groupby(ends) if end]):
+    for end in blocks:
         if start:
             stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
         stored.append(compressor.compress(view[start:end]))

@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
 __all__ = ["check_stored", "opened_batches"]
 
-BATCH_BYTES: Final = 1 << 27
-"""Bytes of words that are joined at a time."""
+BATCH_BYTES: Final = 1 << 28
+"""Bytes of words that are joined at a time: what Python does for a batch takes some milliseconds,
+whatever its size."""
 
 BATCH_CHANGES: Final = 1 << 23
 """Changed words that are joined at a time, each taking some ten bytes of a device's memory."""
 
+BATCH_CHUNKS: Final = 1 << 12
+"""Chunks that are joined at a time: each takes a tile of a device's memory, however small it is."""
+
 SOME_BYTES: Final = 1 << 24
 """Bytes of words whose chunks a thread is given at a time: handing a chunk over takes about as long
 as opening one that is small."""
+
+STORED_WEIGHT: Final = 16
+"""Words that take as long to open as a stored byte does, in bytes, or less."""
 
 STORED_BYTES: Final = 1 << 22
 """Bytes of stored chunks that a thread is given at a time."""
@@ -72,7 +79,10 @@ def opened_batches(
     ) -> list[tuple[Place, OpenedChunk]]:
         return [(place, decoder.open(t, chunk)) for place, t, chunk in some.items]
 
-    sized = (((place, t, chunk), _nbytes(t, chunk)) for place, t, chunk in chunks)
+    sized = (
+        ((place, t, chunk), max(_nbytes(t, chunk), STORED_WEIGHT * chunk.stored))
+        for place, t, chunk in chunks
+    )
     batch: list[tuple[Place, OpenedChunk]] = []
     nbytes = changes = 0
     for done in ordered_map(opened, several(sized, SOME_BYTES), threads):
@@ -80,7 +90,8 @@ def opened_batches(
             batch.append((place, chunk))
             nbytes += _nbytes(chunk.tensor, chunk.chunk)
             changes += sum(chunk.chunk.changed)
-            if nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES:
+            is_full = nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES
+            if is_full or len(batch) >= BATCH_CHUNKS:
                 yield batch
                 batch, nbytes, changes = [], 0, 0
     if batch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, hash_all_on_device
+from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, hash_all_on_device, main_memory
 from rlsparse_store.codec import Widening, widen
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DeviceMemory:
 
     def fill(self, out: torch.Tensor, read: Callable[[NDArray[np.uint8]], None]) -> None:
         """Read into pinned memory, which torch keeps for the next time, and copy from there."""
-        host = torch.empty(len(out), dtype=torch.uint8, pin_memory=self._is_cuda)
+        host = main_memory(len(out), self._device)
         read(host.numpy())
         out.copy_(host, non_blocking=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from rlsparse_store.backends.gpu import WIDTHS, GpuBackend
+from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, main_memory
 from rlsparse_store.checkpoint import TensorsSource
 from rlsparse_store.delta import SPAN_BYTES, CodedTask, CpuCoder, Span
 from rlsparse_store.errors import MissingDependencyError
@@ -170,8 +170,7 @@ class DeviceCoder:
         live = source.tensors.get(tensor.name) if isinstance(source, TensorsSource) else None
         if isinstance(live, LiveTensor | SplitTensor):
             return live.data[start:stop].to(self._device, non_blocking=True)
-        is_cuda = self._device.type == "cuda"
-        host = torch.empty(max(0, stop - start), dtype=torch.uint8, pin_memory=is_cuda)
+        host = main_memory(max(0, stop - start), self._device)
         checkpoint.read_into(tensor, start, host.numpy())
         return host.to(self._device, non_blocking=True)
 

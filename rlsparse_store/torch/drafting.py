@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceSpan", "Drafting", "hash_all"]
 
+MOST_CHUNKS: Final = 1 << 11
+"""Chunks that are drafted at a time: each takes some 27 KB for its histogram."""
+
 _NO_BYTES: Final = np.zeros(0, np.uint8)
 
 
@@ -139,7 +142,7 @@ class Drafting:
         self._mantissa_bits = mantissa_bits
 
     def run(self, most: int) -> None:
-        """Draft all chunks, so many changed words at a time."""
+        """Draft all chunks, about so many changed words at a time."""
         if not self._spans:
             return
         survey = self._backend.survey([span.run() for span in self._spans], self._coding)
@@ -149,7 +152,7 @@ class Drafting:
             for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
                 batch.append((span, stretch, self._words(survey, number, stretch)))
                 changed += stretch.changes.number
-                if changed >= most:
+                if changed >= most or len(batch) >= MOST_CHUNKS:
                     self._draft(batch)
                     batch, changed = [], 0
         self._draft(batch)

@@ -196,7 +196,7 @@ class _Slabs:
         """Memory for a tensor."""
         if nbytes > len(self._slab):
             size = max(nbytes, min(SLAB_BYTES, self._left))
-            self._slab = torch.empty(size, dtype=_BYTE, pin_memory=self._pins)
+            self._slab = torch.empty(size, dtype=_BYTE, device="cpu", pin_memory=self._pins)
         taken = self._slab[:nbytes]
         self._slab = self._slab[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         self._left -= nbytes

@@ -212,7 +212,7 @@ def check_is_base(
         return some.items
 
     based = [t for t in targets if t.record.kind is not Kind.WHOLE]
-    # Threads read them on streams of their own.
+    # Threads read them on another stream than the one that wrote them.
     wait_for(target.tensor for target in based)
     for some in ordered_map(digest, _together(based), threads):
         for target in some:

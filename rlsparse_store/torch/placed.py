@@ -57,13 +57,13 @@ class _Run:
         target: The tensor.
         start: Place of their first byte in its data.
         stop: Place after their last.
-        chunks: The chunks.
+        sizes: Bytes of each.
     """
 
     target: Target
     start: int
     stop: int
-    chunks: list[OpenedChunk]
+    sizes: list[int]
 
     @property
     def place(self) -> torch.Tensor:
@@ -77,7 +77,7 @@ def _runs(batch: list[tuple[Target, OpenedChunk]]) -> list[_Run]:
         start, nbytes = target.place(opened.chunk)
         if not runs or runs[-1].target is not target or runs[-1].stop != start:
             runs.append(_Run(target, start, start, []))
-        runs[-1].chunks.append(opened)
+        runs[-1].sizes.append(nbytes)
         runs[-1].stop += nbytes
     return runs
 
@@ -88,11 +88,11 @@ def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenedChunk]]) -> bo
     try:
         # Decoded beside them: nothing that is not checked is ever in the model.
         copies = [run.place.clone() for run in runs]
-        parts = []
-        for run, copy in zip(runs, copies, strict=True):
-            for opened in run.chunks:
-                start, nbytes = run.target.place(opened.chunk)
-                parts.append(copy[start - run.start : start - run.start + nbytes])
+        parts = [
+            part
+            for run, copy in zip(runs, copies, strict=True)
+            for part in torch.split(copy, run.sizes)
+        ]
         made = decoder.join([chunk for _, chunk in batch], parts)
         for part, (after, _) in zip(parts, made, strict=True):
             decoder.memory.put(part, after)

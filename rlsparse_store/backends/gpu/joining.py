@@ -58,16 +58,12 @@ def join_chunks(
         return []
     # Kernels only have their addresses: copies must live until the last one was launched.
     bases = [aligned(chunk.words) for chunk in chunks]
-    table = ChunkTable.of(
-        bases,
-        others,
-        [chunk.rows for chunk in chunks],
-    )
+    table = ChunkTable.of(bases, others, [chunk.rows for chunk in chunks])
     marks = Marks.of(table, coding, [chunk.bounds for chunk in chunks], None)
     reading = Reading(chunks, marks)
     if any(reading.problems):
         return reading.problems
-    content = reading.on_device()
+    content = reading.load()
     masks, steps = _DeviceMasks(content, reading), _DeviceSteps(content, reading)
     found = to_main(masks.wrong, masks.unequal, steps.far, steps.lows, steps.wrong)
     reading.judge_masks(found[0], found[1])

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WIDE", "launch", "on_device", "parts_of", "programs_for", "to_main", "zeros"]
+__all__ = [
+    "WIDE",
+    "launch",
+    "main_memory",
+    "on_device",
+    "parts_of",
+    "programs_for",
+    "to_main",
+    "zeros",
+]
 
 WIDE: Final = 8
 """Warps of kernels that hold much of each item: with four, registers would spill."""
@@ -53,17 +62,34 @@ def programs_for(items: int, size: int) -> int:
     return -(-items // size)
 
 
+def main_memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Main memory that a device copies from or to, as bytes: pinned, for others the driver waits.
+
+    Raises:
+        OutOfMemoryError: So much cannot be pinned.
+    """
+    try:
+        # Wherever torch makes tensors by default.
+        return torch.empty(
+            nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
+        )
+    except RuntimeError as error:
+        # Of what the driver refuses, torch makes an error without a kind of its own.
+        if "out of memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
 def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:
     """Copies of small arrays on a device, flat, sent there together. Nothing waits for them."""
-    parts: list[bytes] = []
     starts, size = [], 0
     for array in arrays:
         starts.append(size)
-        parts += array.tobytes(), bytes(-array.nbytes % _APART)
-        size += array.nbytes + len(parts[-1])
-    # Pinned: from other memory, the driver would wait for what the stream does until then.
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    host.numpy()[:] = np.frombuffer(b"".join(parts), np.uint8)
+        size += -(-array.nbytes // _APART) * _APART
+    host = main_memory(size, device)
+    data = host.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        data[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
     sent = host.to(device, non_blocking=True)
     views = {kind: sent.view(_KINDS[kind]) for kind in {array.dtype for array in arrays}}
     return [
@@ -81,7 +107,7 @@ def to_main(*tensors: torch.Tensor) -> list[NDArray[Any]]:
     """Copies of tensors of a device in main memory, once everything before them is done."""
     if not tensors or tensors[0].device.type != "cuda":
         return [tensor.numpy().copy() for tensor in tensors]
-    pinned = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+    pinned = [main_memory(t.nbytes, t.device).view(t.dtype).view(t.shape) for t in tensors]
     for copy, tensor in zip(pinned, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()

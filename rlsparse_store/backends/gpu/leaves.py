@@ -52,7 +52,8 @@ def _words(place: int) -> tuple[int, ...]:
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The secret as each stripe and stage sees it, and what the lanes begin with."""
     places = [*range(0, 128, 8), 128, 121, 11]
-    secret = torch.tensor([word for place in places for word in _words(place)])
+    words = np.array([word for place in places for word in _words(place)], np.int64)
+    secret = torch.from_numpy(words)
     start = torch.from_numpy(np.array(_START, np.uint64).view(np.int64))
     return secret.to(device), start.to(device)
 
@@ -89,6 +90,8 @@ def hash_all_on_device(data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]
     short = [i for i, part in enumerate(placed) if part.numel() % LEAF_BYTES]
     rests = [placed[i][nbytes[i] // LEAF_BYTES * LEAF_BYTES :] for i in short]
     found, read = to_main(hashes, torch.cat([*rests, data[0][:0]]))
+    # Copied, for they are kept: pinned memory goes back at once.
+    found = found.copy()
     ends = np.cumsum(nbytes // LEAF_BYTES).tolist()
     leaves = [
         found[start:end].view(np.uint64) for start, end in zip([0, *ends], ends, strict=False)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rlsparse_store.backends.gpu.kernels import sizes
+from rlsparse_store.backends.gpu.launching import main_memory
 from rlsparse_store.backends.gpu.splitting import low_widths
 from rlsparse_store.backends.numpy.masks import DENSE, ESCAPE
 from rlsparse_store.errors import StreamError
@@ -58,8 +59,6 @@ class Reading:
         lengths = np.array([len(chunk.content) for chunk in chunks])
         ends = np.cumsum(lengths)
         self._starts, self._ends = ends - lengths, ends
-        self._words = -(-int(ends[-1]) // 4)
-        self._load()
         k = np.zeros((len(chunks), sizes.SLOTS), np.int64)
         for own, chunk in zip(k, chunks, strict=True):
             own[: len(chunk.changed)] = chunk.changed
@@ -67,29 +66,33 @@ class Reading:
         firsts = (np.cumsum(k) - k.ravel()).reshape(k.shape)
         self.firsts = firsts.astype(np.int32)
         self._require_words(k)
-        masks_end = self._find_masks(np.minimum(k, marks.counts))
-        self._find_values(k, masks_end)
+        if any(self.problems):
+            # Nothing is asked for by numbers that cannot be true.
+            return
+        self._gather()
+        self._find_values(k, self._find_masks(k))
 
     def blame(self, chunk: int, problem: str) -> None:
         """Note what is wrong with a chunk, unless something is already."""
         self.problems[chunk] = self.problems[chunk] or StreamError(problem)
 
-    def _load(self) -> None:
-        """The contents, one behind the other, where a device can copy them from."""
+    def _gather(self) -> None:
+        """Put the contents one behind the other, where a device can copy them from."""
+        self._words = -(-int(self._ends[-1]) // 4)
         # A word more, so that there is a byte to look at, whatever a chunk says of its streams.
-        pins = self.marks.chunks.device.type == "cuda"
-        self._host = torch.zeros(self._words + 1, dtype=torch.int32, pin_memory=pins)
-        self._data = self._host.numpy().view(np.uint8)
+        self._host = main_memory(4 * (self._words + 1), self.marks.chunks.device)
+        self._data = self._host.numpy()
+        self._data[int(self._ends[-1]) :] = 0
         for start, chunk in zip(self._starts.tolist(), self.chunks, strict=True):
             content = np.frombuffer(chunk.content, np.uint8)
             self._data[start : start + content.size] = content
 
-    def on_device(self) -> torch.Tensor:
+    def load(self) -> torch.Tensor:
         """The contents on the device, and zeros for the masks that gaps make, as int32."""
         # Two words more than there are bits: what is read at any bit reads two.
         size = self._bits // 32 + 2
         content = torch.zeros(size, dtype=torch.int32, device=self.marks.chunks.device)
-        content[: self._words].copy_(self._host[: self._words], non_blocking=True)
+        content[: self._words].copy_(self._host.view(torch.int32)[:-1], non_blocking=True)
         return content
 
     def _require_words(self, k: NDArray[np.int64]) -> None:

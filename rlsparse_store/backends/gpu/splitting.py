@@ -49,7 +49,8 @@ def partitions(
     masks.write(content, layout, counted[0])
     values.write(content, layout, counted[1], counted[2])
     (words,) = to_main(content)
-    data = words.view(np.uint8).data
+    # Copied, for streams wait to be compressed: pinned memory goes back at once.
+    data = words.copy().view(np.uint8).data
     return [
         layout.streams(data, i, len(own), counted[3][i].tolist()) for i, own in enumerate(bounds)
     ]

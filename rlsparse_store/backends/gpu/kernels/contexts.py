@@ -65,7 +65,7 @@ def mark_contexts(
     for p in tl.static_range(PLANES - 1, -1, -1):
         is_above = key > left[(1 << p) - 1]
         packed = tl.sum(tl.where(is_above, one, 0), 1) | outside
-        tl.store(at + p * plane, packed.to(tl.uint8))
+        tl.store(at + p * plane.to(tl.int64), packed.to(tl.uint8))
         half = ()
         for i in tl.static_range((1 << p) - 1):
             half = half + (tl.where(is_above, left[(1 << p) + i], left[i]),)
@@ -77,7 +77,7 @@ def planes_of(marks, plane, at, PLANES: tl.constexpr):
     """The planes of bits of some groups; ``plane`` is the groups of a plane."""
     planes = ()
     for p in tl.static_range(PLANES):
-        bits = tl.load(marks + p * plane + at)
+        bits = tl.load(marks + p * plane.to(tl.int64) + at)
         planes = planes + (bits.to(tl.uint32, bitcast=True),)
     return planes
 
