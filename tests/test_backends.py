@@ -295,6 +295,7 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
 
 @every_backend
 @every_coding
+@settings(max_examples=30)  # the fuzzer does many more
 @given(data=st.data(), content=st.binary(max_size=64))
 def test_any_content_decodes_to_the_same_or_is_refused(
     coding: WordCoding, data: st.DataObject, content: bytes, backend: CpuBackend
@@ -331,6 +332,7 @@ def attempt(
 
 @every_backend
 @every_coding
+@settings(max_examples=30)  # as above
 @given(data=st.data())
 def test_an_edited_content_decodes_to_the_same_or_is_refused(
     coding: WordCoding, data: st.DataObject, backend: CpuBackend

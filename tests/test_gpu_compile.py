@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton brings no compiler for GPUs here")
 
-EVERY_WORD = {"survey_words", "mark_contexts", "scatter_changes", "patch_changes"}
+EVERY_WORD = {"survey_words", "mark_contexts"}
 POINTERS = {
     torch.uint8: "*u8",
     torch.int8: "*i8",
@@ -137,4 +137,4 @@ def test_kernels_compile_and_fit_into_registers(
     spilled = [(name, constants) for name, constants, stack, _ in told if int(stack)]
     assert not spilled
     # What touches every word loads sixteen bytes at a time.
-    assert all(int(loads) for name, *_, loads in told if name in {"survey_words", "mark_contexts"})
+    assert all(int(loads) for name, *_, loads in told if name in EVERY_WORD)
