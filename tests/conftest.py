@@ -36,6 +36,15 @@ settings.register_profile("thorough", parent=settings.get_profile("default"), ma
 settings.load_profile("default")
 
 
+LONG = {"test_reproduce.py", "test_gpu_compile.py", "test_demo_command.py", "test_sharded.py"}
+"""Files of tests that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, or a process is left alone with it in the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     from loopback_hub import LoopbackHub  # noqa: PLC0415 - on the path once pytest has set it

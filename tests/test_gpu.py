@@ -73,7 +73,7 @@ def contexts(top: int, number: int) -> NDArray[np.uint64]:
     number=st.sampled_from([1, 3, 7, 12, 16]),
     length=st.sampled_from([None, 1, 7, 4096, 5001]),
 )
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_equals_the_definition(
     coding: WordCoding, seed: int, words: int, density: float, number: int, length: int | None
 ) -> None:
@@ -173,7 +173,7 @@ def test_gaps_that_escape_and_far_steps() -> None:
 
 @every_coding
 @given(seed=st.integers(0, 1 << 20), cut=st.integers(-3, 40), place=st.floats(0, 1))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_damaged_streams_are_refused_as_the_definition_does(
     coding: WordCoding, seed: int, cut: int, place: float
 ) -> None:
