@@ -171,7 +171,10 @@ def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
     slabs = _Slabs(base.nbytes)
     tensors = {}
     for name, ref in base.tensors.items():
-        data = slabs.take(ref.nbytes) if device is None else torch.empty(ref.nbytes, dtype=_BYTE)
+        if device is None:
+            data = slabs.take(ref.nbytes)
+        else:
+            data = torch.empty(ref.nbytes, dtype=_BYTE, device="cpu")
         base.read_into(ref, 0, data.numpy())
         placed = data if device is None else data.to(device)
         tensors[name] = LiveTensor(placed, ref.dtype, ref.shape)
@@ -189,7 +192,7 @@ class _Slabs:
 
     def __init__(self, nbytes: int) -> None:
         self._left = nbytes
-        self._slab = torch.empty(0, dtype=_BYTE)
+        self._slab = torch.empty(0, dtype=_BYTE, device="cpu")
         self._pins = torch.cuda.is_available()
 
     def take(self, nbytes: int) -> torch.Tensor:
