@@ -45,16 +45,16 @@ def several(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Several[
 
     Args:
         items: The items, each with its bytes.
-        nbytes: Bytes after which a piece is full.
+        nbytes: Bytes of a piece at most, unless it is one item.
     """
     taken: list[Item] = []
     size = 0
     for item, own in items:
-        taken.append(item)
-        size += own
-        if size >= nbytes:
+        if taken and size + own > nbytes:
             yield Several(taken, size)
             taken, size = [], 0
+        taken.append(item)
+        size += own
     if taken:
         yield Several(taken, size)
 

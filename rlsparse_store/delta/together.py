@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.backends import get_backend
 from rlsparse_store.delta.identity import checkpoint_state
-from rlsparse_store.delta.pipeline import ordered_map
+from rlsparse_store.delta.pipeline import Several, ordered_map, several
 from rlsparse_store.delta.room import Rooms
 from rlsparse_store.delta.scan import BaseWindow, CodedSpan, Span, code_span
 from rlsparse_store.delta.threads import resolve_threads
@@ -110,18 +110,10 @@ class _Task:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Tasks that are coded at a time."""
-
-    tasks: list[_Task]
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Done:
     """What became of a group."""
 
-    group: _Group
+    group: Several[_Task]
     coded: list[CodedTask]
 
 
@@ -150,18 +142,18 @@ def encode_together(
     workers = resolve_threads(threads)
     chosen = coder or CpuCoder()
 
-    def work(group: _Group) -> _Done:
+    def work(group: Several[_Task]) -> _Done:
         tasks = [
             SpanTask([span for _, span in t.spans], [encodings[i][0].tuned for i, _ in t.spans])
-            for t in group.tasks
+            for t in group.items
         ]
         return _Done(group, chosen.code(tasks, base))
 
     total = sum(encoder.nbytes for encoder, _ in encodings)
     done = 0
-    groups = _groups(_tasks(encodings, get_backend()), chosen.group_bytes)
-    for result in ordered_map(work, groups, workers):
-        for task, coded in zip(result.group.tasks, result.coded, strict=True):
+    tasks = ((task, task.nbytes) for task in _tasks(encodings, get_backend()))
+    for result in ordered_map(work, several(tasks, chosen.group_bytes), workers):
+        for task, coded in zip(result.group.items, result.coded, strict=True):
             for (place, _), span in zip(task.spans, coded.spans, strict=True):
                 encoder, sink = encodings[place]
                 encoder.add(span, coded.base_leaves, sink)
@@ -199,17 +191,3 @@ def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> I
                 groups.setdefault((*key, span.start), _Task([])).spans.append((place, span))
         # Of one encoding, spans are in order: no group holds an earlier one than the group before.
         yield from groups.values()
-
-
-def _groups(tasks: Iterator[_Task], nbytes: int) -> Iterator[_Group]:
-    """Tasks in groups of at most so many bytes, or of one task, in order."""
-    taken: list[_Task] = []
-    size = 0
-    for task in tasks:
-        if taken and size + task.nbytes > nbytes:
-            yield _Group(taken, size)
-            taken, size = [], 0
-        taken.append(task)
-        size += task.nbytes
-    if taken:
-        yield _Group(taken, size)

@@ -11,6 +11,7 @@ from rlsparse_store.backends.gpu import kernels
 from rlsparse_store.backends.gpu.kernels import sizes
 from rlsparse_store.backends.gpu.launching import (
     WIDE,
+    firsts_of,
     launch,
     on_device,
     parts_of,
@@ -131,17 +132,12 @@ class _DeviceMasks:
             if escaped.size:
                 starts = np.arange(0, k, sizes.RANKS)
                 before[first : first + starts.size] = np.searchsorted(escaped, starts)
-        *told, begins = on_device(content.device, reading.gaps, parts, before, _firsts(parts))
+        *told, begins = on_device(content.device, reading.gaps, parts, before, firsts_of(parts))
         sums = torch.empty(len(parts), dtype=torch.int64, device=content.device)
         constants = {"SIZE": sizes.RANKS, "COLUMNS": sizes.SEGMENT_COLUMNS, "ESCAPE": ESCAPE}
         launch(kernels.sum_gaps, len(parts))(content, *told, sums, **constants)
         ranks = _before(sums, begins)
         launch(kernels.set_gaps, len(parts))(content, *told, ranks, self.wrong, **constants)
-
-
-def _firsts(parts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The place of the first part of each part's owner; parts lie owner by owner."""
-    return np.arange(len(parts)) - parts[:, 1]
 
 
 def _before(values: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
@@ -168,7 +164,7 @@ class _DeviceSteps:
         self.steps = torch.empty(reading.total, dtype=torch.int32, device=device)
         self.wrong = zeros(number, torch.int32, device)
         owners = parts[:, 0].astype(np.int64)
-        *told, owner, firsts = on_device(device, reading.streams, parts, owners, _firsts(parts))
+        *told, owner, firsts = on_device(device, reading.streams, parts, owners, firsts_of(parts))
         constants: dict[str, Any] = {"SIZE": sizes.STEPS, "COLUMNS": sizes.STREAM_COLUMNS}
         constants["num_warps"] = WIDE
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WIDE",
+    "firsts_of",
     "launch",
     "main_memory",
     "on_device",
@@ -129,3 +130,8 @@ def parts_of(sizes: NDArray[np.int64], size: int) -> NDArray[np.int32]:
     owners = np.repeat(np.arange(sizes.size), numbers)
     within = np.arange(owners.size) - np.repeat(np.cumsum(numbers) - numbers, numbers)
     return np.stack([owners, within], 1).astype(np.int32)
+
+
+def firsts_of(parts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The place of the first part of each part's owner, as :func:`parts_of` lists them."""
+    return np.arange(len(parts)) - parts[:, 1]

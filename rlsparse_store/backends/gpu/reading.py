@@ -114,14 +114,15 @@ class Reading:
         self.escaped = []
         chunks, slots = np.nonzero(is_gaps)
         for chunk, slot in zip(chunks.tolist(), slots.tolist(), strict=True):
-            high = slice(ends[chunk, slot] - k[chunk, slot], ends[chunk, slot])
-            found = np.flatnonzero(self._data[high] == ESCAPE)
+            end = ends[chunk, slot]
+            found = np.flatnonzero(self._data[end - k[chunk, slot] : end] == ESCAPE)
             self.escaped.append(found)
             if found.size:
                 ends[chunk, slot:] += 4 * found.size
         self._require_room(ends[:, -1])
         starts = np.concatenate([self._starts[:, None], ends[:, :-1]], 1)
-        self._require_padding(chunks, starts[is_gaps] + low_bytes[is_gaps], (k * width)[is_gaps])
+        high = (starts + low_bytes)[is_gaps]
+        self._require_padding(chunks, high, (k * width)[is_gaps])
         bits = np.where(is_dense, 8 * starts, np.where((k == n) & (k > 0), ALL, NONE))
         dense = np.nonzero(is_dense)
         self._require_padding(dense[0], ends[dense], n[dense])
@@ -130,9 +131,8 @@ class Reading:
         taken = 32 * -(-n[is_gaps] // 32)
         bits[is_gaps] = 32 * self._words + np.cumsum(taken) - taken
         self._bits = 32 * self._words + int(taken.sum())
-        high_at = starts[is_gaps] + low_bytes[is_gaps]
         columns = (np.zeros_like(taken), k[is_gaps], width[is_gaps], 8 * starts[is_gaps])
-        places = (high_at, high_at + k[is_gaps], n[is_gaps], bits[is_gaps])
+        places = (high, high + k[is_gaps], n[is_gaps], bits[is_gaps])
         self.gaps, self.gaps_of = np.stack([*columns, *places], 1), chunks
         self.mask_bits = bits
         last: NDArray[np.int64] = ends[:, -1]

@@ -10,7 +10,15 @@ import torch
 
 from rlsparse_store.backends.gpu import kernels
 from rlsparse_store.backends.gpu.kernels import sizes
-from rlsparse_store.backends.gpu.launching import WIDE, launch, on_device, parts_of, to_main, zeros
+from rlsparse_store.backends.gpu.launching import (
+    WIDE,
+    firsts_of,
+    launch,
+    on_device,
+    parts_of,
+    to_main,
+    zeros,
+)
 from rlsparse_store.backends.gpu.marks import Marks
 from rlsparse_store.backends.gpu.survey import table_of
 from rlsparse_store.backends.interface import Rows, Streams
@@ -130,7 +138,7 @@ def _sums(values: NDArray[Any], parts: NDArray[np.int32], owners: int) -> NDArra
 def _before(values: NDArray[Any], parts: NDArray[np.int32]) -> NDArray[np.int64]:
     """The sum of the values of an owner's parts before each; parts lie owner by owner."""
     begun = np.cumsum(values, dtype=np.int64) - values
-    before: NDArray[np.int64] = begun - begun[np.arange(len(parts)) - parts[:, 1]]
+    before: NDArray[np.int64] = begun - begun[firsts_of(parts)]
     return before
 
 
