@@ -33,7 +33,7 @@ from rlsparse_store.errors import (
     RlsparseError,
     UnsupportedDtypeError,
 )
-from rlsparse_store.torch import DeltaEncoder, DeviceCoder, drafted, drafting, live, patch_
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, drafting, live, patch_
 
 hasten()
 
@@ -41,7 +41,7 @@ hasten()
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks, chunks and spans in tensors that can be interpreted."""
-    for module in (scan, drafted, drafting):
+    for module in (scan, drafting):
         monkeypatch.setattr(module, "BLOCK_WORDS", 1 << 14)
     monkeypatch.setattr(scan, "ENOUGH_CHANGES", 1 << 11)
     monkeypatch.setattr(scan, "SPAN_BYTES", 1 << 18)
@@ -123,7 +123,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
         monkeypatch.setattr(
             rlsparse_store.torch.encoder,
             "_coder",
-            lambda _, memory: DeviceCoder("cpu", memory=memory),
+            lambda _, memory, threads: DeviceCoder("cpu", memory=memory, threads=threads),
         )
     with DeltaEncoder(b, device="cpu", keep=keep) as encoder:
         report = encoder.encode(live, tmp_path / "delta")

@@ -69,7 +69,7 @@ def encode_command(
     after an interruption, and adds later checkpoints.
     """
     if device is not None:
-        options["coder"] = _device_coder(device)
+        options["coder"] = _device_coder(device, options["threads"])
     as_run = len(tuned) > 1 or is_run(Path(out))
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
@@ -91,7 +91,7 @@ def encode_command(
         print_run(report)
 
 
-def _device_coder(device: str) -> SpanCoder:
+def _device_coder(device: str, threads: int | None) -> SpanCoder:
     """What codes on a device.
 
     Raises:
@@ -104,7 +104,7 @@ def _device_coder(device: str) -> SpanCoder:
     from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415
 
     try:
-        return DeviceCoder(device)
+        return DeviceCoder(device, threads=threads)
     except RuntimeError as error:  # how torch refuses a name
         msg = f"{device!r} is no device: give cuda, cuda:1, … or leave it out for the CPU."
         raise click.BadParameter(msg, param_hint="'--device'") from error

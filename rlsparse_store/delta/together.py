@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.backends import get_backend
@@ -34,10 +34,17 @@ class SpanTask:
     Attributes:
         spans: The spans.
         tuned: Their checkpoints.
+        places: Which encoding each is of.
     """
 
-    spans: list[Span]
-    tuned: list[Checkpoint]
+    spans: list[Span] = field(default_factory=list)
+    tuned: list[Checkpoint] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it reads."""
+        return sum(span.nbytes for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,10 @@ class SpanCoder(Protocol):
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of tasks that it is best given at a time."""
+        """Bytes that it is best given at a time, as it weighs tasks."""
+
+    def weigh(self, task: SpanTask, base: Checkpoint) -> int:
+        """What a task counts in a group, in bytes."""
 
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks.
@@ -84,6 +94,10 @@ class CpuCoder:
         self._backend = get_backend()
         self._rooms = Rooms()
 
+    def weigh(self, task: SpanTask, base: Checkpoint) -> int:  # noqa: ARG002 - a device asks
+        """Bytes that it reads: it is coded alone."""
+        return task.nbytes
+
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks one after the other, as :class:`SpanCoder` says."""
         return [self._code(task, base) for task in tasks]
@@ -98,22 +112,10 @@ class CpuCoder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """Spans of the same bytes of the base, each with the place of its encoding."""
-
-    spans: list[tuple[int, Span]]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it reads."""
-        return sum(span.nbytes for _, span in self.spans)
-
-
-@dataclass(frozen=True, slots=True)
 class _Done:
     """What became of a group."""
 
-    group: Several[_Task]
+    group: Several[SpanTask]
     coded: list[CodedTask]
 
 
@@ -142,22 +144,18 @@ def encode_together(
     workers = resolve_threads(threads)
     chosen = coder or CpuCoder()
 
-    def work(group: Several[_Task]) -> _Done:
-        tasks = [
-            SpanTask([span for _, span in t.spans], [encodings[i][0].tuned for i, _ in t.spans])
-            for t in group.items
-        ]
-        return _Done(group, chosen.code(tasks, base))
+    def work(group: Several[SpanTask]) -> _Done:
+        return _Done(group, chosen.code(group.items, base))
 
     total = sum(encoder.nbytes for encoder, _ in encodings)
     done = 0
-    tasks = ((task, task.nbytes) for task in _tasks(encodings, get_backend()))
+    tasks = ((task, chosen.weigh(task, base)) for task in _tasks(encodings, get_backend()))
     for result in ordered_map(work, several(tasks, chosen.group_bytes), workers):
         for task, coded in zip(result.group.items, result.coded, strict=True):
-            for (place, _), span in zip(task.spans, coded.spans, strict=True):
+            for place, span in zip(task.places, coded.spans, strict=True):
                 encoder, sink = encodings[place]
                 encoder.add(span, coded.base_leaves, sink)
-        done += result.group.nbytes
+            done += task.nbytes
         progress(min(done, total), total)
     progress(total, total)
     base.check_unchanged()
@@ -170,7 +168,7 @@ def encode_together(
     return [encoder.finish(base_state, sink) for encoder, sink in encodings]
 
 
-def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> Iterator[_Task]:
+def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> Iterator[SpanTask]:
     """The spans of all encodings, those of the same bytes of the base together.
 
     Of each encoding, they come in the order of its tensors' names.
@@ -179,7 +177,7 @@ def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> I
     ahead = [next(spans, None) for spans in remaining]
     while any(entry is not None for entry in ahead):
         name = min((entry[0] for entry in ahead if entry is not None), key=str.encode)
-        groups: dict[tuple[object, ...], _Task] = {}
+        groups: dict[tuple[object, ...], SpanTask] = {}
         for place, entry in enumerate(ahead):
             if entry is None or entry[0] != name:
                 continue
@@ -188,6 +186,9 @@ def _tasks(encodings: list[tuple[Encoder, ChunkSink]], backend: CpuBackend) -> I
                 source = span.plan.source
                 # What is stored whole shares nothing.
                 key = (place,) if source is None else (source.name, span.coding, span.stop)
-                groups.setdefault((*key, span.start), _Task([])).spans.append((place, span))
+                task = groups.setdefault((*key, span.start), SpanTask())
+                task.spans.append(span)
+                task.tuned.append(encodings[place][0].tuned)
+                task.places.append(place)
         # Of one encoding, spans are in order: no group holds an earlier one than the group before.
         yield from groups.values()

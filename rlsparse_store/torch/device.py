@@ -5,53 +5,53 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from queue import LifoQueue
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from rlsparse_store.backends.gpu import WIDTHS, GpuBackend, main_memory
-from rlsparse_store.checkpoint import TensorsSource
-from rlsparse_store.delta import SPAN_BYTES, CodedTask, CpuCoder, Span
+from rlsparse_store.backends.gpu import WIDTHS, GpuBackend
+from rlsparse_store.delta import SPAN_BYTES, CodedTask, CpuCoder, Span, resolve_threads
 from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.torch.drafted import DraftedTask
+from rlsparse_store.torch.drafted import DraftedTask, store_drafts
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
-from rlsparse_store.torch.gathered import SplitTensor
-from rlsparse_store.torch.tensors import LiveTensor
+from rlsparse_store.torch.placing import ReadTask, lies_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rlsparse_store.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.checkpoint import Checkpoint
     from rlsparse_store.delta import SpanTask
     from rlsparse_store.dtypes import WordCoding
 
 __all__ = ["DeviceCoder", "require_kernels"]
 
 GROUP_BYTES: Final = 2 * SPAN_BYTES
-"""Bytes of base and tuned that are worked on at a time: one large span, or many small ones. What
-Python does for a group takes some milliseconds, whatever its size."""
+"""Bytes of base and tuned that are brought to the device at a time: one large span, or many small
+ones. What Python does for a group takes some milliseconds, whatever its size."""
 
 GROUP_MEMORY: Final = 1 << 29
 """Bytes of device memory that a group takes at most: its words and what is made of them."""
 
-BATCH_CHANGES: Final = 1 << 23
-"""Changed words of the chunks that are split into streams at a time, each taking some 12 bytes."""
+GROUPS_EACH: Final = 3
+"""Groups in main memory for each that is on the device: one is read, and one compressed."""
 
-FEW_CHANGES: Final = 1 << 19
-"""The same, once memory has run out."""
+HERE_WEIGHT: Final = 4
+"""Words that are on the device already count as one in so many bytes of a group."""
 
-CAST_WORDS: Final = 1 << 21
-"""Words that are rounded at a time, each taking some 40 bytes."""
+LITTLE_MEMORY: Final = 1 << 23
+"""Bytes that chunks take at a time, once memory has run out."""
 
 
 class DeviceCoder:
     """Codes spans on a device, giving the bytes that the CPU gives.
 
     Spans are compared, split into streams and proven on the device, many of their chunks at a
-    time. Then their memory there is given back, and the streams are compressed on the calling
-    thread, while other threads' spans are on the device.
+    time. Then their memory there is given back, and the streams are compressed on threads, while
+    the next spans are on the device.
 
     What the kernels do not take (4-bit and 64-bit words, exact widening, what is stored whole) is
     coded on the CPU. So is what does not fit into the device's memory, with a warning.
@@ -59,6 +59,7 @@ class DeviceCoder:
     Args:
         device: A CUDA device; under Triton's interpreter, ``"cpu"``.
         memory: Bytes of device memory to use besides what is there, for spans under way.
+        threads: Threads that compress; all processors by default.
 
     Raises:
         MissingDependencyError: There is no such device, or nothing that runs kernels on it.
@@ -69,13 +70,33 @@ class DeviceCoder:
 
     group_bytes: Final = GROUP_BYTES
 
-    def __init__(self, device: Any = "cuda", *, memory: int = 1 << 30) -> None:  # noqa: ANN401
-        self._device = torch.device(device)
-        require_kernels(self._device)
+    def __init__(
+        self,
+        device: Any = "cuda",  # noqa: ANN401 - whatever torch takes
+        *,
+        memory: int = 1 << 30,
+        threads: int | None = None,
+    ) -> None:
+        require_kernels(torch.device(device))
+        # With its number: tensors name theirs, and on other threads another one may be current.
+        self._device = torch.empty(0, device=device).device
         self._backend = GpuBackend()
         self._cpu = CpuCoder()
-        self._together = self._streams(max(1, memory // GROUP_MEMORY))
+        groups = max(1, memory // GROUP_MEMORY)
+        self._together = self._streams(groups)
         self._alone = self._streams(1)
+        self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
+        self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
+
+    def weigh(self, task: SpanTask, base: Checkpoint) -> int:
+        """Bytes that must be brought to the device, and little for those that are there."""
+        pairs = [(base, task.spans[0].plan.source)]
+        pairs += zip(task.tuned, [span.plan.tuned for span in task.spans], strict=True)
+        is_here = all(
+            tensor is not None and lies_on(self._device, checkpoint, tensor)
+            for checkpoint, tensor in pairs
+        )
+        return task.nbytes // (HERE_WEIGHT if is_here else 1)
 
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks.
@@ -84,26 +105,30 @@ class DeviceCoder:
             RlsparseError: A checkpoint cannot be read, or what was coded does not decode.
         """
         mine = [i for i, task in enumerate(tasks) if all(map(_fits, task.spans))]
-        drafted = self._draft([tasks[i] for i in mine], base) if mine else []
-        done = {i: draft.store() for i, draft in zip(mine, drafted, strict=False)}
+        done: dict[int, CodedTask] = {}
+        if mine:
+            with self._under_way:
+                drafted = self._draft([tasks[i] for i in mine], base)
+                done = dict(zip(mine, store_drafts(drafted, self._storing), strict=False))
         others = [i for i in range(len(tasks)) if i not in done]
         done |= zip(others, self._cpu.code([tasks[i] for i in others], base), strict=True)
         return [done[i] for i in range(len(tasks))]
 
     def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[DraftedTask]:
         """What is made of tasks on the device: of as many as its memory allows, from the first."""
-        try:
-            with _on_one_of(self._together):
-                return self._draft_together(tasks, base, BATCH_CHANGES)
-        except torch.OutOfMemoryError:
-            pass
-        # One after the other and in smaller steps, while no other such span is tried.
         drafted: list[DraftedTask] = []
         try:
+            read = [ReadTask.of(task, base, self._device) for task in tasks]
+            try:
+                with _on_one_of(self._together):
+                    return self._draft_together(read, GROUP_MEMORY)
+            except torch.OutOfMemoryError:
+                pass
+            # One after the other and in smaller steps, while no other such span is tried.
             with _on_one_of(self._alone):
-                for task in tasks:
+                for task in read:
                     torch.cuda.empty_cache()
-                    drafted += self._draft_together([task], base, FEW_CHANGES)
+                    drafted += self._draft_together([task], LITTLE_MEMORY)
         except torch.OutOfMemoryError:
             msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
@@ -122,57 +147,25 @@ class DeviceCoder:
             streams.put(torch.cuda.Stream(self._device) if is_cuda else None)  # type: ignore[no-untyped-call]
         return streams
 
-    def _draft_together(
-        self, tasks: list[SpanTask], base: Checkpoint, most: int
-    ) -> list[DraftedTask]:
-        """Draft tasks, so many changed words at a time.
+    def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[DraftedTask]:
+        """Draft tasks in about so many bytes of the device's memory, or in little besides them.
 
         Raises:
             OutOfMemoryError: The device's memory does not suffice.
         """
-        spans = [self._placed(task, base) for task in tasks]
+        left = max(memory - sum(task.brought(self._device) for task in tasks), LITTLE_MEMORY)
+        spans = [task.placed(self._device) for task in tasks]
         hash_all(spans)
         alike: defaultdict[tuple[WordCoding, int | None], list[DeviceSpan]] = defaultdict(list)
         for placed in spans:
             for span in placed:
                 alike[span.span.coding, span.span.mantissa_bits].append(span)
         for (coding, mantissa_bits), several in alike.items():
-            Drafting(self._backend, several, coding, mantissa_bits).run(most)
+            Drafting(self._backend, several, coding, mantissa_bits).run(left)
         return [
             DraftedTask([span.drafted() for span in placed], placed[0].old_leaves)
             for placed in spans
         ]
-
-    def _placed(self, task: SpanTask, base: Checkpoint) -> list[DeviceSpan]:
-        """The words of a task's spans, on the device."""
-        first = task.spans[0]
-        source = first.plan.source
-        assert source is not None  # noqa: S101 - _fits asked for one
-        old = self._bytes(base, source, first.start, min(first.stop, source.nbytes))
-        return [
-            DeviceSpan(span, old, self._tuned_bytes(checkpoint, span))
-            for span, checkpoint in zip(task.spans, task.tuned, strict=True)
-        ]
-
-    def _tuned_bytes(self, checkpoint: Checkpoint, span: Span) -> torch.Tensor:
-        """The span's tuned bytes, rounded first if they are to be."""
-        plan = span.plan
-        if not plan.is_cast:
-            return self._bytes(checkpoint, plan.tuned, span.start, span.tuned_stop)
-        wide = self._bytes(checkpoint, plan.tuned, 2 * span.start, 2 * span.tuned_stop)
-        return _cast_to_bf16(wide.view(torch.int32)).view(torch.uint8)
-
-    def _bytes(
-        self, checkpoint: Checkpoint, tensor: TensorRef, start: int, stop: int
-    ) -> torch.Tensor:
-        """Bytes of a tensor on the device: a view where it is there already."""
-        source = checkpoint.files[tensor.file].source
-        live = source.tensors.get(tensor.name) if isinstance(source, TensorsSource) else None
-        if isinstance(live, LiveTensor | SplitTensor):
-            return live.data[start:stop].to(self._device, non_blocking=True)
-        host = main_memory(max(0, stop - start), self._device)
-        checkpoint.read_into(tensor, start, host.numpy())
-        return host.to(self._device, non_blocking=True)
 
 
 @contextmanager
@@ -204,15 +197,3 @@ def _fits(span: Span) -> bool:
     """Whether the kernels take a span."""
     plan = span.plan
     return plan.source is not None and not plan.widening and span.coding.width in WIDTHS
-
-
-def _cast_to_bf16(words: torch.Tensor) -> torch.Tensor:
-    """Round float32 words to the nearest bfloat16, ties to even; a NaN stays a NaN."""
-    narrow = torch.empty(words.shape, dtype=torch.int16, device=words.device)
-    for start in range(0, len(words), CAST_WORDS):
-        part = slice(start, start + CAST_WORDS)
-        wide = words[part].to(torch.int64) & 0xFFFFFFFF
-        rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
-        is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
-        narrow[part] = torch.where(is_nan, (wide >> 16) | 0x40, rounded)
-    return narrow

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,17 +18,23 @@ from rlsparse_store.codec import (
     store_draft,
     to_bytes,
 )
-from rlsparse_store.delta import BLOCK_WORDS, Coded, CodedSpan, CodedTask, proof_failed
+from rlsparse_store.delta import Coded, CodedSpan, CodedTask, Several, proof_failed, several
 from rlsparse_store.digest import leaf_hashes, leaves_check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
     from numpy.typing import NDArray
 
     from rlsparse_store.backends import Rows
     from rlsparse_store.codec import Draft, WholeChunk
     from rlsparse_store.delta import Span, Stretch
 
-__all__ = ["DraftedChunk", "DraftedSpan", "DraftedTask"]
+__all__ = ["DraftedBlock", "DraftedChunk", "DraftedSpan", "DraftedTask", "store_drafts"]
+
+STORED_BYTES: Final = 1 << 19
+"""Bytes of streams that a thread is given at a time: it compresses them in a millisecond or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class DraftedChunk:
     """A chunk as it came from the device.
 
     Attributes:
-        stretch: Where it lies, in bytes of its span.
+        span: Its span.
+        stretch: Where it lies, in bytes of the span.
         words: How many words it has.
         draft: Its streams.
         base_check: Check of its base words.
@@ -43,6 +51,7 @@ class DraftedChunk:
         tuned: Its tuned bytes, if it may be smaller whole.
     """
 
+    span: Span
     stretch: Stretch
     words: int
     draft: Draft
@@ -50,11 +59,18 @@ class DraftedChunk:
     leaves: NDArray[np.uint64]
     tuned: NDArray[np.uint8]
 
-    def store(self, span: Span) -> Coded:
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes until it is stored."""
+        return len(self.draft.streams.content) + self.tuned.size
+
+    def store(self) -> Coded:
         """Compress it, and prove that it decompresses to what the device proved."""
-        coding, tuned = span.coding, as_words(self.tuned, span.coding.width)
+        span, coding = self.span, self.span.coding
+        tuned = as_words(self.tuned, coding.width)
         first = coding.num_words(span.start + self.stretch.start)
         stored = store_draft(get_backend(), self.draft, coding, self.words, tuned)
+        base_check = 0
         if isinstance(stored, DeltaChunk):
             row = None if span.row is None else (span.row, first % span.row)
             rows, content = open_chunk(stored, self.words, coding, row)
@@ -66,12 +82,97 @@ class DraftedChunk:
             base_check = self.base_check
         else:
             _require_whole(stored, self.words, span, self.leaves)
-            base_check = 0
         check, number = leaves_check(self.leaves), self.stretch.changes.number
         return Coded(first, self.words, stored, base_check, check, number)
 
 
-def _same_bytes(one: bytes, other: bytes | memoryview) -> bool:
+@dataclass(frozen=True, slots=True)
+class DraftedBlock:
+    """A block that the base does not have, and that is stored whole.
+
+    Attributes:
+        span: Its span.
+        start: Its first byte in the span.
+        data: Its tuned bytes.
+    """
+
+    span: Span
+    start: int
+    data: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes until it is stored."""
+        return self.data.size
+
+    def store(self) -> Coded:
+        """Compress it, and prove that it decompresses to itself."""
+        coding = self.span.coding
+        words = as_words(self.data, coding.width)
+        chunk, leaves = encode_whole(get_backend(), words, coding), leaf_hashes(self.data)
+        _require_whole(chunk, words.size, self.span, leaves)
+        first = coding.num_words(self.span.start + self.start)
+        return Coded(first, words.size, chunk, 0, leaves_check(leaves), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedSpan:
+    """A span as it came from the device.
+
+    Attributes:
+        span: The span.
+        chunks: What becomes its chunks.
+        leaves: Leaf hashes of all tuned bytes.
+    """
+
+    span: Span
+    chunks: list[DraftedChunk | DraftedBlock]
+    leaves: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedTask:
+    """A task as it came from the device.
+
+    Attributes:
+        spans: Its spans.
+        base_leaves: Leaf hashes of the base's bytes.
+    """
+
+    spans: list[DraftedSpan]
+    base_leaves: NDArray[np.uint64]
+
+
+def store_drafts(tasks: Sequence[DraftedTask], threads: Executor) -> list[CodedTask]:
+    """Compress all chunks of some tasks.
+
+    Args:
+        tasks: The tasks.
+        threads: Runs what compresses them, a few chunks at a time.
+
+    Raises:
+        ResultMismatchError: A chunk does not decompress to itself.
+    """
+    chunks = (chunk for task in tasks for span in task.spans for chunk in span.chunks)
+    pieces = several(((chunk, chunk.nbytes) for chunk in chunks), STORED_BYTES)
+    stored = (chunk for piece in threads.map(_store, pieces) for chunk in piece)
+    return [
+        CodedTask(
+            [
+                CodedSpan(span.span, list(islice(stored, len(span.chunks))), span.leaves)
+                for span in task.spans
+            ],
+            task.base_leaves,
+        )
+        for task in tasks
+    ]
+
+
+def _store(piece: Several[DraftedChunk | DraftedBlock]) -> list[Coded]:
+    return [chunk.store() for chunk in piece.items]
+
+
+def _same_bytes(one: bytes | memoryview, other: bytes | memoryview) -> bool:
     # NumPy compares without the interpreter's lock.
     return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
@@ -87,54 +188,3 @@ def _require_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np
     decoded = to_bytes(decode_whole(chunk.stored, words, span.coding), span.coding.width)
     if not np.array_equal(leaf_hashes(decoded), leaves):
         raise proof_failed(span.plan)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftedSpan:
-    """A span as it came from the device.
-
-    Attributes:
-        span: The span.
-        chunks: What becomes its chunks of changes.
-        rest: The tuned bytes that the base does not have.
-        start: Where they begin, in bytes of the span.
-        leaves: Leaf hashes of all tuned bytes.
-    """
-
-    span: Span
-    chunks: list[DraftedChunk]
-    rest: NDArray[np.uint8]
-    start: int
-    leaves: NDArray[np.uint64]
-
-    def store(self) -> CodedSpan:
-        """Compress it: what is shared as changes, the rest whole."""
-        chunks = [chunk.store(self.span) for chunk in self.chunks]
-        size = self.span.coding.nbytes(BLOCK_WORDS)
-        place, end = self.start, self.start + self.rest.size
-        while place < end:
-            stop = min(place // size * size + size, end)
-            chunks.append(self._whole(place, stop))
-            place = stop
-        return CodedSpan(self.span, chunks, self.leaves)
-
-    def _whole(self, start: int, stop: int) -> Coded:
-        coding = self.span.coding
-        data = self.rest[start - self.start : stop - self.start]
-        words = as_words(data, coding.width)
-        chunk, leaves = encode_whole(get_backend(), words, coding), leaf_hashes(data)
-        _require_whole(chunk, words.size, self.span, leaves)
-        first = coding.num_words(self.span.start + start)
-        return Coded(first, words.size, chunk, 0, leaves_check(leaves), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftedTask:
-    """A task as it came from the device."""
-
-    spans: list[DraftedSpan]
-    base_leaves: NDArray[np.uint64]
-
-    def store(self) -> CodedTask:
-        """Compress it."""
-        return CodedTask([span.store() for span in self.spans], self.base_leaves)

@@ -13,7 +13,7 @@ from rlsparse_store.codec import draft_chunks, may_be_whole
 from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter, Span, Stretch, proof_failed
 from rlsparse_store.digest import LEAF_BYTES, leaves_check
 from rlsparse_store.frameworks.device import words_of
-from rlsparse_store.torch.drafted import DraftedChunk, DraftedSpan
+from rlsparse_store.torch.drafted import DraftedBlock, DraftedChunk, DraftedSpan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class DeviceSpan:
     row: int | None = field(init=False)
     old_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
     new_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
-    chunks: list[DraftedChunk] = field(default_factory=list)
+    chunks: list[DraftedChunk | DraftedBlock] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Ask once what every chunk needs."""
@@ -101,13 +101,21 @@ class DeviceSpan:
         tuned = _NO_BYTES
         if may_be_whole(draft, self.span.coding.nbytes(words)):
             tuned = self.new[stretch.start : stretch.stop].cpu().numpy()
-        self.chunks.append(DraftedChunk(stretch, words, draft, base_check, leaves, tuned))
+        self.chunks.append(
+            DraftedChunk(self.span, stretch, words, draft, base_check, leaves, tuned)
+        )
 
     def drafted(self) -> DraftedSpan:
         """What is left to be done once its words are no longer on the device."""
-        has_rest = self.shared < len(self.new)
-        rest = self.new[self.shared :].cpu().numpy() if has_rest else _NO_BYTES
-        return DraftedSpan(self.span, self.chunks, rest, self.shared, self.new_leaves)
+        rest, size = self.new[self.shared :], self.span.coding.nbytes(BLOCK_WORDS)
+        data = rest.cpu().numpy() if len(rest) else _NO_BYTES
+        place, end = self.shared, self.shared + data.size
+        while place < end:
+            stop = min(place // size * size + size, end)
+            block = data[place - self.shared : stop - self.shared]
+            self.chunks.append(DraftedBlock(self.span, place, block))
+            place = stop
+        return DraftedSpan(self.span, self.chunks, self.new_leaves)
 
 
 def _leaves(data: torch.Tensor, leaves: NDArray[np.uint64], part: Stretch) -> NDArray[np.uint64]:
@@ -141,20 +149,22 @@ class Drafting:
         self._coding = coding
         self._mantissa_bits = mantissa_bits
 
-    def run(self, most: int) -> None:
-        """Draft all chunks, about so many changed words at a time."""
+    def run(self, memory: int) -> None:
+        """Draft all chunks, so many at a time as take about so many bytes of the device."""
         if not self._spans:
             return
         survey = self._backend.survey([span.run() for span in self._spans], self._coding)
+        memory -= survey.bits.nbytes
         batch: list[tuple[DeviceSpan, Stretch, ChunkWords]] = []
-        changed = 0
+        taken = 0
         for number, span in enumerate(self._spans):
             for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
-                batch.append((span, stretch, self._words(survey, number, stretch)))
-                changed += stretch.changes.number
-                if changed >= most or len(batch) >= MOST_CHUNKS:
+                words = self._words(survey, number, stretch)
+                batch.append((span, stretch, words))
+                taken += _memory_of(words)
+                if taken >= memory or len(batch) >= MOST_CHUNKS:
                     self._draft(batch)
-                    batch, changed = [], 0
+                    batch, taken = [], 0
         self._draft(batch)
 
     def _words(self, survey: Survey, number: int, stretch: Stretch) -> ChunkWords:
@@ -177,3 +187,13 @@ class Drafting:
             if problem is not None:
                 raise proof_failed(span.span.plan) from problem
             span.add(stretch, len(words.base), draft)
+
+
+def _memory_of(chunk: ChunkWords) -> int:
+    """About how many bytes of a device a chunk takes while it is drafted.
+
+    Each word has up to five bits that tell its context, and a share of what is counted for its
+    tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
+    streams, and twice as much for the places in them.
+    """
+    return len(chunk.base) * 3 // 4 + chunk.changes.number * 12

@@ -84,7 +84,7 @@ class DeltaEncoder(Closing):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads
         self._memory = memory
-        self._coder = _coder(torch.device(device), memory)
+        self._coder = _coder(torch.device(device), memory, threads)
         found = open_checkpoint(find_checkpoint(base, "base", HubAccess()))
         if keep == "files":
             self._base = found
@@ -158,12 +158,12 @@ class DeltaEncoder(Closing):
         self._base.close()
 
 
-def _coder(device: torch.device, memory: int) -> SpanCoder:
+def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
     if device.type == "cpu":
         return CpuCoder()
     from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415 - needs Triton
 
-    return DeviceCoder(device, memory=memory)
+    return DeviceCoder(device, memory=memory, threads=threads)
 
 
 def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:

@@ -222,6 +222,10 @@ class GatheringCoder:
         """Of one task at a time: whoever holds a tensor may not ask for another."""
         return 0
 
+    def weigh(self, task: SpanTask, base: Checkpoint) -> int:  # noqa: ARG002 - a device asks
+        """Bytes that it reads: it is coded alone."""
+        return task.nbytes
+
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks of one tensor each.
 
