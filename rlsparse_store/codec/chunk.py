@@ -350,12 +350,12 @@ def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> Whole
     """Store words as byte planes, the most significant first; floats with their sign last."""
     if coding.width == 4:
         packed = to_bytes(words, 4).tobytes()
-        return WholeChunk(compress(backend, packed, [len(packed)]))
+        return WholeChunk(compress(backend, packed, [len(packed)], of_words=True))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
         words = _rotated(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1).T[::-1]
     ends = [(i + 1) * words.size for i in range(len(planes))]
-    return WholeChunk(compress(backend, planes.tobytes(), ends))
+    return WholeChunk(compress(backend, planes.tobytes(), ends, of_words=True))
 
 
 def _rotated(words: Words, by: int) -> Words:

@@ -59,7 +59,9 @@ def choose_bounds(
         and steps.
     """
     last = int(bins.searchsorted(np.uint64(top_key)))
-    used = np.append(histogram.words[:last].nonzero()[0], last)
+    is_used = histogram.words[: last + 1] > 0
+    is_used[last] = True
+    used = is_used.nonzero()[0]
     words, magnitudes = histogram.words[used], histogram.magnitudes[used]
     if magnitudes.sum() <= FEW_CHANGES:
         words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)
@@ -67,7 +69,7 @@ def choose_bounds(
     elif used.size > 2 * _MOST_BINS:
         words, magnitudes, used = _merge_bins(words, magnitudes, used)
     ends, cost = backend.cheapest_cut(words, magnitudes)
-    return bins[used[np.array(ends) - 1]], cost
+    return bins[used[[end - 1 for end in ends]]], cost
 
 
 _MOST_BINS: Final = 64

@@ -21,7 +21,6 @@ __all__ = ["compress", "compress_plainly", "content_size", "decompress"]
 _PARAMETERS: Final = {
     "window_log": 19,
     "chain_log": 13,
-    "hash_log": 14,
     "search_log": 1,
     "min_match": 7,
     "target_length": 0,
@@ -31,6 +30,13 @@ _PARAMETERS: Final = {
     "write_dict_id": False,
 }
 
+# Streams of a delta hold nothing that comes again but long runs: with fewer places to remember,
+# those are found as well, in less time, and fewer short matches that cost more than they save.
+_STREAMS_HASH_LOG: Final = 10
+
+# The words of a tensor may come again.
+_WORDS_HASH_LOG: Final = 14
+
 
 class _Contexts(threading.local):
     """What the library works with: making it takes longer than a small frame does.
@@ -39,15 +45,22 @@ class _Contexts(threading.local):
     """
 
     def __init__(self) -> None:
-        parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
-        self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self.streams = _compressor(_STREAMS_HASH_LOG)
+        self.words = _compressor(_WORDS_HASH_LOG)
         self.decompressor = zstandard.ZstdDecompressor()
+
+
+def _compressor(hash_log: int) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS, hash_log=hash_log)
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 _CONTEXTS: Final = _Contexts()
 
 
-def compress(backend: CpuBackend, content: bytes | memoryview, ends: list[int]) -> bytes:
+def compress(
+    backend: CpuBackend, content: bytes | memoryview, ends: list[int], *, of_words: bool = False
+) -> bytes:
     """Compress streams into one frame, with a new block where the distribution changes.
 
     A block carries its own Huffman table, so streams that differ are cheaper apart and streams
@@ -57,9 +70,11 @@ def compress(backend: CpuBackend, content: bytes | memoryview, ends: list[int]) 
         backend: Decides that.
         content: The streams, one behind the other.
         ends: Where each ends, ascending to the end of the content; some may be empty.
+        of_words: Whether they are words stored whole, which may repeat.
     """
     blocks = backend.block_ends(content, [end for end, _ in groupby(ends) if end])
-    compressor = _CONTEXTS.compressor.compressobj(size=len(content))
+    contexts = _CONTEXTS.words if of_words else _CONTEXTS.streams
+    compressor = contexts.compressobj(size=len(content))
     view = memoryview(content)
     stored: list[bytes] = []
     start = 0

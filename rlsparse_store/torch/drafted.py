@@ -44,7 +44,9 @@ class DraftedChunk:
     Attributes:
         span: Its span.
         stretch: Where it lies, in bytes of the span.
+        first: Its first word in the tensor.
         words: How many words it has.
+        row: Words of a row and the place of its first word in its row, or ``None``.
         draft: Its streams.
         base_check: Check of its base words.
         leaves: Leaf hashes of its result.
@@ -53,7 +55,9 @@ class DraftedChunk:
 
     span: Span
     stretch: Stretch
+    first: int
     words: int
+    row: tuple[int, int] | None
     draft: Draft
     base_check: int
     leaves: NDArray[np.uint64]
@@ -68,12 +72,10 @@ class DraftedChunk:
         """Compress it, and prove that it decompresses to what the device proved."""
         span, coding = self.span, self.span.coding
         tuned = as_words(self.tuned, coding.width)
-        first = coding.num_words(span.start + self.stretch.start)
         stored = store_draft(get_backend(), self.draft, coding, self.words, tuned)
         base_check = 0
         if isinstance(stored, DeltaChunk):
-            row = None if span.row is None else (span.row, first % span.row)
-            rows, content = open_chunk(stored, self.words, coding, row)
+            rows, content = open_chunk(stored, self.words, coding, self.row)
             if not (
                 _same_bytes(content, self.draft.streams.content)
                 and _same_flags(rows, self.draft.rows)
@@ -83,7 +85,7 @@ class DraftedChunk:
         else:
             _require_whole(stored, self.words, span, self.leaves)
         check, number = leaves_check(self.leaves), self.stretch.changes.number
-        return Coded(first, self.words, stored, base_check, check, number)
+        return Coded(self.first, self.words, stored, base_check, check, number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,15 +94,19 @@ class DeviceSpan:
         if (last := cutter.close()) is not None:
             yield last
 
-    def add(self, stretch: Stretch, words: int, draft: Draft) -> None:
+    def add(self, chunk: _Chunk, draft: Draft) -> None:
         """Take a chunk that was drafted, with what storing it needs of the device."""
+        stretch = chunk.stretch
         base_check = leaves_check(_leaves(self.old, self.old_leaves, stretch))
         leaves = _leaves(self.new, self.new_leaves, stretch)
         tuned = _NO_BYTES
-        if may_be_whole(draft, self.span.coding.nbytes(words)):
+        if may_be_whole(draft, self.span.coding.nbytes(chunk.length)):
             tuned = self.new[stretch.start : stretch.stop].cpu().numpy()
         self.chunks.append(
-            DraftedChunk(self.span, stretch, words, draft, base_check, leaves, tuned)
+            DraftedChunk(
+                *(self.span, stretch, chunk.first, chunk.length, chunk.words.row),
+                *(draft, base_check, leaves, tuned),
+            )
         )
 
     def drafted(self) -> DraftedSpan:
@@ -125,6 +129,35 @@ def _leaves(data: torch.Tensor, leaves: NDArray[np.uint64], part: Stretch) -> ND
     last = part.stop // LEAF_BYTES
     short = hash_on_device(data[last * LEAF_BYTES : part.stop])
     return np.concatenate([leaves[part.start // LEAF_BYTES : last], short])
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What is drafted next.
+
+    Attributes:
+        span: Its span.
+        stretch: Where it lies, in bytes of the span.
+        first: Its first word in the tensor.
+        length: How many words it has.
+        words: The words.
+    """
+
+    span: DeviceSpan
+    stretch: Stretch
+    first: int
+    length: int
+    words: ChunkWords
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes of the device it takes while it is drafted.
+
+        Each word has up to five bits that tell its context, and a share of what is counted for its
+        tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
+        streams, and twice as much for the places in them.
+        """
+        return self.length * 3 // 4 + self.stretch.changes.number * 12
 
 
 class Drafting:
@@ -155,45 +188,37 @@ class Drafting:
             return
         survey = self._backend.survey([span.run() for span in self._spans], self._coding)
         memory -= survey.bits.nbytes
-        batch: list[tuple[DeviceSpan, Stretch, ChunkWords]] = []
+        batch: list[_Chunk] = []
         taken = 0
-        for number, span in enumerate(self._spans):
-            for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
-                words = self._words(survey, number, stretch)
-                batch.append((span, stretch, words))
-                taken += _memory_of(words)
+        for number in range(len(self._spans)):
+            for chunk in self._chunks(survey, number):
+                batch.append(chunk)
+                taken += chunk.memory
                 if taken >= memory or len(batch) >= MOST_CHUNKS:
                     self._draft(batch)
                     batch, taken = [], 0
         self._draft(batch)
 
-    def _words(self, survey: Survey, number: int, stretch: Stretch) -> ChunkWords:
-        span = self._spans[number]
-        start, stop = self._coding.num_words(stretch.start), self._coding.num_words(stretch.stop)
-        first = self._coding.num_words(span.span.start) + start
-        row = None if span.row is None else (span.row, first % span.row)
-        return survey.chunk(number, slice(start, stop), row, stretch.changes)
+    def _chunks(self, survey: Survey, number: int) -> Iterator[_Chunk]:
+        """The chunks of a span."""
+        span, num_words = self._spans[number], self._coding.num_words
+        before = num_words(span.span.start)
+        for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
+            start, stop = num_words(stretch.start), num_words(stretch.stop)
+            row = None if span.row is None else (span.row, (before + start) % span.row)
+            words = survey.chunk(number, slice(start, stop), row, stretch.changes)
+            yield _Chunk(span, stretch, before + start, stop - start, words)
 
-    def _draft(self, batch: list[tuple[DeviceSpan, Stretch, ChunkWords]]) -> None:
+    def _draft(self, batch: list[_Chunk]) -> None:
         """Split chunks into streams, and prove that they join to the same words."""
-        chunks = [words for _, _, words in batch]
+        chunks = [chunk.words for chunk in batch]
         drafts = draft_chunks(self._backend, chunks, self._coding, self._mantissa_bits)
         coded = [
             CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
             for words, d in zip(chunks, drafts, strict=True)
         ]
         problems = self._backend.prove(coded, [words.tuned for words in chunks], self._coding)
-        for (span, stretch, words), draft, problem in zip(batch, drafts, problems, strict=True):
+        for chunk, draft, problem in zip(batch, drafts, problems, strict=True):
             if problem is not None:
-                raise proof_failed(span.span.plan) from problem
-            span.add(stretch, len(words.base), draft)
-
-
-def _memory_of(chunk: ChunkWords) -> int:
-    """About how many bytes of a device a chunk takes while it is drafted.
-
-    Each word has up to five bits that tell its context, and a share of what is counted for its
-    tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
-    streams, and twice as much for the places in them.
-    """
-    return len(chunk.base) * 3 // 4 + chunk.changes.number * 12
+                raise proof_failed(chunk.span.span.plan) from problem
+            chunk.span.add(chunk, draft)

@@ -235,14 +235,21 @@ def _together(targets: list[Target]) -> Iterator[Several[Target]]:
 
 def _digesters(targets: list[Target]) -> list[TensorDigester]:
     """The digesters of tensors that are hashed together, once they have all of their bytes."""
+    leaves = _device_leaves(targets) if targets and targets[0].runs_kernels else None
     digesters = [TensorDigester(target.nbytes) for target in targets]
-    if targets and targets[0].runs_kernels:
-        from rlsparse_store.backends.gpu import hash_all_on_device  # noqa: PLC0415 - needs Triton
-
-        leaves = hash_all_on_device([target.device_bytes for target in targets])
-        for digester, own in zip(digesters, leaves, strict=True):
-            digester.add_leaves(own)
-    else:
-        for target, digester in zip(targets, digesters, strict=True):
+    for i, (target, digester) in enumerate(zip(targets, digesters, strict=True)):
+        if leaves is None:
             digester.add(target.load())
+        else:
+            digester.add_leaves(leaves[i])
     return digesters
+
+
+def _device_leaves(targets: list[Target]) -> list[NDArray[np.uint64]] | None:
+    """The leaf hashes of tensors on a device, taken there, unless its memory does not suffice."""
+    from rlsparse_store.backends.gpu import hash_all_on_device  # noqa: PLC0415 - needs Triton
+
+    try:
+        return hash_all_on_device([target.device_bytes for target in targets])
+    except torch.OutOfMemoryError:
+        return None

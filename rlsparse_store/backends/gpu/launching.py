@@ -52,8 +52,14 @@ def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 -
             # Triton launches on the current device, whichever the arguments are on.
             device = arguments[0].device
             here = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-            with _LAUNCHING, here:
-                kernel[(programs,)](*arguments, **constants)
+            try:
+                with _LAUNCHING, here:
+                    kernel[(programs,)](*arguments, **constants)
+            except RuntimeError as error:
+                # Memory may run out while Triton loads a kernel.
+                if not _tells_of_memory(error):
+                    raise
+                raise torch.OutOfMemoryError(str(error)) from error
 
     return run
 
@@ -75,10 +81,14 @@ def main_memory(nbytes: int, device: torch.device) -> torch.Tensor:
             nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
         )
     except RuntimeError as error:
-        # Of what the driver refuses, torch makes an error without a kind of its own.
-        if "out of memory" not in str(error):
+        if not _tells_of_memory(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from error
+
+
+def _tells_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: of what the driver refuses, no one makes a kind of its own."""
+    return "out of memory" in str(error)
 
 
 def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:

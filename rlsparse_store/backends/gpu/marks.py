@@ -127,8 +127,8 @@ class Marks:
 
 def _padded(bounds: Sequence[NDArray[np.uint64]], size: int) -> NDArray[np.int32]:
     """Bounds as the kernels read them, 32 bits each; behind the last one, it again and again."""
-    padded = np.empty((len(bounds), size), np.uint32)
-    for row, own in zip(padded, bounds, strict=True):
-        row[: len(own)] = own
-        row[len(own) :] = own[-1]
-    return padded.view(np.int32)
+    numbers = np.array([len(own) for own in bounds])
+    firsts = np.cumsum(numbers) - numbers
+    within = np.minimum(np.arange(size), numbers[:, None] - 1)
+    padded: NDArray[np.uint64] = np.concatenate(bounds)[firsts[:, None] + within]
+    return padded.astype(np.uint32).view(np.int32)

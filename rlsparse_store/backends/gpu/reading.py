@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -60,8 +61,9 @@ class Reading:
         ends = np.cumsum(lengths)
         self._starts, self._ends = ends - lengths, ends
         k = np.zeros((len(chunks), sizes.SLOTS), np.int64)
-        for own, chunk in zip(k, chunks, strict=True):
-            own[: len(chunk.changed)] = chunk.changed
+        contexts = np.array([len(chunk.changed) for chunk in chunks])
+        changed = chain.from_iterable(chunk.changed for chunk in chunks)
+        k[np.arange(sizes.SLOTS) < contexts[:, None]] = np.fromiter(changed, np.int64)
         self.total = int(k.sum())
         firsts = (np.cumsum(k) - k.ravel()).reshape(k.shape)
         self.firsts = firsts.astype(np.int32)
@@ -80,11 +82,18 @@ class Reading:
         """Put the contents one behind the other, where a device can copy them from."""
         self._words = -(-int(self._ends[-1]) // 4)
         # A word more, so that there is a byte to look at, whatever a chunk says of its streams.
-        self._host = main_memory(4 * (self._words + 1), self.marks.chunks.device)
+        size = 4 * (self._words + 1)
+        contents = [np.frombuffer(chunk.content, np.uint8) for chunk in self.chunks]
+        gathered = _gathered([chunk.content for chunk in self.chunks], contents)
+        if gathered is not None and gathered.size >= size:
+            # As they came from a device: what is proven is what will be stored.
+            self._data = gathered[:size]
+            self._host = torch.from_numpy(self._data)
+            return
+        self._host = main_memory(size, self.marks.chunks.device)
         self._data = self._host.numpy()
         self._data[int(self._ends[-1]) :] = 0
-        for start, chunk in zip(self._starts.tolist(), self.chunks, strict=True):
-            content = np.frombuffer(chunk.content, np.uint8)
+        for start, content in zip(self._starts.tolist(), contents, strict=True):
             self._data[start : start + content.size] = content
 
     def load(self) -> torch.Tensor:
@@ -115,7 +124,7 @@ class Reading:
         chunks, slots = np.nonzero(is_gaps)
         for chunk, slot in zip(chunks.tolist(), slots.tolist(), strict=True):
             end = ends[chunk, slot]
-            found = np.flatnonzero(self._data[end - k[chunk, slot] : end] == ESCAPE)
+            found = (self._data[end - k[chunk, slot] : end] == ESCAPE).nonzero()[0]
             self.escaped.append(found)
             if found.size:
                 ends[chunk, slot:] += 4 * found.size
@@ -196,3 +205,18 @@ class Reading:
         for chunk in np.flatnonzero(ends < self._ends).tolist():
             left = int(self._ends[chunk] - ends[chunk])
             self.blame(chunk, f"{left} bytes are left after the last stream")
+
+
+def _gathered(
+    contents: list[bytes | memoryview], data: list[NDArray[np.uint8]]
+) -> NDArray[np.uint8] | None:
+    """The array from whose first byte on contents lie one behind the other, if they do."""
+    owners: dict[int, Any] = {
+        id(content.obj): content.obj for content in contents if isinstance(content, memoryview)
+    }
+    whole = next(iter(owners.values()), None)
+    if len(owners) != 1 or not isinstance(whole, np.ndarray) or whole.dtype != np.uint8:
+        return None
+    places = np.array([part.__array_interface__["data"][0] for part in [whole, *data]])
+    ends = np.cumsum([0, *(part.size for part in data)])
+    return whole if (places[1:] - places[0] == ends[:-1]).all() else None

@@ -57,11 +57,7 @@ def partitions(
     masks.write(content, layout, counted[0])
     values.write(content, layout, counted[1], counted[2])
     (words,) = to_main(content)
-    # Copied, for streams wait to be compressed: pinned memory goes back at once.
-    data = words.copy().view(np.uint8).data
-    return [
-        layout.streams(data, i, len(own), counted[3][i].tolist()) for i, own in enumerate(bounds)
-    ]
+    return layout.streams(words.view(np.uint8).data, list(map(len, bounds)), counted[3])
 
 
 def scatter(marks: Marks, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,17 +113,31 @@ class _Layout:
         """Bytes of all streams."""
         return int(self.sizes.sum())
 
-    def streams(self, data: memoryview, chunk: int, contexts: int, kinds: list[int]) -> Streams:
-        """The streams of a chunk."""
-        nbytes = self.sizes[chunk].tolist()
-        start = int(self.starts[chunk, 0])
-        return Streams(
-            counts=self.marks.counts[chunk, :contexts].tolist(),
-            changed=self.marks.changed[chunk, :contexts].tolist(),
-            content=data[start : start + sum(nbytes)],
-            sizes=nbytes[:contexts] + nbytes[sizes.SLOTS :],
-            steps=kinds,
-        )
+    def streams(
+        self, data: memoryview, contexts: list[int], kinds: NDArray[np.int32]
+    ) -> list[Streams]:
+        """The streams of each chunk.
+
+        Args:
+            data: The content of all.
+            contexts: Contexts of each.
+            kinds: Steps of each by kind.
+        """
+        totals = self.sizes.sum(1)
+        ends = np.cumsum(totals)
+        numbers = (self.marks.counts, self.marks.changed, self.sizes, ends - totals, ends, kinds)
+        return [
+            Streams(
+                counts=counts[:own],
+                changed=changed[:own],
+                content=data[start:end],
+                sizes=nbytes[:own] + nbytes[sizes.SLOTS :],
+                steps=steps,
+            )
+            for own, counts, changed, nbytes, start, end, steps in zip(
+                contexts, *(each.tolist() for each in numbers), strict=True
+            )
+        ]
 
 
 def _sums(values: NDArray[Any], parts: NDArray[np.int32], owners: int) -> NDArray[np.int64]:

@@ -211,9 +211,8 @@ def histograms(
         num_warps=2 * WIDE,
     )
     (found,) = to_main(counts)
-    by_bin = found[: number * bins.size].reshape(number, bins.size).astype(np.int64)
-    by_step = found[number * bins.size :].reshape(number, bins.size, MAGNITUDE_CLASSES)
-    return [
-        Histogram(by_bin[i] * every[i], by_step[i].astype(np.int64) * every[i])
-        for i in range(number)
-    ]
+    scaled = np.array(every, np.int64)[:, None]
+    by_bin = found[: number * bins.size].reshape(number, -1) * scaled
+    by_step = found[number * bins.size :].reshape(number, -1) * scaled
+    shape = number, bins.size, MAGNITUDE_CLASSES
+    return [Histogram(*both) for both in zip(by_bin, by_step.reshape(shape), strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -115,5 +116,5 @@ class ChunkTable:
 
     def cut_flags(self, flags: NDArray[Any], rows: Sequence[Rows | None]) -> list[NDArray[Any]]:
         """Flags of rows, chunk by chunk; of a chunk whose rows do not count, none."""
-        numbers = [0 if active is None else active.active.size for active in rows]
-        return np.split(flags[: sum(numbers)], np.cumsum(numbers)[:-1])
+        ends = list(accumulate(0 if own is None else own.active.size for own in rows))
+        return [flags[start:end] for start, end in zip([0, *ends], ends, strict=False)]
