@@ -38,12 +38,12 @@ def opened(decoder: Decoder, number: int) -> Iterator[list[int]]:
     )
     opener: Any = decoder
     for batch in batches.opened_batches(opener, chunks, 2):
-        yield [place for place, _ in batch]
+        yield [place for place, _ in batch.items]
 
 
 @pytest.mark.parametrize(
     ("limit", "value", "most"),
-    [("BATCH_BYTES", 1000, 5), ("BATCH_CHANGES", 30, 3), ("BATCH_CHUNKS", 4, 4)],
+    [("BATCH_MEMORY", 1000, 3), ("BATCH_CHUNKS", 4, 4)],
 )
 def test_batches_are_bounded(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, most: int

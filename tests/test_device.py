@@ -44,6 +44,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (scan, drafting):
         monkeypatch.setattr(module, "BLOCK_WORDS", 1 << 14)
     monkeypatch.setattr(scan, "ENOUGH_CHANGES", 1 << 11)
+    monkeypatch.setattr(scan, "ENOUGH_BLOCKS", 2)
+    monkeypatch.setattr(scan, "MANY_CHANGES", 1 << 13)
     monkeypatch.setattr(scan, "SPAN_BYTES", 1 << 18)
 
 

@@ -32,7 +32,8 @@ hasten()
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels on the CPU, and several chunks in tensors that can be interpreted."""
     monkeypatch.setattr(scan, "BLOCK_WORDS", 1 << 15)
-    monkeypatch.setattr(scan, "ENOUGH_CHANGES", 1 << 10)
+    for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+        monkeypatch.setattr(scan, name, 1 << 10)
     monkeypatch.setattr(pt, "has_kernels", lambda _: True)
 
 

@@ -251,7 +251,8 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Ten
     tuned["step"] = random_tensor(14, "I64")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "BLOCK_WORDS", 1 << 14)
-        patch.setattr(scan, "ENOUGH_CHANGES", 300)
+        for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+            patch.setattr(scan, name, 300)
         case = make(tmp_path_factory.mktemp("sliced"), base, tuned)
     yield case, tuned
     assert read(case.base) == base
@@ -384,7 +385,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Tensors]:
     """A tensor of many chunks that cover all of it."""
     monkeypatch.setattr(scan, "BLOCK_WORDS", 1 << 14)
-    monkeypatch.setattr(scan, "ENOUGH_CHANGES", 100)
+    for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+        monkeypatch.setattr(scan, name, 100)
     base = {"w": bf16_tensor(1, 512, 1024), "big": bf16_tensor(2, 1024, 600)}
     tuned = base | {"w": tune(base["w"], 3, 0.1)}
     return make(tmp_path, base, tuned), tuned

@@ -308,7 +308,7 @@ def decode_delta(
 
 def open_chunk(
     chunk: DeltaChunk, words: int, coding: WordCoding, row: tuple[int, int] | None
-) -> tuple[Rows | None, bytes]:
+) -> tuple[Rows | None, bytes | memoryview]:
     """Decompress a delta chunk.
 
     Args:
@@ -323,6 +323,7 @@ def open_chunk(
     Raises:
         StreamError: The frame or the row flags break the format.
     """
+    content: bytes | memoryview
     content = decompress(chunk.stored, _largest_content(chunk, words, coding.width))
     rows = None
     if chunk.has_row_flags:
@@ -331,8 +332,9 @@ def open_chunk(
             raise StreamError(msg)
         length, offset = row
         number = rows_touched(words, length, offset)
-        flags = Cursor(content[: -(-number // 8)]).take_bits(number)
-        content = content[-(-number // 8) :]
+        flags = Cursor(bytes(content[: -(-number // 8)])).take_bits(number)
+        # Not copied: it may be large.
+        content = memoryview(content)[-(-number // 8) :]
         rows = Rows(flags == 1, length, offset)
     return rows, content
 

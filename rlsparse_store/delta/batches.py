@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_stored", "opened_batches"]
 
-BATCH_BYTES: Final = 1 << 28
-"""Bytes of words that are joined at a time: what Python does for a batch takes some milliseconds,
-whatever its size."""
-
-BATCH_CHANGES: Final = 1 << 23
-"""Changed words that are joined at a time, each taking some ten bytes of a device's memory."""
+BATCH_MEMORY: Final = 1 << 29
+"""Bytes of a device's memory that chunks take that are joined at a time: what Python does for a
+batch takes some milliseconds, whatever its size."""
 
 BATCH_CHUNKS: Final = 1 << 12
 """Chunks that are joined at a time: each takes a tile of a device's memory, however small it is."""
@@ -60,7 +57,7 @@ Place = TypeVar("Place")
 
 def opened_batches(
     decoder: ChunkDecoder, chunks: Iterable[tuple[Place, TensorRecord, ChunkRecord]], threads: int
-) -> Iterator[list[tuple[Place, OpenedChunk]]]:
+) -> Iterator[Several[tuple[Place, OpenedChunk]]]:
     """Chunks that are joined together on a device, in order, each with where it goes.
 
     They are read and decompressed on threads, while what was handed out is being joined.
@@ -84,21 +81,30 @@ def opened_batches(
         for place, t, chunk in chunks
     )
     batch: list[tuple[Place, OpenedChunk]] = []
-    nbytes = changes = 0
+    nbytes = memory = 0
     for done in ordered_map(opened, several(sized, SOME_BYTES), threads):
         for place, chunk in done:
             batch.append((place, chunk))
             nbytes += _nbytes(chunk.tensor, chunk.chunk)
-            changes += sum(chunk.chunk.changed)
-            is_full = nbytes >= BATCH_BYTES or changes >= BATCH_CHANGES
-            if is_full or len(batch) >= BATCH_CHUNKS:
-                yield batch
-                batch, nbytes, changes = [], 0, 0
+            memory += _memory(chunk.tensor, chunk.chunk)
+            if memory >= BATCH_MEMORY or len(batch) >= BATCH_CHUNKS:
+                yield Several(batch, nbytes)
+                batch, nbytes, memory = [], 0, 0
     if batch:
-        yield batch
+        yield Several(batch, nbytes)
 
 
 def _nbytes(t: TensorRecord, chunk: ChunkRecord) -> int:
     """Bytes of a chunk's words."""
     assert t.coding is not None  # noqa: S101 - a tensor with chunks has one
     return t.coding.nbytes(chunk.length)
+
+
+def _memory(t: TensorRecord, chunk: ChunkRecord) -> int:
+    """About how many bytes of a device a chunk takes while it is joined.
+
+    A copy of its words, up to five bits of each that tell its context, and a share of what is
+    counted for its tile; of each changed word its step, its streams, and twice as much for the
+    places in them.
+    """
+    return _nbytes(t, chunk) + chunk.length * 3 // 4 + sum(chunk.changed) * 10

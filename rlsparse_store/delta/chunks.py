@@ -85,7 +85,7 @@ class OpenedChunk:
     tensor: TensorRecord
     chunk: ChunkRecord
     rows: Rows | None
-    content: bytes
+    content: bytes | memoryview
     whole: NDArray[np.uint8] | None
 
     @property

@@ -100,8 +100,8 @@ class TensorCursor:
         chunks = ((self._words_of(chunk), t, chunk) for chunk in self._chunks)
         for batch in opened_batches(self._decoder, chunks, threads):
             with memory.working():
-                parts = [room[place] for place, _ in batch]
-                made = self._decoder.join([chunk for _, chunk in batch], parts)
+                parts = [room[place] for place, _ in batch.items]
+                made = self._decoder.join([chunk for _, chunk in batch.items], parts)
                 for part, (data, _) in zip(parts, made, strict=True):
                     memory.put(part, data)
         if not t.widening:

@@ -61,7 +61,14 @@ BLOCK_WORDS: Final = 1 << 20
 """Words compared at a time."""
 
 ENOUGH_CHANGES: Final = 1 << 17
-"""Changed words that close a chunk."""
+"""Changed words that close a chunk of ``ENOUGH_BLOCKS`` or more."""
+
+ENOUGH_BLOCKS: Final = 4
+"""Blocks that a chunk has, unless it has many changes: what is done once for a chunk is then little
+beside what is done for its words."""
+
+MANY_CHANGES: Final = 1 << 19
+"""Changed words that close a chunk of fewer blocks."""
 
 SPAN_BYTES: Final = 1 << 27
 """Bytes of words in a span, and so the most in a chunk: 64 blocks of 16-bit words."""
@@ -297,7 +304,10 @@ class ChunkCutter:
     @property
     def is_full(self) -> bool:
         """Whether it has enough changes to be closed."""
-        return self._open is not None and self._open.changes.number >= ENOUGH_CHANGES
+        if self._open is None:
+            return False
+        enough = MANY_CHANGES if self._blocks < ENOUGH_BLOCKS else ENOUGH_CHANGES
+        return self._open.changes.number >= enough
 
     def add(self, start: int, stop: int, changes: Changes) -> bool:
         """Add the next block, and tell whether it belongs to a chunk, perhaps."""

@@ -112,6 +112,19 @@ class FileSource(Source):
         """Length of the file when it was opened."""
         return self._opened.st_size
 
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The ``nbytes`` bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: The file ends early or cannot be read.
+        """
+        try:
+            # At once and without a copy, as nearly always.
+            data = os.pread(self._descriptor, nbytes, offset)
+        except OSError:
+            data = b""
+        return data if len(data) == nbytes else super().read(offset, nbytes)
+
     def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
         """Fill ``out`` with the bytes from ``offset`` on.
 

@@ -6,8 +6,6 @@ import os
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from queue import LifoQueue
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +17,10 @@ from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.drafted import DraftedTask, store_drafts
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
 from rlsparse_store.torch.placing import ReadTask, lies_on
+from rlsparse_store.torch.streams import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from rlsparse_store.checkpoint import Checkpoint
     from rlsparse_store.delta import SpanTask
@@ -83,8 +82,8 @@ class DeviceCoder:
         self._backend = GpuBackend()
         self._cpu = CpuCoder()
         groups = max(1, memory // GROUP_MEMORY)
-        self._together = self._streams(groups)
-        self._alone = self._streams(1)
+        self._together = Streams(self._device, groups)
+        self._alone = Streams(self._device, 1)
         self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
         self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
 
@@ -120,12 +119,12 @@ class DeviceCoder:
         try:
             read = [ReadTask.of(task, base, self._device) for task in tasks]
             try:
-                with _on_one_of(self._together):
+                with self._together.one():
                     return self._draft_together(read, GROUP_MEMORY)
             except torch.OutOfMemoryError:
                 pass
             # One after the other and in smaller steps, while no other such span is tried.
-            with _on_one_of(self._alone):
+            with self._alone.one():
                 for task in read:
                     torch.cuda.empty_cache()
                     drafted += self._draft_together([task], LITTLE_MEMORY)
@@ -133,19 +132,6 @@ class DeviceCoder:
             msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
         return drafted
-
-    def _streams(self, number: int) -> LifoQueue[Any]:
-        """Streams for so many threads at a time, so that spans do not wait for each other.
-
-        A thread takes the one that was given back last: what torch keeps of a stream's memory, it
-        only keeps for that stream. They are made on the thread that chose the device: on new ones,
-        the first device is the current one.
-        """
-        streams: LifoQueue[Any] = LifoQueue()
-        for _ in range(number):
-            is_cuda = self._device.type == "cuda"
-            streams.put(torch.cuda.Stream(self._device) if is_cuda else None)  # type: ignore[no-untyped-call]
-        return streams
 
     def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[DraftedTask]:
         """Draft tasks in about so many bytes of the device's memory, or in little besides them.
@@ -166,17 +152,6 @@ class DeviceCoder:
             DraftedTask([span.drafted() for span in placed], placed[0].old_leaves)
             for placed in spans
         ]
-
-
-@contextmanager
-def _on_one_of(streams: LifoQueue[Any]) -> Iterator[None]:
-    """Work on a stream that no other thread works on, once there is one."""
-    stream = streams.get()
-    try:
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            yield
-    finally:
-        streams.put(stream)
 
 
 def require_kernels(device: torch.device) -> None:

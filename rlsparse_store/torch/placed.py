@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from rlsparse_store.delta import ChunkDecoder, OpenedChunk, opened_batches
+from rlsparse_store.delta import (
+    ChunkDecoder,
+    OpenedChunk,
+    Several,
+    opened_batches,
+    ordered_map,
+)
 from rlsparse_store.errors import RlsparseError
+from rlsparse_store.torch.streams import Streams
+from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
     from rlsparse_store.container import DeltaReader
     from rlsparse_store.torch.live import Target
 
 __all__ = ["patch_on_device"]
+
+AT_A_TIME: Final = 2
+"""Batches that are joined at a time: while one waits for the device, Python works for the other."""
 
 
 def patch_on_device(
@@ -38,15 +49,23 @@ def patch_on_device(
     from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
+    streams = Streams(device, AT_A_TIME)
+
+    def patch(batch: Several[tuple[Target, OpenedChunk]]) -> None:
+        with streams.one():
+            if not _patch(decoder, batch.items):
+                # Nothing was written yet: chunk by chunk, it takes less memory.
+                torch.cuda.empty_cache()
+                for one in batch.items:
+                    if not _patch(decoder, [one]):
+                        msg = f"no memory left on {device} to patch a chunk beside the model"
+                        raise RlsparseError(msg)
+
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    for batch in opened_batches(decoder, chunks, threads):
-        if not _patch(decoder, batch):
-            # Nothing was written yet: chunk by chunk, it takes less memory.
-            torch.cuda.empty_cache()
-            for one in batch:
-                if not _patch(decoder, [one]):
-                    msg = f"no memory left on {device} to patch a chunk beside the model"
-                    raise RlsparseError(msg)
+    for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
+        pass
+    # Whoever uses the model, on whichever stream, finds it patched.
+    wait_for(target.tensor for target in targets)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from rlsparse_store.codec import (
     decode_whole,
     encode_chunk,
 )
-from rlsparse_store.delta.scan import BLOCK_WORDS, ENOUGH_CHANGES
+from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter
 from rlsparse_store.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -62,19 +62,14 @@ class Ours(Codec[Chunks]):
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""
-        start, end, changes = 0, 0, Changes(0, 0)
+        cutter = ChunkCutter()
         for block in range(0, before.size, BLOCK_WORDS):
             stop = min(block + BLOCK_WORDS, before.size)
             moved = self._backend.changes(before[block:stop], after[block:stop], BF16.coding)
-            if moved.number:
-                start, end = start if changes.number else block, stop
-                changes += moved
-            full = changes.number >= ENOUGH_CHANGES or stop % CHUNK_WORDS == 0
-            if changes.number and full:
-                yield slice(start, end), changes
-                changes = Changes(0, 0)
-        if changes.number:
-            yield slice(start, end), changes
+            cutter.add(block, stop, moved)
+            is_full = cutter.is_full or stop % CHUNK_WORDS == 0 or stop == before.size
+            if is_full and (chunk := cutter.close()) is not None:
+                yield slice(chunk.start, chunk.stop), chunk.changes
 
 
 def _row(tensor: Tensor, start: int) -> tuple[int, int] | None:

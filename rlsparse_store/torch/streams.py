@@ -1,0 +1,43 @@
+"""Streams of a device, so that what several threads do on it does not wait for each other."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from queue import LifoQueue
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Streams"]
+
+
+class Streams:
+    """So many streams: as many threads work on the device at a time.
+
+    A thread takes the one that was given back last: what torch keeps of a stream's memory, it only
+    keeps for that stream. They are made on the thread that chose the device: on new ones, the first
+    device is the current one.
+
+    Args:
+        device: The device; one that is not CUDA's has no streams, but as many threads at a time.
+        number: How many.
+    """
+
+    def __init__(self, device: torch.device, number: int) -> None:
+        self._free: LifoQueue[Any] = LifoQueue()
+        for _ in range(number):
+            is_cuda = device.type == "cuda"
+            self._free.put(torch.cuda.Stream(device) if is_cuda else None)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Work on one that no other thread works on, once there is one."""
+        stream = self._free.get()
+        try:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                yield
+        finally:
+            self._free.put(stream)
