@@ -280,13 +280,20 @@ class Stretch:
         start: First byte.
         stop: Byte after the last block with changes.
         blocks: Its blocks.
-        changes: What changed in them.
+        number: Changed words in them.
+        top_key: The largest key of a base word that changed.
     """
 
     start: int
     stop: int
-    blocks: int
-    changes: Changes
+    blocks: int = 0
+    number: int = 0
+    top_key: int = 0
+
+    @property
+    def changes(self) -> Changes:
+        """What changed in them."""
+        return Changes(self.number, self.top_key)
 
 
 class ChunkCutter:
@@ -307,16 +314,17 @@ class ChunkCutter:
         if self._open is None:
             return False
         enough = MANY_CHANGES if self._blocks < ENOUGH_BLOCKS else ENOUGH_CHANGES
-        return self._open.changes.number >= enough
+        return self._open.number >= enough
 
     def add(self, start: int, stop: int, changes: Changes) -> bool:
         """Add the next block, and tell whether it belongs to a chunk, perhaps."""
         if self._open is None:
             if changes.number == 0:
                 return False
-            self._open, self._blocks = Stretch(start, stop, 0, Changes(0, 0)), 0
+            self._open, self._blocks = Stretch(start, stop), 0
         self._blocks += 1
-        self._open.changes += changes
+        self._open.number += changes.number
+        self._open.top_key = max(self._open.top_key, changes.top_key)
         if changes.number:
             # Blocks behind the last one with changes are dropped.
             self._open.stop, self._open.blocks = stop, self._blocks
@@ -443,7 +451,7 @@ class _SpanCoder:
         else:
             out = decode_whole(coded.stored, tuned.size, coding)
         self._require_equal(out, tuned_leaves)
-        number = chunk.changes.number
+        number = chunk.number
         self._chunks.append(Coded(first, tuned.size, coded, base_check, result_check, number))
 
     def _store_whole(self, start: int, stop: int) -> None:

@@ -38,7 +38,7 @@ GROUP_MEMORY: Final = 1 << 29
 GROUPS_EACH: Final = 3
 """Groups in main memory for each that is on the device: one is read, and one compressed."""
 
-HERE_WEIGHT: Final = 4
+HERE_WEIGHT: Final = 6
 """Words that are on the device already count as one in so many bytes of a group."""
 
 LITTLE_MEMORY: Final = 1 << 23

@@ -84,7 +84,7 @@ class DraftedChunk:
             base_check = self.base_check
         else:
             _require_whole(stored, self.words, span, self.leaves)
-        check, number = leaves_check(self.leaves), self.stretch.changes.number
+        check, number = leaves_check(self.leaves), self.stretch.number
         return Coded(self.first, self.words, stored, base_check, check, number)
 
 

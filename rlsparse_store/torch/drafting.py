@@ -157,7 +157,7 @@ class _Chunk:
         tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
         streams, and twice as much for the places in them.
         """
-        return self.length * 3 // 4 + self.stretch.changes.number * 12
+        return self.length * 3 // 4 + self.stretch.number * 12
 
 
 class Drafting:
