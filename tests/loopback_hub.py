@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from forks import Forks
+
 TOKEN = "hf_canaryWriter0123456789abcdef"  # noqa: S105 - the server's own, to be looked for
 READER = "hf_canaryReader0123456789abcdef"
 SIGNATURE = "canarySignature0123456789"
@@ -69,9 +71,15 @@ class Fault:
 
 
 class LoopbackHub:
-    """Repositories in memory, what was asked for, and what goes wrong."""
+    """Repositories in memory, what was asked for, and what goes wrong.
 
-    def __init__(self) -> None:
+    Args:
+        port: Where it listens; by default where nothing does.
+        forks: Makes clients of what listens there, for :func:`rlsparse_forked`.
+    """
+
+    def __init__(self, port: int = 0, forks: Forks | None = None) -> None:
+        self.forks = forks
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[Request] = []
@@ -84,7 +92,7 @@ class LoopbackHub:
         class Handler(_Handler):
             store = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -127,13 +135,18 @@ class LoopbackHub:
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
         """Variables of a client process."""
-        return {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HOME": str(home),
-            "HF_TOKEN": token,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        return client_environment(self.port, home, token)
+
+
+def client_environment(port: int, home: Path, token: str = TOKEN) -> dict[str, str]:
+    """Variables of a client of what listens there, most of which it reads on import."""
+    return {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 def rlsparse(
@@ -148,6 +161,22 @@ def rlsparse(
         encoding="utf-8",
         timeout=100,
     )
+    return without_secrets(result)
+
+
+def rlsparse_forked(
+    hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """The same, by a process forked from one that has imported the client, if that can be."""
+    if hub.forks is None or any(name.startswith("HF_") for name in more):
+        return rlsparse(hub, home, *arguments, **more)
+    env = {"PATH": os.defpath, **hub.environment(home), **more}
+    return without_secrets(hub.forks.run_module("rlsparse_store", *arguments, env=env))
+
+
+def without_secrets(
+    result: subprocess.CompletedProcess[str],
+) -> subprocess.CompletedProcess[str]:
     for secret in (TOKEN, READER, SIGNATURE):
         assert secret not in result.stdout + result.stderr
     return result

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,20 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
-from loopback_hub import NAMED, READER, TOKEN, LoopbackHub, rlsparse
+from forks import Forks
+from loopback_hub import (
+    NAMED,
+    READER,
+    TOKEN,
+    LoopbackHub,
+    client_environment,
+    rlsparse,
+    rlsparse_forked,
+)
 from models import move_weights, small_llama
 from pairs import bf16_tensor, contents, save, tune
 
@@ -33,20 +43,51 @@ HERE = Path(__file__).parent
 def succeed(
     hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    result = rlsparse(hub, home, *arguments, **more)
+    result = rlsparse_forked(hub, home, *arguments, **more)
     assert result.returncode == 0, result.stderr
     return result
 
 
 def fail(code: int, hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str) -> str:
-    result = rlsparse(hub, home, *arguments, RLSPARSE_HUB_TIMEOUT="3", **more)
+    result = rlsparse_forked(hub, home, *arguments, RLSPARSE_HUB_TIMEOUT="3", **more)
     assert (result.returncode, result.stderr.count("\n")) == (code, 1), result.stderr
     return result.stderr
 
 
+class Clients(NamedTuple):
+    """What makes clients, the port of the Hub that they know, and the folder of their caches."""
+
+    forks: Forks
+    port: int
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
+    home = tmp_path_factory.mktemp("home")
+    port = free_port()
+    modules = ["huggingface_hub.hf_api", "rlsparse_store.cli.run", "rlsparse_store.publish"]
+    env = {"PATH": os.defpath, **client_environment(port, home)}
+    with Forks(modules, env) as forks:
+        yield Clients(forks, port, home)
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def hub(clients: Clients) -> Iterator[LoopbackHub]:
+    with LoopbackHub(clients.port, clients.forks) as running:
+        yield running
+
+
+@pytest.fixture
+def home(clients: Clients) -> Path:
+    shutil.rmtree(clients.home, ignore_errors=True)
+    return clients.home
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
 
 @pytest.fixture
@@ -639,9 +680,8 @@ def test_hf_downloads_and_uploads(pair: Path, hub: LoopbackHub, home: Path) -> N
 @pytest.fixture
 def mirror(hub: LoopbackHub, tmp_path: Path) -> Iterator[str]:
     """A mirror that we did not write, olah, in front of the Hub."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = f"127.0.0.1:{free.getsockname()[1]}"
-    port = place.partition(":")[2]
+    port = str(free_port())
+    place = f"127.0.0.1:{port}"
     upstream = ("--hf-scheme", "http", "--hf-netloc", f"127.0.0.1:{hub.port}")
     large = ("--hf-lfs-netloc", f"localhost:{hub.port}", "--mirror-lfs-netloc", place)
     itself = ("--host", "127.0.0.1", "--port", port)

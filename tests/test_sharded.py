@@ -1,12 +1,13 @@
-"""State dicts that are split over ranks, encoded by real processes that speak over gloo."""
+"""Models and state dicts that are split over ranks: real processes that speak over gloo."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from forks import Forks
 from models import small_llama
 from pairs import contents
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 PREAMBLE = """
 import os, sys, torch, torch.distributed as dist
@@ -22,8 +23,8 @@ from datetime import timedelta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-sys.path[:0] = {paths!r}
 from safetensors.torch import save_file
+from interpreter import hasten
 from models import move_weights, small_llama
 from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError, UnsupportedDtypeError
 from ranks import forked
@@ -32,7 +33,7 @@ from rlsparse_store.torch import DeltaEncoder, DeviceCoder, gathered
 ranks, gone, place, work = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 rank = forked(ranks, gone)
 dist.init_process_group(
-    "gloo", init_method=f"file://{{place}}", rank=rank, world_size=ranks,
+    "gloo", init_method=f"file://{place}", rank=rank, world_size=ranks,
     timeout=timedelta(seconds=60),
 )
 mesh = init_device_mesh("cpu", (ranks,))
@@ -43,7 +44,7 @@ def raises(kind, action, text):
     except kind as error:
         assert text in str(error), error
         return
-    raise AssertionError(f"no {{kind.__name__}}")
+    raise AssertionError(f"no {kind.__name__}")
 """
 
 DONE = """
@@ -53,19 +54,21 @@ print("sound")
 """
 
 
-def run(tmp_path: Path, body: str, ranks: int = 2, *, gone: int | None = None) -> None:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    modules = ["models", "ranks", "rlsparse_store.torch", "torch.distributed.fsdp"]
+    with Forks(modules, {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}) as running:
+        yield running
+
+
+def run(
+    forks: Forks, tmp_path: Path, body: str, ranks: int = 2, *, gone: int | None = None
+) -> None:
     """Run a script on several ranks, all of which come to its end but the one that is gone."""
     script = tmp_path / "script.py"
-    paths = [path for path in sys.path if path.endswith("tests")]
-    script.write_text(PREAMBLE.format(paths=paths) + body)
-    command = [sys.executable, "-P", str(script), str(ranks), str(-1 if gone is None else gone)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "meeting"), str(tmp_path)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=200,
-    )
+    script.write_text(PREAMBLE + body)
+    numbers = (str(ranks), str(-1 if gone is None else gone))
+    done = forks.run_script(script, *numbers, tmp_path / "meeting", tmp_path, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("sound") == ranks - (gone is not None)
 
@@ -83,14 +86,15 @@ with DeltaEncoder(f"{work}/base", device="cpu", threads=3, memory=1 << 14) as en
     report = encoder.encode(model.state_dict(), f"{work}/delta")
     assert report.changed > 0
     encoder.encode(model, f"{work}/module")
+    hasten()
     encoder._coder = DeviceCoder("cpu")
     encoder.encode(model.state_dict(), f"{work}/device")
 """
 
 
-def test_a_model_of_fsdp2(tmp_path: Path) -> None:
+def test_a_model_of_fsdp2(forks: Forks, tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(tmp_path, MODEL + DONE)
+    run(forks, tmp_path, MODEL + DONE)
     encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
     expected = contents(tmp_path / "expected")
     assert contents(tmp_path / "delta") == expected
@@ -145,8 +149,8 @@ with DeltaEncoder(f"{work}/base", device="cpu", threads=4, memory=1) as encoder:
 """
 
 
-def test_every_way_to_split_a_tensor(tmp_path: Path) -> None:
-    run(tmp_path, PLACEMENTS + DONE, ranks=4)
+def test_every_way_to_split_a_tensor(forks: Forks, tmp_path: Path) -> None:
+    run(forks, tmp_path, PLACEMENTS + DONE, ranks=4)
     encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
     assert contents(tmp_path / "delta") == contents(tmp_path / "expected")
     verify_delta(tmp_path / "delta", base=tmp_path / "base", tuned=tmp_path / "tuned")
@@ -188,11 +192,11 @@ encoder.encode(state, f"{work}/after")
 """
 
 
-def test_a_failing_rank_makes_all_fail(tmp_path: Path) -> None:
+def test_a_failing_rank_makes_all_fail(forks: Forks, tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "base")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    run(tmp_path, FAILURES + DONE)
+    run(forks, tmp_path, FAILURES + DONE)
     assert not (tmp_path / "delta").exists()
     assert verify_delta(tmp_path / "after", base=tmp_path / "base").decoded
     assert not list(tmp_path.glob(".*"))
@@ -217,7 +221,42 @@ os._exit(0)  # what gloo does with a peer that is gone is not ours
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-def test_a_rank_that_is_gone(tmp_path: Path, gone: int) -> None:
+def test_a_rank_that_is_gone(forks: Forks, tmp_path: Path, gone: int) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(tmp_path, GONE, gone=gone)
+    run(forks, tmp_path, GONE, gone=gone)
     assert not (tmp_path / "delta").exists()
+
+
+MASKED = """
+from test_masks import adamw, half_of
+from rlsparse_store.torch import freeze_outside
+
+model = small_llama().float()
+mask = half_of(model)
+before = {name: p.detach().clone() for name, p in model.named_parameters()}
+fully_shard(model, mesh=mesh)
+optimizer = adamw(model.parameters())
+frozen = freeze_outside(model, mask, optimizer)
+for step in range(3):
+    torch.manual_seed(10 * step + rank)
+    tokens = torch.randint(0, 64, (2, 9))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimizer.step()
+    optimizer.zero_grad()
+    # After a pass without gradients, FSDP2 leaves whole parameters in place of the sharded ones.
+    with torch.no_grad():
+        model(input_ids=tokens)
+    frozen.check()
+moved = 0
+for name, p in model.named_parameters():
+    differs = p.full_tensor().view(torch.int32) != before[name].view(torch.int32)
+    allowed = mask[name] if name in mask else torch.zeros_like(differs)
+    assert not (differs & ~allowed).any(), name
+    moved += int(differs.sum())
+assert moved > 0
+"""
+
+
+def test_training_by_a_mask(forks: Forks, tmp_path: Path) -> None:
+    run(forks, tmp_path, MASKED + DONE)
