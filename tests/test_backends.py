@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 BACKEND = NumpyBackend()
 PATHS = ["numpy", *native_paths()]
-every_backend = pytest.mark.parametrize(
-    "backend", [BACKEND, *map(load_native, native_paths())], ids=PATHS
-)
+NATIVE = [load_native(path) for path in native_paths()]
+every_backend = pytest.mark.parametrize("backend", [BACKEND, *NATIVE], ids=PATHS)
 CODINGS = [WordCoding(width, order) for width in (4, 8, 16, 32, 64) for order in OrderMap]
 TYPES: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
@@ -183,41 +182,42 @@ def array(words: list[int], coding: WordCoding) -> Words:
     return made
 
 
-def check(case: Case, coding: WordCoding, backend: CpuBackend) -> None:
-    """The streams are the stated ones, and decode to the tuned words."""
-    base, tuned = array(case.base, coding), array(case.tuned, coding)
-    bounds = np.array(case.bounds, np.uint64)
-    rows: Rows | None = None
-    live = [True] * len(case.base)
+def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
+    """The streams of each backend are the stated ones, and decode to the tuned words."""
+    live, active = [True] * len(case.base), None
     if case.row is not None:
         length, offset = case.row
-        rows = backend.active_rows(base, tuned, length, offset)
         row_of = [(offset + i) // length for i in range(len(case.base))]
-        active = {row for row, b, t in zip(row_of, case.base, case.tuned, strict=True) if b != t}
-        assert np.flatnonzero(rows.active).tolist() == sorted(active)
+        pairs = zip(row_of, case.base, case.tuned, strict=True)
+        active = {row for row, b, t in pairs if b != t}
         live = [row in active for row in row_of]
-    streams = backend.partition(base, tuned, coding, bounds, rows)
     expected = state(case.base, case.tuned, coding, case.bounds, live)
-    assert streams.counts == expected.counts
-    assert streams.changed == expected.changed
-    assert streams.parts == [*expected.masks, *expected.values]
-    assert streams.steps == expected.steps
-    content = streams.content
-    decoded = np.empty_like(base)
-    backend.apply(base, coding, bounds, rows, streams.changed, content, decoded)
-    assert decoded.tolist() == case.tuned
-    assert base.tolist() == case.base
-    backend.apply(base, coding, bounds, rows, streams.changed, content, base)
-    assert base.tolist() == case.tuned
+    for backend in backends:
+        base, tuned = array(case.base, coding), array(case.tuned, coding)
+        bounds = np.array(case.bounds, np.uint64)
+        rows: Rows | None = None
+        if case.row is not None and active is not None:
+            rows = backend.active_rows(base, tuned, *case.row)
+            assert np.flatnonzero(rows.active).tolist() == sorted(active), backend.name
+        streams = backend.partition(base, tuned, coding, bounds, rows)
+        assert streams.counts == expected.counts, backend.name
+        assert streams.changed == expected.changed, backend.name
+        assert streams.parts == [*expected.masks, *expected.values], backend.name
+        assert streams.steps == expected.steps, backend.name
+        content = streams.content
+        decoded = np.empty_like(base)
+        backend.apply(base, coding, bounds, rows, streams.changed, content, decoded)
+        assert decoded.tolist() == case.tuned, backend.name
+        assert base.tolist() == case.base, backend.name
+        backend.apply(base, coding, bounds, rows, streams.changed, content, base)
+        assert base.tolist() == case.tuned, backend.name
 
 
-@every_backend
+# Drawing a case and stating its streams takes longest by far: each is for all backends.
 @every_coding
 @given(data=st.data())
-def test_streams_are_the_stated_ones_and_decode(
-    coding: WordCoding, data: st.DataObject, backend: CpuBackend
-) -> None:
-    check(data.draw(cases(coding)), coding, backend)
+def test_streams_are_the_stated_ones_and_decode(coding: WordCoding, data: st.DataObject) -> None:
+    check(data.draw(cases(coding)), coding, BACKEND, *NATIVE)
 
 
 @every_coding
@@ -293,12 +293,11 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
     assert to_bytes(words, 4).tobytes() == data
 
 
-@every_backend
 @every_coding
 @settings(max_examples=30)  # the fuzzer does many more
 @given(data=st.data(), content=st.binary(max_size=64))
 def test_any_content_decodes_to_the_same_or_is_refused(
-    coding: WordCoding, data: st.DataObject, content: bytes, backend: CpuBackend
+    coding: WordCoding, data: st.DataObject, content: bytes
 ) -> None:
     case = data.draw(cases(coding))
     base, bounds = array(case.base, coding), np.array(case.bounds, np.uint64)
@@ -306,9 +305,21 @@ def test_any_content_decodes_to_the_same_or_is_refused(
     rows = None
     if case.row is not None:
         rows = BACKEND.active_rows(base, array(case.tuned, coding), *case.row)
-    assert attempt(backend, base, coding, bounds, rows, changed, content) == attempt(
-        BACKEND, base, coding, bounds, rows, changed, content
-    )
+    require_same_outcome(base, coding, bounds, rows, changed, content)
+
+
+def require_same_outcome(
+    base: Words,
+    coding: WordCoding,
+    bounds: NDArray[np.uint64],
+    rows: Rows | None,
+    changed: list[int],
+    content: bytes,
+) -> None:
+    arguments = (base, coding, bounds, rows, changed, content)
+    expected = attempt(BACKEND, *arguments)
+    for backend in NATIVE:
+        assert attempt(backend, *arguments) == expected, backend.name
 
 
 def attempt(
@@ -330,12 +341,11 @@ def attempt(
     return decoded
 
 
-@every_backend
 @every_coding
 @settings(max_examples=30)  # as above
 @given(data=st.data())
 def test_an_edited_content_decodes_to_the_same_or_is_refused(
-    coding: WordCoding, data: st.DataObject, backend: CpuBackend
+    coding: WordCoding, data: st.DataObject
 ) -> None:
     case = data.draw(cases(coding))
     base, tuned = array(case.base, coding), array(case.tuned, coding)
@@ -350,8 +360,7 @@ def test_an_edited_content_decodes_to_the_same_or_is_refused(
     if data.draw(st.booleans()):
         changed[data.draw(st.integers(0, len(changed) - 1))] += data.draw(st.sampled_from([-1, 1]))
     changed = [max(0, k) for k in changed]
-    arguments = (base, coding, bounds, rows, changed, bytes(content))
-    assert attempt(backend, *arguments) == attempt(BACKEND, *arguments)
+    require_same_outcome(base, coding, bounds, rows, changed, bytes(content))
 
 
 @every_backend
