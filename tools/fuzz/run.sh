@@ -3,7 +3,8 @@
 # the backends, over the vectors and their edited chunks, then under a fuzzer. See README.md beside it.
 #
 # Needs a C++ compiler, clang with libFuzzer (installed if this runs as root where there is
-# apt-get), and in $PYTHON (python3) what the package's tests need but torch and transformers.
+# apt-get), and in $PYTHON (python3) what the package needs; for the tests also what they need but
+# torch and transformers.
 #
 #     tools/fuzz/run.sh [SECONDS]          FUZZ_SECONDS and 60 are the defaults
 #     tools/fuzz/run.sh --reproduce FILE   runs one input of the fuzzer, many times
@@ -30,8 +31,10 @@ fail() {
     exit 1
 }
 
-"$python" -c 'import hypothesis, numpy, pytest, xxhash, zstandard' 2>"$scratch/log" ||
-    fail "$python lacks what the tests need: $(tail -n 1 "$scratch/log")"
+needed=numpy,safetensors,xxhash,zstandard
+[ "$part" = fuzz ] || needed+=,hypothesis,pytest
+"$python" -c "import $needed" 2>"$scratch/log" ||
+    fail "$python lacks what is needed: $(tail -n 1 "$scratch/log")"
 python=$("$python" -c 'import sys; print(sys.executable)')
 
 # Everything below runs this copy of the package.
