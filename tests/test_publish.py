@@ -65,11 +65,15 @@ class Clients(NamedTuple):
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     home = tmp_path_factory.mktemp("home")
-    port = free_port()
     modules = ["huggingface_hub.hf_api", "rlsparse_store.cli.run", "rlsparse_store.publish"]
-    env = {"PATH": os.defpath, **client_environment(port, home)}
-    with Forks(modules, env) as forks:
-        yield Clients(forks, port, home)
+    with socket.socket() as kept:
+        # Bound, so that nobody is given the port between two tests; each Hub listens there.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port: int = kept.getsockname()[1]
+        env = {"PATH": os.defpath, **client_environment(port, home)}
+        with Forks(modules, env) as forks:
+            yield Clients(forks, port, home)
 
 
 @pytest.fixture
@@ -82,12 +86,6 @@ def hub(clients: Clients) -> Iterator[LoopbackHub]:
 def home(clients: Clients) -> Path:
     shutil.rmtree(clients.home, ignore_errors=True)
     return clients.home
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.fixture
@@ -680,8 +678,9 @@ def test_hf_downloads_and_uploads(pair: Path, hub: LoopbackHub, home: Path) -> N
 @pytest.fixture
 def mirror(hub: LoopbackHub, tmp_path: Path) -> Iterator[str]:
     """A mirror that we did not write, olah, in front of the Hub."""
-    port = str(free_port())
-    place = f"127.0.0.1:{port}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    port = place.partition(":")[2]
     upstream = ("--hf-scheme", "http", "--hf-netloc", f"127.0.0.1:{hub.port}")
     large = ("--hf-lfs-netloc", f"localhost:{hub.port}", "--mirror-lfs-netloc", place)
     itself = ("--host", "127.0.0.1", "--port", port)
