@@ -25,15 +25,36 @@ from pairs import (
 )
 from safetensors.torch import load_file, save_file
 
+import rlsparse_store.backends.gpu
 import rlsparse_store.torch.encoder
-from rlsparse_store.delta import ChunkDecoder, encode_delta, scan, verify_delta
+from rlsparse_store.backends import get_backend
+from rlsparse_store.checkpoint import open_checkpoint
+from rlsparse_store.delta import (
+    ChunkDecoder,
+    Encoder,
+    SpanTask,
+    dtype_policy,
+    encode_delta,
+    encode_run,
+    scan,
+    verify_delta,
+)
 from rlsparse_store.errors import (
     BaseMismatchError,
     DtypeMismatchError,
     RlsparseError,
     UnsupportedDtypeError,
 )
-from rlsparse_store.torch import DeltaEncoder, DeviceCoder, drafting, live, patch_
+from rlsparse_store.torch import (
+    DeltaEncoder,
+    DeviceCoder,
+    device,
+    drafting,
+    live,
+    patch_,
+    placing,
+)
+from rlsparse_store.torch.tensors import live_checkpoint
 
 hasten()
 
@@ -96,12 +117,19 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_files_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [1 << 29, 1])
+def test_files_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    # With little memory, every chunk is drafted alone.
+    monkeypatch.setattr(device, "GROUP_MEMORY", memory)
+    monkeypatch.setattr(device, "LITTLE_MEMORY", 1)
     base, tuned = everything()
     b = save_sharded(tmp_path / "base", dict(list(base.items())[:5]), dict(list(base.items())[5:]))
     t = save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "cpu", threads=3)
-    encode_delta(b, t, tmp_path / "device", threads=3, coder=DeviceCoder("cpu"))
+    coder = DeviceCoder("cpu", memory=2 * memory)
+    encode_delta(b, t, tmp_path / "device", threads=3, coder=coder)
     assert contents(tmp_path / "device") == contents(tmp_path / "cpu")
     assert verify_delta(tmp_path / "device", base=b, tuned=t).decoded
 
@@ -147,7 +175,9 @@ def test_model_of_transformers(tmp_path: Path) -> None:
     verify_delta(tmp_path / "delta", base=tmp_path / "base", tuned=tmp_path / "tuned")
 
 
-def test_float32_masters_are_cast_only_when_asked(tmp_path: Path) -> None:
+def test_float32_masters_are_cast_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     masters = rng.normal(0, 0.02, 40_000).astype(np.float32)
     masters[:4] = np.array([np.nan, np.inf, -0.0, 1e-42], np.float32)
@@ -163,6 +193,8 @@ def test_float32_masters_are_cast_only_when_asked(tmp_path: Path) -> None:
         with pytest.raises(DtypeMismatchError):
             encoder.encode(live, tmp_path / "delta")
         encoder.encode(live, tmp_path / "delta", cast="bf16")
+    # Not all of them at a time.
+    monkeypatch.setattr(placing, "CAST_WORDS", 9_999)
     coder = DeviceCoder("cpu")
     encode_delta(base, tmp_path / "tuned", tmp_path / "device", cast="bf16", coder=coder)
     expected = contents(tmp_path / "delta")["rlsparse/delta.safetensors"]
@@ -210,6 +242,51 @@ def test_no_memory_on_the_device(
     assert any("no memory left" in str(w.message) for w in told) == (failures > 1)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_checkpoints_of_a_run_one_by_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,  # noqa: FBT001
+) -> None:
+    base = {"v": bf16_tensor(0, 200, 200), "w": bf16_tensor(1, 200, 200)}
+    b = save(tmp_path / "base", base)
+    steps = [
+        save(tmp_path / f"step-{i}", {name: tune(t, i) for name, t in base.items()})
+        for i in (1, 2, 3)
+    ]
+    encode_run(b, steps, tmp_path / "cpu")
+    monkeypatch.setattr(device, "GROUP_BYTES", 1 << 17)
+    monkeypatch.setattr(DeviceCoder, "group_bytes", 1 << 17)
+    seen: list[int] = []
+    place = placing.ReadTask.placed
+
+    def placed(self: placing.ReadTask, where: torch.device) -> Any:  # noqa: ANN401 - passed on
+        seen.append(len(self.task.spans))
+        if fails and len(seen) > 1:
+            raise torch.OutOfMemoryError
+        return place(self, where)
+
+    monkeypatch.setattr(placing.ReadTask, "placed", placed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        encode_run(b, steps, tmp_path / "device", coder=DeviceCoder("cpu"))
+    assert set(seen) == {1}
+    assert contents(tmp_path / "device") == contents(tmp_path / "cpu")
+
+
+def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
+    base = {"w": bf16_tensor(0, 200, 200)}
+    b = save(tmp_path / "base", base)
+    coder, tuned = DeviceCoder("cpu"), live_checkpoint(state(b))
+    weights = []
+    with open_checkpoint(b) as files:
+        for known in (files, tuned):
+            encoder = Encoder(known, tuned, dtype_policy(None, keep=False))
+            ((_, spans),) = encoder.spans(get_backend())
+            weights.append(coder.weigh(SpanTask(spans, [tuned], [0]), known))
+    assert weights == [160_000, 160_000 // device.HERE_WEIGHT]
+
+
 def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tuned = everything()
     for name in ("grown", "shrunk", "wide", "new", "gone"):
@@ -222,6 +299,20 @@ def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     patch_(model, tmp_path / "delta", threads=1)
     for name, tensor in state(t).items():
         assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_no_memory_to_hash_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"w": bf16_tensor(0, 200, 200)}
+    b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", {"w": tune(base["w"], 1)})
+    encode_delta(b, t, tmp_path / "delta")
+    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+
+    def failing(_: Any) -> Any:  # noqa: ANN401 - never called to an end
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(rlsparse_store.backends.gpu, "hash_all_on_device", failing)
+    model = patch_(state(b), tmp_path / "delta", threads=1)
+    assert torch.equal(model["w"].view(torch.uint8), state(t)["w"].view(torch.uint8))
 
 
 @pytest.mark.parametrize("most", [1, 0])

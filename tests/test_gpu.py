@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from interpreter import hasten
 
 from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
-from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels
+from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels, launching
 from rlsparse_store.backends.numpy import NumpyBackend
 from rlsparse_store.codec.chunk import draft_chunks
 from rlsparse_store.codec.contexts import key_bins
@@ -23,6 +23,8 @@ from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 hasten()
@@ -215,6 +217,28 @@ def test_wherever_torch_makes_tensors_by_default() -> None:
         assert GPU.join([coded], coding) == [None]
     assert np.array_equal(leaves, leaf_hashes(tuned.view(np.uint8)))
     assert torch.equal(old, new)
+
+
+class _Failing:
+    """A kernel that fails as one does that the driver cannot load."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    def __getitem__(self, _: object) -> Callable[..., None]:
+        def launch(*_: object) -> None:
+            raise RuntimeError(self.problem)
+
+        return launch
+
+
+def test_what_the_driver_says_of_memory() -> None:
+    words = torch.zeros(1)
+    with pytest.raises(torch.OutOfMemoryError):
+        launching.launch(_Failing("Triton Error [CUDA]: out of memory"), 1)(words)
+    with pytest.raises(RuntimeError, match="illegal") as told:
+        launching.launch(_Failing("Triton Error [CUDA]: an illegal address"), 1)(words)
+    assert not isinstance(told.value, torch.OutOfMemoryError)
 
 
 def test_survey_by_block() -> None:

@@ -46,6 +46,11 @@ class SpanTask:
         """Bytes that it reads."""
         return sum(span.nbytes for span in self.spans)
 
+    def apart(self) -> Iterator[SpanTask]:
+        """A task for each span."""
+        for span, tuned, place in zip(self.spans, self.tuned, self.places, strict=True):
+            yield SpanTask([span], [tuned], [place])
+
 
 @dataclass(frozen=True, slots=True)
 class CodedTask:

@@ -109,28 +109,52 @@ class DeviceCoder:
             with self._under_way:
                 drafted = self._draft([tasks[i] for i in mine], base)
                 done = dict(zip(mine, store_drafts(drafted, self._storing), strict=False))
+        if len(done) < len(mine):
+            msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
         others = [i for i in range(len(tasks)) if i not in done]
         done |= zip(others, self._cpu.code([tasks[i] for i in others], base), strict=True)
         return [done[i] for i in range(len(tasks))]
 
     def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[DraftedTask]:
         """What is made of tasks on the device: of as many as its memory allows, from the first."""
-        drafted: list[DraftedTask] = []
         try:
-            read = [ReadTask.of(task, base, self._device) for task in tasks]
-            try:
-                with self._together.one():
-                    return self._draft_together(read, GROUP_MEMORY)
-            except torch.OutOfMemoryError:
-                pass
-            # One after the other and in smaller steps, while no other such span is tried.
-            with self._alone.one():
-                for task in read:
-                    torch.cuda.empty_cache()
-                    drafted += self._draft_together([task], LITTLE_MEMORY)
+            if len(tasks) == 1 and tasks[0].nbytes > GROUP_BYTES:
+                return self._draft_in_turn(tasks[0], base)
+            return self._draft_read([ReadTask.of(task, base, self._device) for task in tasks])
         except torch.OutOfMemoryError:
-            msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
-            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+            return []
+
+    def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[DraftedTask]:
+        """The spans of many checkpoints one after the other: together they take too much memory."""
+        done: list[DraftedTask] = []
+        old = None
+        for alone in task.apart():
+            read = ReadTask.of(alone, base, self._device, old)
+            old = read.old
+            drafted = self._draft_read([read])
+            if not drafted:
+                return []
+            done += drafted
+        spans = [span for drafted in done for span in drafted.spans]
+        return [DraftedTask(spans, done[0].base_leaves)]
+
+    def _draft_read(self, tasks: list[ReadTask]) -> list[DraftedTask]:
+        """What is made of tasks whose bytes were read."""
+        try:
+            with self._together.one():
+                return self._draft_together(tasks, GROUP_MEMORY)
+        except torch.OutOfMemoryError:
+            pass
+        # One after the other and in smaller steps, while no other such span is tried.
+        drafted: list[DraftedTask] = []
+        with self._alone.one():
+            for task in tasks:
+                torch.cuda.empty_cache()
+                try:
+                    drafted += self._draft_together([task], LITTLE_MEMORY)
+                except torch.OutOfMemoryError:
+                    break
         return drafted
 
     def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[DraftedTask]:

@@ -44,8 +44,16 @@ class ReadTask:
     new: list[torch.Tensor]
 
     @classmethod
-    def of(cls, task: SpanTask, base: Checkpoint, device: torch.device) -> ReadTask:
+    def of(
+        cls, task: SpanTask, base: Checkpoint, device: torch.device, old: torch.Tensor | None = None
+    ) -> ReadTask:
         """Read a task's bytes from where they are, into memory that a device copies from.
+
+        Args:
+            task: The task.
+            base: The base.
+            device: The device.
+            old: The base's bytes, if they were read.
 
         Raises:
             RlsparseError: A checkpoint cannot be read.
@@ -54,7 +62,8 @@ class ReadTask:
         first = task.spans[0]
         source = first.plan.source
         assert source is not None  # noqa: S101 - others are not for a device
-        old = _bytes(base, source, first.start, min(first.stop, source.nbytes), device)
+        if old is None:
+            old = _bytes(base, source, first.start, min(first.stop, source.nbytes), device)
         new = []
         for span, tuned in zip(task.spans, task.tuned, strict=True):
             scale = 2 if span.plan.is_cast else 1
