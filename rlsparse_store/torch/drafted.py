@@ -31,26 +31,29 @@ if TYPE_CHECKING:
     from rlsparse_store.codec import Draft, WholeChunk
     from rlsparse_store.delta import Span, Stretch
 
-__all__ = ["DraftedBlock", "DraftedChunk", "DraftedSpan", "DraftedTask", "store_drafts"]
+__all__ = [
+    "ChunkPlace",
+    "DraftedBlock",
+    "DraftedChunk",
+    "DraftedSpan",
+    "DraftedTask",
+    "store_drafts",
+]
 
 STORED_BYTES: Final = 1 << 19
 """Bytes of streams that a thread is given at a time: it compresses them in a millisecond or so."""
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedChunk:
-    """A chunk as it came from the device.
+class ChunkPlace:
+    """Where a chunk lies.
 
     Attributes:
         span: Its span.
-        stretch: Where it lies, in bytes of the span.
+        stretch: Its bytes of the span.
         first: Its first word in the tensor.
         words: How many words it has.
         row: Words of a row and the place of its first word in its row, or ``None``.
-        draft: Its streams.
-        base_check: Check of its base words.
-        leaves: Leaf hashes of its result.
-        tuned: Its tuned bytes, if it may be smaller whole.
     """
 
     span: Span
@@ -58,6 +61,21 @@ class DraftedChunk:
     first: int
     words: int
     row: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedChunk:
+    """A chunk as it came from the device.
+
+    Attributes:
+        place: Where it lies.
+        draft: Its streams.
+        base_check: Check of its base words.
+        leaves: Leaf hashes of its result.
+        tuned: Its tuned bytes, if it may be smaller whole.
+    """
+
+    place: ChunkPlace
     draft: Draft
     base_check: int
     leaves: NDArray[np.uint64]
@@ -70,22 +88,22 @@ class DraftedChunk:
 
     def store(self) -> Coded:
         """Compress it, and prove that it decompresses to what the device proved."""
-        span, coding = self.span, self.span.coding
+        place, coding = self.place, self.place.span.coding
         tuned = as_words(self.tuned, coding.width)
-        stored = store_draft(get_backend(), self.draft, coding, self.words, tuned)
+        stored = store_draft(get_backend(), self.draft, coding, place.words, tuned)
         base_check = 0
         if isinstance(stored, DeltaChunk):
-            rows, content = open_chunk(stored, self.words, coding, self.row)
+            rows, content = open_chunk(stored, place.words, coding, place.row)
             if not (
                 _same_bytes(content, self.draft.streams.content)
                 and _same_flags(rows, self.draft.rows)
             ):
-                raise proof_failed(span.plan)
+                raise proof_failed(place.span.plan)
             base_check = self.base_check
         else:
-            _require_whole(stored, self.words, span, self.leaves)
-        check, number = leaves_check(self.leaves), self.stretch.number
-        return Coded(self.first, self.words, stored, base_check, check, number)
+            _require_whole(stored, place.words, place.span, self.leaves)
+        check, number = leaves_check(self.leaves), place.stretch.number
+        return Coded(place.first, place.words, stored, base_check, check, number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from rlsparse_store.codec import draft_chunks, may_be_whole
 from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter, Span, Stretch, proof_failed
 from rlsparse_store.digest import LEAF_BYTES, leaves_check
 from rlsparse_store.frameworks.device import words_of
-from rlsparse_store.torch.drafted import DraftedBlock, DraftedChunk, DraftedSpan
+from rlsparse_store.torch.drafted import ChunkPlace, DraftedBlock, DraftedChunk, DraftedSpan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,18 +96,13 @@ class DeviceSpan:
 
     def add(self, chunk: _Chunk, draft: Draft) -> None:
         """Take a chunk that was drafted, with what storing it needs of the device."""
-        stretch = chunk.stretch
+        place, stretch = chunk.place, chunk.place.stretch
         base_check = leaves_check(_leaves(self.old, self.old_leaves, stretch))
         leaves = _leaves(self.new, self.new_leaves, stretch)
         tuned = _NO_BYTES
-        if may_be_whole(draft, self.span.coding.nbytes(chunk.length)):
+        if may_be_whole(draft, self.span.coding.nbytes(place.words)):
             tuned = self.new[stretch.start : stretch.stop].cpu().numpy()
-        self.chunks.append(
-            DraftedChunk(
-                *(self.span, stretch, chunk.first, chunk.length, chunk.words.row),
-                *(draft, base_check, leaves, tuned),
-            )
-        )
+        self.chunks.append(DraftedChunk(place, draft, base_check, leaves, tuned))
 
     def drafted(self) -> DraftedSpan:
         """What is left to be done once its words are no longer on the device."""
@@ -137,16 +132,12 @@ class _Chunk:
 
     Attributes:
         span: Its span.
-        stretch: Where it lies, in bytes of the span.
-        first: Its first word in the tensor.
-        length: How many words it has.
-        words: The words.
+        place: Where it lies.
+        words: Its words.
     """
 
     span: DeviceSpan
-    stretch: Stretch
-    first: int
-    length: int
+    place: ChunkPlace
     words: ChunkWords
 
     @property
@@ -157,7 +148,7 @@ class _Chunk:
         tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
         streams, and twice as much for the places in them.
         """
-        return self.length * 3 // 4 + self.stretch.number * 12
+        return self.place.words * 3 // 4 + self.place.stretch.number * 12
 
 
 class Drafting:
@@ -206,8 +197,9 @@ class Drafting:
         for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
             start, stop = num_words(stretch.start), num_words(stretch.stop)
             row = None if span.row is None else (span.row, (before + start) % span.row)
+            place = ChunkPlace(span.span, stretch, before + start, stop - start, row)
             words = survey.chunk(number, slice(start, stop), row, stretch.changes)
-            yield _Chunk(span, stretch, before + start, stop - start, words)
+            yield _Chunk(span, place, words)
 
     def _draft(self, batch: list[_Chunk]) -> None:
         """Split chunks into streams, and prove that they join to the same words."""
