@@ -57,7 +57,8 @@ class DeviceCoder:
 
     Args:
         device: A CUDA device; under Triton's interpreter, ``"cpu"``.
-        memory: Bytes of device memory to use besides what is there, for spans under way.
+        memory: Bytes of device memory to use besides what is there, for spans under way. One of
+            them, whose words take up to 256 MiB, is there whatever this says.
         threads: Threads that compress; all processors by default.
 
     Raises:
@@ -82,6 +83,7 @@ class DeviceCoder:
         self._backend = GpuBackend()
         self._cpu = CpuCoder()
         groups = max(1, memory // GROUP_MEMORY)
+        self._memory = min(memory, GROUP_MEMORY)
         self._together = Streams(self._device, groups)
         self._alone = Streams(self._device, 1)
         self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
@@ -143,7 +145,7 @@ class DeviceCoder:
         """What is made of tasks whose bytes were read."""
         try:
             with self._together.one():
-                return self._draft_together(tasks, GROUP_MEMORY)
+                return self._draft_together(tasks, self._memory)
         except torch.OutOfMemoryError:
             pass
         # One after the other and in smaller steps, while no other such span is tried.
