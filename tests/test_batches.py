@@ -43,7 +43,7 @@ def opened(decoder: Decoder, number: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     ("limit", "value", "most"),
-    [("BATCH_MEMORY", 1000, 3), ("BATCH_CHUNKS", 4, 4)],
+    [("BATCH_MEMORY", 900, 3), ("BATCH_CHUNKS", 4, 4)],
 )
 def test_batches_are_bounded(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, most: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rlsparse_store.delta import (
     ChunkDecoder,
     Encoder,
     SpanTask,
+    batches,
     dtype_policy,
     encode_delta,
     encode_run,
@@ -276,7 +278,7 @@ def test_checkpoints_of_a_run_one_by_one(
 def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
     base = {"w": bf16_tensor(0, 200, 200)}
     b = save(tmp_path / "base", base)
-    coder, tuned = DeviceCoder("cpu"), live_checkpoint(state(b))
+    coder, tuned = DeviceCoder("cpu"), live_checkpoint({"w": state(b)["w"].clone()})
     weights = []
     with open_checkpoint(b) as files:
         for known in (files, tuned):
@@ -284,6 +286,11 @@ def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
             ((_, spans),) = encoder.spans(get_backend())
             weights.append(coder.weigh(SpanTask(spans, [tuned], [0]), known))
     assert weights == [160_000, 160_000 // device.HERE_WEIGHT]
+    # What is rounded is made on the device anew.
+    wide = live_checkpoint({"w": state(b)["w"].float()})
+    encoder = Encoder(tuned, wide, dtype_policy("bf16", keep=False))
+    ((_, spans),) = encoder.spans(get_backend())
+    assert coder.weigh(SpanTask(spans, [wide], [0]), tuned) == 160_000
 
 
 def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +344,34 @@ def test_no_memory_to_patch_on_the_device(
             patch_(model, tmp_path / "delta", threads=1)
         return
     patch_(model, tmp_path / "delta", threads=1)
+    for name, tensor in state(t).items():
+        assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_batches_that_leave_no_memory_to_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {f"w{i}": bf16_tensor(i, 100, 200) for i in range(8)}
+    tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
+    b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    encode_delta(b, t, tmp_path / "delta")
+    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(batches, "BATCH_CHUNKS", 2)
+    join, there = ChunkDecoder.join, [0]
+
+    def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
+        """Join, where the device has memory for one chunk."""
+        there[0] += len(chunks)
+        try:
+            time.sleep(0.02)
+            if there[0] > 1:
+                raise torch.OutOfMemoryError
+            return join(self, chunks, *rest)
+        finally:
+            there[0] -= len(chunks)
+
+    monkeypatch.setattr(ChunkDecoder, "join", joining)
+    model = patch_(state(b), tmp_path / "delta", threads=2)
     for name, tensor in state(t).items():
         assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name
 

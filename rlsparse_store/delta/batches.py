@@ -104,7 +104,6 @@ def _memory(t: TensorRecord, chunk: ChunkRecord) -> int:
     """About how many bytes of a device a chunk takes while it is joined.
 
     A copy of its words, up to five bits of each that tell its context, and a share of what is
-    counted for its tile; of each changed word its step, its streams, and twice as much for the
-    places in them.
+    counted for its tile; of each changed word its step and its streams.
     """
-    return _nbytes(t, chunk) + chunk.length * 3 // 4 + sum(chunk.changed) * 10
+    return _nbytes(t, chunk) + chunk.length * 3 // 4 + sum(chunk.changed) * 4

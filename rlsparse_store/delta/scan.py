@@ -3,7 +3,7 @@
 A span is what one thread does from reading to compressing, so that the words it looks at several
 times stay in its cache. Within a span, blocks of 2^20 words are compared; a chunk starts at a
 block with changes and is closed once it holds enough of them, so that changes, not words, decide
-how large it is.
+how large it is, but for a few blocks that it has unless they hold very many.
 """
 
 from __future__ import annotations

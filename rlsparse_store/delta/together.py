@@ -1,4 +1,4 @@
-"""Encoding several checkpoints against one base, which is read and hashed once."""
+"""Encoding several checkpoints against one base, which is read once."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ class SpanTask:
         """Bytes that it reads."""
         return sum(span.nbytes for span in self.spans)
 
-    def apart(self) -> Iterator[SpanTask]:
-        """A task for each span."""
-        for span, tuned, place in zip(self.spans, self.tuned, self.places, strict=True):
-            yield SpanTask([span], [tuned], [place])
+    def parts(self, nbytes: int) -> Iterator[SpanTask]:
+        """Tasks of some of its spans each, which read so many bytes at most, or are of one."""
+        triples = zip(self.spans, self.tuned, self.places, strict=True)
+        for some in several(((triple, triple[0].nbytes) for triple in triples), nbytes):
+            spans, tuned, places = map(list, zip(*some.items, strict=True))
+            yield SpanTask(spans, tuned, places)
 
 
 @dataclass(frozen=True, slots=True)

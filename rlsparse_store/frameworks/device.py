@@ -28,8 +28,8 @@ _INTS: Final = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 class DeviceMemory:
     """A device's memory, where bytes are tensors of ``torch.uint8``.
 
-    Threads work on the stream that is current where it is made, so that whoever asked finds
-    their work done in order.
+    Within :meth:`working`, threads work on the stream that is current where it is made, so that
+    whoever asked finds their work done in order.
 
     Args:
         device: A CUDA device; under Triton's interpreter, the CPU.

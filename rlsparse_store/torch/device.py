@@ -17,7 +17,7 @@ from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.drafted import DraftedTask, store_drafts
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
 from rlsparse_store.torch.placing import ReadTask, lies_on
-from rlsparse_store.torch.streams import Streams
+from rlsparse_store.torch.streams import streams_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ GROUP_BYTES: Final = 2 * SPAN_BYTES
 ones. What Python does for a group takes some milliseconds, whatever its size."""
 
 GROUP_MEMORY: Final = 1 << 29
-"""Bytes of device memory that a group takes at most: its words and what is made of them."""
+"""Bytes of device memory that a group takes, or little more: its words and what is made of them."""
 
 GROUPS_EACH: Final = 3
 """Groups in main memory for each that is on the device: one is read, and one compressed."""
@@ -84,8 +84,7 @@ class DeviceCoder:
         self._cpu = CpuCoder()
         groups = max(1, memory // GROUP_MEMORY)
         self._memory = min(memory, GROUP_MEMORY)
-        self._together = Streams(self._device, groups)
-        self._alone = Streams(self._device, 1)
+        self._streams = streams_of(self._device, "encode", groups)
         self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
         self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
 
@@ -97,7 +96,9 @@ class DeviceCoder:
             tensor is not None and lies_on(self._device, checkpoint, tensor)
             for checkpoint, tensor in pairs
         )
-        return task.nbytes // (HERE_WEIGHT if is_here else 1)
+        # What is rounded is made there anew.
+        stays = all(_fits(span) and not span.plan.is_cast for span in task.spans)
+        return task.nbytes // (HERE_WEIGHT if is_here and stays else 1)
 
     def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
         """Code tasks.
@@ -128,11 +129,11 @@ class DeviceCoder:
             return []
 
     def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[DraftedTask]:
-        """The spans of many checkpoints one after the other: together they take too much memory."""
+        """The spans of many checkpoints in turn: together they would take too much memory."""
         done: list[DraftedTask] = []
         old = None
-        for alone in task.apart():
-            read = ReadTask.of(alone, base, self._device, old)
+        for part in task.parts(GROUP_BYTES):
+            read = ReadTask.of(part, base, self._device, old)
             old = read.old
             drafted = self._draft_read([read])
             if not drafted:
@@ -144,13 +145,13 @@ class DeviceCoder:
     def _draft_read(self, tasks: list[ReadTask]) -> list[DraftedTask]:
         """What is made of tasks whose bytes were read."""
         try:
-            with self._together.one():
+            with self._streams.one():
                 return self._draft_together(tasks, self._memory)
         except torch.OutOfMemoryError:
             pass
-        # One after the other and in smaller steps, while no other such span is tried.
+        # One after the other and in smaller steps, while no other group is there.
         drafted: list[DraftedTask] = []
-        with self._alone.one():
+        with self._streams.all():
             for task in tasks:
                 torch.cuda.empty_cache()
                 try:

@@ -148,7 +148,7 @@ class _Chunk:
         tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
         streams, and twice as much for the places in them.
         """
-        return self.place.words * 3 // 4 + self.place.stretch.number * 12
+        return self.place.words * 3 // 4 + self.place.stretch.number * 9
 
 
 class Drafting:

@@ -56,7 +56,8 @@ class DeltaEncoder(Closing):
             if there is one.
         keep: Where the base stays between deltas: ``"files"`` reads it each time, ``"host"`` holds
             it in main memory (pinned, if there is a CUDA device), ``"device"`` on the device.
-        memory: Bytes of device memory to use besides the base and the model.
+        memory: Bytes of device memory to use besides the base and the model; where tensors are
+            split over ranks, the writer keeps as many bytes of gathered ones.
         threads: Threads to work on; all processors by default.
 
     Raises:

@@ -212,8 +212,8 @@ def check_is_base(
         return some.items
 
     based = [t for t in targets if t.record.kind is not Kind.WHOLE]
-    # Threads read them on another stream than the one that wrote them.
-    wait_for(target.tensor for target in based)
+    # Threads read and write them on other streams than the one that wrote them.
+    wait_for(target.tensor for target in targets)
     for some in ordered_map(digest, _together(based), threads):
         for target in some:
             t = target.record

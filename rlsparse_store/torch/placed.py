@@ -15,7 +15,7 @@ from rlsparse_store.delta import (
     ordered_map,
 )
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.torch.streams import Streams
+from rlsparse_store.torch.streams import streams_of
 from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
@@ -49,23 +49,28 @@ def patch_on_device(
     from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
-    streams = Streams(device, AT_A_TIME)
+    streams = streams_of(device, "patch", AT_A_TIME)
 
     def patch(batch: Several[tuple[Target, OpenedChunk]]) -> None:
         with streams.one():
-            if not _patch(decoder, batch.items):
-                # Nothing was written yet: chunk by chunk, it takes less memory.
-                torch.cuda.empty_cache()
-                for one in batch.items:
-                    if not _patch(decoder, [one]):
-                        msg = f"no memory left on {device} to patch a chunk beside the model"
-                        raise RlsparseError(msg)
+            if _patch(decoder, batch.items):
+                return
+        # Nothing was written yet: chunk by chunk, and while no other batch is there, it takes less.
+        with streams.all():
+            torch.cuda.empty_cache()
+            for one in batch.items:
+                if not _patch(decoder, [one]):
+                    msg = f"no memory left on {device} to patch a chunk beside the model"
+                    raise RlsparseError(msg)
 
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
-        pass
-    # Whoever uses the model, on whichever stream, finds it patched.
-    wait_for(target.tensor for target in targets)
+    try:
+        for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
+            pass
+    finally:
+        # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
+        # so, nothing is written to its memory any more once it is given back.
+        wait_for(target.tensor for target in targets)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from rlsparse_store.backends.gpu import main_memory
+from rlsparse_store.backends.gpu import ALIGNMENT, main_memory
 from rlsparse_store.checkpoint import TensorsSource
 from rlsparse_store.torch.drafting import DeviceSpan
 from rlsparse_store.torch.gathered import SplitTensor
@@ -24,9 +24,11 @@ CAST_WORDS: Final = 1 << 21
 
 
 def lies_on(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> bool:
-    """Whether a tensor of a checkpoint is on a device already."""
+    """Whether a tensor of a checkpoint is on a device already, where kernels take it."""
     live = _live(checkpoint, tensor)
-    return isinstance(live, LiveTensor) and live.data.device == device
+    if not isinstance(live, LiveTensor) or live.data.device != device:
+        return False
+    return live.data.data_ptr() % ALIGNMENT == 0
 
 
 @dataclass(frozen=True, slots=True)

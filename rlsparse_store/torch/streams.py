@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+import threading
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Streams"]
+__all__ = ["Streams", "streams_of"]
 
 
 class Streams:
@@ -23,10 +25,14 @@ class Streams:
 
     Args:
         device: The device; one that is not CUDA's has no streams, but as many threads at a time.
+        purpose: What they are for: others have their own.
         number: How many.
     """
 
-    def __init__(self, device: torch.device, number: int) -> None:
+    def __init__(self, device: torch.device, purpose: str, number: int) -> None:
+        self.purpose = purpose
+        self._number = number
+        self._taking_all = threading.Lock()
         self._free: LifoQueue[Any] = LifoQueue()
         for _ in range(number):
             is_cuda = device.type == "cuda"
@@ -41,3 +47,21 @@ class Streams:
                 yield
         finally:
             self._free.put(stream)
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Work on one while no other thread works on any. Not to be called while on one."""
+        with self._taking_all, ExitStack() as taken:
+            for _ in range(self._number):
+                taken.enter_context(self.one())
+            yield
+
+
+@cache
+def streams_of(device: torch.device, purpose: str, number: int) -> Streams:
+    """The streams of a device that are used for a purpose again and again.
+
+    What torch keeps of the memory of a stream that is not used any more is lost until memory runs
+    out.
+    """
+    return Streams(device, purpose, number)

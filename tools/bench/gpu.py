@@ -319,8 +319,9 @@ class Bench:
         def split() -> None:
             draft_chunks(backend, chunks(), dtype.coding, dtype.mantissa_bits)
 
+        # Copies, as whoever decodes has them.
         coded = [
-            CodedWords(c.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
+            CodedWords(c.base, d.bounds, d.rows, d.streams.changed, bytes(d.streams.content))
             for c, d in zip(chunks(), drafts, strict=True)
         ]
 
@@ -351,16 +352,18 @@ class Bench:
 
         (work / "base").mkdir()
         save_file(self.base, work / "base" / "model.safetensors", {"format": "pt"})
-        reports = []
+        reports: list[Any] = []
         with DeltaEncoder(work / "base", device=self.device, keep="device") as encoder:
             if not self.is_measured:
                 encoder._coder = DeviceCoder(self.device)  # noqa: SLF001 - interpreted
 
             def once() -> None:
-                shutil.rmtree(work / "delta", ignore_errors=True)
-                reports.append(encoder.encode(tuned, work / "delta"))
+                reports.append(encoder.encode(tuned, work / f"delta-{len(reports)}"))
 
             taken = self.seconds(once)
+        (work / f"delta-{len(reports) - 1}").rename(work / "delta")
+        for earlier in work.glob("delta-*"):
+            shutil.rmtree(earlier)
         return self.nbytes / taken / 1e9, reports[-1].delta_bytes
 
     def apply(self, work: Path) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlsparse_store.backends.interface import Rows
     from rlsparse_store.dtypes import WordCoding
 
-__all__ = ["ChunkTable", "aligned", "coding_constants"]
+__all__ = ["ALIGNMENT", "ChunkTable", "aligned", "coding_constants"]
 
 ALIGNMENT: Final = 16
 """What divides the address of a chunk's first word, so that kernels load several at a time."""
