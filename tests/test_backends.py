@@ -305,21 +305,15 @@ def test_any_content_decodes_to_the_same_or_is_refused(
     rows = None
     if case.row is not None:
         rows = BACKEND.active_rows(base, array(case.tuned, coding), *case.row)
-    require_same_outcome(base, coding, bounds, rows, changed, content)
-
-
-def require_same_outcome(
-    base: Words,
-    coding: WordCoding,
-    bounds: NDArray[np.uint64],
-    rows: Rows | None,
-    changed: list[int],
-    content: bytes,
-) -> None:
     arguments = (base, coding, bounds, rows, changed, content)
-    expected = attempt(BACKEND, *arguments)
+    require_same_outcome(lambda backend: attempt(backend, *arguments))
+
+
+def require_same_outcome(attempted: Callable[[CpuBackend], list[int] | None]) -> None:
+    """Every backend comes to what the definition comes to."""
+    expected = attempted(BACKEND)
     for backend in NATIVE:
-        assert attempt(backend, *arguments) == expected, backend.name
+        assert attempted(backend) == expected, backend.name
 
 
 def attempt(
@@ -360,7 +354,8 @@ def test_an_edited_content_decodes_to_the_same_or_is_refused(
     if data.draw(st.booleans()):
         changed[data.draw(st.integers(0, len(changed) - 1))] += data.draw(st.sampled_from([-1, 1]))
     changed = [max(0, k) for k in changed]
-    require_same_outcome(base, coding, bounds, rows, changed, bytes(content))
+    arguments = (base, coding, bounds, rows, changed, bytes(content))
+    require_same_outcome(lambda backend: attempt(backend, *arguments))
 
 
 @every_backend

@@ -212,8 +212,9 @@ def test_from_training_to_the_report(tmp_path: Path, forks: Forks) -> None:
     assert missing([*plan.first(), *plan.second()], out) == [run]
     train_alone(run, out)
     assert contents(out / run.last) == stored
-    with pytest.raises(click.ClickException, match="of another plan"):
+    with pytest.raises(click.ClickException, match="of another plan") as told:
         main([str(out)], standalone_mode=False)
+    assert told.value.exit_code == 1
 
 
 def train_alone(run: Run, out: Path) -> None:

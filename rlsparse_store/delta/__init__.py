@@ -48,12 +48,12 @@ from rlsparse_store.delta.run import (
 from rlsparse_store.delta.scan import (
     BLOCK_WORDS,
     SPAN_BYTES,
-    ChunkCutter,
     Coded,
     CodedSpan,
     Span,
     Stretch,
     proof_failed,
+    stretches,
 )
 from rlsparse_store.delta.sources import TensorPlan, plan_tensors
 from rlsparse_store.delta.threads import resolve_threads
@@ -66,7 +66,6 @@ __all__ = [
     "SPAN_BYTES",
     "STEP_LABELS",
     "ApplyReport",
-    "ChunkCutter",
     "ChunkDecoder",
     "Coded",
     "CodedSpan",
@@ -128,6 +127,7 @@ __all__ = [
     "several",
     "silent",
     "size",
+    "stretches",
     "subfolder_parts",
     "verify_delta",
     "wrong_base",

@@ -35,7 +35,7 @@ from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.limits import MAX_CHUNK_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK_WORDS",
     "BaseWindow",
-    "ChunkCutter",
     "Coded",
     "CodedSpan",
     "Span",
@@ -55,6 +54,7 @@ __all__ = [
     "code_span",
     "proof_failed",
     "spans_of",
+    "stretches",
 ]
 
 BLOCK_WORDS: Final = 1 << 20
@@ -277,8 +277,8 @@ class Stretch:
     """What becomes a chunk: from the first block with changes to the last.
 
     Attributes:
-        start: First byte.
-        stop: Byte after the last block with changes.
+        start: Its first byte, or word.
+        stop: Where the last block with changes ends.
         blocks: Its blocks.
         number: Changed words in them.
         top_key: The largest key of a base word that changed.
@@ -334,6 +334,23 @@ class ChunkCutter:
         """The chunk that is open, if one is. The next block with changes begins another."""
         closed, self._open = self._open, None
         return closed
+
+
+def stretches(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Stretch]:
+    """What becomes chunks, from what changed in each block of a run.
+
+    Args:
+        blocks: The blocks' changes, in order.
+        size: How long a block is, in any unit: places of what is found are in it, too.
+        end: How long the run is; its last block may be shorter.
+    """
+    cutter = ChunkCutter()
+    for number, changes in enumerate(blocks):
+        cutter.add(number * size, min((number + 1) * size, end), changes)
+        if cutter.is_full and (full := cutter.close()) is not None:
+            yield full
+    if (last := cutter.close()) is not None:
+        yield last
 
 
 class _SpanCoder:

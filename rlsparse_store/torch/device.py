@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.drafted import DraftedTask, store_drafts
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
 from rlsparse_store.torch.placing import ReadTask, lies_on
-from rlsparse_store.torch.streams import streams_of
+from rlsparse_store.torch.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ class DeviceCoder:
         self._cpu = CpuCoder()
         groups = max(1, memory // GROUP_MEMORY)
         self._memory = min(memory, GROUP_MEMORY)
-        self._streams = streams_of(self._device, "encode", groups)
+        self._streams = _streams(self._device, groups)
         self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
         self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
 
@@ -179,6 +180,12 @@ class DeviceCoder:
             DraftedTask([span.drafted() for span in placed], placed[0].old_leaves)
             for placed in spans
         ]
+
+
+@cache
+def _streams(device: torch.device, groups: int) -> Streams:
+    """The streams on which groups are drafted, by whichever coder."""
+    return Streams(device, groups)
 
 
 def require_kernels(device: torch.device) -> None:

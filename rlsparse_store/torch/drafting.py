@@ -10,7 +10,7 @@ import numpy as np
 from rlsparse_store.backends import CodedWords
 from rlsparse_store.backends.gpu import hash_all_on_device, hash_on_device
 from rlsparse_store.codec import draft_chunks, may_be_whole
-from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter, Span, Stretch, proof_failed
+from rlsparse_store.delta import BLOCK_WORDS, Span, Stretch, proof_failed, several, stretches
 from rlsparse_store.digest import LEAF_BYTES, leaves_check
 from rlsparse_store.frameworks.device import words_of
 from rlsparse_store.torch.drafted import ChunkPlace, DraftedBlock, DraftedChunk, DraftedSpan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Changes, ChunkWords
+    from rlsparse_store.backends import ChunkWords
     from rlsparse_store.backends.gpu import GpuBackend
     from rlsparse_store.backends.gpu.survey import Survey
     from rlsparse_store.codec import Draft
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceSpan", "Drafting", "hash_all"]
 
-MOST_CHUNKS: Final = 1 << 11
-"""Chunks that are drafted at a time: each takes some 27 KB for its histogram."""
+CHUNK_MEMORY: Final = 1 << 18
+"""Bytes of a device that a chunk counts for, however small it is: for its histogram and a tile it
+takes some 40 KB, and no more than some thousand are to be drafted at a time."""
 
 _NO_BYTES: Final = np.zeros(0, np.uint8)
 
@@ -82,17 +83,6 @@ class DeviceSpan:
         """The words that both have."""
         width = self.span.coding.width
         return words_of(self.old[: self.shared], width), words_of(self.new[: self.shared], width)
-
-    def stretches(self, blocks: list[Changes]) -> Iterator[Stretch]:
-        """What becomes chunks, in bytes of the span, from what changed in its blocks."""
-        size = self.span.coding.nbytes(BLOCK_WORDS)
-        cutter = ChunkCutter()
-        for number, changes in enumerate(blocks):
-            cutter.add(number * size, min((number + 1) * size, self.shared), changes)
-            if cutter.is_full and (full := cutter.close()) is not None:
-                yield full
-        if (last := cutter.close()) is not None:
-            yield last
 
     def add(self, chunk: _Chunk, draft: Draft) -> None:
         """Take a chunk that was drafted, with what storing it needs of the device."""
@@ -148,7 +138,7 @@ class _Chunk:
         tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
         streams, and twice as much for the places in them.
         """
-        return self.place.words * 3 // 4 + self.place.stretch.number * 9
+        return CHUNK_MEMORY + self.place.words * 3 // 4 + self.place.stretch.number * 9
 
 
 class Drafting:
@@ -178,23 +168,20 @@ class Drafting:
         if not self._spans:
             return
         survey = self._backend.survey([span.run() for span in self._spans], self._coding)
-        memory -= survey.bits.nbytes
-        batch: list[_Chunk] = []
-        taken = 0
-        for number in range(len(self._spans)):
-            for chunk in self._chunks(survey, number):
-                batch.append(chunk)
-                taken += chunk.memory
-                if taken >= memory or len(batch) >= MOST_CHUNKS:
-                    self._draft(batch)
-                    batch, taken = [], 0
-        self._draft(batch)
+        chunks = (
+            (chunk, chunk.memory)
+            for number in range(len(self._spans))
+            for chunk in self._chunks(survey, number)
+        )
+        for batch in several(chunks, memory - survey.bits.nbytes):
+            self._draft(batch.items)
 
     def _chunks(self, survey: Survey, number: int) -> Iterator[_Chunk]:
         """The chunks of a span."""
         span, num_words = self._spans[number], self._coding.num_words
         before = num_words(span.span.start)
-        for stretch in span.stretches(survey.blocks(number, BLOCK_WORDS)):
+        blocks, size = survey.blocks(number, BLOCK_WORDS), self._coding.nbytes(BLOCK_WORDS)
+        for stretch in stretches(blocks, size, span.shared):
             start, stop = num_words(stretch.start), num_words(stretch.stop)
             row = None if span.row is None else (span.row, (before + start) % span.row)
             place = ChunkPlace(span.span, stretch, before + start, stop - start, row)

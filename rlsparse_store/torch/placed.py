@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -15,7 +16,7 @@ from rlsparse_store.delta import (
     ordered_map,
 )
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.torch.streams import streams_of
+from rlsparse_store.torch.streams import Streams
 from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def patch_on_device(
     from rlsparse_store.frameworks.device import DeviceMemory  # noqa: PLC0415 - needs Triton
 
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
-    streams = streams_of(device, "patch", AT_A_TIME)
+    streams = _streams(device)
 
     def patch(batch: Several[tuple[Target, OpenedChunk]]) -> None:
         with streams.one():
@@ -71,6 +72,12 @@ def patch_on_device(
         # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
         # so, nothing is written to its memory any more once it is given back.
         wait_for(target.tensor for target in targets)
+
+
+@cache
+def _streams(device: torch.device) -> Streams:
+    """The streams on which batches are joined, of whichever delta."""
+    return Streams(device, AT_A_TIME)
 
 
 @dataclass(slots=True)

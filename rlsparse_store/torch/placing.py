@@ -87,7 +87,7 @@ class ReadTask:
         Raises:
             OutOfMemoryError: The device has no memory for them.
         """
-        old = self.old.to(device, non_blocking=True)
+        old = _moved(self.old, device)
         return [
             DeviceSpan(span, old, _rounded(part, device) if is_cast else _moved(part, device))
             for span, (part, is_cast) in zip(self.task.spans, self._new(), strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
 from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,23 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Streams", "streams_of"]
+__all__ = ["Streams"]
 
 
 class Streams:
     """So many streams: as many threads work on the device at a time.
 
     A thread takes the one that was given back last: what torch keeps of a stream's memory, it only
-    keeps for that stream. They are made on the thread that chose the device: on new ones, the first
-    device is the current one.
+    keeps for that stream. So they are made once for what is done again and again: what it keeps of
+    one that is not used any more is lost until memory runs out. They are made on the thread that
+    chose the device: on new ones, the first device is the current one.
 
     Args:
         device: The device; one that is not CUDA's has no streams, but as many threads at a time.
-        purpose: What they are for: others have their own.
         number: How many.
     """
 
-    def __init__(self, device: torch.device, purpose: str, number: int) -> None:
-        self.purpose = purpose
+    def __init__(self, device: torch.device, number: int) -> None:
         self._number = number
         self._taking_all = threading.Lock()
         self._free: LifoQueue[Any] = LifoQueue()
@@ -55,13 +53,3 @@ class Streams:
             for _ in range(self._number):
                 taken.enter_context(self.one())
             yield
-
-
-@cache
-def streams_of(device: torch.device, purpose: str, number: int) -> Streams:
-    """The streams of a device that are used for a purpose again and again.
-
-    What torch keeps of the memory of a stream that is not used any more is lost until memory runs
-    out.
-    """
-    return Streams(device, purpose, number)

@@ -286,7 +286,7 @@ class Bench:
         from rlsparse_store.backends.gpu.splitting import scatter  # noqa: PLC0415
         from rlsparse_store.backends.gpu.survey import table_of  # noqa: PLC0415
         from rlsparse_store.codec import draft_chunks  # noqa: PLC0415
-        from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter  # noqa: PLC0415
+        from rlsparse_store.delta import BLOCK_WORDS, stretches  # noqa: PLC0415
         from rlsparse_store.dtypes import DTYPES  # noqa: PLC0415
 
         backend, dtype = GpuBackend(), DTYPES["BF16"]
@@ -294,18 +294,11 @@ class Bench:
         old, new = (t.view(-1).view(self.torch.int16) for t in (before, tuned[name]))
 
         def chunks() -> list[Any]:
-            survey, cutter, found = backend.survey([(old, new)], dtype.coding), ChunkCutter(), []
-            for number, changes in enumerate(survey.blocks(0, BLOCK_WORDS)):
-                end = min((number + 1) * BLOCK_WORDS, len(old))
-                cutter.add(number * BLOCK_WORDS, end, changes)
-                if cutter.is_full:
-                    found.append(cutter.close())
-            found.append(cutter.close())
+            survey = backend.survey([(old, new)], dtype.coding)
             row = before.shape[-1]
             return [
                 survey.chunk(0, slice(s.start, s.stop), (row, s.start % row), s.changes)
-                for s in found
-                if s is not None
+                for s in stretches(survey.blocks(0, BLOCK_WORDS), BLOCK_WORDS, len(old))
             ]
 
         drafts = draft_chunks(backend, chunks(), dtype.coding, dtype.mantissa_bits)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -52,14 +52,9 @@ def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 -
             # Triton launches on the current device, whichever the arguments are on.
             device = arguments[0].device
             here = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-            try:
-                with _LAUNCHING, here:
-                    kernel[(programs,)](*arguments, **constants)
-            except RuntimeError as error:
-                # Memory may run out while Triton loads a kernel.
-                if not _tells_of_memory(error):
-                    raise
-                raise torch.OutOfMemoryError(str(error)) from error
+            # Memory may run out while Triton loads a kernel.
+            with _memory_errors(), _LAUNCHING, here:
+                kernel[(programs,)](*arguments, **constants)
 
     return run
 
@@ -75,20 +70,25 @@ def main_memory(nbytes: int, device: torch.device) -> torch.Tensor:
     Raises:
         OutOfMemoryError: So much cannot be pinned.
     """
-    try:
+    pins = device.type == "cuda"
+    with _memory_errors():
         # Wherever torch makes tensors by default.
-        return torch.empty(
-            nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
-        )
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pins)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Tell by their kind that memory ran out: the driver's refusals come without one.
+
+    Raises:
+        OutOfMemoryError: It did.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        if not _tells_of_memory(error):
+        if "out of memory" not in str(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from error
-
-
-def _tells_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: of what the driver refuses, no one makes a kind of its own."""
-    return "out of memory" in str(error)
 
 
 def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:

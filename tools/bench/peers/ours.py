@@ -13,7 +13,7 @@ from rlsparse_store.codec import (
     decode_whole,
     encode_chunk,
 )
-from rlsparse_store.delta import BLOCK_WORDS, ChunkCutter
+from rlsparse_store.delta import BLOCK_WORDS, stretches
 from rlsparse_store.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -62,14 +62,16 @@ class Ours(Codec[Chunks]):
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""
-        cutter = ChunkCutter()
-        for block in range(0, before.size, BLOCK_WORDS):
-            stop = min(block + BLOCK_WORDS, before.size)
-            moved = self._backend.changes(before[block:stop], after[block:stop], BF16.coding)
-            cutter.add(block, stop, moved)
-            is_full = cutter.is_full or stop % CHUNK_WORDS == 0 or stop == before.size
-            if is_full and (chunk := cutter.close()) is not None:
-                yield slice(chunk.start, chunk.stop), chunk.changes
+        for first in range(0, before.size, CHUNK_WORDS):
+            old, new = (words[first : first + CHUNK_WORDS] for words in (before, after))
+            blocks = (
+                self._backend.changes(
+                    old[block : block + BLOCK_WORDS], new[block : block + BLOCK_WORDS], BF16.coding
+                )
+                for block in range(0, old.size, BLOCK_WORDS)
+            )
+            for chunk in stretches(blocks, BLOCK_WORDS, old.size):
+                yield slice(first + chunk.start, first + chunk.stop), chunk.changes
 
 
 def _row(tensor: Tensor, start: int) -> tuple[int, int] | None:
