@@ -560,10 +560,8 @@ def test_output_in_ascii_is_no_error(pair: Pair) -> None:
 # Signals -------------------------------------------------------------------------------------
 
 # A test run in the background may have been started with SIGINT ignored, which is inherited.
-LISTEN = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from rlsparse_store.cli import main; main()"
-)
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+ENCODE = LISTEN + "from rlsparse_store.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -595,7 +593,7 @@ def wait_for_temporary(folder: Path, process: subprocess.Popen[str]) -> None:
 def test_signal_leaves_nothing_behind(
     large: tuple[Path, Path], work: Path, number: signal.Signals, code: int, said: str
 ) -> None:
-    whole = [sys.executable, "-P", "-c", LISTEN, "encode", *map(str, large)]
+    whole = [sys.executable, "-P", "-c", ENCODE, "encode", *map(str, large)]
     # One thread: on a busy machine, two may be done before the signal arrives.
     whole += ["-o", str(work / "delta"), "--threads", "1"]
     with subprocess.Popen(
@@ -610,3 +608,36 @@ def test_signal_leaves_nothing_behind(
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err.strip()) == (code, "", said)
     assert list(work.iterdir()) == []
+
+
+LOSE = """
+import signal, sys, time, weakref
+from rlsparse_store.cli.signals import end_in_order
+
+class Watched:
+    pass
+
+end_in_order()
+try:
+    watched = Watched()
+    callback = weakref.ref(watched, lambda _: signal.raise_signal(int(sys.argv[1])))
+    del watched  # the callback runs here, and no exception leaves it
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        pass
+    print("it went on")
+finally:
+    print("cleaned up")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "rlsparse: interrupted\n"), (signal.SIGTERM, 143, "")],
+)
+def test_signal_is_not_lost_where_nothing_can_be_raised(
+    number: signal.Signals, code: int, said: str
+) -> None:
+    whole = [sys.executable, "-P", "-c", LISTEN + LOSE, str(int(number))]
+    done = subprocess.run(whole, env=environment(), capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", said)
