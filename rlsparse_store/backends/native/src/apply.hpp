@@ -41,36 +41,28 @@ class RowCheck {
     bool sound_ = true;
 };
 
-// The mask of a context that has changes, and how far it and its steps were read.
-template <class W>
+// The mask of a context that has changes, and how far it was read.
 struct Cursor {
     size_t context;
     const uint8_t* bitmap;
     uint64_t place;
-    const Signed<W>* step;
 
-    // Finds which of the context's words of a tile changed, adds them to `marked`, and puts their
-    // steps where they stand among the words of the tile.
-    void read(const Insides& insides, uint64_t* marked, Signed<W>* steps) {
+    // Finds which of the context's words of a tile changed, and adds them to `marked`.
+    void read(const Insides& insides, uint64_t* marked) {
         alignas(64) uint64_t member[kGroups];
         uint64_t at = place;
         for (uint64_t left = insides.members(context, member); left; left &= left - 1) {
             const int g = __builtin_ctzll(left);
-            const uint64_t changed = Simd::deposit(bits_at(bitmap, at), member[g]);
+            marked[g] |= Simd::deposit(bits_at(bitmap, at), member[g]);
             at += uint64_t(__builtin_popcountll(member[g]));
-            if (!changed) continue;
-            marked[g] |= changed;
-            Simd::scatter(step, changed, steps + g * 64);
-            step += __builtin_popcountll(changed);
         }
         place = at;
     }
 };
 
 // Reads the masks of all contexts that have changes.
-template <class W>
-const char* read_masks(Reader& reader, const uint64_t* counts, const uint64_t* numbers,
-                       size_t number, Cursor<W>* cursors, size_t* found, Scratch& scratch) {
+inline const char* read_masks(Reader& reader, const uint64_t* counts, const uint64_t* numbers,
+                              size_t number, Cursor* cursors, size_t* found, Scratch& scratch) {
     *found = 0;
     for (size_t c = 0; c < number; ++c) {
         if (numbers[c] > counts[c]) return "a context is said to have more changes than words";
@@ -80,7 +72,7 @@ const char* read_masks(Reader& reader, const uint64_t* counts, const uint64_t* n
         std::memset(bitmap, 0, bytes);
         if (const char* problem = decode_mask(reader, counts[c], numbers[c], bitmap))
             return problem;
-        cursors[(*found)++] = {c, bitmap, 0, nullptr};
+        cursors[(*found)++] = {c, bitmap, 0};
     }
     return nullptr;
 }
@@ -102,7 +94,7 @@ const char* decode_changes(const DenseWords& dense, const Codes<W>& coder, const
     std::memcpy(copy, content.data, content.size);
     std::memset(copy + content.size, 0, 16);
     Reader reader({copy, content.size});
-    Cursor<W> cursors[kMaxContexts];
+    Cursor cursors[kMaxContexts];
     size_t found;
     if (const char* problem =
             read_masks(reader, counts, numbers, number, cursors, &found, scratch)) {
@@ -115,26 +107,21 @@ const char* decode_changes(const DenseWords& dense, const Codes<W>& coder, const
         return problem;
     }
     if (reader.left()) return "bytes are left after the last stream";
-    for (size_t i = 0; i < found; ++i) {
-        cursors[i].step = steps;
-        steps += numbers[cursors[i].context];
-    }
-
-    auto* to = *ordered = scratch.array<Signed<W>>(total + 128);
     *bitmap = scratch.array<uint8_t>((dense.codes.size / kTile + 1) * (kTile / 8) + 16);
-    auto* all = scratch.array<Signed<W>>(kTile);
-    std::memset(all, 0, kTile * sizeof(W));
+    auto* codes = scratch.array<uint8_t>(total + 64);
+    size_t marks = 0;
     uint64_t marked[kGroups];
     for (size_t start = 0; start < dense.codes.size; start += kTile) {
         const size_t groups = insides.find(start);
         std::memset(marked, 0, sizeof marked);
-        for (size_t i = 0; i < found; ++i) cursors[i].read(insides, marked, all);
-        for (size_t g = 0; g < groups; ++g) {
-            Simd::gather(all + g * 64, marked[g], to);
-            to += __builtin_popcountll(marked[g]);
-        }
+        for (size_t i = 0; i < found; ++i) cursors[i].read(insides, marked);
+        marks += gather_groups(dense.codes.data + start, groups, marked, codes + marks);
         std::memcpy(*bitmap + start / 8, marked, sizeof marked);
     }
+    auto* to = *ordered = scratch.array<Signed<W>>(total + 128);
+    ContextOrder<W>(codes, total, coder).each_place([&](size_t i, size_t place) {
+        to[i] = steps[place];
+    });
     return nullptr;
 }
 

@@ -2,14 +2,12 @@
 // Included inside the namespace of one instruction set, which has defined `Simd`.
 
 // One context's part of a chunk, while it is collected.
-template <class W>
 struct Context {
     List<uint8_t> bitmap;
     BitWriter writer;
-    List<Signed<W>> steps;
 
-    // Makes room for a tile with `changes` changed words.
-    void reserve(size_t changes, Scratch& scratch) {
+    // Makes room for a tile.
+    void reserve(Scratch& scratch) {
         const uint8_t* before = bitmap.data;
         bitmap.size = before ? size_t(writer.bits_since(before) / 8) : 0;
         bitmap.reserve(kTile / 8 + 16, scratch);
@@ -18,25 +16,17 @@ struct Context {
         } else {
             writer.move(before, bitmap.data);
         }
-        steps.reserve(changes + 64, scratch);
     }
 
-    // Takes the context's words of a tile of the dense words: which changed, and the steps of all.
-    void take(const Insides& insides, size_t context, const uint64_t* changed_words,
-              const Signed<W>* all_steps) {
+    // Takes which of the context's words changed, of a tile of the dense words.
+    void take(const Insides& insides, size_t context, const uint64_t* changed_words) {
         alignas(64) uint64_t member[kGroups];
         BitWriter to = writer;
-        Signed<W>* step = steps.data + steps.size;
         for (uint64_t left = insides.members(context, member); left; left &= left - 1) {
             const int g = __builtin_ctzll(left);
-            const uint64_t changed = changed_words[g] & member[g];
-            to.put(Simd::extract(changed, member[g]), __builtin_popcountll(member[g]));
-            if (!changed) continue;
-            Simd::gather(all_steps + g * 64, changed, step);
-            step += __builtin_popcountll(changed);
+            to.put(Simd::extract(changed_words[g], member[g]), __builtin_popcountll(member[g]));
         }
         writer = to;
-        steps.size = size_t(step - steps.data);
     }
 };
 
@@ -46,10 +36,7 @@ void collect_steps(const W* base, const W* tuned, size_t groups, const WordMap<W
                    const uint64_t* changed, bool many, Signed<W>* all, Signed<W>* steps) {
     if (many) {
         for (size_t i = 0; i < groups * 64; ++i) all[i] = map.step(base[i], tuned[i]);
-        for (size_t g = 0; g < groups; ++g) {
-            Simd::gather(all + g * 64, changed[g], steps);
-            steps += __builtin_popcountll(changed[g]);
-        }
+        gather_groups(all, groups, changed, steps);
         return;
     }
     for (size_t g = 0; g < groups; ++g) {
@@ -109,39 +96,33 @@ void partition_words(const Chunk& chunk, const void* tuned_words, const Bounds& 
     const Codes<W> coder(bounds, map, chunk.words, scratch);
     const size_t number = bounds.number;
     const ChangedWords<W> words(chunk, tuned_words, map, coder, scratch);
-    Context<W> contexts[kMaxContexts];
+    const size_t total = words.steps.size;
+    Context contexts[kMaxContexts];
     Insides insides(words.dense, coder.bounds(), number);
-    const Signed<W>* changed_steps = words.steps.data;
-    auto* all = scratch.array<Signed<W>>(kTile);
-    std::memset(all, 0, kTile * sizeof(W));
+    auto* changed_codes = scratch.array<uint8_t>(total + 64);
+    size_t found = 0;
     uint64_t changed[kGroups];
     for (size_t start = 0; start < words.dense.codes.size; start += kTile) {
         const size_t groups = insides.find(start);
         std::memcpy(changed, words.bitmap.data + start / 8, groups * 8);
-        size_t found = 0;
-        for (size_t g = 0; g < groups; ++g) {
-            Simd::scatter(changed_steps + found, changed[g], all + g * 64);
-            found += size_t(__builtin_popcountll(changed[g]));
-        }
-        changed_steps += found;
+        found +=
+            gather_groups(words.dense.codes.data + start, groups, changed, changed_codes + found);
         for (size_t c = 0; c < number; ++c) {
-            contexts[c].reserve(found, scratch);
-            contexts[c].take(insides, c, changed, all);
+            contexts[c].reserve(scratch);
+            contexts[c].take(insides, c, changed);
         }
     }
-    const size_t total = words.steps.size;
+    ContextOrder<W> order(changed_codes, total, coder);
     auto* steps = scratch.array<Signed<W>>(total + 64);
+    order.each_place([&](size_t i, size_t place) { steps[place] = words.steps.data[i]; });
     std::memset(steps + total, 0, 64 * sizeof(W));
-    Signed<W>* place = steps;
     for (size_t c = 0; c < number; ++c) {
-        const List<Signed<W>>& mine = contexts[c].steps;
-        if (mine.size) std::memcpy(place, mine.data, mine.size * sizeof(W));
-        place += mine.size;
-        contexts[c].reserve(0, scratch);  // also where there were no words at all
+        contexts[c].reserve(scratch);  // also where there were no words at all
         contexts[c].writer.finish();
-        out.changed[c] = mine.size;
+        const size_t changes = order.count(c);
+        out.changed[c] = changes;
         out.counts[c] = contexts[c].writer.bits_since(contexts[c].bitmap.data);
-        out.masks[c] = encode_mask(contexts[c].bitmap.data, out.counts[c], mine.size, scratch);
+        out.masks[c] = encode_mask(contexts[c].bitmap.data, out.counts[c], changes, scratch);
     }
     encode_steps<W>(steps, total, chunk.width, out, scratch);
 }

@@ -13,6 +13,19 @@ inline size_t tile_words(const Chunk& chunk, size_t start) {
 
 inline size_t groups_of(size_t words) { return (words + 63) / 64; }
 
+// Moves the values of a tile whose bits are set to `to`, which has room for 64 more; returns how
+// many they are.
+template <class S>
+size_t gather_groups(const S* values, size_t groups, const uint64_t* mask, S* to) {
+    size_t found = 0;
+    for (size_t g = 0; g < groups; ++g) {
+        if (!mask[g]) continue;
+        Simd::gather(values + g * 64, mask[g], to + found);
+        found += size_t(__builtin_popcountll(mask[g]));
+    }
+    return found;
+}
+
 // The words of a tile; of the last one a copy, so that whole groups can be read.
 template <class W>
 const W* whole_groups(const void* words, size_t start, size_t number, W* room) {

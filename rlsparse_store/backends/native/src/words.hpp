@@ -45,8 +45,10 @@ struct WordMap {
     W place(W word) const { return W(word ^ (sign(word) & order_flip)); }
 
     Signed<W> step(W base, W tuned) const {
-        const W distance = W(W(place(tuned) - place(base)) << spare);
-        return Signed<W>(Signed<W>(distance) >> spare);
+        const W distance = W(place(tuned) - place(base));
+        // Most words fill their W, and without the shifts, vectors hold twice as many of them.
+        if (!spare) return Signed<W>(distance);
+        return Signed<W>(Signed<W>(W(distance << spare)) >> spare);
     }
 
     W moved(W base, Signed<W> step) const { return place(W((place(base) + W(step)) & top)); }
