@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,10 +269,37 @@ def test_several_files_without_an_index(tmp_path: Path) -> None:
     refused(folder, "2 safetensors files")
 
 
+def test_an_index_that_an_earlier_save_left_is_not_read(tmp_path: Path) -> None:
+    folder = save_sharded(tmp_path / "m", A, B)
+    (folder / SINGLE).write_bytes(file_bytes(B))
+    for removed in (None, FIRST, SECOND):
+        # As `save_pretrained` does it, shards may be removed while their index stays.
+        if removed is not None:
+            (folder / removed).unlink()
+        with open_checkpoint(folder) as checkpoint:
+            assert [file.name for file in checkpoint.files] == [SINGLE]
+            assert list(checkpoint.tensors) == ["b"]
+            assert checkpoint.index_text is None
+
+
+def test_an_index_of_the_single_file_is_kept(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", A)
+    write_index(folder, {"a": SINGLE}, {})
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.index_text == (folder / INDEX).read_bytes()
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / SINGLE)
+    refused(tmp_path, "not a regular file")
+
+
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = save_sharded(tmp_path / "m", A, B)
     (folder / SECOND).unlink()
     refused(folder, f"{SECOND} is missing")
+    write_index(folder, {}, {})
+    refused(folder, "names 0 files")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +338,6 @@ def test_a_pickle_in_the_index(tmp_path: Path) -> None:
         "",
         "[]",
         "{}",
-        '{"weight_map":{}}',
         '{"weight_map":[]}',
         '{"weight_map":{"a":1}}',
         '{"weight_map":{"a":"model.safetensors","a":"model.safetensors"}}',

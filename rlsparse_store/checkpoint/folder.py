@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "CheckpointFile", "TensorRef", "open_checkpoint", "open_files"]
 
 SUFFIX: Final = ".safetensors"
+SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
 _PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp")
@@ -184,25 +185,34 @@ def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
     if not path.is_dir():
         msg = "neither a folder nor a regular file"
         raise CheckpointError(msg, file=path)
+    found = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIX))
     index = path / INDEX
     if index.exists():
         with FileSource(index) as source:
             text = source.read(0, min(source.nbytes, MAX_TENSOR_HEADER))
-        return path, _files_in_index(index, text), text
-    found = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIX))
-    if "model.safetensors" in found:
-        return path, ["model.safetensors"], None
+        named = set(_weight_map(index, text).values())
+        # Where the single file is there too, it is the model, as for transformers: an index that
+        # does not name it was left behind by what was saved there before.
+        if SINGLE in named or SINGLE not in found:
+            return path, _require_files(index, named), text
+    if SINGLE in found:
+        return path, [SINGLE], None
     if len(found) == 1:
         return path, found, None
     if found:
         msg = f"holds {len(found)} safetensors files but no {INDEX} that says which belong to it"
         raise CheckpointError(msg, file=path)
+    raise _without_weights(path)
+
+
+def _without_weights(path: Path) -> CheckpointError:
+    """What is wrong with a folder that holds no safetensors file."""
     if any(p.suffix in _PICKLED or p.name == ".metadata" for p in path.iterdir()):
-        raise PickleRefusedError(_CONVERT, file=path)
+        return PickleRefusedError(_CONVERT, file=path)
     msg = "holds no safetensors file"
     if any(p.suffix == ".gguf" for p in path.iterdir()):
         msg += ", only GGUF, whose weights are quantised anew; give the safetensors checkpoint"
-    raise CheckpointError(msg, file=path)
+    return CheckpointError(msg, file=path)
 
 
 def _check_single(path: Path) -> str:
@@ -215,9 +225,9 @@ def _check_single(path: Path) -> str:
     return path.name
 
 
-def _files_in_index(path: Path, text: bytes) -> list[str]:
-    weight_map = _weight_map(path, text)
-    names = sorted(set(weight_map.values()))
+def _require_files(path: Path, named: set[str]) -> list[str]:
+    """The files that an index names, which must be there."""
+    names = sorted(named)
     for name in names:
         if any(name.endswith(suffix) for suffix in _PICKLED):
             raise PickleRefusedError(_CONVERT, file=path)

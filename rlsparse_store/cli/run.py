@@ -45,7 +45,7 @@ def run() -> NoReturn:
     except OSError as error:
         silence_output()
         place = "" if error.filename is None else f"{shown(str(error.filename), most=500)}: "
-        _fail(f"{place}{error.strerror}", 1)
+        _fail(f"{place}{error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -94,7 +94,9 @@ class FileSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            # A pipe without a writer would be waited for.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags)
         except FileNotFoundError as error:
             msg = "no such file"
             raise NotFoundError(msg, file=path) from error
