@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 import transformers
 from models import move_weights
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -27,7 +29,7 @@ from rlsparse_store.delta import ChunkDecoder, encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
 from rlsparse_store.integrations.transformers import checkpoint_views
 from rlsparse_store.torch import DeltaSwitch, patch_
-from rlsparse_store.torch.changes import Change
+from rlsparse_store.torch.changes import Change, Group, grouped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -278,6 +280,49 @@ def test_an_interrupted_move_of_copied_tensors_is_undone(
     assert state_of(state) == before
     switch.to(None)
     assert state_of(state) == base
+
+
+def test_a_move_is_undone_after_the_threads_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Large enough for threads of their own.
+    base = {name: torch.randn(1 << 17).to(torch.bfloat16) for name in "ab"}
+    save_file(base, tmp_path / "base.safetensors")
+    for number in (1, 2):
+        tuned = {name: (t.float() * (1 + number / 50)).to(t.dtype) for name, t in base.items()}
+        save_file(tuned, tmp_path / f"{number}.safetensors")
+        encode_delta(
+            tmp_path / "base.safetensors",
+            tmp_path / f"{number}.safetensors",
+            tmp_path / str(number),
+        )
+    switch = DeltaSwitch(base, threads=2)
+    switch.to(tmp_path / "1")
+    switch.to(tmp_path / "2")
+    before = state_of(base)
+    exchange, interrupted = Group.exchange, threading.Event()
+    assert switch._here is not None
+    first = next(grouped([switch._here])).target.record.name
+
+    def late(group: Group) -> Group:
+        if group.target.record.name != first:
+            assert interrupted.wait(30)
+            time.sleep(0.2)
+        return exchange(group)
+
+    def interrupt(_: Group) -> bool:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Group, "exchange", late)
+    monkeypatch.setattr(Group, "failed", property(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        switch.to(tmp_path / "1")
+    monkeypatch.undo()
+    time.sleep(0.4)
+    assert state_of(base) == before
+    switch.to(tmp_path / "1")
+    assert state_of(base) == state_of(load_file(tmp_path / "1.safetensors"))
 
 
 def test_weights_that_were_replaced_are_noticed(family: Path) -> None:

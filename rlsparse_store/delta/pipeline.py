@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 __all__ = ["Several", "Sized", "ordered_map", "several"]
 
@@ -76,11 +76,11 @@ def _begin(
 
 def ordered_map(
     function: Callable[[Work], Result], pieces: Iterable[Work], threads: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Apply ``function`` to each piece on ``threads`` threads and yield results in order.
 
     A piece is begun only while fewer than twice as many are under way, so that the memory held
-    does not depend on how many there are.
+    does not depend on how many there are. Once it is closed, none is.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

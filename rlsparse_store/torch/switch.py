@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader
@@ -170,8 +171,9 @@ class DeltaSwitch:
         groups = list(grouped([step for step in (self._here, to) if step is not None]))
         self._is_moving = True
         try:
-            done = ordered_map(Group.exchange, groups, self._threads)
-            failed = [group for group in done if group.failed]
+            # Closed before anything is undone: threads go on until then.
+            with closing(ordered_map(Group.exchange, groups, self._threads)) as done:
+                failed = [group for group in done if group.failed]
         except BaseException:
             self._undo(groups)
             raise
