@@ -142,6 +142,18 @@ def test_a_small_file_is_there_completely_or_not_at_all(
     assert names(tmp_path) == ["new", "page"]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with output.new_file(tmp_path / "page") as first:
+        first.write(b"whole", 0)
+        with pytest.raises(OutputError, match="being written"):
+            write_new(tmp_path / "page", b"other")
+    assert (tmp_path / "page").read_bytes() == b"whole"
+    with pytest.raises(OutputError, match="exists already"), output.new_file(tmp_path / "late"):
+        (tmp_path / "late").write_bytes(b"theirs")
+    assert (tmp_path / "late").read_bytes() == b"theirs"
+    assert names(tmp_path) == ["late", "page"]
+
+
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, place: whole(fd, data[:3], place))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +25,6 @@ from rlsparse_store.errors import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -164,11 +163,26 @@ def test_many_checkpoints_are_encoded_in_groups(
     assert shares[-1] == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux to look")
+@pytest.mark.parametrize(("most", "together"), [(1, 1), (3, 2), (400, 3)])
 def test_few_files_are_open_at_a_time(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training: Training,
+    tmp_path: Path,
+    most: int,
+    together: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_module, "MOST_FILES", 1)
-    encode_run(training.base, training.tuned, tmp_path / "run")
+    tuned = {str(checkpoint / SINGLE) for checkpoint in training.tuned}
+    peak = 0
+
+    def look(_done: int, _total: int) -> None:
+        nonlocal peak
+        links = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+        peak = max(peak, len(tuned.intersection(links)))
+
+    monkeypatch.setattr(run_module, "MOST_FILES", most)
+    encode_run(training.base, training.tuned, tmp_path / "run", progress=look)
+    assert peak == together
     check(training, tmp_path / "run", tmp_path / "alone")
 
 
@@ -238,8 +252,13 @@ def test_a_run_has_one_base(training: Training, tmp_path: Path) -> None:
     run = tmp_path / "run"
     encode_run(training.base, training.tuned[:1], run)
     other = save(tmp_path / "other", later(base_tensors(), 3))
+    for _ in range(2):
+        with pytest.raises(BaseMismatchError, match="another base"):
+            encode_run(other, training.tuned[1:2], run)
+        assert [path.name for path in run.iterdir()] == [STEPS[0]]
+    encode_delta(other, training.tuned[1], run / STEPS[1])
     with pytest.raises(BaseMismatchError, match="another base"):
-        encode_run(other, training.tuned[1:2], run)
+        encode_run(training.base, training.tuned[:2], run)
 
 
 def test_two_checkpoints_of_one_name_are_refused(training: Training, tmp_path: Path) -> None:

@@ -253,17 +253,18 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         raise OutputError(msg, file=out)
     named = _by_name(tuned)
     found = inspect_run(out).deltas if is_run(out) else []
+    if found:
+        _require_base(out, found, found[0].base_digest)
     entries = {entry.name: entry for entry in found}
     pending = [name for name in named if name not in entries]
     with open_checkpoint(find_checkpoint(base, "base", HubAccess())) as base_checkpoint:
-        group = _Group(base_checkpoint, policy, out, shard_bytes, coder)
+        group = _Group(base_checkpoint, policy, out, found, shard_bytes, coder)
         parts = _Parts(progress, len(pending))
         while pending:
             reports = group.encode(named, pending, threads, parts)
             for name, report in reports.items():
                 entries[name] = RunEntry.of(name, report, is_new=True)
             pending = pending[len(reports) :]
-            _require_one_base(out, entries)
     ordered = sorted(entries.values(), key=lambda entry: natural_order(entry.name))
     return RunReport(deltas=ordered)
 
@@ -284,11 +285,10 @@ def _by_name(tuned: Sequence[str | Path]) -> dict[str, Path]:
     return named
 
 
-def _require_one_base(out: Path, entries: dict[str, RunEntry]) -> None:
-    """Require that the deltas that were there have the base of the new ones."""
-    new = next(entry for entry in entries.values() if entry.is_new)
-    for entry in entries.values():
-        if entry.base_digest != new.base_digest:
+def _require_base(out: Path, found: list[RunEntry], digest: str) -> None:
+    """Require that the deltas that were there have the base with a state digest."""
+    for entry in found:
+        if entry.base_digest != digest:
             msg = "was made against another base; remove it, or choose another folder for this run"
             raise BaseMismatchError(msg, file=out / entry.name)
 
@@ -323,6 +323,7 @@ class _Group:
         base: Checkpoint,
         policy: DtypePolicy,
         out: Path,
+        found: list[RunEntry],
         shard_bytes: int,
         coder: SpanCoder | None,
     ) -> None:
@@ -330,6 +331,7 @@ class _Group:
         self._base = base
         self._policy = policy
         self._out = out
+        self._found = found
         self._shard_bytes = shard_bytes
 
     def encode(
@@ -340,10 +342,12 @@ class _Group:
             encoders: dict[str, Encoder] = {}
             files = len(self._base.files)
             for name in pending[:MOST_TOGETHER]:
-                checkpoint = checkpoints.enter_context(open_checkpoint(named[name]))
+                checkpoint = open_checkpoint(named[name])
                 files += len(checkpoint.files)
                 if encoders and files > MOST_FILES:
+                    checkpoint.close()
                     break
+                checkpoints.enter_context(checkpoint)
                 encoders[name] = Encoder(self._base, checkpoint, self._policy)
             encodings: list[tuple[Encoder, ChunkSink]] = [
                 (
@@ -354,7 +358,11 @@ class _Group:
             ]
             told = parts.next(len(encodings))
             sizes = encode_together(self._base, encodings, threads, told, self._coder)
-            return {
+            reports: dict[str, DeltaReport] = {
                 name: encoder.report(size)
                 for (name, encoder), size in zip(encoders.items(), sizes, strict=True)
             }
+            # Before the deltas are given their names: a run has one base, or it is not touched.
+            for report in reports.values():
+                _require_base(self._out, self._found, report.base_digest)
+            return reports

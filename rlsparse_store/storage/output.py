@@ -39,7 +39,9 @@ _HOST: Final = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
 
 
 _LIVE: Final[set[Path]] = set()
-"""Temporary folders that this process is writing."""
+"""Temporary folders and files that this process is writing."""
+
+_NAMING: Final = threading.Lock()
 
 
 @contextmanager
@@ -153,27 +155,50 @@ def require_new(path: Path) -> None:
 
 
 @contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """The name under which this process writes what becomes ``target``, once at a time.
+
+    Raises:
+        OutputError: It is being written already.
+    """
+    temporary = target.with_name(f".{target.name}.tmp-{_HOST}-{os.getpid()}")
+    with _NAMING:
+        if temporary in _LIVE:
+            msg = "is being written by this process already"
+            raise OutputError(msg, file=target)
+        _LIVE.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _LIVE.discard(temporary)
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[OutputFile]:
     """A file that is there under its name once the block ends well, and else not at all.
 
     Raises:
         OutputError: It is there already or cannot be written.
     """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
-    temporary = path.with_name(f".{path.name}.tmp-{_HOST}-{os.getpid()}")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # What a killed process of our own number left: containers reuse numbers.
-        temporary.unlink(missing_ok=True)
-    try:
-        with OutputFile(temporary) as file:
-            yield file
+    with _temporary(path) as temporary:
         with output_errors(path):
-            temporary.rename(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What a killed process of our own number left: containers reuse numbers.
+            temporary.unlink(missing_ok=True)
+        try:
+            with OutputFile(temporary) as file:
+                yield file
+            # It may have come meanwhile, and rename would replace it.
+            require_new(path)
+            with output_errors(path):
+                temporary.rename(path)
+                _flush_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -239,24 +264,18 @@ def output_folder(target: Path) -> Iterator[Path]:
         _require_free(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
-        temporary = target.parent / f".{target.name}.tmp-{_HOST}-{os.getpid()}"
-        if temporary in _LIVE:
-            msg = "is being written by this process already"
-            raise OutputError(msg, file=target)
-    _LIVE.add(temporary)
-    try:
-        # Within the block, so that a signal cannot come between making it and removing it.
-        with output_errors(target):
-            temporary.mkdir()
-        yield temporary
-        with output_errors(target):
-            for folder, _, _ in os.walk(temporary):
-                _flush_folder(Path(folder))
-            # rename replaces an empty folder, and fails if someone filled it meanwhile.
-            temporary.rename(target)
-            _flush_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        _LIVE.discard(temporary)
+    with _temporary(target) as temporary:
+        try:
+            # Within the block, so that a signal cannot come between making it and removing it.
+            with output_errors(target):
+                temporary.mkdir()
+            yield temporary
+            with output_errors(target):
+                for folder, _, _ in os.walk(temporary):
+                    _flush_folder(Path(folder))
+                # rename replaces an empty folder, and fails if someone filled it meanwhile.
+                temporary.rename(target)
+                _flush_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
