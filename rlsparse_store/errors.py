@@ -74,6 +74,7 @@ class FormatError(RlsparseError):
     """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 12."""
 
     code: ClassVar[str] = "header"
+    exit_code = 3
 
 
 class MissingFileError(FormatError):
@@ -86,12 +87,14 @@ class UnsupportedVersionError(FormatError):
     """The delta has a major version that this library does not read."""
 
     code = "version"
+    exit_code = 1
 
 
 class UnsupportedFeatureError(FormatError):
     """The delta requires a feature that this library does not know."""
 
     code = "feature"
+    exit_code = 1
 
 
 class LimitError(FormatError):
@@ -122,14 +125,12 @@ class BaseMismatchError(FormatError):
     """The checkpoint given as the base is not the one the delta was made against."""
 
     code = "base"
-    exit_code = 3
 
 
 class ResultMismatchError(FormatError):
     """What was decoded is not what was encoded."""
 
     code = "result"
-    exit_code = 3
 
 
 class VerificationError(RlsparseError):

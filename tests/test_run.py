@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,7 +220,8 @@ def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = command("-m", "rlsparse_store", "encode", training.base, *training.tuned, "-o", run)
     assert done.returncode == 0
-    assert f"wrote 3 of 3 deltas in {run}" in done.stdout
+    assert f"wrote 3 deltas in {run}" in done.stdout
+    assert "kept" not in done.stdout
     for report in (done, command("-m", "rlsparse_store", "inspect", run)):
         lines = [line.split() for line in report.stdout.splitlines()]
         found = [line[0] for line in lines if line and line[0] in STEPS]
@@ -230,7 +232,40 @@ def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
     # One more checkpoint for a folder that is a run joins it.
     more = save(tmp_path / "step-300", later(base_tensors(), 8))
     done = command("-m", "rlsparse_store", "encode", training.base, more, "-o", run, "-q")
-    assert f"wrote 1 of 4 deltas in {run}" in done.stdout
+    assert f"wrote 1 deltas in {run}\n  kept 3, not compared" in done.stdout
+
+
+def test_a_run_may_begin_with_one_checkpoint(training: Training, tmp_path: Path) -> None:
+    encode: list[str | Path] = ["-m", "rlsparse_store", "encode", training.base]
+    alone = command(*encode, training.tuned[0], "-o", tmp_path / "delta")
+    assert alone.returncode == 0
+    refused = command(*encode, *training.tuned, "-o", tmp_path / "delta")
+    assert refused.returncode == 1
+    assert "move it into a folder of that name, and make runs with --run" in refused.stderr
+    assert command(*encode, training.tuned[0], "--run", "-o", tmp_path / "run").returncode == 0
+    assert command(*encode, *training.tuned, "-o", tmp_path / "run").returncode == 0
+    check(training, tmp_path / "run", tmp_path / "alone")
+
+
+def test_a_checkpoint_that_was_written_again_is_told_of(training: Training, tmp_path: Path) -> None:
+    encode_run(training.base, training.tuned, tmp_path / "run")
+    encode_run(training.base, training.tuned, tmp_path / "run")
+    os.utime(training.tuned[1] / SINGLE, (time.time() + 60,) * 2)
+    with pytest.warns(RuntimeWarning, match=f"{STEPS[1]}: kept, though .* was written after it"):
+        encode_run(training.base, training.tuned, tmp_path / "run")
+
+
+def test_progress_counts_what_is_read(training: Training, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    encode_run(
+        training.base,
+        training.tuned,
+        tmp_path / "run",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    side = (training.base / SINGLE).stat().st_size
+    assert seen[-1][0] == seen[-1][1]
+    assert 0.9 < seen[-1][1] / (2 * side * len(STEPS)) <= 1
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -333,6 +333,16 @@ def test_weights_that_were_replaced_are_noticed(family: Path) -> None:
         switch.to(family / "delta-0")
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_a_wrapped_model_is_refused(family: Path, prefix: str) -> None:
+    model = loaded(family / "base")
+    wrapped: Any = torch.nn.Module()
+    setattr(wrapped, prefix[:-1], model)
+    for given in (wrapped, wrapped.state_dict()):
+        with pytest.raises(RlsparseError, match=f"begin with '{prefix}': give what"):
+            patch_(given, family / "delta-0")
+
+
 def test_copies_of_weights_are_refused(family: Path) -> None:
     model: Any = loaded(family / "base")
     model._register_state_dict_hook(

@@ -36,6 +36,7 @@ __all__ = ["encode_command", "print_encoded", "print_run"]
     metavar="OUT",
     help="Folder of the delta, or of the run, to write.",
 )
+@click.option("--run", "as_run", is_flag=True, help="Make a run, even of one checkpoint.")
 @click.option(
     "--cast",
     type=click.Choice(["bf16"]),
@@ -55,7 +56,8 @@ def encode_command(
     tuned: tuple[str, ...],
     out: str,
     device: str | None,
-    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    as_run: bool,  # noqa: FBT001 - click passes every parameter by name
+    as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
     **options: Any,  # noqa: ANN401 - those of encode_delta, by their names
 ) -> None:
@@ -64,16 +66,16 @@ def encode_command(
     Both are Hugging Face folders, single .safetensors files, or ORG/NAME[@REVISION] on the
     Hub. Every tensor comes back bit for bit, and the files of TUNED byte for byte.
 
-    Several checkpoints make a run: OUT gets one delta for each, in a folder of its name. BASE is
-    read once for all of them. Deltas that are there already are kept, so the same command goes on
-    after an interruption, and adds later checkpoints.
+    Several checkpoints, or --run, make a run: OUT gets one delta for each, in a folder of its
+    name. BASE is read once for every 16 of them, which are then there together. Deltas that are
+    there already are kept, and their checkpoints not read, so the same command goes on after an
+    interruption, and adds later checkpoints.
     """
     if device is not None:
         options["coder"] = _device_coder(device, options["threads"])
-    as_run = len(tuned) > 1 or is_run(Path(out))
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
-        if as_run:
+        if as_run or len(tuned) > 1 or is_run(Path(out)):
             report = encode_run(base, tuned, out, progress=progress, **options)
         else:
             report = encode_delta(base, tuned[0], out, progress=progress, **options)
@@ -87,7 +89,9 @@ def encode_command(
         _print_names("skipped, not read", report.skipped_files)
     else:
         new = sum(delta.is_new for delta in report.deltas)
-        click.echo(f"wrote {new} of {len(report.deltas)} deltas in {shown(out)}")
+        click.echo(f"wrote {new} deltas in {shown(out)}")
+        if kept := len(report.deltas) - new:
+            click.echo(f"  kept {kept}, not compared with their checkpoints (verify --tuned does)")
         print_run(report)
 
 
@@ -142,6 +146,8 @@ def print_encoded(report: EncodeReport) -> None:
         f"  {size(report.tuned_bytes)} of tensors in a delta of {size(report.delta_bytes)}, "
         f"{ratio:,.1f} times smaller" + _bits(report.bits_per_changed)
     )
+    if report.tensors and not any(tensor.source for tensor in report.tensors):
+        click.echo("  careful: none of its tensors is one of the base's. Is that the base?")
     if report.cast:
         click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before it was stored")
     if report.whole:

@@ -105,8 +105,7 @@ def inspect_command(
         else:
             print_run(run)
         return
-    if options["page"] is not None:
-        require_new(Path(options["page"]))
+    _require_places(options["plots"], options["page"])
     report, values = _measure(paths, options, quiet=quiet)
     if options["plots"] is not None or options["page"] is not None:
         _draw(report, values, options["plots"], options["page"])
@@ -150,6 +149,16 @@ def _measure(
                 pair, delta_bytes=encoded.delta_bytes, progress=_half(progress, 1), **wanted
             )
     return encoded, values
+
+
+def _require_places(plots: str | None, page: str | None) -> None:
+    """Require, before anything is measured, that what is to be written is not there."""
+    if page is not None:
+        require_new(Path(page))
+    if plots is not None:
+        from rlsparse_store.cli.pictures import require_new_pictures  # noqa: PLC0415 - as below
+
+        require_new_pictures(Path(plots))
 
 
 def _draw(

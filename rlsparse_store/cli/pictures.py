@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import click
 
 from rlsparse_store.delta import STEP_LABELS, percent, size
 from rlsparse_store.plots import (
@@ -13,6 +15,7 @@ from rlsparse_store.plots import (
     step_histogram,
     write_page,
 )
+from rlsparse_store.storage.names import shown
 from rlsparse_store.storage.output import require_new, write_new
 
 if TYPE_CHECKING:
@@ -22,7 +25,21 @@ if TYPE_CHECKING:
     from rlsparse_store.analysis import ValueReport
     from rlsparse_store.delta import DeltaReport, Group
 
-__all__ = ["write_pictures", "write_report"]
+__all__ = ["require_new_pictures", "write_pictures", "write_report"]
+
+_NAMES: Final = ("map", "depth", "steps", "exponents", "sizes")
+_FORMS: Final = ("png", "svg")
+
+
+def require_new_pictures(folder: Path) -> None:
+    """Tell before the work is done that such pictures are in a folder already.
+
+    Raises:
+        OutputError: They are.
+    """
+    for name in _NAMES:
+        for form in _FORMS:
+            require_new(folder / f"{name}.{form}")
 
 
 def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path) -> None:
@@ -32,15 +49,10 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
         MissingDependencyError: matplotlib is not installed.
         OutputError: The folder cannot be written, or has such pictures already.
     """
-    pictures = [
-        (f"{name}.{form}", picture)
-        for form in ("png", "svg")
-        for name, _, picture in _pictures(report, values, form)
-    ]
-    for name, _ in pictures:
-        require_new(folder / name)
-    for name, picture in pictures:
-        write_new(folder / name, picture)
+    for form in _FORMS:
+        for name, _, picture in _pictures(report, values, form):
+            write_new(folder / f"{name}.{form}", picture)
+    click.echo(f"wrote {shown(str(folder))}", err=True)
 
 
 def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
@@ -67,6 +79,7 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
     pictures = [(caption, picture) for _, caption, picture in _pictures(report, values, "png")]
     text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
     write_new(path, text.encode())
+    click.echo(f"wrote {shown(str(path))}", err=True)
 
 
 def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:

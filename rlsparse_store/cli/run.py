@@ -1,6 +1,6 @@
 """Running a command, and how errors become exit codes.
 
-Exit codes: 0 ok, 1 a known error, 2 usage, 3 verification failed or wrong base, 4 not found,
+Exit codes: 0 ok, 1 a known error, 2 usage, 3 damaged or the wrong base, 4 not found,
 128 + n ended by signal n (130 interrupted, 143 terminated).
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -249,12 +250,16 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     policy = dtype_policy(cast, keep=keep_dtype)
     out = Path(out)
     if _is_delta(out):
-        msg = "is a delta, not the folder of a run; choose another place"
+        msg = (
+            "is a delta, not the folder of a run; if it is of the run's first checkpoint, move it "
+            "into a folder of that name, and make runs with --run"
+        )
         raise OutputError(msg, file=out)
     named = _by_name(tuned)
     found = inspect_run(out).deltas if is_run(out) else []
     if found:
         _require_base(out, found, found[0].base_digest)
+    _warn_of_newer(out, named)
     entries = {entry.name: entry for entry in found}
     pending = [name for name in named if name not in entries]
     with open_checkpoint(find_checkpoint(base, "base", HubAccess())) as base_checkpoint:
@@ -293,6 +298,24 @@ def _require_base(out: Path, found: list[RunEntry], digest: str) -> None:
             raise BaseMismatchError(msg, file=out / entry.name)
 
 
+def _warn_of_newer(out: Path, named: dict[str, Path]) -> None:
+    """Warn of checkpoints that were written after their deltas, which are kept."""
+    for name, path in named.items():
+        made = _written(out / name / DELTA_FOLDER)
+        if made and _written(path) > made:
+            msg = (
+                f"{out / name}: kept, though {shown(str(path))} was written after it; remove its "
+                "folder to have it made again"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=3)
+
+
+def _written(path: Path) -> float:
+    """When a file, or the newest safetensors file of a folder, was written; 0 without one."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
+
+
 class _Parts:
     """Progress of one group of checkpoints after the other.
 
@@ -310,7 +333,8 @@ class _Parts:
         self._done += checkpoints
 
         def report(done: int, total: int) -> None:
-            self._progress(before * total + done * checkpoints, self._checkpoints * total)
+            whole = total * self._checkpoints // checkpoints
+            self._progress(before * total // checkpoints + done, whole)
 
         return report
 

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "Target", "check_is_base", "find_targets", "live_tensors"]
 
+_WRAPPERS: Final = {
+    "_orig_mod.": "what torch.compile was given",
+    "module.": "what was wrapped",
+}
+"""What wrappers put before the names of all weights, and which model to give instead."""
+
 HASHED_BYTES: Final = 1 << 28
 """Bytes of tensors on a device that a thread has hashed at a time."""
 
@@ -100,8 +106,10 @@ def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
 
     Raises:
         TypeError: It is neither.
+        RlsparseError: It is a wrapper, and so its weights have other names.
     """
     if isinstance(model, Mapping):
+        _check_names(model)
         return dict(model)
     if not isinstance(model, torch.nn.Module):
         msg = f"a {type(model).__name__} is neither a model nor a state dict"
@@ -115,8 +123,17 @@ def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
         live = checkpoint_views(model)
     else:
         live = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    _check_names(live)
     _check_is_memory_of(model, live)
     return live
+
+
+def _check_names(live: Mapping[str, torch.Tensor]) -> None:
+    """Require that the names are those of a checkpoint, not of a model that was wrapped."""
+    for prefix, inner in _WRAPPERS.items():
+        if live and all(name.startswith(prefix) for name in live):
+            msg = f"the names of all weights begin with {prefix!r}: give {inner}"
+            raise RlsparseError(msg)
 
 
 def _check_is_memory_of(model: torch.nn.Module, live: Live) -> None:
