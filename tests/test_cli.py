@@ -319,7 +319,7 @@ def test_wrong_usage(arguments: list[str], remedy: str) -> None:
 def test_apply_without_base_names_the_remedy(pair: Pair, work: Path) -> None:
     done = run("apply", pair.delta, "-o", work / "out")
     assert done.returncode == 4
-    assert done.stderr.endswith("give the base\n")
+    assert done.stderr.endswith("give the base (--base BASE, or from_delta(base, delta))\n")
     assert contents(work) == {}
 
 

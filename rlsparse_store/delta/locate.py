@@ -234,7 +234,10 @@ def _named_base(reader: DeltaReader, recorded: BaseHints | None, access: HubAcce
             return snapshot.path
     if missing is not None:
         raise missing
-    msg = "the delta does not name its base, and none in the cache has its content: give the base"
+    msg = (
+        "the delta does not name its base, and none in the cache has its content: give the base "
+        "(--base BASE, or from_delta(base, delta))"
+    )
     raise NotFoundError(msg, file=reader.path)
 
 

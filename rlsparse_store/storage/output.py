@@ -241,7 +241,10 @@ def _remove_stale(target: Path) -> None:
 
 
 def _require_free(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    if target.is_symlink():
+        msg = "exists and is a link; give the folder that it leads to, or choose another place"
+        raise OutputError(msg, file=target)
+    if target.exists() and not target.is_dir():
         msg = "exists and is not a folder; choose another place"
         raise OutputError(msg, file=target)
     if target.is_dir() and any(target.iterdir()):
