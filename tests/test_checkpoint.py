@@ -30,7 +30,6 @@ from rlsparse_store.checkpoint import (
     IndexLayout,
     LayoutError,
     TensorShape,
-    copy_side_files,
     describe_file,
     describe_index,
     hints_from_path,
@@ -41,6 +40,7 @@ from rlsparse_store.checkpoint import (
 )
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError, RlsparseError
+from rlsparse_store.storage.copying import copy_files
 from rlsparse_store.storage.header import HeaderError, parse_header
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ def test_side_files_are_an_allow_list(tmp_path: Path) -> None:
     assert sides.skipped == sorted(SKIPPED)
     target = tmp_path / "out"
     target.mkdir()
-    assert copy_side_files(folder, sides.carried, target) == sum(map(len, CARRIED))
+    assert copy_files(folder, sides.carried, target) == sum(map(len, CARRIED))
     assert (target / CARRIED[3]).read_text() == CARRIED[3]
 
 

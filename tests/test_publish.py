@@ -647,6 +647,52 @@ def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) 
     assert "no files of a delta" in fail(4, hub, home, "pull", "org/base", "-o", pair / "out")
 
 
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_pull_takes_only_what_it_compares(
+    pair: Path, hub: LoopbackHub, home: Path, offline: str
+) -> None:
+    files = {**contents(pair / "delta"), "pytorch_model.bin": b"x", "step-9/optimizer.pt": b"x"}
+    hub.commit(NAMED, files)
+    everything = f"import huggingface_hub; huggingface_hub.snapshot_download({NAMED!r})"
+    environment = {"PATH": os.defpath, **hub.environment(home)}
+    subprocess.run([sys.executable, "-P", "-c", everything], env=environment, check=True)
+    (cached,) = home.glob("hub/models--org--delta/snapshots/*")
+    assert contents(cached) == files
+    succeed(hub, home, "pull", NAMED, "-o", pair / "out", HF_HUB_OFFLINE=offline)
+    assert contents(pair / "out") == contents(pair / "delta")
+
+
+# Prints how many files and folders of a result were flushed before they had its name, and of how
+# many.
+FLUSHED = """
+import os, sys
+from pathlib import Path
+flushed, before, fsync, rename = set(), set(), os.fsync, os.rename
+def counted_fsync(descriptor):
+    fsync(descriptor)
+    flushed.add(os.fstat(descriptor).st_ino)
+def counted_rename(source, target):
+    before.update(flushed)
+    rename(source, target)
+os.fsync, os.rename = counted_fsync, counted_rename
+from rlsparse_store.publish import pull_delta
+out = Path(sys.argv[2])
+pull_delta(sys.argv[1], out)
+found = {path.stat().st_ino for path in (out, *out.rglob("*"))}
+print(len(found & before), len(found))
+"""
+
+
+def test_pull_flushes_everything_before_the_rename(
+    pair: Path, hub: LoopbackHub, home: Path
+) -> None:
+    environment = {"PATH": os.defpath, **hub.environment(home)}
+    command = [sys.executable, "-P", "-c", FLUSHED, NAMED, str(pair / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    there = len([*(pair / "delta").rglob("*")]) + 1
+    assert done.stdout.split() == [str(there)] * 2
+
+
 @pytest.mark.usefixtures("pair")
 def test_inspect_of_a_server_without_ranges(hub: LoopbackHub, home: Path) -> None:
     hub.fail("no ranges", "GET /large", times=1000)

@@ -24,7 +24,6 @@ from rlsparse_store.checkpoint.memory import TensorBytes, TensorsSource, checkpo
 from rlsparse_store.checkpoint.sidefiles import (
     CARRIED_FILES,
     SideFiles,
-    copy_side_files,
     sort_side_files,
 )
 from rlsparse_store.checkpoint.writer import CheckpointWriter
@@ -45,7 +44,6 @@ __all__ = [
     "TensorShape",
     "TensorsSource",
     "checkpoint_in_memory",
-    "copy_side_files",
     "describe_file",
     "describe_index",
     "hints_from_path",

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.storage.output import OutputFile, output_errors
-from rlsparse_store.storage.source import FileSource
-
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CARRIED_FILES", "SideFiles", "copy_side_files", "sort_side_files"]
+__all__ = ["CARRIED_FILES", "SideFiles", "sort_side_files"]
 
 # An allow-list: what is not named here is skipped and listed, and a pickle can never slip in.
 CARRIED_FILES: Final = (
@@ -45,9 +42,6 @@ CARRIED_FILES: Final = (
 """Patterns of the small files that travel with the weights."""
 
 _FOLDERS: Final = ("additional_chat_templates", "1_Pooling")
-PIECE: Final = 4 << 20
-"""Bytes copied at a time."""
-
 LARGEST: Final = 256 << 20
 """Bytes: nothing larger is a small file."""
 
@@ -93,20 +87,3 @@ def sort_side_files(folder: Path, weights: set[str]) -> SideFiles:
         else:
             skipped.append(name)
     return SideFiles(carried, skipped)
-
-
-def copy_side_files(source: Path, names: list[str], target: Path) -> int:
-    """Copy small files, following links, and return their bytes.
-
-    Raises:
-        OutputError: The target cannot be written.
-    """
-    copied = 0
-    for name in names:
-        with output_errors(target / name):
-            (target / name).parent.mkdir(exist_ok=True)
-        with FileSource(source / name) as original, OutputFile(target / name) as copy:
-            for start in range(0, original.nbytes, PIECE):
-                copy.write(original.read(start, min(PIECE, original.nbytes - start)), start)
-            copied += original.nbytes
-    return copied

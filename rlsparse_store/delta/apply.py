@@ -15,7 +15,6 @@ from rlsparse_store.checkpoint import (
     IndexLayout,
     LayoutError,
     TensorShape,
-    copy_side_files,
     open_checkpoint,
     rebuild_header,
     rebuild_index,
@@ -28,6 +27,7 @@ from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.threads import resolve_threads
 from rlsparse_store.errors import IndexFormatError
 from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.copying import copy_files
 from rlsparse_store.storage.output import OutputFile, output_folder
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def apply_delta(
                 file.write(index_text, 0)
         weights = {file.name for file in files} | {INDEX_NAME, DELTA_FOLDER + "/", "README.md"}
         sides = sort_side_files(reader.path, weights)
-        copy_side_files(reader.path, sides.carried, folder)
+        copy_files(reader.path, sides.carried, folder)
         checkpoint.check_unchanged()
         return ApplyReport(
             tensors=len(reader.index.tensors),

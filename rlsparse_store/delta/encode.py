@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.checkpoint import Checkpoint, copy_side_files, open_checkpoint
+from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.container import DELTA_FOLDER, ChunkSink, CountingSink, DeltaWriter
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.locate import find_checkpoint
@@ -14,6 +14,7 @@ from rlsparse_store.delta.progress import Progress, silent
 from rlsparse_store.delta.sources import DtypePolicy
 from rlsparse_store.delta.together import SpanCoder, encode_together
 from rlsparse_store.hub import HubAccess
+from rlsparse_store.storage.copying import copy_files
 from rlsparse_store.storage.output import output_errors, output_folder
 
 if TYPE_CHECKING:
@@ -151,4 +152,4 @@ def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSi
             (folder / DELTA_FOLDER).mkdir()
         with DeltaWriter(folder / DELTA_FOLDER, encoder.largest_manifest(), shard_bytes) as sink:
             yield sink
-        copy_side_files(encoder.tuned.path, encoder.side_files().carried, folder)
+        copy_files(encoder.tuned.path, encoder.side_files().carried, folder)

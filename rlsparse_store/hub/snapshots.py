@@ -42,10 +42,12 @@ class Snapshot(NamedTuple):
     Attributes:
         path: Their folder.
         hints: Which repository and commit it is, as the cache's folders say it.
+        names: Those files that were fetched; none of a snapshot that was only found.
     """
 
     path: Path
     hints: BaseHints | None
+    names: Sequence[str] = ()
 
 
 class Wanted(NamedTuple):
@@ -106,19 +108,20 @@ def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
         )
     paths = each(_Fetching.fetch, fetching)
     folder = paths[0].parents[names[0].count("/")]
-    return Snapshot(folder, hints_from_path(folder))
+    return Snapshot(folder, hints_from_path(folder), names)
 
 
 def _fetch_offline(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
     snapshot = cached_snapshot(repo, wanted.what, access)
     if snapshot is None:
         raise not_cached(wanted.what, shown(str(repo)))
+    folder = snapshot.path
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = wanted.among(found)
     if wanted.is_checked:
-        folder = snapshot.path
-        names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        for name in wanted.among(names):
+        for name in names:
             _check_cached(folder / name, repo)
-    return snapshot
+    return snapshot._replace(names=names)
 
 
 def _check_cached(path: Path, repo: RepoId) -> None:

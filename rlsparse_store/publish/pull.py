@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,9 @@ from rlsparse_store.delta import delta_names, subfolder_parts, verify_delta
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.hub import HubAccess, RepoId, Wanted, fetch_snapshot, parse_repo_id
 from rlsparse_store.publish.card import CARD
+from rlsparse_store.storage.copying import copy_files
 from rlsparse_store.storage.names import shown
-from rlsparse_store.storage.output import output_errors, output_folder
+from rlsparse_store.storage.output import output_folder
 
 if TYPE_CHECKING:
     from rlsparse_store.hub import Snapshot
@@ -75,23 +75,24 @@ def pull_delta(
     if asked is None:
         msg = "is no id of a repository: give ORG/NAME or ORG/NAME@REVISION"
         raise NotFoundError(msg, file=shown(repo))
-    inside = subfolder_parts(subfolder)
+    prefix = "".join(f"{part}/" for part in subfolder_parts(subfolder))
     with output_folder(Path(out)) as folder:
-        snapshot = fetch_snapshot(asked, _wanted("".join(f"{part}/" for part in inside)), access)
-        _copy(snapshot.path.joinpath(*inside), folder)
+        snapshot = fetch_snapshot(asked, _wanted(prefix), access)
+        # Only what was fetched: the cache may have more of the repository, which nobody compared.
+        names = [n.removeprefix(prefix) for n in snapshot.names if n.startswith(prefix)]
+        nbytes = copy_files(snapshot.path / prefix, names, folder)
         deltas = [""] if (folder / DELTA_FOLDER).is_dir() else delta_names(folder)
         if not deltas:
             msg = "holds no delta"
             raise NotFoundError(msg, file=shown(f"{asked}/{subfolder}".rstrip("/")))
         for delta in deltas:
             verify_delta(folder / delta)
-        files = [path for path in folder.rglob("*") if path.is_file()]
         return PullReport(
             repo=asked.repo,
             revision=_commit(snapshot, asked),
             deltas=deltas,
-            files=len(files),
-            nbytes=sum(path.stat().st_size for path in files),
+            files=len(names),
+            nbytes=nbytes,
         )
 
 
@@ -100,12 +101,6 @@ def _wanted(prefix: str) -> Wanted:
     beside = (f"{DELTA_FOLDER}/*", CARD, *CARRIED_FILES)
     allow = [f"{prefix}{pattern}" for pattern in beside]
     return Wanted("delta", [*allow, *(f"{prefix}*/{pattern}" for pattern in beside)])
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy what the cache has of a delta or run: the links in it lead to the files themselves."""
-    with output_errors(target):
-        shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _commit(snapshot: Snapshot, asked: RepoId) -> str:
