@@ -131,6 +131,14 @@ def test_what_was_pushed_is_not_sent_again(pair: Path, hub: LoopbackHub, home: P
     assert len(hub.repos["me/new"].commits) == 2
 
 
+def test_links_are_not_published(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    (pair / "secret").write_text("hf_secret")
+    (pair / "delta" / "vocab.json").symlink_to(pair / "secret")
+    stderr = fail(1, hub, home, "push", pair / "delta", "me/new")
+    assert "vocab.json: is a link" in stderr
+    assert "me/new" not in hub.repos
+
+
 def test_dry_run_sends_nothing(pair: Path, hub: LoopbackHub, home: Path) -> None:
     result = succeed(hub, home, "push", pair / "delta", "me/new", "--dry-run")
     assert "would publish in me/new" in result.stdout

@@ -340,6 +340,52 @@ def test_side_files_travel(tmp_path: Path) -> None:
     assert set(contents(tmp_path / "out")) == {SINGLE, "config.json"}
 
 
+def test_links_in_a_delta_are_not_followed(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", model())
+    encode_delta(base, base, tmp_path / "delta")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("config.json", "chat.jinja"):
+        (secret / name).write_text("hf_secret")
+    (tmp_path / "delta" / ".git").mkdir()
+    (tmp_path / "delta" / ".git" / "config").write_text("hf_secret")
+    for name, target in (
+        ("config.json", secret / "config.json"),
+        ("tokenizer.json", "../secret/config.json"),
+        ("vocab.json", ".git/config"),
+        ("additional_chat_templates", secret),
+    ):
+        link = tmp_path / "delta" / name
+        link.symlink_to(target)
+        with pytest.raises(CheckpointError, match="is a link") as caught:
+            apply_delta(tmp_path / "delta", tmp_path / "out", base=base)
+        assert str(link) in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        link.unlink()
+
+
+def test_links_in_a_checkpoint_are_followed(tmp_path: Path) -> None:
+    base, tuned = save(tmp_path / "base", model()), save(tmp_path / "tuned", model())
+    (base / "config.json").write_text("{}")
+    (tuned / "config.json").symlink_to(base / "config.json")
+    encode_delta(base, tuned, tmp_path / "delta")
+    assert (tmp_path / "delta" / "config.json").read_text() == "{}"
+    assert not (tmp_path / "delta" / "config.json").is_symlink()
+
+
+def test_links_of_the_cache_are_followed(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", model())
+    snapshot = tmp_path / "models--me--run" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    encode_delta(base, base, snapshot / "step-1")
+    (tmp_path / "models--me--run" / "blobs").mkdir()
+    (tmp_path / "models--me--run" / "blobs" / "a1").write_text("{}")
+    (snapshot / "step-1" / "config.json").symlink_to("../../../blobs/a1")
+    (tmp_path / "elsewhere").symlink_to(snapshot / "step-1")
+    apply_delta(tmp_path / "elsewhere", tmp_path / "out", base=base)
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+
+
 def test_single_files(tmp_path: Path) -> None:
     base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
     tensors = model()

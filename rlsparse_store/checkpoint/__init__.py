@@ -24,6 +24,7 @@ from rlsparse_store.checkpoint.memory import TensorBytes, TensorsSource, checkpo
 from rlsparse_store.checkpoint.sidefiles import (
     CARRIED_FILES,
     SideFiles,
+    delta_side_files,
     sort_side_files,
 )
 from rlsparse_store.checkpoint.writer import CheckpointWriter
@@ -44,6 +45,7 @@ __all__ = [
     "TensorShape",
     "TensorsSource",
     "checkpoint_in_memory",
+    "delta_side_files",
     "describe_file",
     "describe_index",
     "hints_from_path",

@@ -1,4 +1,4 @@
-"""Where a base may be found again: read off the Hub cache's folder names, never asked for."""
+"""What the folder names of the Hub's cache tell: where a base may be found again, and its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BaseHints", "hints_from_path"]
+__all__ = ["BaseHints", "cached_files", "hints_from_path"]
 
 _REPO: Final = re.compile(r"models--([A-Za-z0-9][\w.-]{0,95})--([A-Za-z0-9][\w.-]{0,95})", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -39,4 +39,19 @@ def hints_from_path(path: Path) -> BaseHints | None:
         found = _REPO.fullmatch(repo)
         if found and middle == "snapshots" and _COMMIT.fullmatch(commit):
             return BaseHints(f"{found[1]}/{found[2]}", commit)
+    return None
+
+
+def cached_files(path: Path) -> Path | None:
+    """The folder that links in a snapshot of the Hub's cache lead to, if ``path`` lies in one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> hub = Path("/x/models--org--name/snapshots") / ("0" * 40)
+        >>> str(cached_files(hub / "step-1"))
+        '/x/models--org--name/blobs'
+    """
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+            return folder.parent.parent / "blobs"
     return None

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
+from rlsparse_store.checkpoint.hints import cached_files
+from rlsparse_store.errors import CheckpointError
+from rlsparse_store.storage.names import shown
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CARRIED_FILES", "SideFiles", "sort_side_files"]
+__all__ = ["CARRIED_FILES", "SideFiles", "delta_side_files", "sort_side_files"]
 
 # An allow-list: what is not named here is skipped and listed, and a pickle can never slip in.
 CARRIED_FILES: Final = (
@@ -70,10 +74,13 @@ def _listed(folder: Path) -> list[str]:
 
 
 def sort_side_files(folder: Path, weights: set[str]) -> SideFiles:
-    """Tell which files of a folder travel with its weights.
+    """Tell which files of a checkpoint's folder travel with its weights.
+
+    Links are followed wherever they lead: the folder is the user's own, and checkpoints of one
+    model often share a ``config.json`` that way.
 
     Args:
-        folder: A checkpoint's folder, or a delta's.
+        folder: The folder.
         weights: Names of its weight files and their index, which are neither.
     """
     carried, skipped = [], []
@@ -87,3 +94,28 @@ def sort_side_files(folder: Path, weights: set[str]) -> SideFiles:
         else:
             skipped.append(name)
     return SideFiles(carried, skipped)
+
+
+def delta_side_files(folder: Path, weights: set[str]) -> list[str]:
+    """The files of a delta's folder that travel with it.
+
+    The folder may be a stranger's, and whoever copies or publishes what a link in it leads to
+    gives away any file of the user: ``config.json -> ~/.netrc``. Links are followed only where
+    the Hub's client makes them, from a snapshot in its cache to the files of that repository.
+
+    Args:
+        folder: The folder.
+        weights: Names of files that do not count.
+
+    Raises:
+        CheckpointError: One is another link.
+    """
+    carried = sort_side_files(folder, weights).carried
+    inside = folder.resolve()
+    cached = cached_files(inside)
+    for name in carried:
+        found = (folder / name).resolve()
+        if found != inside / name and found.parent != cached:
+            msg = "is a link, not followed in a delta: remove it or put a copy in its place"
+            raise CheckpointError(msg, file=shown(str(folder / name)))
+    return carried

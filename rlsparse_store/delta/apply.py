@@ -15,10 +15,10 @@ from rlsparse_store.checkpoint import (
     IndexLayout,
     LayoutError,
     TensorShape,
+    delta_side_files,
     open_checkpoint,
     rebuild_header,
     rebuild_index,
-    sort_side_files,
 )
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind, TensorRecord
 from rlsparse_store.delta.decode import decode_tensors
@@ -96,6 +96,7 @@ def apply_delta(
     Raises:
         NotFoundError: The delta or the base is not there.
         FormatError: The delta is damaged.
+        CheckpointError: The base is broken, or a file beside the delta is a link.
         BaseMismatchError: The base is not the right one.
         OutputError: The result cannot be written.
 
@@ -111,19 +112,19 @@ def apply_delta(
     ):
         reader.check_state()
         files, index_text = rebuild_files(reader)
+        weights = {file.name for file in files} | {INDEX_NAME, DELTA_FOLDER + "/", "README.md"}
+        carried = delta_side_files(reader.path, weights)
         _write_tensors(reader, checkpoint, files, folder, workers, progress)
         if index_text is not None:
             with OutputFile(folder / INDEX_NAME) as file:
                 file.write(index_text, 0)
-        weights = {file.name for file in files} | {INDEX_NAME, DELTA_FOLDER + "/", "README.md"}
-        sides = sort_side_files(reader.path, weights)
-        copy_files(reader.path, sides.carried, folder)
+        copy_files(reader.path, carried, folder)
         checkpoint.check_unchanged()
         return ApplyReport(
             tensors=len(reader.index.tensors),
             tensor_bytes=reader.manifest.totals.tuned_bytes,
             files=[file.name for file in files],
-            carried_files=sides.carried,
+            carried_files=carried,
             tuned_digest=reader.manifest.tuned_digest,
             cast=reader.manifest.cast,
         )

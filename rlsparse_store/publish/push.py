@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.checkpoint import sort_side_files
+from rlsparse_store.checkpoint import delta_side_files
 from rlsparse_store.container import DELTA_FOLDER, DeltaReader, write_named
 from rlsparse_store.delta import (
     check_alone,
@@ -154,6 +154,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     Raises:
         NotFoundError: There is no delta, or its base is not known or cannot be seen.
         FormatError: The delta is damaged.
+        CheckpointError: A file beside the delta is a link.
         BaseMismatchError: ``base_id`` is not its base, or the repository has deltas of another one.
         PrivateBaseError: The base's name is not public, and ``name_private_base`` is not set.
         OutputError: The place is that of a run, or within that of another delta.
@@ -288,7 +289,7 @@ def _open(
         report = report_delta(reader)
         files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
         weights = {f"{DELTA_FOLDER}/", CARD}
-        files |= {name: folder / name for name in sort_side_files(folder, weights).carried}
+        files |= {name: folder / name for name in delta_side_files(folder, weights)}
         if base is None or base.listing is None or scratch is None or access is None:
             return _Local(report, files)
         repo, revision = base.repo.repo, str(base.repo.revision)
