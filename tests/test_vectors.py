@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 import vectors
 from rlsparse_store.codec import Widening
-from rlsparse_store.container import ChunkCoding, DeltaReader, Kind
+from rlsparse_store.container import ChunkCoding, DeltaReader, Kind, write_named
 from rlsparse_store.delta import apply_delta, verify_delta
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import FormatError
@@ -182,6 +183,18 @@ def test_vectors_show_every_layout() -> None:
         assert (reader.manifest.repo, reader.manifest.revision) == ("example/base", vectors.COMMIT)
     with opened("higher-minor") as reader:
         assert reader.manifest.version == "1.7"
+
+
+def test_naming_the_base_keeps_what_a_newer_version_says(tmp_path: Path) -> None:
+    (tmp_path / "rlsparse").mkdir()
+    with opened("higher-minor") as reader:
+        write_named(reader, tmp_path / "rlsparse" / "delta.safetensors", "me/base", vectors.COMMIT)
+        expected = json.loads(reader.shards[-1].manifest_text)
+    expected["base"] |= {"repo": "me/base", "revision": vectors.COMMIT}
+    with DeltaReader(tmp_path) as reader:
+        assert json.loads(reader.shards[-1].manifest_text) == expected
+        assert (expected["format"], expected["zeta"]) == ("1.7", {"a": [1]})
+        reader.check_state()
 
 
 def test_check_accepts_the_vectors() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from rlsparse_store.container.manifest import parse_fields
 from rlsparse_store.container.writer import container_header
 from rlsparse_store.digest import checksum
 from rlsparse_store.storage.header import frame_header
 from rlsparse_store.storage.output import OutputFile
+from rlsparse_store.storage.strict_json import canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,8 @@ PIECE: Final = 4 << 20
 def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> None:
     """Write the last file of a delta again, with other hints of where its base is.
 
-    The hints lie in the manifest, which the checksum of the index covers; nothing else changes.
+    The hints lie in the manifest, which the checksum of the index covers; nothing else changes,
+    nor is anything lost that a newer minor version of the format has there.
 
     Args:
         reader: The delta.
@@ -40,7 +42,9 @@ def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> Non
     number = len(reader.shards)
     index_bytes = last.source.nbytes - last.data_start - last.data_bytes
     frame = last.source.read(last.data_start + last.data_bytes + 8, index_bytes - 8)
-    text = replace(reader.manifest, repo=repo, revision=revision).text(number)
+    fields = parse_fields(last.manifest_text, number)
+    fields["base"] |= {"repo": repo, "revision": revision}
+    text = canonical(fields)
     header = frame_header(container_header(text, number, last.data_bytes, index_bytes))
     with OutputFile(out) as file:
         file.write(header, 0)
