@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from pairs import Tensor, bf16_tensor, random_tensor, save, tune
+from pairs import Tensor, bf16_tensor, random_tensor, save, save_sharded, tune
 
 from rlsparse_store.analysis import compare_deltas, match_checkpoints, measure_series
 from rlsparse_store.analysis.pairs import BLOCK_WORDS
@@ -297,6 +297,31 @@ def command(*arguments: str | Path) -> str:
     done = subprocess.run(whole, capture_output=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# A process that may not open as many files as the base has, times as many as there are deltas.
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+from rlsparse_store.cli import main
+main()
+"""
+
+
+def test_the_base_is_opened_once(tmp_path: Path) -> None:
+    base = {f"w{number}": bf16_tensor(number, 9) for number in range(15)}
+    shards = [{name: tensor} for name, tensor in base.items()]
+    save_sharded(tmp_path / "base", *shards)
+    steps = [
+        save(tmp_path / f"s{step}", {**base, "w3": tune(base["w3"], step, 0.5)})
+        for step in range(10)
+    ]
+    encode_run(tmp_path / "base", steps, tmp_path / "run")
+    arguments = ("series", tmp_path / "run", "--base", tmp_path / "base", "--json")
+    command = [sys.executable, "-P", "-c", FEW_FILES, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["steps"]) == 10
 
 
 def test_commands(work: Path) -> None:

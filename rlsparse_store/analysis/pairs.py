@@ -44,8 +44,8 @@ __all__ = [
     "Pair",
     "SharedTensor",
     "Unmatched",
+    "laid_over",
     "open_pair",
-    "opened_over_base",
     "over_base",
 ]
 
@@ -317,43 +317,50 @@ def over_base(
         BaseMismatchError: The base is not the right one.
     """
     access = access or HubAccess()
-    return opened_over_base(DeltaReader(find_delta(delta, None, subfolder, access)), base, access)
-
-
-def opened_over_base(reader: DeltaReader, base: str | Path | None, access: HubAccess) -> Pair:
-    """A delta that is open over its base, as :func:`over_base` gives it; the pair closes both."""
     with ExitStack() as stack:
-        stack.enter_context(reader)
+        reader = stack.enter_context(DeltaReader(find_delta(delta, None, subfolder, access)))
         found = find_base(reader, base, None, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
-        check_sources(reader, checkpoint)
-        records = {t.name: t for t in reader.index.tensors}
-        tensors = {
-            t.name: _recorded(t, checkpoint.tensors[t.origin])
-            for t in records.values()
-            if t.kind in (Kind.SAME, Kind.DELTA)
-        }
-        unmatched = [
-            Unmatched(t.name, t.words, "stored whole")
-            for t in records.values()
-            if t.kind is Kind.WHOLE
-        ]
-        unmatched += [
-            Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
-            for name in reader.index.removed
-            if (ref := checkpoint.tensors.get(name)) is not None
-        ]
-        tied = [t.name for t in records.values() if t.kind is Kind.ALIAS]
-        chunks = reader.index.chunks_of_tensors()
-        decoder = ChunkDecoder(reader, checkpoint.path)
+        return laid_over(reader, checkpoint, stack)
 
-        def read(name: str) -> Read:
-            t = records[name]
-            source = checkpoint.tensors[t.origin]
-            cursor = TensorCursor(t, chunks.get(name, []), checkpoint, source, decoder)
-            return cursor.read_into
 
-        return Pair(reader.path, checkpoint, tensors, unmatched, tied, read, stack.pop_all())
+def laid_over(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
+    """An open delta over its open base, as :func:`over_base` gives it.
+
+    Args:
+        reader: The delta.
+        base: Its base.
+        stack: Holds what the pair is to close, and nothing once there is a pair.
+
+    Raises:
+        BaseMismatchError: The base is not the right one.
+    """
+    check_sources(reader, base)
+    records = {t.name: t for t in reader.index.tensors}
+    tensors = {
+        t.name: _recorded(t, base.tensors[t.origin])
+        for t in records.values()
+        if t.kind in (Kind.SAME, Kind.DELTA)
+    }
+    unmatched = [
+        Unmatched(t.name, t.words, "stored whole") for t in records.values() if t.kind is Kind.WHOLE
+    ]
+    unmatched += [
+        Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
+        for name in reader.index.removed
+        if (ref := base.tensors.get(name)) is not None
+    ]
+    tied = [t.name for t in records.values() if t.kind is Kind.ALIAS]
+    chunks = reader.index.chunks_of_tensors()
+    decoder = ChunkDecoder(reader, base.path)
+
+    def read(name: str) -> Read:
+        t = records[name]
+        source = base.tensors[t.origin]
+        cursor = TensorCursor(t, chunks.get(name, []), base, source, decoder)
+        return cursor.read_into
+
+    return Pair(reader.path, base, tensors, unmatched, tied, read, stack.pop_all())
 
 
 def _recorded(t: TensorRecord, source: TensorRef) -> tuple[SharedTensor, Widening]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from rlsparse_store.analysis.pairs import SharedTensor, opened_over_base
+from rlsparse_store.analysis.pairs import SharedTensor, laid_over
+from rlsparse_store.checkpoint import open_checkpoint
 from rlsparse_store.container import DeltaReader
-from rlsparse_store.delta import Progress, delta_names, find_delta, is_run, resolve_threads
+from rlsparse_store.delta import (
+    Progress,
+    delta_names,
+    find_base,
+    find_delta,
+    is_run,
+    resolve_threads,
+)
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.closing import Closing
@@ -70,9 +78,10 @@ class Deltas(Closing):
                 for place in places
             ]
             self.base_digest = _one_base(places, readers)
-            self._pairs = [
-                stack.enter_context(opened_over_base(reader, base, access)) for reader in readers
-            ]
+            # Once: opened for each delta, its files would soon be more than may be open.
+            found = find_base(readers[0], base, None, access)
+            checkpoint = stack.enter_context(open_checkpoint(found))
+            self._pairs = [laid_over(reader, checkpoint, ExitStack()) for reader in readers]
             self._stack = stack.pop_all()
         named = [pair.tensors for pair in self._pairs]
         every = set.intersection(*(set(tensors) for tensors in named))
