@@ -169,8 +169,16 @@ def test_other_bases_and_single_deltas_are_refused(tmp_path: Path) -> None:
         encode_delta(tmp_path / f"base{seed}", tuned, tmp_path / f"d{seed}")
     with pytest.raises(BaseMismatchError, match="another base"):
         compare_deltas([tmp_path / "d0", tmp_path / "d1"], base=tmp_path / "base0")
-    with pytest.raises(NotFoundError, match="at least two"):
+    with pytest.raises(NotFoundError, match=r"d0: too few deltas: give at least 2"):
         compare_deltas([tmp_path / "d0"], base=tmp_path / "base0")
+
+
+def test_what_is_no_delta_is_not_called_one(tmp_path: Path) -> None:
+    for analyse in (compare_deltas, measure_series):
+        with pytest.raises(NotFoundError, match="nosuch: no such folder"):
+            analyse([tmp_path / "nosuch"])
+        with pytest.raises(NotFoundError, match="so it is no delta"):
+            analyse([tmp_path])
 
 
 def test_tensors_that_not_all_have(tmp_path: Path) -> None:

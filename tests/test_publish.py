@@ -267,6 +267,18 @@ def test_compare_by_ids(run: Path, hub: LoopbackHub, home: Path) -> None:
     assert json.loads(named.stdout)["pairs"] == json.loads(local.stdout)["pairs"]
     both = ("me/step-1", "me/step-2@main")
     succeed(hub, home, "mask", *both, "-o", run / "../mask.safetensors")
+    assert "too few deltas" in fail(4, hub, home, "compare", "me/step-1")
+
+
+@pytest.mark.parametrize("command", ["compare", "series"])
+def test_a_run_by_its_id(run: Path, hub: LoopbackHub, home: Path, command: str) -> None:
+    succeed(hub, home, "push", run, "me/run")
+    (base,) = run.parent.glob("models--org--base/snapshots/*")
+    local = json.loads(succeed(hub, home, command, run, "-b", base, "--json").stdout)
+    for offline in ("0", "1"):
+        named = succeed(hub, home, command, "me/run", "--json", HF_HUB_OFFLINE=offline)
+        assert json.loads(named.stdout) == local
+    assert "me/none" in fail(4, hub, home, command, "me/none")
 
 
 def test_later_steps_join_the_run(run: Path, hub: LoopbackHub, home: Path) -> None:

@@ -85,7 +85,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
     Of a tensor that was resized, rows that a delta lost are not trained.
 
     Args:
-        deltas: One or more deltas of one base, or the folder of a run.
+        deltas: One or more deltas of one base, or one run of them.
         out: The file, which must not exist.
         base: Their base; by default the one that they name.
         combine: Of several deltas, what any, all or more than half of them changed.

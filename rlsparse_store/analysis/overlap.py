@@ -153,7 +153,7 @@ def compare_deltas(
     the base's magnitude is the baseline to look at: small weights change in any run.
 
     Args:
-        deltas: Two or more folders of deltas or ids on the Hub, or the folder of one run.
+        deltas: Two or more folders of deltas or ids on the Hub, or one run, likewise.
         base: Their base; by default the one that they name.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.

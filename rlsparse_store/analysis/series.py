@@ -113,8 +113,8 @@ def measure_series(
     SparseRL-Sync (arXiv 2605.07330).
 
     Args:
-        deltas: Two or more folders of deltas or ids on the Hub, or the folder of one run, whose
-            deltas are taken in natural order.
+        deltas: Two or more folders of deltas or ids on the Hub, or one run, likewise, whose deltas
+            are taken in natural order.
         base: Their base; by default the one that they name.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rlsparse_store.analysis.pairs import SharedTensor, laid_over
@@ -13,7 +14,11 @@ from rlsparse_store.delta import (
     delta_names,
     find_base,
     find_delta,
+    find_run,
     is_run,
+    natural_order,
+    read_delta,
+    repo_id,
     resolve_threads,
 )
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
@@ -23,7 +28,6 @@ from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from rlsparse_store.backends import Words
 
@@ -48,7 +52,7 @@ class Deltas(Closing):
     """Deltas of one base.
 
     Args:
-        places: Folders of deltas, or ids on the Hub; or the folder of one run.
+        places: Folders of deltas, or ids on the Hub; or one run, likewise.
         base: Their base; by default the one that the first of them names.
         least: How many there must be.
 
@@ -66,12 +70,10 @@ class Deltas(Closing):
     def __init__(
         self, places: Sequence[str | Path], base: str | Path | None, *, least: int = 2
     ) -> None:
-        places = _expanded(places)
-        if len(places) < least:
-            msg = "one delta: give at least two, or the folder of a run"
-            raise NotFoundError(msg, file=shown(str(places[0])) if places else None)
-        self.names = _distinct([str(place) for place in places])
         access = HubAccess()
+        given, places = places, _expanded(places, access)
+        _require(least, given, places, access)
+        self.names = _distinct([str(place) for place in places])
         with ExitStack() as stack:
             readers = [
                 stack.enter_context(DeltaReader(find_delta(place, None, "", access)))
@@ -135,15 +137,37 @@ class Deltas(Closing):
         self._stack.close()
 
 
-def _expanded(places: Sequence[str | Path]) -> list[str | Path]:
-    """The deltas of a run, if one run was given."""
-    if len(places) == 1:
-        from pathlib import Path  # noqa: PLC0415 - a run is a folder
+def _expanded(places: Sequence[str | Path], access: HubAccess) -> list[str | Path]:
+    """The deltas of a run, in natural order, if one run was given."""
+    if len(places) != 1 or not is_run(places[0], access):
+        return list(places)
+    repo = repo_id(places[0])
+    if repo is None:
+        return [Path(places[0], name) for name in delta_names(Path(places[0]))]
+    found = find_run(repo, access)
+    return [found[name] for name in sorted(found, key=natural_order)]
 
-        folder = Path(places[0])
-        if is_run(folder):
-            return [folder / name for name in delta_names(folder)]
-    return list(places)
+
+def _require(
+    least: int, given: Sequence[str | Path], found: Sequence[str | Path], access: HubAccess
+) -> None:
+    """Require as many deltas as are needed.
+
+    Args:
+        least: How many that is.
+        given: What was given, for errors.
+        found: The deltas.
+        access: How to reach the Hub.
+
+    Raises:
+        NotFoundError: There are fewer, or one of them is no delta, which is told first.
+    """
+    if len(found) >= least:
+        return
+    for place in found:
+        read_delta(place, "", access).close()
+    msg = f"too few deltas: give at least {least}, or a run of as many"
+    raise NotFoundError(msg, file=shown(str(given[0])) if given else None)
 
 
 def _distinct(names: list[str]) -> list[str]:

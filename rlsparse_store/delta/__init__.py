@@ -22,6 +22,9 @@ from rlsparse_store.delta.locate import (
     find_base,
     find_checkpoint,
     find_delta,
+    find_run,
+    read_delta,
+    repo_id,
     subfolder_parts,
 )
 from rlsparse_store.delta.pipeline import Several, ordered_map, several
@@ -107,6 +110,7 @@ __all__ = [
     "find_base",
     "find_checkpoint",
     "find_delta",
+    "find_run",
     "inspect_delta",
     "inspect_run",
     "is_run",
@@ -121,7 +125,9 @@ __all__ = [
     "percent",
     "plan_tensors",
     "proof_failed",
+    "read_delta",
     "read_reports",
+    "repo_id",
     "report_delta",
     "resolve_threads",
     "several",

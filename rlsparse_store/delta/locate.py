@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlsparse_store.checkpoint import (
     CARRIED_FILES,
@@ -29,11 +30,15 @@ from rlsparse_store.hub import (
 )
 from rlsparse_store.storage.names import shown
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "delta_folders",
     "find_base",
     "find_checkpoint",
     "find_delta",
+    "find_run",
     "read_delta",
     "read_listed",
     "repo_id",
@@ -64,10 +69,24 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
     return fetch_snapshot(repo, within, access).path.joinpath(*inside)
 
 
+def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
+    """The deltas of a run on the Hub, by their folders; downloaded if they are not here.
+
+    Raises:
+        NotFoundError: There are none.
+    """
+    snapshot = fetch_snapshot(repo, Wanted("delta", [f"*/{DELTA_FOLDER}/*"]), access)
+    return {folder: snapshot.path / folder for folder in _folders(snapshot.names)}
+
+
 def delta_folders(listing: Listing) -> list[str]:
     """Where a repository has deltas: folders within, an empty text for the repository itself."""
+    return _folders(listing.files)
+
+
+def _folders(names: Iterable[str]) -> list[str]:
     # A slash goes before, for a folder's name may end like that of a delta's.
-    parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in listing.files)
+    parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in names)
     return sorted({folder[1:] for folder, inside, _ in parts if inside})
 
 
