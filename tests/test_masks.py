@@ -189,8 +189,11 @@ def test_set_operations(work: Path, tmp_path: Path) -> None:
 
 def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
     made(work, tmp_path / "mask", "s0")
-    with pytest.raises(OutputError, match="exists"):
-        made(work, tmp_path / "mask", "s0")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in ("mask", "link"):
+        # Before anything is read: there is no such delta.
+        with pytest.raises(OutputError, match="exists already"):
+            made(work, tmp_path / taken, "nosuch")
     data = bytearray((tmp_path / "mask").read_bytes())
     data[-1] ^= 1
     (tmp_path / "damaged").write_bytes(data)

@@ -15,9 +15,8 @@ from rlsparse_store.analysis.values import values_of
 from rlsparse_store.backends.numpy.words import keys
 from rlsparse_store.delta import Progress, silent
 from rlsparse_store.dtypes import DTYPES
-from rlsparse_store.errors import OutputError
 from rlsparse_store.storage.header import HeaderEntry, frame_header, header_text
-from rlsparse_store.storage.output import new_file
+from rlsparse_store.storage.output import new_file, require_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,9 +113,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
         msg = f"tolerance={tolerance!r}: it must not be negative"
         raise ValueError(msg)
     out = Path(out)
-    if out.exists():
-        msg = "exists already; choose another place"
-        raise OutputError(msg, file=out)
+    require_new(out)
     with Deltas(deltas, base, least=1) as opened:
         opened.leave_out(lambda tensor: tensor.dtype.bits != tensor.dtype.coding.width)
         choose = _Chooser(combine, tolerance, complement=complement)
