@@ -239,6 +239,12 @@ def open_pair(
     Raises:
         NotFoundError: One is not there.
         CheckpointError: One is broken.
+        ValueError: ``cast`` is unknown.
+
+    Example:
+        >>> with open_pair("qwen-base", "qwen-grpo") as pair:  # doctest: +SKIP
+        ...     pair.tensors["model.embed_tokens.weight"].shape
+        (151936, 3584)
     """
     access = access or HubAccess()
     with ExitStack() as stack:
@@ -315,6 +321,11 @@ def over_base(
         NotFoundError: One is not there.
         FormatError: The delta is damaged.
         BaseMismatchError: The base is not the right one.
+
+    Example:
+        >>> with over_base("qwen-grpo-delta", "qwen-base") as pair:  # doctest: +SKIP
+        ...     sum(tensor.words for tensor in pair.tensors.values())
+        7615616512
     """
     access = access or HubAccess()
     with ExitStack() as stack:

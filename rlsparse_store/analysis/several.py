@@ -63,7 +63,7 @@ class Deltas(Closing):
         unmatched: Names of tensors that any of them has or lost, and that not all compare.
 
     Raises:
-        NotFoundError: One is not there, or there are fewer than two.
+        NotFoundError: One is not there, or there are fewer than ``least``.
         BaseMismatchError: They are not of one base.
     """
 

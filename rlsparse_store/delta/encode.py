@@ -114,7 +114,22 @@ def measure_pair(
 ) -> EncodeReport:
     """Encode a pair without writing anything, to report what a delta would hold and take.
 
-    Args and errors are those of :func:`encode_delta`.
+    Args:
+        base: As for :func:`encode_delta`.
+        tuned: As for :func:`encode_delta`.
+        cast: As for :func:`encode_delta`.
+        keep_dtype: As for :func:`encode_delta`.
+        threads: Threads to work on; all processors by default.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        NotFoundError: A checkpoint is not there.
+        CheckpointError: A checkpoint is broken or holds only pickled weights.
+        DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+
+    Example:
+        >>> measure_pair("qwen-base", "qwen-grpo").density  # doctest: +SKIP
+        0.158
     """
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess()

@@ -201,7 +201,14 @@ def push_pair(
         tuned: The tuned checkpoint: a folder or file.
         repo: The repository, ``org/name``.
         progress: Called with bytes encoded and bytes in all.
-        **options: As for :func:`push_delta`, which says what is raised.
+        **options: As for :func:`push_delta`.
+
+    Raises:
+        NotFoundError: A checkpoint is not there.
+        CheckpointError: A checkpoint is broken or holds only pickled weights.
+        DtypeMismatchError: A dtype does not fit the base's.
+        OutputError: There is no room for the delta on this machine.
+        RlsparseError: What :func:`push_delta` raises.
 
     Example:
         >>> push_pair("Qwen/Qwen2.5-7B", "checkpoint-200", "me/qwen-grpo")  # doctest: +SKIP
