@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pairs import Tensors
 
-INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -307,6 +307,53 @@ def test_gradients_that_are_no_numbers_stay_inside() -> None:
     frozen.check()
 
 
+def one_weight(values: torch.Tensor) -> tuple[Any, Mask]:
+    """A model of one parameter, and a mask of every third weight of it."""
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(values)
+    flags = np.arange(values.numel()) % 3 == 0
+    packed = torch.from_numpy(np.packbits(flags, bitorder="little"))
+    return model, Mask({"weight": packed}, {"weight": tuple(values.shape)})
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_whatever_bits_are_outside_are_put_back(dtype: torch.dtype, turned: bool) -> None:  # noqa: FBT001
+    torch.manual_seed(3)
+    words = torch.randint(0, 256, (12, 10 * dtype.itemsize), dtype=torch.uint8)
+    values = words.view(dtype)
+    nan, zero = torch.tensor([float("nan"), -0.0], dtype=dtype).view(INTS[dtype.itemsize])
+    bits(values).view(-1)[::5] = zero
+    # Numbers that are none, quiet or not, each with other bits.
+    bits(values)[:, 4:8] |= nan
+    bits(values)[:, 6:8] &= ~(nan & -nan)
+    model, mask = one_weight(values.t() if turned else values)
+    before, inside = bits(model.weight).clone(), mask["weight"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    frozen = freeze_outside(model, mask, optimizer)
+    model.weight.grad = torch.ones_like(model.weight)
+    model.weight.detach().fill_(1)
+    with pytest.raises(VerificationError, match=f"{int((~inside).sum())} weights"):
+        frozen.check()
+    optimizer.step()
+    frozen.check()
+    assert torch.equal(bits(model.weight)[~inside], before[~inside])
+    assert (model.weight[inside] < 1).all()
+
+
+def test_a_step_makes_no_list_of_places() -> None:
+    model, mask = one_weight(torch.randn(40, 30))
+    frozen = freeze_outside(model, mask, adamw(model.parameters()))
+    model.weight.grad = torch.ones_like(model.weight)
+    with torch.profiler.profile() as profile:
+        frozen._before()
+        frozen._after()
+    called = {event.key for event in profile.key_averages()}
+    # On a device it would take 16 bytes a weight, and would be waited for.
+    assert {"aten::masked_fill_", "aten::where"} <= called
+    assert not called & {"aten::nonzero", "aten::index", "aten::index_put_"}
+
+
 def test_a_mask_of_another_model_is_refused() -> None:
     model = small_llama()
     optimizer = adamw(model.parameters())
@@ -336,10 +383,13 @@ def test_parameters_that_were_replaced_are_noticed() -> None:
 
 def test_parameters_that_were_cast_or_added_are_noticed() -> None:
     model: Any = small_llama()
-    frozen = freeze_outside(model, half_of(model), adamw(model.parameters()))
+    optimizer = adamw(model.parameters())
+    frozen = freeze_outside(model, half_of(model), optimizer)
     model.float()
     with pytest.raises(CheckpointError, match="was replaced since"):
         frozen.check()
+    with pytest.raises(CheckpointError, match="was replaced since"):
+        optimizer.step()
     model.bfloat16()
     frozen.check()
     model.value = torch.nn.Linear(2, 2)

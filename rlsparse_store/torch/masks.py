@@ -200,9 +200,9 @@ class Frozen:
         _reshard(self._model)
         there = _names(self._model)
         for part in self._parts:
-            if id(part.parameter) not in there or part.was_cast():
-                msg = "was replaced since: call freeze_outside when the model is as it is trained"
-                raise CheckpointError(msg, tensor=shown(part.name))
+            if id(part.parameter) not in there:
+                raise _replaced(part.name)
+            part.check_alike()
         added = there.keys() - {id(part.parameter) for part in self._parts}
         if added:
             msg = "was added since: call freeze_outside when the model is as it is trained"
@@ -232,30 +232,47 @@ class _Part:
                 msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
                 raise CheckpointError(msg, tensor=shown(name))
             whole |= mask[name]
-        self._trained = _local_part(whole, parameter)
         # What is not in the mask at all is not trained.
-        self._kept = _local(parameter.detach())[~self._trained].clone()
+        self._outside = ~_local_part(whole, parameter)
+        # All of it: to pick out what is outside takes an index for each weight, at every step.
+        self._base = _local(parameter.detach()).clone()
 
     def mask_gradient(self, parameter: torch.Tensor) -> None:
         """Leave no gradient outside the mask."""
         if parameter.grad is not None:
-            gradient = _local(parameter.grad)
             # Not multiplied: a NaN times zero is a NaN.
-            gradient.masked_fill_(~self._trained, 0)
+            _local(parameter.grad).masked_fill_(self._outside, 0)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back the bits outside the mask."""
-        _local(self.parameter.detach())[~self._trained] = self._kept
+        """Put back the bits outside the mask.
 
-    def was_cast(self) -> bool:
-        """Whether the parameter has another dtype by now."""
-        return self.parameter.dtype != self._kept.dtype
+        Raises:
+            CheckpointError: The parameter is not as it was.
+        """
+        self.check_alike()
+        now = _bits(_local(self.parameter.detach()))
+        torch.where(self._outside, _bits(self._base), now, out=now)
+
+    def check_alike(self) -> None:
+        """Require that the parameter still has its dtype and its dimensions.
+
+        Raises:
+            CheckpointError: It has not.
+        """
+        now = _local(self.parameter.detach())
+        if (now.dtype, now.shape) != (self._base.dtype, self._base.shape):
+            raise _replaced(self.name)
 
     def moved(self) -> int:
         """Weights outside the mask whose bits are others."""
-        now = _local(self.parameter.detach())[~self._trained]
-        return int((_bits(now) != _bits(self._kept)).sum())
+        now = _local(self.parameter.detach())
+        return int(((_bits(now) != _bits(self._base)) & self._outside).sum())
+
+
+def _replaced(name: str) -> CheckpointError:
+    msg = "was replaced since: call freeze_outside when the model is as it is trained"
+    return CheckpointError(msg, tensor=shown(name))
 
 
 def _names(model: torch.nn.Module) -> dict[int, list[str]]:
@@ -295,8 +312,9 @@ def _local_part(mask: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The bits of values where they are, contiguous or not, as integers."""
     ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return values.contiguous().view(ints[values.element_size()])
+    return values.view(ints[values.element_size()])
 
 
 def freeze_outside(
