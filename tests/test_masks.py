@@ -12,13 +12,14 @@ import pytest
 import torch
 from models import small_llama
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlsparse_store.analysis import write_mask
 from rlsparse_store.delta import encode_delta, encode_run
 from rlsparse_store.errors import (
     BaseMismatchError,
     CheckpointError,
+    NotFoundError,
     OutputError,
     VerificationError,
 )
@@ -197,10 +198,70 @@ def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
     data = bytearray((tmp_path / "mask").read_bytes())
     data[-1] ^= 1
     (tmp_path / "damaged").write_bytes(data)
-    for path in (tmp_path / "damaged", work / "base" / "model.safetensors", tmp_path / "none"):
+    for path in (tmp_path / "damaged", work / "base" / "model.safetensors", tmp_path):
         with pytest.raises(CheckpointError):
             load_mask(path)
+    with pytest.raises(NotFoundError):
+        load_mask(tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def told(about: Any, **changes: Any) -> str:  # noqa: ANN401 - JSON
+    """The metadata of a mask of one tensor, of which something else may be told."""
+    sound = {"version": 1, "polarity": "1 = trainable", "base": None, "tensors": {"w": about}}
+    return json.dumps(sound | changes)
+
+
+ABOUT = {"shape": [2, 3], "trainable": 2}
+HOSTILE = {
+    "no JSON": ("{", "is no mask"),
+    "nested": ('{"version":' + "[" * 100_000, "is no mask"),
+    "twice": ('{"version":1,"version":1}', "is no mask"),
+    "a list": ("[]", "version"),
+    "version": (told(ABOUT, version=2), "version"),
+    "polarity": (told(ABOUT, polarity="0 = trainable"), "does not say"),
+    "base": (told(ABOUT, base=5), "does not say"),
+    "no digest": (told(ABOUT, base="me/base"), "does not say"),
+    "no tensors": (told(ABOUT, tensors=["w"]), "does not say"),
+    "other tensors": (told(ABOUT, tensors={"v": ABOUT}), "does not say"),
+    "more tensors": (told(ABOUT, tensors={"v": ABOUT, "w": ABOUT}), "does not say"),
+    "about nothing": (told(None), "'w'.*dimensions"),
+    "no shape": (told({"trainable": 2}), "'w'.*dimensions"),
+    "negative": (told(ABOUT | {"shape": [-2, -3]}), "'w'.*dimensions"),
+    "a flag": (told(ABOUT | {"shape": [True, 6]}), "'w'.*dimensions"),
+    "too large": (told(ABOUT | {"shape": [1 << 40, 1 << 40, 0]}), "'w'.*dimensions"),
+    "too many": (told(ABOUT | {"shape": [1] * 80}), "'w'.*dimensions"),
+    "more words": (told(ABOUT | {"shape": [9]}), "'w'.*bits"),
+    "bits behind the last": (told({"shape": [2], "trainable": 2}), "'w'.*bits"),
+    "other counts": (told(ABOUT | {"trainable": 3}), "'w'.*bits"),
+    "no counts": (told({"shape": [2, 3]}), "'w'.*bits"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_masks_of_strangers_are_refused(what: str, tmp_path: Path) -> None:
+    path, bits = tmp_path / "mask", {"w": torch.tensor([0b100001], dtype=torch.uint8)}
+    save_file(bits, path, {"rlsparse_mask": told(ABOUT)})
+    assert load_mask(path)["w"].tolist() == [[True, False, False], [False, False, True]]
+    metadata, reason = HOSTILE[what]
+    save_file(bits, path, {"rlsparse_mask": metadata})
+    with pytest.raises(CheckpointError, match=f"mask: .*{reason}"):
+        load_mask(path)
+
+
+def test_bits_of_another_dtype_are_no_mask(tmp_path: Path) -> None:
+    bits = {"w": torch.tensor([0b100001], dtype=torch.int8)}
+    save_file(bits, tmp_path / "mask", {"rlsparse_mask": told(ABOUT)})
+    with pytest.raises(CheckpointError, match="bits"):
+        load_mask(tmp_path / "mask")
+
+
+def test_what_is_written_can_be_read(work: Path, tmp_path: Path) -> None:
+    made(work, tmp_path / "large", "s0", control="random", seed=(1 << 63) - 1)
+    made(work, tmp_path / "small", "s0", tolerance=1e-300)
+    for options in ({"seed": 1 << 63}, {"seed": -1}, {"tolerance": float("inf")}):
+        with pytest.raises(ValueError, match="it must be"):
+            made(work, tmp_path / "none", "s0", **options)
 
 
 def test_command(work: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from rlsparse_store.analysis.masks import (
     CONTROLS,
     MASK_KEY,
     MaskReport,
+    count_ones,
     write_mask,
 )
 from rlsparse_store.analysis.match import (
@@ -57,6 +58,7 @@ __all__ = [
     "ValueGroup",
     "ValueReport",
     "compare_deltas",
+    "count_ones",
     "match_checkpoints",
     "measure_series",
     "measure_tensor",

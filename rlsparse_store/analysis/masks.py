@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rlsparse_store.analysis.pairs import SharedTensor
     from rlsparse_store.analysis.several import SideBySide
 
-__all__ = ["COMBINATIONS", "CONTROLS", "MASK_KEY", "MaskReport", "write_mask"]
+__all__ = ["COMBINATIONS", "CONTROLS", "MASK_KEY", "MaskReport", "count_ones", "write_mask"]
 
 MASK_KEY: Final = "rlsparse_mask"
 """The key of the file's metadata under which its JSON is."""
@@ -92,7 +93,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
         complement: Whether the mask is turned round.
         control: ``"random"`` chooses as many weights of each tensor by chance, ``"magnitude"`` as
             many of each tensor at each exponent of the base.
-        seed: Of the choice. The same seed gives the same mask.
+        seed: Of the choice, below 2**63. The same seed gives the same mask.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
 
@@ -109,8 +110,12 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
     if combine not in COMBINATIONS or control not in (None, *CONTROLS):
         msg = f"combine={combine!r}, control={control!r}: choose one of those documented"
         raise ValueError(msg)
-    if not tolerance >= 0:
-        msg = f"tolerance={tolerance!r}: it must not be negative"
+    # What is refused here could be written, and would be refused as the JSON of strangers.
+    if not 0 <= tolerance < math.inf:
+        msg = f"tolerance={tolerance!r}: it must be finite, and not negative"
+        raise ValueError(msg)
+    if not 0 <= seed < 1 << 63:
+        msg = f"seed={seed!r}: it must be from 0 to 2**63 - 1"
         raise ValueError(msg)
     out = Path(out)
     require_new(out)
@@ -240,8 +245,18 @@ def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
+def count_ones(bits: NDArray[np.uint8]) -> int:
+    """How many bits are set.
+
+    Example:
+        >>> count_ones(np.array([255, 1], np.uint8))
+        9
+    """
+    return int(_ONES[bits].sum())
+
+
 def _report(deltas: Deltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]]) -> MaskReport:
-    counts = {t.name: int(_ONES[bits].sum()) for t, bits in made}
+    counts = {t.name: count_ones(bits) for t, bits in made}
     words = sum(tensor.source_words for tensor, _ in made)
     trainable = sum(counts.values())
     return MaskReport(

@@ -49,7 +49,11 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
     help="As many weights by chance: of each tensor, or of each tensor at each exponent.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the control."
+    "--seed",
+    type=click.IntRange(0, (1 << 63) - 1),
+    default=0,
+    show_default=True,
+    help="Of the control.",
 )
 @threads_option
 @json_option

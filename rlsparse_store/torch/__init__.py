@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.encoder import DeltaEncoder
-from rlsparse_store.torch.masks import Frozen, Mask, freeze_outside, load_mask
+from rlsparse_store.torch.masks import Frozen, Mask, freeze_outside
 from rlsparse_store.torch.patch import patch_
+from rlsparse_store.torch.stored_masks import load_mask
 from rlsparse_store.torch.switch import DeltaSwitch
 
 if TYPE_CHECKING:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from rlsparse_store.analysis import MASK_KEY
+from rlsparse_store.analysis import count_ones
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
 from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Frozen", "Mask", "freeze_outside", "load_mask"]
+__all__ = ["Frozen", "Mask", "freeze_outside"]
 
 
 class Mask(Mapping[str, torch.Tensor]):
@@ -58,7 +55,7 @@ class Mask(Mapping[str, torch.Tensor]):
     def count(self, name: str | None = None) -> int:
         """Trainable weights of a tensor, or of all."""
         names = self._bits if name is None else [name]
-        return sum(int(_ONES[self._bits[n].long()].sum()) for n in names)
+        return sum(count_ones(self._bits[n].cpu().numpy()) for n in names)
 
     @property
     def density(self) -> float:
@@ -110,40 +107,6 @@ class Mask(Mapping[str, torch.Tensor]):
                 nothing if mine is None else mine, nothing if theirs is None else theirs
             )
         return Mask(bits, shapes, self.base_digest or other.base_digest)
-
-
-_ONES = torch.tensor([byte.bit_count() for byte in range(256)])
-
-
-def load_mask(path: str | Path) -> Mask:
-    """Read a mask that ``rlsparse mask`` wrote.
-
-    Raises:
-        CheckpointError: It is no such file, or its counts are not those of its bits.
-
-    Example:
-        >>> load_mask("mask.safetensors").density  # doctest: +SKIP
-        0.158
-    """
-    path = Path(path)
-    try:
-        with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {})[MASK_KEY])
-            bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        shapes = {name: tuple(told["tensors"][name]["shape"]) for name in bits}
-        mask = Mask(bits, shapes, told["base"])
-        sound = told["version"] == 1 and told["polarity"] == "1 = trainable"
-        for name, stored in bits.items():
-            words = torch.Size(shapes[name]).numel()
-            sound &= stored.dtype == torch.uint8 and stored.numel() == -(-words // 8)
-            sound &= mask.count(name) == told["tensors"][name]["trainable"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        msg = "is no mask: make one with `rlsparse mask`"
-        raise CheckpointError(msg, file=shown(str(path))) from error
-    if not sound:
-        msg = "the mask's counts are not those of its bits, or its version is not known here"
-        raise CheckpointError(msg, file=shown(str(path)))
-    return mask
 
 
 class Frozen:
