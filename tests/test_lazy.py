@@ -326,6 +326,11 @@ def test_slices_in_torch(sliced: tuple[Case, Tensors]) -> None:
                     found.zero_()  # what is handed out may be written to
 
 
+def test_no_words_where_torch_makes_tensors_elsewhere(sliced: tuple[Case, Tensors]) -> None:
+    with sliced[0].open(framework="pt") as opened, torch.device("meta"):
+        assert opened.get_tensor("none").device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("index", "error"),
     [

@@ -415,6 +415,16 @@ def test_a_step_makes_no_list_of_places() -> None:
     assert not called & {"aten::nonzero", "aten::index", "aten::index_put_"}
 
 
+def test_wherever_torch_makes_tensors_by_default(work: Path, tmp_path: Path) -> None:
+    expected = made(work, tmp_path / "mask", "s0")["a"]
+    model, mask = one_weight(torch.randn(7, 9))
+    with torch.device("meta"):
+        assert torch.equal(load_mask(tmp_path / "mask")["a"], expected)
+        frozen = freeze_outside(model, mask, adamw(model.parameters()))
+        frozen._after()
+        frozen.check()
+
+
 def test_a_mask_of_another_model_is_refused() -> None:
     model = small_llama()
     optimizer = adamw(model.parameters())

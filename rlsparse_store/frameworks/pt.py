@@ -64,7 +64,8 @@ class Torch:
 
         Two elements of F4 are one of torch's, as safetensors has it.
         """
-        flat = torch.empty(0, dtype=self.dtype(dtype))
+        # Wherever torch makes tensors by default.
+        flat = torch.empty(0, dtype=self.dtype(dtype), device="cpu")
         if len(data):  # an empty array's strides are not what torch's view requires
             flat = data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
             flat = flat.view(self.dtype(dtype))

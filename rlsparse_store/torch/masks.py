@@ -43,7 +43,8 @@ class Mask(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         """The mask of a tensor, of its shape, as ``torch.bool``; made anew each time."""
         shape = self.shapes[name]
-        flags = self._bits[name][:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        bits = self._bits[name]
+        flags = bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
         return flags.view(-1)[: torch.Size(shape).numel()].to(torch.bool).view(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -188,13 +189,13 @@ class _Part:
     def __init__(self, names: list[str], parameter: torch.nn.Parameter, mask: Mask) -> None:
         self.name = names[0]
         self.parameter = parameter
-        whole = torch.zeros(parameter.shape, dtype=torch.bool)
+        whole = torch.zeros(parameter.shape, dtype=torch.bool, device="cpu")
         for name in filter(mask.__contains__, names):
             shape = mask.shapes[name]
             if shape != tuple(parameter.shape):
                 msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
                 raise CheckpointError(msg, tensor=shown(name))
-            whole |= mask[name]
+            whole |= mask[name].cpu()
         # What is not in the mask at all is not trained.
         self._outside = ~_local_part(whole, parameter)
         # All of it: to pick out what is outside takes an index for each weight, at every step.
