@@ -169,6 +169,27 @@ def test_patch_of_tensors_that_are_not_contiguous(family: Path) -> None:
         switch.to(family / "delta-0")
 
 
+def watched(
+    monkeypatch: pytest.MonkeyPatch, place: str, model: dict[str, torch.Tensor]
+) -> list[tuple[int, State]]:
+    """How many tensors are waited for, and what the model is then."""
+    seen: list[tuple[int, State]] = []
+    monkeypatch.setattr(place, lambda tensors: seen.append((len(list(tensors)), state_of(model))))
+    return seen
+
+
+def test_the_device_is_waited_for_once_all_is_patched(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_file(family / "base/model.safetensors")
+    tuned = state_of(load_file(family / "tuned-1/model.safetensors"))
+    # Some are changed where they are, the others copied.
+    state |= {name: t.T.contiguous().T for name, t in state.items() if t.ndim == 2}
+    seen = watched(monkeypatch, "rlsparse_store.torch.patch.wait_for", state)
+    patch_(state, family / "delta-1")
+    assert seen == [(len(state), tuned)]
+
+
 def test_patch_twice_is_refused(family: Path) -> None:
     model = loaded(family / "base")
     patch_(model, family / "delta-0")

@@ -19,6 +19,7 @@ from rlsparse_store.errors import FormatError
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
 from rlsparse_store.torch.placed import patch_on_device
+from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,11 +112,16 @@ def patch_targets(
     for target in targets:
         if watch is None and target.runs_kernels:
             on_devices[target.tensor.device].append(target)
-    for device, there in on_devices.items():
-        patch_on_device(reader, there, device, threads)
     rest = [t for t in targets if watch is not None or not t.runs_kernels]
-    for _ in ordered_map(patch, _pieces(rest), threads):
-        pass
+    try:
+        for device, there in on_devices.items():
+            patch_on_device(reader, there, device, threads)
+        for _ in ordered_map(patch, _pieces(rest), threads):
+            pass
+    finally:
+        # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
+        # so, nothing is written to its memory any more once it is given back.
+        wait_for(target.tensor for target in targets)
 
 
 def _pieces(targets: list[Target]) -> Iterator[_Piece]:

@@ -17,7 +17,6 @@ from rlsparse_store.delta import (
 )
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.torch.streams import Streams
-from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
     from rlsparse_store.container import DeltaReader
@@ -35,7 +34,7 @@ def patch_on_device(
     """Change tensors of one device as a delta says.
 
     Chunks are read and decompressed on threads of the CPU, while those before them are joined on
-    the device.
+    the device, which is to be waited for afterwards.
 
     Args:
         reader: The delta, whose stored bytes were checked.
@@ -65,13 +64,8 @@ def patch_on_device(
                     raise RlsparseError(msg)
 
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    try:
-        for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
-            pass
-    finally:
-        # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
-        # so, nothing is written to its memory any more once it is given back.
-        wait_for(target.tensor for target in targets)
+    for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
+        pass
 
 
 @cache
