@@ -303,6 +303,30 @@ def test_an_interrupted_move_of_copied_tensors_is_undone(
     assert state_of(state) == base
 
 
+def test_the_device_is_waited_for_before_and_after_a_move(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_file(family / "base/model.safetensors")
+    base = state_of(state)
+    switch = DeltaSwitch(state)
+    switch.to(family / "delta-0")
+    tuned = state_of(state)
+    seen = watched(monkeypatch, "rlsparse_store.torch.switch.wait_for", state)
+    switch.to(None)
+    assert [now for _, now in seen] == [tuned, base]
+    assert all(number for number, _ in seen)
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    seen.clear()
+    monkeypatch.setattr(Change, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        switch.to(family / "delta-0")
+    # Before the move, and before and after it is undone.
+    assert [now for _, now in seen] == [base] * 3
+
+
 def test_a_move_is_undone_after_the_threads_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from rlsparse_store.storage.names import shown
 from rlsparse_store.torch.changes import Changes, Group, grouped
 from rlsparse_store.torch.live import check_is_base, find_targets, live_tensors
 from rlsparse_store.torch.patch import patch_targets
+from rlsparse_store.torch.tensors import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +49,10 @@ def _places(model: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - a module or 
     """Where the weights of a model lie."""
     weights = model.values() if isinstance(model, Mapping) else model.parameters()
     return [(t.device, t.dtype, t.data_ptr()) for t in weights]
+
+
+def _wait_for(groups: list[Group]) -> None:
+    wait_for(group.target.tensor for group in groups)
 
 
 class DeltaSwitch:
@@ -169,11 +174,15 @@ class DeltaSwitch:
         if to is self._here:
             return
         groups = list(grouped([step for step in (self._here, to) if step is not None]))
+        # What was begun with the weights, on any stream, is done with them first.
+        _wait_for(groups)
         self._is_moving = True
         try:
             # Closed before anything is undone: threads go on until then.
             with closing(ordered_map(Group.exchange, groups, self._threads)) as done:
                 failed = [group for group in done if group.failed]
+            # Threads copy on the default stream, whichever the caller's is.
+            _wait_for(groups)
         except BaseException:
             self._undo(groups)
             raise
@@ -185,8 +194,10 @@ class DeltaSwitch:
 
     def _undo(self, groups: list[Group]) -> None:
         """Go back to where a move began."""
+        _wait_for(groups)
         for group in groups:
             group.undo()
+        _wait_for(groups)
         self._is_moving = False
 
     def _check_in_place(self) -> None:
