@@ -65,6 +65,9 @@ class DeltaSwitch:
     Make it when the model is where it will stay, before it is wrapped (FSDP, torch.compile), and
     use it from one thread. Only weights change: the configuration stays the base's.
 
+    Words are exchanged in main memory: of a model on a device, each tensor that a delta changes is
+    copied there and back.
+
     While it is in use, nothing else may write to the weights. That is noticed where words that a
     delta changes are not what they were left as.
 
