@@ -202,6 +202,50 @@ def test_a_failing_rank_makes_all_fail(forks: Forks, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+SHORTAGES = """
+from rlsparse_store.torch.ranks import Ranks
+
+tensor, empty, made = torch.zeros(8, 8), torch.empty, []
+grid = init_device_mesh("cpu", (1, ranks))
+rows = [distribute_tensor(tensor, mesh, [Shard(0)]), distribute_tensor(tensor, mesh, [Replicate()])]
+others = [
+    distribute_tensor(tensor, mesh, [Shard(1)]),
+    distribute_tensor(tensor, grid, [Shard(0), Shard(1)]),
+]
+
+# Memory for one whole tensor, and not for two.
+def for_one(*given, **options):
+    made.append(given)
+    if len(made) > 1:
+        raise torch.OutOfMemoryError("no second one")
+    return empty(*given, **options)
+
+for split in rows + others:
+    made.clear()
+    torch.empty = for_one
+    found = gathered._shortage(split)
+    torch.empty = empty
+    assert found == ("no second one" if any(split is other for other in others) else None), found
+
+# Memory that runs out all the same is not taken for a rank that is gone.
+def short_of_device_memory():
+    with Ranks().speaking():
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+def short_of_main_memory():
+    with Ranks().speaking():
+        torch.empty(1 << 50)
+
+raises(RlsparseError, short_of_device_memory, "no memory left on this rank")
+raises(RlsparseError, short_of_device_memory, "Tried to allocate 20.00 GiB")
+raises(RlsparseError, short_of_main_memory, "no memory left on this rank")
+"""
+
+
+def test_a_rank_that_runs_out_of_memory(forks: Forks, tmp_path: Path) -> None:
+    run(forks, tmp_path, SHORTAGES + DONE)
+
+
 GONE = """
 model = small_llama()
 fully_shard(model, mesh=mesh)

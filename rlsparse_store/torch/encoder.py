@@ -110,10 +110,11 @@ class DeltaEncoder(Closing):
 
         Tensors may be split over ranks, in any way that DTensor knows (FSDP2, tensor parallelism).
         Then every rank calls this with its state dict. Tensors are gathered one by one, so that no
-        rank needs memory for more than one besides its model, and the first rank encodes and
-        writes: the others only take part in gathering. The delta is the one that the whole state
-        dict gives, byte for byte. If one rank fails, all do, and nothing is left behind; a rank
-        that ends without a word is noticed after the process group's timeout at the latest.
+        rank needs memory for more than one besides its model (twice that for one that is not split
+        by rows), and the first rank encodes and writes: the others only take part in gathering. The
+        delta is the one that the whole state dict gives, byte for byte. If one rank fails, all do,
+        and nothing is left behind; a rank that ends without a word is noticed after the process
+        group's timeout at the latest.
 
         Args:
             model: A state dict, or a module. Tensors lie on any device, whole or as DTensors.

@@ -142,14 +142,27 @@ def _place(name: str, tensor: Any) -> object:  # noqa: ANN401 - a DTensor
 
 
 def _shortage(tensor: Any) -> str | None:  # noqa: ANN401 - a DTensor
-    """Why there is no room for all of a tensor, if there is none."""
+    """Why there is no room to gather all of a tensor, if there is none."""
     device = tensor.device_mesh.device_type
     try:
+        rooms = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            for _ in range(_copies(tensor))
+        ]
         # Given back at once: torch keeps it for what is gathered next.
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        rooms.clear()
     except (RuntimeError, MemoryError) as error:
         return str(error)
     return None
+
+
+def _copies(tensor: Any) -> int:  # noqa: ANN401 - a DTensor
+    """How many whole tensors there are while one is gathered.
+
+    Parts arrive one after the other. If they are not rows, they are then put together anew.
+    """
+    by_rows = all(p.is_shard(0) or p.is_replicate() or p.is_partial() for p in tensor.placements)
+    return 1 if by_rows else 2
 
 
 def _full(tensor: Any) -> torch.Tensor:  # noqa: ANN401 - a DTensor

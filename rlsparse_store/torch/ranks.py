@@ -67,11 +67,14 @@ class Ranks:
         """Speak from this rank's device, which is not the one that a new thread begins with.
 
         Raises:
-            RlsparseError: A rank is gone.
+            RlsparseError: A rank is gone, or this one has no memory for what it is sent.
         """
         try:
             with nullcontext() if self._device is None else torch.cuda.device(self._device):
                 yield
         except RuntimeError as error:
             msg = f"the ranks cannot reach each other any more: has one ended? ({error})"
+            # Of main memory, torch has no error of its own kind.
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                msg = f"no memory left on this rank for what the others send it: {error}"
             raise RlsparseError(msg) from error
