@@ -151,6 +151,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
     save_file(live, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
     encode_delta(b, tmp_path / "tuned", tmp_path / "expected")
     if on_device:
+        monkeypatch.setattr(rlsparse_store.torch.encoder, "STAGED_BYTES", 10_000)
         monkeypatch.setattr(
             rlsparse_store.torch.encoder,
             "_coder",
@@ -164,6 +165,38 @@ def test_state_dict_gives_the_bytes_of_its_file(
     assert contents(tmp_path / "delta") == contents(tmp_path / "expected")
     if not on_device:
         assert contents(tmp_path / "again") == contents(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("keep", ["host", "device"])
+def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    base = {name: bf16_tensor(i, 100, 200) for i, name in enumerate("abc")}
+    b, t = save(tmp_path / "base", base), tmp_path / "tuned"
+    live = state(save(tmp_path / "made", base | {"a": tune(base["a"], 1)}))
+    t.mkdir()
+    save_file(live, t / "model.safetensors", {"format": "pt"})
+    encode_delta(b, t, tmp_path / "expected")
+    monkeypatch.setattr(rlsparse_store.torch.encoder, "SLAB_BYTES", 50_000)
+    empty, pinned = torch.empty, []
+
+    def refusing(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        if pin_memory:
+            pinned.append(shape)
+            if len(pinned) > 1 or keep == "device":
+                msg = "CUDA error: out of memory"
+                raise RuntimeError(msg)
+        return empty(*shape, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch, "empty", refusing)
+        with pytest.warns(RuntimeWarning, match="be pinned"):
+            encoder = DeltaEncoder(b, device="cpu", keep=keep)
+    assert len(pinned) == (2 if keep == "host" else 1)
+    with encoder:
+        encoder.encode(live, tmp_path / "delta")
+    assert contents(tmp_path / "delta") == contents(tmp_path / "expected")
 
 
 def test_model_of_transformers(tmp_path: Path) -> None:

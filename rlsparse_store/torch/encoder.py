@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from rlsparse_store.delta import (
     find_checkpoint,
     silent,
 )
+from rlsparse_store.frameworks.pt import has_kernels
 from rlsparse_store.hub import HubAccess
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.torch.gathered import is_split
@@ -28,6 +30,7 @@ from rlsparse_store.torch.sharded import encode_sharded
 from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint, wait_for
 
 if TYPE_CHECKING:
+    from rlsparse_store.checkpoint import TensorRef
     from rlsparse_store.delta import EncodeReport
 
 __all__ = ["DeltaEncoder"]
@@ -36,6 +39,9 @@ KEEP: Final = ("files", "host", "device")
 
 SLAB_BYTES: Final = 1 << 30
 """Bytes of main memory that small tensors share."""
+
+STAGED_BYTES: Final = 1 << 26
+"""Bytes of main memory through which the base is read to a device."""
 
 ALIGNMENT: Final = 64
 """What divides the place of a tensor in a slab."""
@@ -55,7 +61,8 @@ class DeltaEncoder(Closing):
         device: Where deltas are made: a CUDA device, or ``"cpu"``; by default the first CUDA device
             if there is one.
         keep: Where the base stays between deltas: ``"files"`` reads it each time, ``"host"`` holds
-            it in main memory (pinned, if there is a CUDA device), ``"device"`` on the device.
+            it in main memory (pinned, if there is a CUDA device and as much can be), ``"device"``
+            on the device.
         memory: Bytes of device memory to use besides the base and the model; where tensors are
             split over ranks, the writer keeps as many bytes of gathered ones.
         threads: Threads to work on; all processors by default.
@@ -170,23 +177,35 @@ def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
 
 def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
     """The base's tensors on a device, or in main memory."""
-    slabs = _Slabs(base.nbytes)
+    slabs = _Slabs(base.nbytes if device is None else STAGED_BYTES)
+    staging = None if device is None else slabs.take(STAGED_BYTES)
     tensors = {}
     for name, ref in base.tensors.items():
-        if device is None:
+        if staging is None:
             data = slabs.take(ref.nbytes)
+            base.read_into(ref, 0, data.numpy())
         else:
-            data = torch.empty(ref.nbytes, dtype=_BYTE, device="cpu")
-        base.read_into(ref, 0, data.numpy())
-        placed = data if device is None else data.to(device)
-        tensors[name] = LiveTensor(placed, ref.dtype, ref.shape)
+            data = torch.empty(ref.nbytes, dtype=_BYTE, device=device)
+            _read_through(staging, base, ref, data)
+        tensors[name] = LiveTensor(data, ref.dtype, ref.shape)
     return checkpoint_in_memory(tensors, base.path)
 
 
-class _Slabs:
-    """Main memory for many tensors, pinned if there is a CUDA device.
+def _read_through(
+    staging: torch.Tensor, base: Checkpoint, ref: TensorRef, out: torch.Tensor
+) -> None:
+    """Read a tensor to a device, part by part, through main memory that it copies from."""
+    for start in range(0, ref.nbytes, len(staging)):
+        part = staging[: ref.nbytes - start]
+        base.read_into(ref, start, part.numpy())
+        out[start : start + len(part)].copy_(part)
 
-    torch rounds each piece that it pins up to a power of two: tensors share large ones.
+
+class _Slabs:
+    """Main memory for many tensors, pinned if there is a CUDA device for kernels.
+
+    torch rounds each piece that it pins up to a power of two: tensors share large ones. What cannot
+    be pinned is held all the same.
 
     Args:
         nbytes: Bytes of all tensors.
@@ -195,14 +214,29 @@ class _Slabs:
     def __init__(self, nbytes: int) -> None:
         self._left = nbytes
         self._slab = torch.empty(0, dtype=_BYTE, device="cpu")
-        self._pins = torch.cuda.is_available()
+        self._pins = torch.cuda.is_available() and has_kernels(torch.device("cuda"))
 
     def take(self, nbytes: int) -> torch.Tensor:
         """Memory for a tensor."""
         if nbytes > len(self._slab):
             size = max(nbytes, min(SLAB_BYTES, self._left))
-            self._slab = torch.empty(size, dtype=_BYTE, device="cpu", pin_memory=self._pins)
+            self._slab = self._pinned(size) if self._pins else self._unpinned(size)
         taken = self._slab[:nbytes]
         self._slab = self._slab[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         self._left -= nbytes
         return taken
+
+    def _pinned(self, nbytes: int) -> torch.Tensor:
+        from rlsparse_store.backends.gpu import main_memory  # noqa: PLC0415 - needs Triton
+
+        try:
+            return main_memory(nbytes, torch.device("cuda"))
+        except torch.OutOfMemoryError:
+            msg = "no more main memory can be pinned: the base is copied from it more slowly"
+            warnings.warn(msg, RuntimeWarning, stacklevel=5)
+            self._pins = False
+            return self._unpinned(nbytes)
+
+    @staticmethod
+    def _unpinned(nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=_BYTE, device="cpu")
