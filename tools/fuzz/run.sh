@@ -31,7 +31,7 @@ fail() {
     exit 1
 }
 
-needed=numpy,safetensors,xxhash,zstandard
+needed=numpy,xxhash,zstandard
 [ "$part" = fuzz ] || needed+=,hypothesis,pytest
 "$python" -c "import $needed" 2>"$scratch/log" ||
     fail "$python lacks what is needed: $(tail -n 1 "$scratch/log")"
