@@ -39,9 +39,11 @@ from rlsparse_store.codec import (
 )
 from rlsparse_store.codec.chunk import open_chunk
 from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
-from rlsparse_store.codec.frames import compress, decompress
+from rlsparse_store.codec.frames import compress, compress_plainly, content_size, decompress
+from rlsparse_store.container.writer import INDEX_LEVEL
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.errors import LimitError, StreamError
+from rlsparse_store.limits import MAX_WINDOW
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -433,6 +435,34 @@ def test_a_frame_with_a_dictionary_is_refused() -> None:
     numbered[place:place] = b"\x07"
     with pytest.raises(StreamError, match="dictionary"):
         decompress(bytes(numbered), 1 << 20)
+
+
+def test_a_dictionary_of_number_zero_is_refused() -> None:
+    stored = bytearray(packed(CONTENT))
+    stored[4] |= 1
+    place = 5 if stored[4] & 0x20 else 6
+    stored[place:place] = b"\0"
+    with pytest.raises(StreamError, match="dictionary"):
+        decompress(bytes(stored), 1 << 20)
+
+
+@pytest.mark.parametrize("blocks", [64, 65])
+def test_a_single_segment_is_its_own_window(blocks: int) -> None:
+    size = blocks << 17
+    repeated = [struct.pack("<I", 1 << 20 | 2 | last)[:3] + b"x" for last in (0, 1)]
+    header = bytes.fromhex("28b52ffd a0") + struct.pack("<I", size)
+    stored = header + repeated[0] * (blocks - 1) + repeated[1]
+    if size <= MAX_WINDOW:
+        assert decompress(stored, size) == b"x" * size
+    else:
+        with pytest.raises(LimitError, match="window"):
+            decompress(stored, size)
+
+
+def test_no_window_of_this_library_is_too_large() -> None:
+    content = bytes(MAX_WINDOW + 1)
+    for stored in (packed(content), compress_plainly(content, INDEX_LEVEL)):
+        assert content_size(stored) == len(content)
 
 
 def test_a_large_window_is_refused() -> None:

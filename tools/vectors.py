@@ -908,9 +908,22 @@ def _unsized(stored: bytes) -> bytes:
     return MAGIC + b"\x00\x48" + block + content
 
 
-def _with_dictionary(stored: bytes) -> bytes:
-    frame = raw_frame(plain(stored), flags=1)
-    return frame[:5] + b"\x07" + frame[5:]
+def _with_dictionary(number: int) -> Callable[[bytes], bytes]:
+    """A frame with a field of one byte for a dictionary's number."""
+
+    def edit(stored: bytes) -> bytes:
+        frame = raw_frame(plain(stored), flags=1)
+        return frame[:5] + bytes([number]) + frame[5:]
+
+    return edit
+
+
+def _single_segment(blocks: int) -> bytes:
+    """A frame of one segment with so many blocks of 128 KiB, each one byte repeated."""
+    size = blocks << 17
+    block = (1 << 17 << 3 | 2).to_bytes(3, "little") + b"\0"
+    last = (1 << 17 << 3 | 3).to_bytes(3, "little") + b"\0"
+    return MAGIC + b"\xa0" + size.to_bytes(4, "little") + block * (blocks - 1) + last
 
 
 def _with_checksum(stored: bytes) -> bytes:
@@ -1670,6 +1683,12 @@ LIMITS: Final = (
         "a window of 16 MiB",
         _stored("b_delta", lambda s: raw_frame(plain(s), window=24)),
     ),
+    Invalid(
+        "limit-window-segment",
+        "limit",
+        "a single segment of more than 8 MiB",
+        _stored("b_delta", lambda _: _single_segment(65)),
+    ),
 )
 
 STREAMS: Final = (
@@ -1708,7 +1727,14 @@ STREAMS: Final = (
         "stream-checksum", "stream", "a checksum in the frame", _stored("w", _with_checksum), "gaps"
     ),
     Invalid(
-        "stream-dictionary", "stream", "a dictionary id", _stored("w", _with_dictionary), "gaps"
+        "stream-dictionary", "stream", "a dictionary id", _stored("w", _with_dictionary(7)), "gaps"
+    ),
+    Invalid(
+        "stream-dictionary-zero",
+        "stream",
+        "a dictionary id of 0",
+        _stored("w", _with_dictionary(0)),
+        "gaps",
     ),
     Invalid(
         "stream-announced",

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["compress", "compress_plainly", "content_size", "decompress"]
 
+_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+
+# Bits of the frame header's descriptor, its fifth byte.
+_HAS_DICTIONARY: Final = 0b011
+_HAS_CHECKSUM: Final = 0b100
+
 # Fixed here rather than taken from a level, whose meaning moves between library versions.
 # Literals dominate, so the fast strategy suffices; short matches would cost more than they save.
 _PARAMETERS: Final = {
@@ -102,19 +108,25 @@ def content_size(stored: bytes) -> int:
         StreamError: This is no zstd frame as the format wants it.
         LimitError: Its window is too large.
     """
+    # zstandard reads the header of a skippable frame as well.
+    if not stored.startswith(_MAGIC):
+        msg = "not a zstd frame"
+        raise StreamError(msg)
     try:
         frame = zstandard.get_frame_parameters(stored)
     except zstandard.ZstdError as error:
         msg = f"not a zstd frame ({error})"
         raise StreamError(msg) from error
+    # The window of a frame of a single segment is its content: this library's larger ones have one
+    # of their own.
+    if frame.window_size > MAX_WINDOW:
+        msg = f"the zstd frame wants a window of {frame.window_size} bytes"
+        raise LimitError(msg)
     if frame.content_size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
         msg = "the zstd frame does not tell its content size"
         raise StreamError(msg)
-    # A frame of one segment has its content size as its window, which the caller bounds.
-    if frame.window_size > max(MAX_WINDOW, frame.content_size):
-        msg = f"the zstd frame wants a window of {frame.window_size} bytes"
-        raise LimitError(msg)
-    if frame.dict_id or frame.has_checksum:
+    # Not the dictionary's number: a field that holds 0 is read as none.
+    if stored[4] & (_HAS_DICTIONARY | _HAS_CHECKSUM):
         msg = "the zstd frame has a dictionary or a checksum of its own"
         raise StreamError(msg)
     return int(frame.content_size)

@@ -100,10 +100,10 @@ def frame_size(frame: bytes, code: str) -> int:
         header = zstandard.get_frame_parameters(frame)
     except zstandard.ZstdError:
         refuse(code, "not a zstd frame header")
+    need(header.window_size <= 8 * MIB, "limit", "the frame's window is above 8 MiB")
     need(frame[4] & 0b111 == 0, code, "the frame has a checksum or a dictionary id")
     # Without the single-segment flag a content size of one byte cannot be told: flag 0 is none.
     need(frame[4] >> 5, code, "the frame does not declare its content size")
-    need(header.window_size <= 8 * MIB, "limit", "the frame's window is above 8 MiB")
     return int(header.content_size)
 
 
