@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import ChunkWords, Histogram, Words, get_backend
+from rlsparse_store.backends import (
+    ChunkWords,
+    Histogram,
+    Words,
+    get_backend,
+    rows_touched,
+)
 from rlsparse_store.backends.cost import (
     CONTEXT_COST,
     EMPTY_COST,
@@ -23,6 +30,9 @@ from rlsparse_store.backends.cost import (
     mask_cost,
     n_log_n,
 )
+from rlsparse_store.backends.numpy.bits import pack_flags
+from rlsparse_store.backends.numpy.masks import DENSE, ESCAPE, low_width
+from rlsparse_store.backends.numpy.words import add_steps
 from rlsparse_store.codec import (
     CodedChunk,
     DeltaChunk,
@@ -40,6 +50,7 @@ from rlsparse_store.codec import (
 from rlsparse_store.codec.chunk import open_chunk
 from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
 from rlsparse_store.codec.frames import compress, compress_plainly, content_size, decompress
+from rlsparse_store.codec.largest import largest_content
 from rlsparse_store.container.writer import INDEX_LEVEL
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.errors import LimitError, StreamError
@@ -388,6 +399,79 @@ def test_a_chunk_announces_no_more_than_its_words_can_need() -> None:
     )
     with pytest.raises(StreamError, match="at most"):
         open_chunk(chunk, 1, WordCoding(16, OrderMap.UNSIGNED), None)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Words of one context: how many, which of them changed, and by how much."""
+
+    words: int
+    ranks: NDArray[np.int64]
+    step: int
+
+
+def ranks_with_escapes(n: int, k: int) -> NDArray[np.int64]:
+    """``k`` of ``n`` ranks with as many escapes as there can be."""
+    escape = ESCAPE << low_width(n, k)
+    number = min((n - k) // escape, k)
+    gaps = np.repeat([escape, 0], [number, k - number])
+    ranks: NDArray[np.int64] = np.cumsum(gaps + 1) - 1
+    return ranks
+
+
+@st.composite
+def costly_contexts(draw: st.DrawFn, width: int) -> Context:
+    """A context that takes much room for its words, or for its changes."""
+    n = 2 * draw(st.integers(1, 400) | st.integers(1, 20_000))
+    k = max(1, int(n * draw(st.sampled_from([0, 1e-3, 0.01, 0.08, 0.166, 0.17, 0.5, 1]))))
+    far = -(1 << width - 1)
+    step = draw(st.sampled_from([far, far, 1]))
+    if DENSE * k < n and draw(st.booleans()):
+        return Context(n, ranks_with_escapes(n, k), step)
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return Context(n, np.sort(rng.choice(n, k, replace=False)), step)
+
+
+def content_of(contexts: list[Context], width: int, row: int | None) -> bytes:
+    """The content of a chunk with these contexts, one behind the other."""
+    coding = WordCoding(width, OrderMap.UNSIGNED)
+    starts = [0, *accumulate(c.words for c in contexts)]
+    keys = np.repeat(np.arange(len(contexts)), [c.words for c in contexts])
+    base: Words = keys.astype(as_words(np.zeros(8, np.uint8), width).dtype)
+    tuned = base.copy()
+    for start, c in zip(starts, contexts, strict=False):
+        at = start + c.ranks
+        tuned[at] = add_steps(base[at], np.full(at.size, c.step), coding)
+    rows = BACKEND.active_rows(base, tuned, row, 0) if row else None
+    bounds = np.arange(len(contexts), dtype=np.uint64)
+    flags = pack_flags(rows.active) if rows else b""
+    return flags + bytes(BACKEND.partition(base, tuned, coding, bounds, rows).content)
+
+
+@pytest.mark.parametrize("width", [4, 8, 16, 32, 64])
+@given(data=st.data())
+def test_no_content_is_larger_than_its_bound(width: int, data: st.DataObject) -> None:
+    contexts = data.draw(st.lists(costly_contexts(width), min_size=1, max_size=16))
+    words = sum(c.words for c in contexts)
+    row = data.draw(st.sampled_from([None, 1, 50]))
+    content = content_of(contexts, width, row)
+    rows = rows_touched(words, row, 0) if row else 0
+    assert len(content) <= largest_content([c.ranks.size for c in contexts], words, width, rows)
+
+
+@pytest.mark.parametrize("width", [4, 8, 16, 32, 64])
+def test_the_bound_is_near_what_there_can_be(width: int) -> None:
+    n = 60_000
+    # Twice 6 k words, less a few: escapes are as cheap in ranks as they can be.
+    for k in (1, 30, 700, n // 12 + 1, n // 6 - 1, n // 6 + 1, n - 1, n):
+        ranks = ranks_with_escapes(n, k) if DENSE * k < n else np.arange(k)
+        content = content_of([Context(n, ranks, -(1 << width - 1))], width, None)
+        assert 0 <= largest_content([k], n, width, 0) - len(content) <= len(content) / 5 + 4
+
+
+def test_many_contexts_share_the_words_of_a_chunk() -> None:
+    n = 1 << 26
+    assert largest_content([n // 6] * 6, n, 16, 0) < 2.9 * n
 
 
 def lying(size: int) -> bytes:

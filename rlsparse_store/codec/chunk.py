@@ -23,6 +23,7 @@ from rlsparse_store.backends.interface import MAGNITUDE_CLASSES
 from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
 from rlsparse_store.codec.contexts import choose_bounds, key_bins
 from rlsparse_store.codec.frames import compress, decompress
+from rlsparse_store.codec.largest import largest_content
 from rlsparse_store.codec.views import as_words, to_bytes
 from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
@@ -323,29 +324,20 @@ def open_chunk(
     Raises:
         StreamError: The frame or the row flags break the format.
     """
-    content: bytes | memoryview
-    content = decompress(chunk.stored, _largest_content(chunk, words, coding.width))
-    rows = None
-    if chunk.has_row_flags:
-        if row is None:
-            msg = "row flags in a tensor without rows"
-            raise StreamError(msg)
-        length, offset = row
-        number = rows_touched(words, length, offset)
-        flags = Cursor(bytes(content[: -(-number // 8)])).take_bits(number)
-        # Not copied: it may be large.
-        content = memoryview(content)[-(-number // 8) :]
-        rows = Rows(flags == 1, length, offset)
-    return rows, content
-
-
-def _largest_content(chunk: DeltaChunk, words: int, width: int) -> int:
-    """A bound on the content that follows from numbers already known."""
-    changed = min(sum(chunk.changed), words)
-    flags = words + 8
-    masks = words // 8 + len(chunk.bounds) * 8 + changed * 16
-    values = changed * (1 + width // 8) + 32
-    return flags + masks + values
+    if not chunk.has_row_flags:
+        return None, decompress(
+            chunk.stored, largest_content(chunk.changed, words, coding.width, 0)
+        )
+    if row is None:
+        msg = "row flags in a tensor without rows"
+        raise StreamError(msg)
+    length, offset = row
+    number = rows_touched(words, length, offset)
+    largest = largest_content(chunk.changed, words, coding.width, number)
+    content = decompress(chunk.stored, largest)
+    flags = Cursor(content[: -(-number // 8)]).take_bits(number)
+    # Not copied: it may be large.
+    return Rows(flags == 1, length, offset), memoryview(content)[-(-number // 8) :]
 
 
 def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> WholeChunk:

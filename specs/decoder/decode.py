@@ -792,11 +792,13 @@ def largest_content(entry: Entry, chunk: Chunk) -> int:
     length, width, changed = chunk.length, entry.width, sum(chunk.changed)
     need(changed <= length, "stream", "more changed words than words")
     size = (row_count(entry, chunk) + 7) // 8 if chunk.coding == ROWS_CHUNK else 0
+    masks = 0
     for k in filter(None, chunk.changed):
         r = max(0, (length // (6 * k)).bit_length() - 1)
-        # An escape spends 255·2^r of the n ranks, and 2^r > n / 12k: at most k / 21 escapes.
-        gaps = (k * r + 7) // 8 + k + 4 * (k // 21)
-        size += max(gaps, (min(length, 6 * k) + 7) // 8)
+        # A bit for each of at most 6k words takes no more bytes than the k gaps do.
+        gaps = (k * r + 7) // 8 + k + 4 * (4 * k // 85)
+        masks += gaps if 6 * k < length else (length + 7) // 8
+    size += min(masks, length // 5 + len(chunk.changed))
     quotients = changed if width > 16 else (changed + 1) // 2
     low = (changed * (width - 2) + 7) // 8
     return size + (changed + 7) // 8 + (2 * changed + 7) // 8 + quotients + low
