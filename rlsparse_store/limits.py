@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "MAX_CHECK",
     "MAX_CHUNKS",
+    "MAX_CHUNK_STORED",
     "MAX_CHUNK_WORDS",
     "MAX_CONTAINER_HEADER",
     "MAX_CONTEXTS",
@@ -18,6 +20,7 @@ __all__ = [
     "MAX_TENSORS",
     "MAX_TENSOR_HEADER",
     "MAX_WINDOW",
+    "MIN_CHUNK_STORED",
     "max_index_content",
 ]
 
@@ -50,6 +53,15 @@ MAX_CHUNKS: Final = 1 << 24
 
 MAX_CHUNK_WORDS: Final = 1 << 26
 """Words of a chunk."""
+
+MIN_CHUNK_STORED: Final = 10
+"""Stored bytes of a chunk: no zstd frame with content is shorter."""
+
+MAX_CHUNK_STORED: Final = 1 << 40
+"""Stored bytes of a chunk."""
+
+MAX_CHECK: Final = 0xFFFFFFFF
+"""A check of bytes or words."""
 
 MAX_CONTEXTS: Final = 16
 """Contexts of a chunk."""

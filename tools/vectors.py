@@ -1532,6 +1532,13 @@ CHUNKS: Final = (
     ),
     Invalid("chunk-of-same", "index", "a chunk of a tensor of kind `same`", _moved_chunk),
     Invalid("chunk-empty", "index", "a chunk of no words", _chunk("f_wide", length=0)),
+    Invalid(
+        "chunk-stored",
+        "index",
+        "a chunk of 9 bytes",
+        _stored("w", lambda _: MAGIC + bytes.fromhex("2000010000")),
+        "bitmap",
+    ),
     Invalid("chunk-coding", "index", "an unknown coding", _chunk("i_new", coding=3)),
     Invalid(
         "chunk-shard", "index", "a chunk in a shard that is not there", _chunk("b_delta", shard=1)

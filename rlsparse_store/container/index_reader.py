@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.codec import Widening
 from rlsparse_store.container.columns import ColumnReader
@@ -28,6 +28,8 @@ from rlsparse_store.container.records import (
 from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.errors import LimitError
 from rlsparse_store.limits import (
+    MAX_CHECK,
+    MAX_CHUNK_STORED,
     MAX_CHUNK_WORDS,
     MAX_CHUNKS,
     MAX_CONTEXTS,
@@ -35,8 +37,12 @@ from rlsparse_store.limits import (
     MAX_FILES,
     MAX_RANK,
     MAX_TENSORS,
+    MIN_CHUNK_STORED,
 )
 from rlsparse_store.storage.names import are_tensor_names, is_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["decode_index"]
 
@@ -58,11 +64,15 @@ def _are_file_names(names: list[str]) -> bool:
     return all(is_file_name(name) and name.endswith(".safetensors") for name in names)
 
 
-def decode_index(content: bytes) -> Index:
+def decode_index(content: bytes, shard_bytes: Sequence[int]) -> Index:
     """Read an index and check everything that does not need data.
 
+    Args:
+        content: The index.
+        shard_bytes: Bytes of chunks that each shard holds.
+
     Raises:
-        IndexFormatError: It breaks the format.
+        IndexFormatError: It breaks the format, or its chunks do not fill the shards.
         LimitError: It exceeds a limit of the format.
     """
     columns = ColumnReader(content)
@@ -73,6 +83,10 @@ def decode_index(content: bytes) -> Index:
             msg = f"the index counts {count} of something; at most {limit} are accepted"
             raise LimitError(msg)
     num_tensors, num_foreign, num_removed, num_chunks, num_files = counts
+    # Before anything is made of each: columns of few values take no room in the file, so there
+    # could be millions of chunks in a small one.
+    fits = num_chunks * MIN_CHUNK_STORED <= sum(shard_bytes)
+    require(fits, f"{num_chunks} chunks are more than the data has room for")
     names = columns.names(num_tensors)
     check_names(names, "tensor name", are_tensor_names)
     foreign = columns.names(num_foreign)
@@ -80,7 +94,7 @@ def decode_index(content: bytes) -> Index:
     removed = columns.names(num_removed)
     check_names(removed, "removed name", are_tensor_names)
     tensors = _read_tensors(columns, names, foreign)
-    chunks = _read_chunks(columns, num_chunks, tensors)
+    chunks = _read_chunks(columns, num_chunks, tensors, shard_bytes)
     files = _read_files(columns, num_files, num_tensors)
     columns.finish()
     if removed:
@@ -165,7 +179,7 @@ def _origin(kind: Kind, origin: int, name: str, names: list[str], foreign: list[
 
 
 def _read_chunks(
-    columns: ColumnReader, count: int, tensors: list[TensorRecord]
+    columns: ColumnReader, count: int, tensors: list[TensorRecord], shard_bytes: Sequence[int]
 ) -> list[ChunkRecord]:
     steps = columns.limited(count, MAX_TENSORS, "a step between tensors")
     skips = columns.limited(count, MAX_DIMENSION, "a gap between chunks")
@@ -174,20 +188,19 @@ def _read_chunks(
     require(not count or int(numbers.max()) <= max(ChunkCoding), "an unknown chunk coding")
     codings = [_CODINGS[number] for number in numbers.tolist()]
     shards = columns.limited(count, MAX_FILES - 1, "a shard number")
-    stored = columns.limited(count, 1 << 40, "a stored length")
-    # Before a record is made of each: columns of zeros take no room, so there could be millions.
-    require(not count or (min(lengths) >= 1 and min(stored) >= 1), "an empty chunk")
-    checks = columns.limited(count, 0xFFFFFFFF, "a check")
-    results = columns.limited(count, 0xFFFFFFFF, "a check")
+    stored = columns.limited(count, MAX_CHUNK_STORED, "a stored length")
+    require(min(lengths, default=1) >= 1, "a chunk of no words")
+    offsets = _offsets(shards, stored, shard_bytes)
+    checks = columns.limited(count, MAX_CHECK, "a check")
+    results = columns.limited(count, MAX_CHECK, "a check")
     deltas = sum(coding is not ChunkCoding.WHOLE for coding in codings)
-    bases = iter(columns.limited(deltas, 0xFFFFFFFF, "a check"))
+    bases = iter(columns.limited(deltas, MAX_CHECK, "a check"))
     contexts = columns.limited(deltas, MAX_CONTEXTS, "contexts of a chunk")
     bounds = [int(bound) for bound in columns.integers(sum(contexts)).tolist()]
     changed = columns.limited(sum(contexts), MAX_CHUNK_WORDS, "changed words of a context")
     cuts = iter(pairwise([0, *accumulate(contexts)]))
     chunks = []
     tensor, end = 0, 0
-    offsets: dict[int, int] = {}
     for i, coding in enumerate(codings):
         end = 0 if steps[i] else end
         tensor += steps[i]
@@ -199,8 +212,6 @@ def _read_chunks(
         if coding is not ChunkCoding.WHOLE:
             base = next(bases)
             cut = slice(*next(cuts))
-        offset = offsets.get(shards[i], 0)
-        offsets[shards[i]] = offset + stored[i]
         chunks.append(
             ChunkRecord(
                 tensor,
@@ -208,7 +219,7 @@ def _read_chunks(
                 lengths[i],
                 coding,
                 shards[i],
-                offset,
+                offsets[i],
                 stored[i],
                 checks[i],
                 results[i],
@@ -218,6 +229,21 @@ def _read_chunks(
             )
         )
     return chunks
+
+
+def _offsets(shards: list[int], stored: list[int], shard_bytes: Sequence[int]) -> list[int]:
+    """Where each chunk starts in its shard, which the chunks must fill."""
+    require(min(stored, default=MIN_CHUNK_STORED) >= MIN_CHUNK_STORED, "a chunk of too few bytes")
+    last = max(shards, default=0)
+    require(last < len(shard_bytes), f"a chunk lies in shard {last + 1} of {len(shard_bytes)}")
+    ends = [0] * len(shard_bytes)
+    offsets = []
+    for shard, nbytes in zip(shards, stored, strict=True):
+        offsets.append(ends[shard])
+        ends[shard] += nbytes
+    for number, (end, held) in enumerate(zip(ends, shard_bytes, strict=True), 1):
+        require(end == held, f"the chunks of shard {number} take {end} bytes, but it holds {held}")
+    return offsets
 
 
 def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:

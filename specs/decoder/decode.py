@@ -496,7 +496,8 @@ def read_chunks(cursor: Cursor, count: int) -> dict[str, U64]:
     columns = {key: column(cursor, count) for key in keys}
     at_most(columns["length"], 1 << 26, "limit", "words of a chunk")
     at_most(columns["coding"], 2, "index", "a coding")
-    need(columns["length"].all() and columns["stored"].all(), "index", "an empty chunk")
+    need(columns["length"].all(), "index", "a chunk of no words")
+    need((columns["stored"] >= 10).all(), "index", "a chunk shorter than any frame")
     coded = columns["coding"] != WHOLE_CHUNK
     for key in ("base", "contexts"):
         columns[key] = column(cursor, int(coded.sum()))
