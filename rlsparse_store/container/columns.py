@@ -111,6 +111,15 @@ class ColumnReader:
             raise IndexFormatError(msg)
         return values
 
+    def numbers(self, count: int) -> list[int]:
+        """The next integer column, of which nothing is known yet.
+
+        Raises:
+            IndexFormatError: It is broken.
+        """
+        plain: list[int] = self.integers(count).tolist()
+        return plain
+
     def limited(self, count: int, most: int, what: str) -> list[int]:
         """The next integer column, whose values must not exceed a limit of the format.
 

@@ -111,6 +111,8 @@ def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None
         require(bool(c.bounds) and sum(c.changed) >= 1, "a chunk without changes", t.name)
         if len(c.bounds) > 1:
             require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
+        if t.coding is not None:
+            require(c.bounds[-1] < 1 << t.coding.key_bits, "a bound above every key", t.name)
         if c.coding is ChunkCoding.DELTA_WITH_ROWS:
             require(t.row_words is not None, "row flags in a tensor without rows", t.name)
         changed[c.tensor] += sum(c.changed)
@@ -118,6 +120,8 @@ def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None
         if t.kind is Kind.DELTA:
             agree = sum(t.steps) == changed[number]
             require(agree, "its steps are not as many as its chunks have changes", t.name)
+            room = sum(max(0, min(c.length, t.shared - c.first)) for c in whole.get(number, ()))
+            require(t.moved <= room, "more words changed than its whole chunks share", t.name)
         if t.kind is Kind.WHOLE or t.tail:
             start = 0 if t.kind is Kind.WHOLE else t.shared
             _check_cover(t, start, whole.get(number, ()))

@@ -126,10 +126,10 @@ def _read_tensors(
     orders = small(max(OrderMap), "order map")
     widenings = [_WIDENINGS[widening] for widening in small(max(Widening), "widening")]
     origins = small(max(count, len(foreign)), "origin")
-    tails = columns.limited(count, MAX_DIMENSION, "a tail")
-    counts = columns.limited(count * STEP_BINS, MAX_DIMENSION, "a count of steps")
+    tails = columns.numbers(count)
+    counts = columns.numbers(count * STEP_BINS)
     steps = list(zip(*(counts[i::STEP_BINS] for i in range(STEP_BINS)), strict=True))
-    moved = columns.limited(count, MAX_DIMENSION, "a count of changed words")
+    moved = columns.numbers(count)
     tuned = iter(columns.digests(sum(kind is not Kind.ALIAS for kind in kinds)))
     base = iter(columns.digests(sum(kind is Kind.DELTA for kind in kinds)))
     used: set[int] = set()
@@ -181,13 +181,13 @@ def _origin(kind: Kind, origin: int, name: str, names: list[str], foreign: list[
 def _read_chunks(
     columns: ColumnReader, count: int, tensors: list[TensorRecord], shard_bytes: Sequence[int]
 ) -> list[ChunkRecord]:
-    steps = columns.limited(count, MAX_TENSORS, "a step between tensors")
-    skips = columns.limited(count, MAX_DIMENSION, "a gap between chunks")
+    steps = columns.numbers(count)
+    skips = columns.numbers(count)
     lengths = columns.limited(count, MAX_CHUNK_WORDS, "a chunk length")
     numbers = columns.integers(count)
     require(not count or int(numbers.max()) <= max(ChunkCoding), "an unknown chunk coding")
     codings = [_CODINGS[number] for number in numbers.tolist()]
-    shards = columns.limited(count, MAX_FILES - 1, "a shard number")
+    shards = columns.numbers(count)
     stored = columns.limited(count, MAX_CHUNK_STORED, "a stored length")
     require(min(lengths, default=1) >= 1, "a chunk of no words")
     offsets = _offsets(shards, stored, shard_bytes)
@@ -196,7 +196,7 @@ def _read_chunks(
     deltas = sum(coding is not ChunkCoding.WHOLE for coding in codings)
     bases = iter(columns.limited(deltas, MAX_CHECK, "a check"))
     contexts = columns.limited(deltas, MAX_CONTEXTS, "contexts of a chunk")
-    bounds = [int(bound) for bound in columns.integers(sum(contexts)).tolist()]
+    bounds = columns.numbers(sum(contexts))
     changed = columns.limited(sum(contexts), MAX_CHUNK_WORDS, "changed words of a context")
     cuts = iter(pairwise([0, *accumulate(contexts)]))
     chunks = []
@@ -249,9 +249,9 @@ def _offsets(shards: list[int], stored: list[int], shard_bytes: Sequence[int]) -
 def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
     names = columns.names(count)
     check_names(names, "file name", _are_file_names)
-    file_of = [int(place) for place in columns.integers(tensors).tolist()]
+    file_of = columns.numbers(tensors)
     require(all(place < count for place in file_of), "a tensor in no file")
-    layouts = [int(layout) for layout in columns.integers(count).tolist()]
+    layouts = columns.numbers(count)
     require(all(layout <= 2 for layout in layouts), "an unknown file layout")
     texts = [columns.text() for _ in names]
     index_layout = int(columns.integers(1)[0])

@@ -495,19 +495,24 @@ def read_chunks(cursor: Cursor, count: int) -> dict[str, U64]:
     keys = ("tensor", "skip", "length", "coding", "shard", "stored", "check", "result")
     columns = {key: column(cursor, count) for key in keys}
     at_most(columns["length"], 1 << 26, "limit", "words of a chunk")
+    at_most(columns["stored"], 1 << 40, "limit", "bytes of a chunk")
     at_most(columns["coding"], 2, "index", "a coding")
     need(columns["length"].all(), "index", "a chunk of no words")
     need((columns["stored"] >= 10).all(), "index", "a chunk shorter than any frame")
     coded = columns["coding"] != WHOLE_CHUNK
     for key in ("base", "contexts"):
         columns[key] = column(cursor, int(coded.sum()))
+    for key in ("check", "result", "base"):
+        at_most(columns[key], M32, "limit", "a check")
     contexts = columns["contexts"]
     at_most(contexts, 16, "limit", "contexts of a chunk")
     need(contexts.all(), "index", "a chunk without context")
     for key in ("bound", "changed"):
         columns[key] = column(cursor, int(contexts.sum()))
+    at_most(columns["changed"], 1 << 26, "limit", "changed words of a context")
     columns["coded"] = np.cumsum(coded, dtype=np.uint64) - coded  # place among the coded chunks
     columns["start"] = np.cumsum(contexts) - contexts
+    columns["top"] = columns["bound"][(np.cumsum(contexts) - 1).astype(np.int64)]
     if len(contexts):
         starts = columns["start"].astype(np.int64)
         rises = np.append(True, columns["bound"][1:] > columns["bound"][:-1])
@@ -571,7 +576,7 @@ def check_covering(index: Index) -> None:
         if entry.kind not in (DELTA, WHOLE):
             continue
         # The words before `shared` have a source, which chunks may use or leave as it is.
-        shared, at = entry.words - entry.tail if entry.kind == DELTA else 0, 0
+        shared, at, room = entry.words - entry.tail if entry.kind == DELTA else 0, 0, 0
         for i in entry.chunks:
             first, length, coding = (
                 int(index.columns[key][i]) for key in ("first", "length", "coding")
@@ -582,9 +587,15 @@ def check_covering(index: Index) -> None:
             need(even, "index", "a chunk of 4-bit words that is not whole bytes")
             limit = entry.words if coding == WHOLE_CHUNK else shared
             need(at <= limit, "index", "a chunk ends behind the words it may code")
+            room += max(0, min(at, shared) - first) if coding == WHOLE_CHUNK else 0
             need(coding != ROWS_CHUNK or entry.row_words, "index", "row flags without rows")
+            if coding != WHOLE_CHUNK:
+                top = int(index.columns["top"][int(index.columns["coded"][i])])
+                keys = 1 << (entry.width if entry.order == 0 else entry.width - 1)
+                need(top < keys, "index", "a bound above every key")
         end = at == entry.words or entry.words <= shared
         need(end, "index", "words without a source in no chunk")
+        need(entry.moved <= room, "index", "more words moved than its whole chunks share")
 
 
 def check_manifest(index: Index, manifest: dict[str, Any]) -> None:
