@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +107,72 @@ def test_second_decoder_refuses_invalid_vector(vector: dict[str, Any]) -> None:
     with pytest.raises(DECODER.Refused) as refused:
         decode_second(vector)
     assert refused.value.code == vector["expected"]["code"]
+
+
+Fault = Callable[[vectors.Draft], vectors.Draft]
+
+
+def off(tensor: str, field: str) -> Fault:
+    """A check of a tensor's first chunk that is wrong by a bit."""
+
+    def edit(draft: vectors.Draft) -> vectors.Draft:
+        number = draft.chunk_of(tensor)
+        value = getattr(draft.index.chunks[number], field) ^ 1
+        return draft.with_chunk(number, **{field: value})
+
+    return edit
+
+
+def other_content(tensor: str, size: int) -> Fault:
+    """A first chunk of a tensor whose content is so many zeros."""
+    return lambda draft: draft.with_content(draft.chunk_of(tensor), bytes(size))
+
+
+def other_digest(tensor: str, field: str) -> Fault:
+    return lambda draft: draft.with_tensor(tensor, **{field: bytes(16)})
+
+
+def wrong_steps(draft: vectors.Draft) -> vectors.Draft:
+    return draft.with_tensor("new.layer.norm", steps=(1, *[0] * 7))
+
+
+# Each breaks two rules; the code is that of the one that section 12 has first.
+ORDER: dict[str, tuple[str, Fault, Fault]] = {
+    "index-chunk": ("index", off("b_delta", "check"), wrong_steps),
+    "stored-frame": ("checksum", other_content("b_delta", 1 << 12), off("b_delta", "check")),
+    "frame-base": ("stream", other_content("b_delta", 1 << 12), off("b_delta", "base")),
+    "base-content": ("base", other_content("b_delta", 12), off("b_delta", "base")),
+    "content-result": ("stream", other_content("b_delta", 12), off("b_delta", "result")),
+    "chunk-source": ("result", off("b_delta", "result"), other_digest("b_delta", "base_digest")),
+    "source-digest": (
+        "base",
+        other_digest("b_delta", "base_digest"),
+        other_digest("b_delta", "tuned_digest"),
+    ),
+    "digest-next": ("result", other_digest("b_delta", "tuned_digest"), off("c_grown", "check")),
+    "source-next": ("base", other_digest("a_same", "tuned_digest"), off("b_delta", "check")),
+    "tensors-state": (
+        "result",
+        off("new.layer.norm", "result"),
+        lambda draft: replace(draft, fields=draft.fields | {"base": {"digest": "0" * 64}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("what", ORDER)
+def test_errors_come_in_the_order_of_the_format(what: str, threads: int, tmp_path: Path) -> None:
+    code, first, second = ORDER[what]
+    draft = second(first(vectors.Draft.read(FOLDER / "valid" / "mixed")))
+    (tmp_path / "rlsparse").mkdir()
+    (tmp_path / "rlsparse" / vectors.DELTA).write_bytes(draft.sealed())
+    base = FOLDER / "bases" / "mixed"
+    with pytest.raises(FormatError) as refused:
+        verify_delta(tmp_path, base=base, threads=threads)
+    assert refused.value.code == code
+    with pytest.raises(DECODER.Refused) as refused_again:
+        DECODER.decode(tmp_path, DECODER.read_checkpoint(base))
+    assert refused_again.value.code == code
 
 
 def test_every_error_code_has_vectors() -> None:

@@ -58,6 +58,11 @@ class _Run:
         stored = 0 if self.chunk is None else self.chunk.stored
         return self.base_nbytes + self.words + stored
 
+    @property
+    def is_end(self) -> bool:
+        """Whether it is the empty one behind all others of its tensor."""
+        return not (self.words or self.base_nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -130,11 +135,10 @@ def decode_tensors(
         digests.add(part)
         done += part.nbytes
         progress(done, total)
-    digests.finish()
 
 
 class _Digests:
-    """The digests of a source and its result, compared as soon as the tensor is complete."""
+    """The digests of a source and its result, compared before the next tensor is looked at."""
 
     def __init__(self, reader: DeltaReader, base: Checkpoint) -> None:
         self._reader = reader
@@ -146,19 +150,17 @@ class _Digests:
         """Take the next run."""
         t = part.run.tensor
         if t is not self._tensor:
-            self.finish()
             self._tensor = t
             has_source = t.kind in (Kind.SAME, Kind.DELTA)
             self._source = TensorDigester(self._base.tensors[t.origin].nbytes if has_source else 0)
             self._result = TensorDigester(t.nbytes)
         part.source.add_to(self._source)
         part.result.add_to(self._result)
+        if part.run.is_end:
+            self._compare(t)
 
-    def finish(self) -> None:
+    def _compare(self, t: TensorRecord) -> None:
         """Compare what is complete: first the source, for a wrong one spoils the result."""
-        t = self._tensor
-        if t is None:
-            return
         if t.kind in (Kind.SAME, Kind.DELTA):
             expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
             if self._source.digest() != expected:
@@ -188,11 +190,11 @@ def _tensor_runs(base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]) -
             needed = max(0, coding.nbytes(min(place, t.shared)) - coding.nbytes(chunk.first))
         yield _Run(t, chunk.first, chunk.length, coding.nbytes(chunk.first), needed, chunk)
     yield from _copies(t, source, place, t.words)
-    yield _Run(t, t.words, 0)
     if source is not None:
         # A source may be longer than what is shared of it, and its digest covers all of it.
         for rest in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
             yield _Run(t, t.words, 0, rest, min(PIECE_BYTES, source.nbytes - rest))
+    yield _Run(t, t.words, 0)
 
 
 def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Run]:

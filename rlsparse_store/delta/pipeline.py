@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
+from rlsparse_store.errors import RlsparseError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -70,7 +72,10 @@ def _begin(
     if piece.nbytes > SMALL_PIECE:
         return pool.submit(function, piece)
     done: Future[Result] = Future()
-    done.set_result(function(piece))
+    try:
+        done.set_result(function(piece))
+    except RlsparseError as error:
+        done.set_exception(error)  # to be raised when its turn comes
     return done
 
 

@@ -437,6 +437,7 @@ def read_index(shards: list[Shard]) -> Index:
     place_chunks(index, [shard.data for shard in shards])
     check_covering(index)
     check_headers(index)
+    check_listing(index)
     check_manifest(index, last.manifest)
     return index
 
@@ -513,13 +514,14 @@ def read_chunks(cursor: Cursor, count: int) -> dict[str, U64]:
     columns["coded"] = np.cumsum(coded, dtype=np.uint64) - coded  # place among the coded chunks
     columns["start"] = np.cumsum(contexts) - contexts
     columns["top"] = columns["bound"][(np.cumsum(contexts) - 1).astype(np.int64)]
+    before = np.append(np.uint64(0), np.cumsum(columns["changed"]))
+    columns["total"] = before[np.cumsum(contexts)] - before[columns["start"]]
     if len(contexts):
         starts = columns["start"].astype(np.int64)
         rises = np.append(True, columns["bound"][1:] > columns["bound"][:-1])
         rises[starts] = True
         need(rises.all(), "index", "bounds are not strictly ascending")
-        most = np.maximum.reduceat(columns["changed"], starts)
-        need(most.all(), "index", "a delta chunk without a changed word")
+        need(columns["total"].all(), "index", "a delta chunk without a changed word")
     return columns
 
 
@@ -576,7 +578,8 @@ def check_covering(index: Index) -> None:
         if entry.kind not in (DELTA, WHOLE):
             continue
         # The words before `shared` have a source, which chunks may use or leave as it is.
-        shared, at, room = entry.words - entry.tail if entry.kind == DELTA else 0, 0, 0
+        shared, at = entry.words - entry.tail if entry.kind == DELTA else 0, 0
+        changed, room = 0, 0  # by delta chunks, and in the shared part of whole chunks
         for i in entry.chunks:
             first, length, coding = (
                 int(index.columns[key][i]) for key in ("first", "length", "coding")
@@ -590,12 +593,16 @@ def check_covering(index: Index) -> None:
             room += max(0, min(at, shared) - first) if coding == WHOLE_CHUNK else 0
             need(coding != ROWS_CHUNK or entry.row_words, "index", "row flags without rows")
             if coding != WHOLE_CHUNK:
-                top = int(index.columns["top"][int(index.columns["coded"][i])])
+                d = int(index.columns["coded"][i])
+                top = int(index.columns["top"][d])
+                changed += int(index.columns["total"][d])
                 keys = 1 << (entry.width if entry.order == 0 else entry.width - 1)
                 need(top < keys, "index", "a bound above every key")
         end = at == entry.words or entry.words <= shared
         need(end, "index", "words without a source in no chunk")
         need(entry.moved <= room, "index", "more words moved than its whole chunks share")
+        agree = changed == sum(entry.steps)
+        need(agree, "index", f"{entry.name!r}: steps and changes disagree")
 
 
 def check_manifest(index: Index, manifest: dict[str, Any]) -> None:
@@ -679,11 +686,8 @@ def widen(data: bytes, widening: int) -> bytes:
 # ---- §7 Tensors ---------------------------------------------------------------------------------
 
 
-def check_base(index: Index, manifest: dict[str, Any], base: dict[str, Tensor]) -> None:
-    """The base is the one the delta was made from, in whole and in each part (§7, §9)."""
-    digests = {name: tensor_digest(tensor.data) for name, tensor in base.items()}
-    state = state_digest([(n, t.dtype, t.shape, digests[n]) for n, t in base.items()])
-    need(state == manifest["base"]["digest"].lower(), "base", "not the base of this delta")
+def check_sources(index: Index, base: dict[str, Tensor]) -> None:
+    """The base has every source, in its dtype and long enough (§7)."""
     for entry in index.entries:
         if entry.kind not in (SAME, DELTA):
             continue
@@ -696,8 +700,14 @@ def check_base(index: Index, manifest: dict[str, Any], base: dict[str, Tensor]) 
         else:
             words = len(source.data) * 8 // entry.width
             need(words >= entry.words - entry.tail, "base", f"{what} has too few words")
-        expected = entry.tuned if same else entry.base
-        need(digests[entry.source] == expected, "base", f"{what} has another digest")
+
+
+def check_base(
+    index: Index, manifest: dict[str, Any], base: dict[str, Tensor], digests: dict[str, bytes]
+) -> None:
+    """The base as a whole is the one that the delta was made from (§4, §5, §9)."""
+    state = state_digest([(n, t.dtype, t.shape, digests[n]) for n, t in base.items()])
+    need(state == manifest["base"]["digest"].lower(), "base", "not the base of this delta")
     need(base.keys() >= set(index.removed), "base", "a removed tensor is not there")
     known = {entry.name for entry in index.entries}.union(index.sources, index.removed)
     need(base.keys() <= known, "index", "a base tensor that is neither used nor removed")
@@ -706,24 +716,21 @@ def check_base(index: Index, manifest: dict[str, Any], base: dict[str, Tensor]) 
 def decode_tensor(shards: list[Shard], index: Index, entry: Entry, source: bytes) -> bytes:
     """The data of a ``delta`` or ``whole`` tensor (§7); ``source`` is empty for the latter."""
     # Pieces, not one buffer: a tensor's declared size is only as real as its chunks are.
-    pieces, at, changed = list[bytes](), 0, 0
+    pieces, at = list[bytes](), 0
     for chunk in map(index.chunk, entry.chunks):
         end = chunk.first + chunk.length
         bounds = (at, chunk.first, end)
         here, start, stop = ((words * entry.width + 7) // 8 for words in bounds)
-        content = read_content(shards[chunk.shard], entry, chunk, source[start:stop])
+        content = read_content(shards[chunk.shard], entry, chunk)
         if chunk.coding == WHOLE_CHUNK:
             result = decode_whole(entry, chunk, content)
         else:
-            before = to_words(source[start:stop], entry.width)
-            result = decode_delta(entry, chunk, content, before)
-            changed += sum(chunk.changed)
+            result = decode_delta(entry, chunk, content, source[start:stop])
         data = to_bytes(result, entry.width)
         need(words_check(data) == chunk.result, "result", "a chunk's result is wrong")
         pieces += [source[here:start], data]
         at = end
     pieces.append(source[at * entry.width // 8 : entry.words * entry.width // 8])
-    need(changed == sum(entry.steps), "index", f"{entry.name!r}: steps and changes disagree")
     data = b"".join(pieces)
     return widen(data, entry.widening) if entry.widening else data
 
@@ -742,7 +749,8 @@ def decode(delta: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
         Refused: If anything breaks a rule of the format.
     """
     shards, index = open_delta(delta)
-    check_base(index, shards[-1].manifest, base)
+    check_sources(index, base)
+    digests = {name: tensor_digest(tensor.data) for name, tensor in base.items()}
     data = dict[str, bytes]()
     for entry in index.entries:
         source = base[entry.source].data if entry.kind in (SAME, DELTA) else b""
@@ -750,8 +758,14 @@ def decode(delta: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
             data[entry.name] = source
         elif entry.kind != ALIAS:
             data[entry.name] = decode_tensor(shards, index, entry, source)
+        if entry.kind in (SAME, DELTA):
+            expected = entry.tuned if entry.kind == SAME else entry.base
+            good = digests[entry.source] == expected
+            need(good, "base", f"the base's {entry.source!r} has another digest")
+        if entry.kind in (DELTA, WHOLE):
             good = tensor_digest(data[entry.name]) == entry.tuned
             need(good, "result", f"{entry.name!r} has not its digest")
+    check_base(index, shards[-1].manifest, base, digests)
     result = dict[str, Tensor]()
     for entry in index.entries:
         owner = index.entries[entry.origin - 1] if entry.kind == ALIAS else entry
@@ -769,8 +783,8 @@ def open_delta(delta: Path) -> tuple[list[Shard], Index]:
 # ---- §8 Chunks ----------------------------------------------------------------------------------
 
 
-def read_content(shard: Shard, entry: Entry, chunk: Chunk, base: bytes) -> bytes:
-    """A chunk's content, once its stored bytes and base words are known to be right (§8, §9)."""
+def read_content(shard: Shard, entry: Entry, chunk: Chunk) -> bytes:
+    """A chunk's content, once its stored bytes are known to be right (§8, §9)."""
     stored = read_bytes(shard.path, shard.start + chunk.at, chunk.stored)
     need(xxh3(stored) & M32 == chunk.check, "checksum", "a chunk's stored bytes are wrong")
     size = frame_size(stored, "stream")
@@ -778,7 +792,6 @@ def read_content(shard: Shard, entry: Entry, chunk: Chunk, base: bytes) -> bytes
         good = size == chunk.length * entry.width // 8
         need(good, "stream", "a whole chunk of the wrong size")
         return unframe(stored, size, "stream")
-    need(words_check(base) == chunk.base, "base", "a chunk's base words are wrong")
     need(size <= largest_content(entry, chunk), "stream", "a chunk larger than it can be")
     return unframe(stored, size, "stream")
 
@@ -801,8 +814,7 @@ def row_count(entry: Entry, chunk: Chunk) -> int:
 
 def largest_content(entry: Entry, chunk: Chunk) -> int:
     """No content of this chunk can be larger, whatever its base words are (§8, §8.2)."""
-    length, width, changed = chunk.length, entry.width, sum(chunk.changed)
-    need(changed <= length, "stream", "more changed words than words")
+    length, width, changed = chunk.length, entry.width, min(chunk.length, sum(chunk.changed))
     size = (row_count(entry, chunk) + 7) // 8 if chunk.coding == ROWS_CHUNK else 0
     masks = 0
     for k in filter(None, chunk.changed):
@@ -816,8 +828,8 @@ def largest_content(entry: Entry, chunk: Chunk) -> int:
     return size + (changed + 7) // 8 + (2 * changed + 7) // 8 + quotients + low
 
 
-def decode_delta(entry: Entry, chunk: Chunk, content: bytes, base: Words) -> Words:
-    """The words of a delta chunk (§8.2)."""
+def decode_delta(entry: Entry, chunk: Chunk, content: bytes, source: bytes) -> Words:
+    """The words of a delta chunk (§8.2), from the bytes of its base words."""
     cursor = Cursor(content, "stream")
     considered = np.ones(chunk.length, bool)
     rows, flags = np.zeros(chunk.length, np.int64), np.ones(1, np.uint8)
@@ -826,6 +838,8 @@ def decode_delta(entry: Entry, chunk: Chunk, content: bytes, base: Words) -> Wor
         rows = (np.arange(chunk.length) + chunk.first) // size - chunk.first // size
         flags = cursor.bits(row_count(entry, chunk))
         considered = flags[rows] == 1
+    need(words_check(source) == chunk.base, "base", "a chunk's base words are wrong")
+    base = to_words(source, entry.width)
     keys, places = keys_of(base, entry.width, entry.order), []
     for bound, k in zip(chunk.bounds, chunk.changed, strict=True):
         inside = considered & (keys <= bound)
@@ -1019,6 +1033,16 @@ def check_headers(index: Index) -> None:
             check_metadata(load_json(text, "index", unique=True), "index")
 
 
+def check_listing(index: Index) -> None:
+    """A verbatim index file maps no tensor to another file than its own (§10)."""
+    if index.index_layout == VERBATIM:
+        stored = load_json(index.index_text, "index")
+        mapped = stored.get("weight_map") if isinstance(stored, dict) else None
+        own = {entry.name: index.files[entry.file] for entry in index.entries}
+        good = isinstance(mapped, dict) and mapped.items() <= own.items()
+        need(good, "index", "the stored index file maps tensors to other files")
+
+
 def file_order(layout: int, entry: Entry) -> tuple[int, str]:
     """What a rebuilt header sorts its tensors by (§10); names sort as their UTF-8 bytes do."""
     return (-entry.number if layout else 0, entry.name)
@@ -1076,11 +1100,6 @@ def rebuild_files(delta: Path, tensors: dict[str, Tensor]) -> dict[str, bytes]:
         text = print_json({"metadata": metadata, "weight_map": weights}) + b"\n"
         files["model.safetensors.index.json"] = text
     elif index.index_layout == VERBATIM:
-        stored = load_json(index.index_text, "index")
-        mapped = stored.get("weight_map") if isinstance(stored, dict) else None
-        own = {entry.name: index.files[entry.file] for entry in index.entries}
-        good = isinstance(mapped, dict) and mapped.items() <= own.items()
-        need(good, "index", "the stored index file maps tensors to other files")
         files["model.safetensors.index.json"] = index.index_text
     return files
 
