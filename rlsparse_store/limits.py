@@ -17,6 +17,7 @@ __all__ = [
     "MAX_NAMES_BYTES",
     "MAX_NAME_BYTES",
     "MAX_RANK",
+    "MAX_SHARD_LIST",
     "MAX_TENSORS",
     "MAX_TENSOR_HEADER",
     "MAX_WINDOW",
@@ -26,6 +27,9 @@ __all__ = [
 
 MAX_CONTAINER_HEADER: Final = 1 << 20
 """Bytes of the JSON header of a file of a delta."""
+
+MAX_SHARD_LIST: Final = 4 << 20
+"""Bytes of the JSON file that lists the shards of a delta."""
 
 MAX_TENSOR_HEADER: Final = 100_000_000
 """Bytes of the JSON header of a checkpoint's file: the limit of the safetensors library."""

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,6 +179,49 @@ def test_errors_come_in_the_order_of_the_format(what: str, threads: int, tmp_pat
 def test_every_error_code_has_vectors() -> None:
     known = {cls.code for cls in FormatError.__subclasses__()} | {FormatError.code}
     assert {v["expected"]["code"] for v in ALL if v["kind"] == "invalid"} == known
+
+
+def relisted(edit: Callable[[dict[str, Any]], object], folder: Path) -> Path:
+    """A copy of a delta of several shards whose list was edited."""
+    shutil.copytree(FOLDER / "valid" / "shards", folder / "delta")
+    path = folder / "delta" / "rlsparse" / "delta.safetensors.index.json"
+    listing = json.loads(path.read_text())
+    edit(listing)
+    path.write_text(json.dumps(listing))
+    return folder / "delta"
+
+
+def test_other_keys_of_the_list_of_shards_are_ignored(tmp_path: Path) -> None:
+    other = {"metadata": [{"number": 0.5}] * 200, "braces": "{" * 200, "none": None}
+    delta = relisted(lambda listing: listing.update(other), tmp_path)
+    DeltaReader(delta).close()
+    assert len(DECODER.shard_paths(delta)) == 2
+
+
+def many_shards(listing: dict[str, Any]) -> None:
+    listing["weight_map"] = {str(i): "" for i in range(10_002)}
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (lambda listing: listing.update(a=10**19), "missing"),
+        (lambda listing: listing.update(a=float("nan")), "missing"),
+        (lambda listing: listing.update(a=" " * (4 << 20)), "limit"),
+        (many_shards, "limit"),
+    ],
+    ids=["integer", "no-number", "length", "shards"],
+)
+def test_lists_of_shards_that_are_refused(
+    edit: Callable[[dict[str, Any]], object], code: str, tmp_path: Path
+) -> None:
+    delta = relisted(edit, tmp_path)
+    with pytest.raises(FormatError) as refused:
+        DeltaReader(delta)
+    assert refused.value.code == code
+    with pytest.raises(DECODER.Refused) as refused_again:
+        DECODER.shard_paths(delta)
+    assert refused_again.value.code == code
 
 
 def test_ids_are_distinct() -> None:

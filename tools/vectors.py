@@ -425,11 +425,27 @@ def _hints() -> Pair:
     return replace(_bitmap(), about="a manifest that names repository and commit", hints=True)
 
 
-def _higher_minor() -> Pair:
-    def edit(draft: Draft) -> bytes:
-        return draft.sealed(manifest=lambda fields: {**fields, "format": "1.7", "zeta": {"a": [1]}})
+def _nested(depth: int) -> list[Any]:
+    """So many lists within each other."""
+    return [_nested(depth - 1)] if depth > 1 else []
 
-    about = "a higher MINOR and a manifest key that nobody knows"
+
+def _higher_minor() -> Pair:
+    more: Json = {
+        "format": "1.7",
+        "zeta": {"a": [1]},
+        "objects": [{"k": i} for i in range(70)],
+        "braces": "{" * 70,
+        "deep": _nested(31),
+        "text": '\b\t\n\f\r\x01\x7f"/\\µ\ufffd\U0001f40d',
+        "\ufffd": 1,
+        "\U0001f40d": 2,
+    }
+
+    def edit(draft: Draft) -> bytes:
+        return draft.sealed(manifest=lambda fields: fields | more)
+
+    about = "a higher MINOR and manifest keys that nobody knows"
     return replace(_bitmap(), about=about, edit=edit)
 
 
@@ -1248,6 +1264,27 @@ MANIFEST: Final = (
     Invalid("manifest-negative", "header", "a number below 0", _manifest(zz=-1)),
     Invalid("manifest-large", "header", "a number of 2^53", _manifest(zz=1 << 53)),
     Invalid("manifest-null", "header", "a null", _manifest(zz=[None])),
+    Invalid("manifest-deep", "header", "33 levels", _manifest(zz=_nested(32))),
+    Invalid(
+        "manifest-upper-hex",
+        "header",
+        "a character escaped with upper-case digits",
+        _seal(
+            manifest=lambda fields: fields | {"zz": "\u00ff"},
+            text=lambda t: t.replace(b"u00ff", b"u00FF"),
+        ),
+    ),
+    Invalid(
+        "manifest-code-units",
+        "header",
+        "keys sorted by UTF-16",
+        _seal(
+            manifest=lambda fields: fields | {"\ufffd": 1, "\U0001f40d": 2},
+            text=lambda t: t.replace(
+                b'"\\ufffd":1,"\\ud83d\\udc0d":2', b'"\\ud83d\\udc0d":2,"\\ufffd":1'
+            ),
+        ),
+    ),
     Invalid("manifest-no-format", "header", "no `format`", _manifest(format=None)),
     Invalid("manifest-odd-format", "header", "a `format` that is none", _manifest(format="1.00")),
     Invalid("manifest-no-features", "header", "no `features`", _manifest(features=None)),
@@ -1333,6 +1370,16 @@ MISSING: Final = (
         "missing",
         "an index of shards that names one entry less",
         _relisted(lambda m: m.pop("data.00001")),
+        "shards",
+    ),
+    Invalid(
+        "listing-key-twice",
+        "missing",
+        "an index of shards with a key twice",
+        lambda parent: {
+            **parent.files,
+            DELTA + ".index.json": b'{"a":1,"a":2,' + parent.files[DELTA + ".index.json"][1:],
+        },
         "shards",
     ),
     Invalid(

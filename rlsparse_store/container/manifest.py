@@ -22,6 +22,9 @@ __all__ = [
 FORMAT_VERSION: Final = "1.0"
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
+MAX_DEPTH: Final = 32
+"""Objects and lists of a manifest within each other."""
+
 _VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -102,12 +105,13 @@ def parse_fields(text: bytes, shard: int) -> dict[str, Any]:
         UnsupportedFeatureError: A feature that is not known here.
     """
     try:
-        fields = parse(text, most_objects=64)
-        is_canonical = canonical(fields) == text
+        fields = parse(text, most_objects=len(text))
+        # In this order: what is nested deeply has no canonical text here.
+        is_canonical = _is_plain(fields, MAX_DEPTH) and canonical(fields) == text
     except (StrictJsonError, UnicodeEncodeError) as error:
         msg = f"the manifest: {error}"
         raise FormatError(msg) from error
-    if not is_canonical or not isinstance(fields, dict) or not _is_plain(fields):
+    if not is_canonical or not isinstance(fields, dict):
         msg = "the manifest is not canonical JSON of texts and integers"
         raise FormatError(msg)
     _check_version(fields.get("format"))
@@ -118,11 +122,10 @@ def parse_fields(text: bytes, shard: int) -> dict[str, Any]:
     return fields
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
+def _is_plain(value: object, depth: int) -> bool:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
     return isinstance(value, str) or (type(value) is int and 0 <= value < 2**53)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlsparse_store.codec.frames import content_size, decompress
 from rlsparse_store.container.index_reader import decode_index
@@ -28,7 +27,12 @@ from rlsparse_store.errors import (
     NotFoundError,
     StreamError,
 )
-from rlsparse_store.limits import MAX_CONTAINER_HEADER, MAX_FILES, max_index_content
+from rlsparse_store.limits import (
+    MAX_CONTAINER_HEADER,
+    MAX_FILES,
+    MAX_SHARD_LIST,
+    max_index_content,
+)
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.files import LocalFiles
 from rlsparse_store.storage.names import shown
@@ -43,9 +47,6 @@ if TYPE_CHECKING:
     from rlsparse_store.storage.source import Source
 
 __all__ = ["DeltaReader", "Shard"]
-
-_LARGEST_SHARD_INDEX: Final = 4 << 20
-_SHARD: Final = re.compile(r"delta-\d{5}-of-(\d{5})\.safetensors")
 
 
 class Shard(NamedTuple):
@@ -168,31 +169,29 @@ def _find_shards(files: Files) -> tuple[list[str], int]:
     if files.has(SINGLE_FILE):
         return [SINGLE_FILE], 0
     with files.open(INDEX_FILE) as source:
-        if source.nbytes > _LARGEST_SHARD_INDEX:
+        if source.nbytes > MAX_SHARD_LIST:
             msg = f"an index of shards of {source.nbytes} bytes"
             raise LimitError(msg, file=source.path)
         text = source.read(0, source.nbytes)
     try:
         return _names_in(text, files), len(text)
-    except MissingFileError as error:
+    except FormatError as error:
         error.file = error.file or source.path
         raise
 
 
 def _names_in(text: bytes, files: Files) -> list[str]:
     try:
-        fields: Any = parse(text, most_objects=100, any_number=True)
+        fields: Any = parse(text, most_objects=len(text), any_number=True)
     except StrictJsonError as error:
         raise MissingFileError(str(error)) from error
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
-    last = weight_map.get("index") if isinstance(weight_map, dict) else None
-    found = _SHARD.fullmatch(last) if isinstance(last, str) else None
-    count = int(found[1]) if found else 0
-    if not 2 <= count <= MAX_FILES:
-        msg = "it does not name the shards of a delta"
-        raise MissingFileError(msg)
+    count = len(weight_map) - 1 if isinstance(weight_map, dict) else 0
+    if count > MAX_FILES:
+        msg = f"it names {count} shards; at most {MAX_FILES} are accepted"
+        raise LimitError(msg)
     expected = {entry_name(k): shard_name(k, count) for k in range(1, count + 1)}
-    if weight_map != {**expected, "index": shard_name(count, count)}:
+    if count < 2 or weight_map != {**expected, "index": shard_name(count, count)}:
         msg = "it does not name exactly the shards of a delta"
         raise MissingFileError(msg)
     for name in expected.values():
@@ -230,7 +229,7 @@ def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes
     """Manifest, bytes of data and bytes of index; the header must be the canonical one."""
     text = header.rstrip(b" ")
     try:
-        fields: Any = parse(text, most_objects=16)
+        fields: Any = parse(text, most_objects=len(text))
         manifest_text = fields["__metadata__"]["rlsparse"].encode("ascii")
         data = fields[entry_name(number)]["shape"][0]
         index = fields["index"]["shape"][0] if has_index else None

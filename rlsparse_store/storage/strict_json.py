@@ -41,7 +41,8 @@ def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  
 
     Args:
         text: UTF-8 without a byte-order mark.
-        most_objects: Objects, and arrays, that it may hold: what a bomb is made of.
+        most_objects: Objects, and half of the arrays, that it may hold: what a bomb is made of.
+            The length of a short text leaves it to that.
         any_number: Accept fractions and exponents too.
 
     Raises:

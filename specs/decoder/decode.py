@@ -118,16 +118,23 @@ def unframe(frame: bytes, size: int, code: str) -> bytes:
     return content
 
 
-def load_json(text: bytes | str, code: str, *, unique: bool = False) -> Any:
-    """Parse JSON text (UTF-8), if asked to without duplicate keys."""
+def load_json(text: bytes | str, code: str) -> Any:
+    """Parse JSON text (Conventions)."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(items)) == len(items), code, "a duplicate key")
         return dict(items)
 
+    def integer(digits: str) -> int:
+        need(len(digits) <= 19, code, "an integer of more than 19 characters")
+        return int(digits)
+
+    def constant(name: str) -> NoReturn:
+        refuse(code, f"{name} is no JSON")
+
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=pairs if unique else None)
+        return json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
     except (ValueError, RecursionError):
         refuse(code, "not JSON")
 
@@ -153,6 +160,7 @@ def shard_paths(delta: Path) -> list[Path]:
         need(single.is_file(), "missing", "no delta.safetensors")
         return [single]
     need(not single.exists(), "missing", "both a single file and an index of shards")
+    need(listing.stat().st_size <= 4 * MIB, "limit", "the index file is above 4 MiB")
     listed = load_json(read_bytes(listing), "missing")
     weights = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(weights, dict):
@@ -163,6 +171,7 @@ def shard_paths(delta: Path) -> list[Path]:
     names = [f"delta-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
     wanted = {f"data.{k:05d}": name for k, name in enumerate(names, 1)}
     need(weights == wanted | {"index": names[-1]}, "missing", "the index file lists others")
+    need(all((folder / name).is_file() for name in names), "missing", "a shard is not there")
     return [folder / name for name in names]
 
 
@@ -223,11 +232,13 @@ def check_canonical(text: str, value: Any) -> None:
     except (ValueError, RecursionError):
         refuse("header", "the manifest is not canonical")
     need(again == text, "header", "the manifest is not canonical JSON")
-    queue = [value]
+    queue = [(value, 1)]
     while queue:
-        item = queue.pop()
+        item, depth = queue.pop()
         if isinstance(item, (dict, list)):
-            queue.extend(item.values() if isinstance(item, dict) else item)
+            need(depth <= 32, "header", "the manifest is nested too deeply")
+            parts = item.values() if isinstance(item, dict) else item
+            queue.extend((part, depth + 1) for part in parts)
         elif not isinstance(item, str):
             good = type(item) is int and 0 <= item < 1 << 53
             need(good, "header", "the manifest holds a value that is no small integer")
@@ -988,7 +999,7 @@ def print_json(value: Any) -> bytes:
 def header_places(header: bytes, size: int, code: str) -> dict[str, Place]:
     """A safetensors header's tensors, which must cover ``size`` bytes exactly (§10)."""
     need(header[:1] == b"{", code, "not a safetensors header")
-    value, places, at = load_json(header, code, unique=True), dict[str, Place](), 0
+    value, places, at = load_json(header, code), dict[str, Place](), 0
     check_metadata(value.pop("__metadata__", {}), code)
     for name, item in value.items():
         keys = ("dtype", "shape", "data_offsets")
@@ -1030,7 +1041,7 @@ def check_headers(index: Index) -> None:
             found = {name: place[:2] for name, place in places.items()}
             need(found == wanted, "index", "a header of other tensors")
         elif text:
-            check_metadata(load_json(text, "index", unique=True), "index")
+            check_metadata(load_json(text, "index"), "index")
 
 
 def check_listing(index: Index) -> None:
