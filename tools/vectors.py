@@ -1727,6 +1727,13 @@ FILES: Final = (
 )
 
 LIMITS: Final = (
+    Invalid(
+        "limit-header",
+        "limit",
+        "a header of more than 1 MiB",
+        _file(lambda f: ((1 << 20) + 8).to_bytes(8, "little") + f[8:]),
+        "bitmap",
+    ),
     Invalid("limit-rank", "limit", "33 dimensions", _on("a_same", shape=(16, *[1] * 32))),
     Invalid("limit-contexts", "limit", "17 contexts", _add_contexts),
     Invalid(

@@ -268,7 +268,7 @@ def parse_index(text: bytes) -> Any:  # noqa: ANN401 - JSON has no one type
 
 def _open_file(source: Source, name: str) -> CheckpointFile:
     try:
-        header = _read_header(source)
+        header = source.read_header(MAX_TENSOR_HEADER)
         parsed = parse_header(header, source.nbytes - 8 - len(header))
     except HeaderError as error:
         source.close()
@@ -278,13 +278,6 @@ def _open_file(source: Source, name: str) -> CheckpointFile:
         source.close()
         raise
     return CheckpointFile(name, source, header, parsed)
-
-
-def _read_header(source: Source) -> bytes:
-    header = source.read_header(MAX_TENSOR_HEADER)
-    if isinstance(header, str):
-        raise CheckpointError(header, file=source.path)
-    return header
 
 
 def _collect_tensors(

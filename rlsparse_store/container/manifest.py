@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rlsparse_store.dtypes import DTYPES
@@ -59,7 +59,6 @@ class Manifest:
         repo: Hint: the base's repository on the Hub.
         revision: Hint: the base's commit.
         cast: Dtype code the tuned checkpoint was rounded to before, if it was.
-        features: What a reader must know.
         version: The format version it was written in.
     """
 
@@ -69,8 +68,7 @@ class Manifest:
     repo: str | None = None
     revision: str | None = None
     cast: str | None = None
-    features: tuple[str, ...] = ()
-    version: str = field(default=FORMAT_VERSION)
+    version: str = FORMAT_VERSION
 
     def text(self, shard: int) -> bytes:
         """The canonical text, for the file with this number."""

@@ -35,6 +35,7 @@ from rlsparse_store.limits import (
 )
 from rlsparse_store.storage.closing import Closing
 from rlsparse_store.storage.files import LocalFiles
+from rlsparse_store.storage.header import HeaderError, HeaderLimitError
 from rlsparse_store.storage.names import shown
 from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
@@ -214,9 +215,12 @@ def _open_shard(source: Source, number: int, *, has_index: bool) -> Shard:
 
 
 def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
-    header = source.read_header(MAX_CONTAINER_HEADER)
-    if isinstance(header, str):
-        raise LimitError(header) if "at most" in header else FormatError(header)
+    try:
+        header = source.read_header(MAX_CONTAINER_HEADER)
+    except HeaderLimitError as error:
+        raise LimitError(str(error)) from error
+    except HeaderError as error:
+        raise FormatError(str(error)) from error
     manifest_text, data, index = _parse_header(header, number, has_index=has_index)
     if 8 + len(header) + data + (index or 0) != source.nbytes:
         msg = f"its header describes another length than its {source.nbytes} bytes"

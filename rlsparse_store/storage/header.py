@@ -21,6 +21,7 @@ from rlsparse_store.storage.strict_json import StrictJsonError, parse
 __all__ = [
     "HeaderEntry",
     "HeaderError",
+    "HeaderLimitError",
     "ParsedHeader",
     "frame_header",
     "header_text",
@@ -38,6 +39,10 @@ class HeaderError(ValueError):
     def __init__(self, message: str, tensor: str | None = None) -> None:
         super().__init__(message)
         self.tensor = tensor
+
+
+class HeaderLimitError(HeaderError):
+    """A header is longer than is accepted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
 from rlsparse_store.storage.closing import Closing
+from rlsparse_store.storage.header import HeaderError, HeaderLimitError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,19 +62,27 @@ class Source(Closing):
             RlsparseError: They are not.
         """
 
-    def read_header(self, most: int) -> bytes | str:
-        """The JSON header of a safetensors file with its padding, or what is wrong with it.
+    def read_header(self, most: int) -> bytes:
+        """The JSON header of a safetensors file with its padding.
 
         Args:
             most: The longest header to accept, in bytes.
+
+        Raises:
+            HeaderLimitError: It is longer.
+            HeaderError: The file is too short for it.
+            RlsparseError: It cannot be read.
         """
         if self.nbytes < 8:
-            return f"only {self.nbytes} bytes long, too short for a safetensors file"
+            msg = f"only {self.nbytes} bytes long, too short for a safetensors file"
+            raise HeaderError(msg)
         (length,) = struct.unpack("<Q", self.read(0, 8))
         if length > most:
-            return f"announces a header of {length} bytes; at most {most} are accepted"
+            msg = f"announces a header of {length} bytes; at most {most} are accepted"
+            raise HeaderLimitError(msg)
         if length > self.nbytes - 8:
-            return f"announces a header of {length} bytes but is only {self.nbytes} long"
+            msg = f"announces a header of {length} bytes but is only {self.nbytes} long"
+            raise HeaderError(msg)
         return self.read(8, length)
 
 
