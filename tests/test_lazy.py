@@ -166,6 +166,18 @@ def test_valid_vectors(vector: dict[str, Any], tmp_path: Path, verify: str) -> N
         check_torch(opened, files)
 
 
+def test_metadata_of_many_tensors_in_no_usual_order(tmp_path: Path) -> None:
+    tensors = {f"t{i}": vectors.raw(f"many/{i}", "U8", 4) for i in range(1200)}
+    order = [*sorted(tensors)[1:], "t0"]
+    file = vectors.safetensors(tensors, metadata={"format": "pt"}, names=order)
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    base.write_bytes(file)
+    tuned.write_bytes(file[:-1] + bytes([file[-1] ^ 1]))
+    encode_delta(base, tuned, tmp_path / "delta")
+    with open_delta(tmp_path / "delta", base=base, framework="bits") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tensors]:
     """What the valid vector of a name, from which invalid ones were made, encodes."""

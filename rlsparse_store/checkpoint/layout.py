@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlsparse_store.checkpoint.folder import INDEX, Checkpoint, CheckpointFile, parse_index
+from rlsparse_store.limits import MAX_TENSORS
 from rlsparse_store.storage.header import (
     HeaderEntry,
     HeaderError,
@@ -19,7 +20,7 @@ from rlsparse_store.storage.header import (
     is_text_mapping,
     parse_header,
 )
-from rlsparse_store.storage.strict_json import StrictJsonError
+from rlsparse_store.storage.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -144,7 +145,9 @@ def stored_metadata(layout: FileLayout) -> dict[str, str] | None:
     if not layout.text:
         return None
     try:
-        fields = parse_index(layout.text.rstrip(b" "))
+        # As many objects as a header may hold, of which a verbatim one is made.
+        text = layout.text.rstrip(b" ")
+        fields = parse(text, most_objects=MAX_TENSORS + 2)
     except StrictJsonError as error:
         msg = f"the stored metadata of {layout.name}: {error}"
         raise LayoutError(msg) from error
