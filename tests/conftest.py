@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
-# Kernels for a GPU run on the CPU, by Triton's interpreter. It is chosen when Triton is imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Kernels for a GPU run on the CPU, by Triton's interpreter, unless a device is named. It is chosen
+# when Triton is imported.
+if os.environ.get("RLSPARSE_TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Tests run on all processors: threads of torch, more than those, would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,7 +1,11 @@
-"""The GPU backend against the NumPy backend, bit for bit, under Triton's interpreter."""
+"""The GPU backend against the NumPy backend, bit for bit, under Triton's interpreter.
+
+Or on the device that ``RLSPARSE_TEST_DEVICE`` names, for fewer word codings.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,13 +31,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-hasten()
+DEVICE = os.environ.get("RLSPARSE_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    hasten()
 GPU, CPU = GpuBackend(), NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (8, 16, 32) for order in OrderMap]
-every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
 some_codings = pytest.mark.parametrize(
     "coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}"
 )
+every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
+if DEVICE != "cpu":
+    # For each coding the kernels are compiled anew, for half a minute or more.
+    every_coding = some_codings
 TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 CHANGES = Changes(0, 0)
 """For chunks whose changes nobody asks for."""
@@ -42,7 +51,7 @@ SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0
 
 def on_device(words: NDArray[Any]) -> torch.Tensor:
     signed = words.view(f"i{words.itemsize}")
-    return torch.from_numpy(signed.copy())
+    return torch.from_numpy(signed.copy()).to(DEVICE)
 
 
 def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[Any, Any]:
@@ -202,7 +211,7 @@ def test_damaged_streams_are_refused_as_the_definition_does(
 @pytest.mark.parametrize("nbytes", [0, 1, 16383, 16384, 16385, 5 * 16384, 40 * 16384 + 100])
 def test_leaf_hashes(nbytes: int) -> None:
     data = np.random.default_rng(nbytes).integers(0, 256, nbytes, dtype=np.uint8)
-    assert np.array_equal(hash_on_device(torch.from_numpy(data)), leaf_hashes(data))
+    assert np.array_equal(hash_on_device(torch.from_numpy(data).to(DEVICE)), leaf_hashes(data))
 
 
 def test_wherever_torch_makes_tensors_by_default() -> None:
