@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save_file
 import rlsparse_store.backends.gpu
 import rlsparse_store.torch.encoder
 from rlsparse_store.backends import get_backend
+from rlsparse_store.backends.gpu import kernels
 from rlsparse_store.checkpoint import open_checkpoint
 from rlsparse_store.delta import (
     ChunkDecoder,
@@ -57,6 +60,9 @@ from rlsparse_store.torch import (
     placing,
 )
 from rlsparse_store.torch.tensors import live_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 hasten()
 
@@ -442,11 +448,42 @@ def test_command_encodes_on_a_device(tmp_path: Path) -> None:
         assert "no CUDA device" in refused.stderr
 
 
-def test_benchmark_runs(tmp_path: Path) -> None:
-    tool = Path(__file__).parents[1] / "tools" / "bench" / "gpu.py"
-    small = ["--device", "cpu", "--mib", "0.06", "--densities", "0.05", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-P", tool, *small], capture_output=True, check=True)
-    assert b"the same bytes as on the CPU: yes" in done.stdout
+def test_benchmark_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs, and compares the device with the CPU in all that kernels are compiled for."""
+    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    launched: defaultdict[tuple[str, str], set[Any]] = defaultdict(set)
+    for name in kernels.__all__:
+        monkeypatch.setattr(kernels, name, Noted(name, launched))
+    folder = Path(__file__).parents[1] / "tools" / "bench"
+    monkeypatch.syspath_prepend(folder)
+    small = ["--device", "cpu", "--mib", "0.02", "--densities", "0.05", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *small])
+    runpy.run_path(str(folder / "gpu.py"), run_name="__main__")
+    assert "the same bytes as on the CPU: yes" in capsys.readouterr().out
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["parity"]
-    assert "rows" not in report
+    assert [row["stage"] for row in report["rows"]][:3] == ["copy", "encode", "apply"]
+    assert all(row["seconds"] is None for row in report["rows"])
+    assert {name for name, _ in launched} == set(kernels.__all__)
+    for name in ("count_bins", "mark_contexts", "patch_changes"):
+        assert launched[name, "HAS_ROWS"] == {False, True}
+        assert launched[name, "WIDTH"] == {8, 16, 32}
+    assert launched["patch_changes", "PROVES"] == {False, True}
+
+
+class Noted:
+    """A kernel that notes what it is compiled for."""
+
+    def __init__(self, name: str, launched: defaultdict[tuple[str, str], set[Any]]) -> None:
+        self._name, self._launched = name, launched
+        self._kernel = getattr(kernels, name)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - a kernel's
+            for constant, value in constants.items():
+                self._launched[self._name, constant].add(value)
+            self._kernel[grid](*arguments, **constants)
+
+        return run

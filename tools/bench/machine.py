@@ -14,6 +14,7 @@ PACKAGES: Final = (
     "numpy",
     "zstandard",
     "torch",
+    "triton",
     "fireworks-delta-compression",
     "zipnn",
     "z4ai",

@@ -1,0 +1,106 @@
+"""What encoding does on the device, stage by stage."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from device.weights import ROW, bits_of
+from rlsparse_store.backends import CodedWords
+from rlsparse_store.backends.gpu import GpuBackend, hash_all_on_device
+from rlsparse_store.backends.gpu.marks import Marks
+from rlsparse_store.backends.gpu.splitting import scatter
+from rlsparse_store.backends.gpu.survey import table_of
+from rlsparse_store.codec import Draft, draft_chunks
+from rlsparse_store.delta import BLOCK_WORDS, SPAN_BYTES, several, stretches
+from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.torch.device import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from device.weights import Tensors
+    from rlsparse_store.backends.gpu.survey import SurveyedWords
+
+TENSORS: Final = HERE_WEIGHT * GROUP_BYTES // (2 * SPAN_BYTES)
+"""Tensors of a group: as many spans as the coder has there at a time of weights on the device."""
+
+
+class Group:
+    """The stages of a group of tensors, each of them a span.
+
+    Chunks are drafted and proven as many at a time as the coder's memory is for.
+
+    Args:
+        base: Base weights, of which the first ones are taken.
+        tuned: Tuned weights.
+    """
+
+    def __init__(self, base: Tensors, tuned: Tensors) -> None:
+        self._backend, self._dtype = GpuBackend(), DTYPES["BF16"]
+        self._pairs = [(t, tuned[name]) for name, t in islice(base.items(), TENSORS)]
+        self.nbytes = sum(old.nbytes for old, _ in self._pairs)
+        self._drafts = [self._draft(batch) for batch in self._batches()]
+        # Copies, as whoever decodes has them.
+        self._coded = [
+            [
+                CodedWords(c.base, d.bounds, d.rows, d.streams.changed, bytes(d.streams.content))
+                for c, d in zip(batch, drafts, strict=True)
+            ]
+            for batch, drafts in zip(self._batches(), self._drafts, strict=True)
+        ]
+        self._tuned = [[chunk.tuned for chunk in batch] for batch in self._batches()]
+
+    def partition(self) -> None:
+        """Survey, contexts, and the ranks and steps of changed words, all on the device.
+
+        The contexts are those that the encoder chooses.
+        """
+        for batch, drafts in zip(self._batches(), self._drafts, strict=True):
+            bits = batch[0].bits
+            table = table_of(batch, [draft.rows for draft in drafts])
+            bounds = [draft.bounds for draft in drafts]
+            scatter(Marks.of(table, self._dtype.coding, bounds, bits), bits)
+
+    def split(self) -> None:
+        """From words to streams in main memory."""
+        for batch in self._batches():
+            self._draft(batch)
+
+    def join(self) -> None:
+        """From streams in main memory to words, which are compared with those that are there."""
+        for coded, tuned in zip(self._coded, self._tuned, strict=True):
+            for problem in self._backend.prove(coded, tuned, self._dtype.coding):
+                if problem is not None:
+                    raise problem
+
+    def hashing(self) -> None:
+        """The leaf hashes of base and tuned."""
+        hash_all_on_device([bits_of(tensor) for pair in self._pairs for tensor in pair])
+
+    def _draft(self, batch: list[SurveyedWords]) -> list[Draft]:
+        return draft_chunks(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
+
+    def _batches(self) -> list[list[SurveyedWords]]:
+        """Survey the group, and cut it into chunks that are drafted together."""
+        sized = ((chunk, _memory(chunk)) for chunk in self._chunks())
+        return [some.items for some in several(sized, GROUP_MEMORY)]
+
+    def _chunks(self) -> Iterator[SurveyedWords]:
+        runs = [(_words(old), _words(new)) for old, new in self._pairs]
+        survey = self._backend.survey(runs, self._dtype.coding)
+        for run, (old, _) in enumerate(runs):
+            for part in stretches(survey.blocks(run, BLOCK_WORDS), BLOCK_WORDS, len(old)):
+                row = (ROW, part.start % ROW)
+                yield survey.chunk(run, slice(part.start, part.stop), row, part.changes)
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1).view(torch.int16)
+
+
+def _memory(chunk: SurveyedWords) -> int:
+    """About how many bytes of the device a chunk takes, as the coder reckons."""
+    return len(chunk.base) * 3 // 4 + chunk.changes.number * 9
