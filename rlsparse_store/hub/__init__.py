@@ -14,7 +14,7 @@ from rlsparse_store.hub.snapshots import (
     fetch_snapshot,
 )
 from rlsparse_store.hub.uploads import (
-    Changes,
+    Commit,
     Published,
     create_branch,
     create_repo,
@@ -24,7 +24,7 @@ from rlsparse_store.hub.uploads import (
 
 __all__ = [
     "CHECKPOINT_FILES",
-    "Changes",
+    "Commit",
     "HubAccess",
     "HubFile",
     "Listing",

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from rlsparse_store.errors import RlsparseError
     from rlsparse_store.hub.access import HubAccess
 
-__all__ = ["Changes", "Published", "create_branch", "create_repo", "is_unchanged", "publish"]
+__all__ = ["Commit", "Published", "create_branch", "create_repo", "is_unchanged", "publish"]
 
 WHAT: Final = "delta"
 """What is published, for errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Commit:
     """What a commit changes.
 
     Attributes:
@@ -110,7 +110,7 @@ def is_unchanged(content: Path | bytes, there: HubFile | None) -> bool:
 
 
 def publish(
-    head: Listing, branch: str | None, changes: Changes, access: HubAccess, *, create_pr: bool
+    head: Listing, branch: str | None, changes: Commit, access: HubAccess, *, create_pr: bool
 ) -> Published:
     """Upload files, then make one commit of them on top of what was listed.
 
@@ -138,7 +138,7 @@ class _Publishing:
         self,
         head: Listing,
         branch: str | None,
-        changes: Changes,
+        changes: Commit,
         access: HubAccess,
         *,
         create_pr: bool,

@@ -30,7 +30,7 @@ from rlsparse_store.errors import (
     PrivateBaseError,
 )
 from rlsparse_store.hub import (
-    Changes,
+    Commit,
     HubAccess,
     Listing,
     RepoId,
@@ -181,7 +181,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
             return report
         head = target.ready(private=private)
         message = commit_message or f"Publish {_described(local)} of {base.repo.repo}"
-        changes = Changes(files=plan.files, deleted=plan.deleted, message=message)
+        changes = Commit(files=plan.files, deleted=plan.deleted, message=message)
         published = publish(head, asked.revision, changes, access, create_pr=create_pr)
         return replace(report, commit=published.commit, url=published.url)
 

@@ -18,7 +18,7 @@ from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.drafted import DraftedTask, store_drafts
 from rlsparse_store.torch.drafting import DeviceSpan, Drafting, hash_all
 from rlsparse_store.torch.placing import ReadTask, lies_on
-from rlsparse_store.torch.streams import Streams
+from rlsparse_store.torch.streams import DeviceStreams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,9 +183,9 @@ class DeviceCoder:
 
 
 @cache
-def _streams(device: torch.device, groups: int) -> Streams:
+def _streams(device: torch.device, groups: int) -> DeviceStreams:
     """The streams on which groups are drafted, by whichever coder."""
-    return Streams(device, groups)
+    return DeviceStreams(device, groups)
 
 
 def require_kernels(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from rlsparse_store.delta import (
     ordered_map,
 )
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.torch.streams import Streams
+from rlsparse_store.torch.streams import DeviceStreams
 
 if TYPE_CHECKING:
     from rlsparse_store.container import DeltaReader
@@ -69,9 +69,9 @@ def patch_on_device(
 
 
 @cache
-def _streams(device: torch.device) -> Streams:
+def _streams(device: torch.device) -> DeviceStreams:
     """The streams on which batches are joined, of whichever delta."""
-    return Streams(device, AT_A_TIME)
+    return DeviceStreams(device, AT_A_TIME)
 
 
 @dataclass(slots=True)

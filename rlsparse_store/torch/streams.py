@@ -12,10 +12,10 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Streams"]
+__all__ = ["DeviceStreams"]
 
 
-class Streams:
+class DeviceStreams:
     """So many streams: as many threads work on the device at a time.
 
     A thread takes the one that was given back last: what torch keeps of a stream's memory, it only
