@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from transformers.utils import logging as transformers_logging
 
 from rlsparse_store.demo.grpo import GrpoSettings, tune
@@ -136,7 +135,7 @@ def make_case(out: Path, settings: DemoSettings, say: Callable[[str], None]) -> 
     """
     start = time.monotonic()
     train, held_out = split_sums(settings.held_out, settings.seed)
-    with _quiet_transformers(), _one_thread():
+    with _quiet_transformers():
         parameters = _make_base(out / "base", train, settings, say)
         before = _evaluate(out / "base", held_out, say)
         _make_tuned(out / "base", out / "tuned", train, settings, say)
@@ -215,17 +214,6 @@ def _evaluate(
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     """The mean of independent values, and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: for matrices as small as these, several wait more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
