@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["require_new_pictures", "write_pictures", "write_report"]
 
-_NAMES: Final = ("map", "depth", "steps", "exponents", "sizes")
+_CAPTIONS: Final = {
+    "map": "Changed weights by layer and kind of module",
+    "depth": "Changed weights by layer",
+    "steps": "How far changed weights moved",
+    "exponents": "Probability of a change by the base's magnitude",
+    "sizes": "What the changes take",
+}
+"""What each picture shows, by the name of its files."""
+
 _FORMS: Final = ("png", "svg")
 
 
@@ -37,7 +45,7 @@ def require_new_pictures(folder: Path) -> None:
     Raises:
         OutputError: They are.
     """
-    for name in _NAMES:
+    for name in _CAPTIONS:
         for form in _FORMS:
             require_new(folder / f"{name}.{form}")
 
@@ -49,8 +57,10 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
         MissingDependencyError: matplotlib is not installed.
         OutputError: The folder cannot be written, or has such pictures already.
     """
-    for form in _FORMS:
-        for name, _, picture in _pictures(report, values, form):
+    # All are drawn before the first one is written.
+    pictures = [(form, _pictures(report, values, form)) for form in _FORMS]
+    for form, drawn in pictures:
+        for name, picture in drawn.items():
             write_new(folder / f"{name}.{form}", picture)
     click.echo(f"wrote {shown(str(folder))}", err=True)
 
@@ -76,7 +86,8 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
         facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
     if report.cast:
         facts.append(("lossy", f"rounded to {report.cast} before it was stored"))
-    pictures = [(caption, picture) for _, caption, picture in _pictures(report, values, "png")]
+    drawn = _pictures(report, values, "png")
+    pictures = [(_CAPTIONS[name], picture) for name, picture in drawn.items()]
     text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
     write_new(path, text.encode())
     click.echo(f"wrote {shown(str(path))}", err=True)
@@ -96,30 +107,27 @@ def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
     return facts + [("careful", caution) for caution in values.cautions]
 
 
-def _pictures(
-    report: DeltaReport, values: ValueReport | None, form: str
-) -> list[tuple[str, str, bytes]]:
-    """Names, captions and bytes of the pictures."""
+def _pictures(report: DeltaReport, values: ValueReport | None, form: str) -> dict[str, bytes]:
+    """The pictures that there are, by name."""
     labels: Sequence[str] = STEP_LABELS[3::-1] + STEP_LABELS[4:]
     counts = [*report.steps[3::-1], *report.steps[4:]]
     if values is not None:
         labels, counts = values.step_labels, values.steps
     layers = [(g.name, g.elements, g.changed) for g in report.layers]
-    found = [
-        ("map", "Changed weights by layer and kind of module", density_map(report, form)),
-        ("depth", "Changed weights by layer", density_by_depth(layers, form)),
-        ("steps", "How far changed weights moved", step_histogram(labels, counts, form)),
-    ]
+    found = {
+        "map": density_map(report, form),
+        "depth": density_by_depth(layers, form),
+        "steps": step_histogram(labels, counts, form),
+    }
     if values is not None and values.exponents is not None:
         table = values.exponents
-        picture = change_by_exponent(
+        found["exponents"] = change_by_exponent(
             table.exponents, table.words, table.changed, form, half=table.half_magnitude
         )
-        found.append(("exponents", "Probability of a change by the base's magnitude", picture))
     if values is not None:
         sizes = [(e.name, e.nbytes) for e in values.encodings]
-        found.append(("sizes", "What the changes take", size_comparison(sizes, form)))
-    return [(name, caption, picture) for name, caption, picture in found if picture is not None]
+        found["sizes"] = size_comparison(sizes, form)
+    return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def _tables(
