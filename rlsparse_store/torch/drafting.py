@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rlsparse_store.codec import Draft
     from rlsparse_store.dtypes import WordCoding
 
-__all__ = ["DeviceSpan", "Drafting", "hash_all"]
+__all__ = ["DeviceSpan", "Drafting", "drafting_memory", "hash_all"]
 
 CHUNK_MEMORY: Final = 1 << 18
 """Bytes of a device that a chunk counts for, however small it is: for its histogram and a tile it
@@ -130,15 +130,19 @@ class _Chunk:
     place: ChunkPlace
     words: ChunkWords
 
-    @property
-    def memory(self) -> int:
-        """About how many bytes of the device it takes while it is drafted.
 
-        Each word has up to five bits that tell its context, and a share of what is counted for its
-        tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
-        streams, and twice as much for the places in them.
-        """
-        return CHUNK_MEMORY + self.place.words * 3 // 4 + self.place.stretch.number * 9
+def drafting_memory(words: int, changed: int) -> int:
+    """About how many bytes of the device a chunk takes while it is drafted.
+
+    Each word has up to five bits that tell its context, and a share of what is counted for its
+    tile; each changed word a rank, a step and its streams, or when it is proven, its step, its
+    streams, and twice as much for the places in them.
+
+    Args:
+        words: Words of the chunk.
+        changed: Those that changed.
+    """
+    return CHUNK_MEMORY + words * 3 // 4 + changed * 9
 
 
 class Drafting:
@@ -169,7 +173,7 @@ class Drafting:
             return
         survey = self._backend.survey([span.run() for span in self._spans], self._coding)
         chunks = (
-            (chunk, chunk.memory)
+            (chunk, drafting_memory(chunk.place.words, chunk.place.stretch.number))
             for number in range(len(self._spans))
             for chunk in self._chunks(survey, number)
         )

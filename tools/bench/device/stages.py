@@ -17,6 +17,7 @@ from rlsparse_store.codec import Draft, draft_chunks
 from rlsparse_store.delta import BLOCK_WORDS, SPAN_BYTES, several, stretches
 from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.torch.device import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
+from rlsparse_store.torch.drafting import drafting_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,10 @@ class Group:
 
     def _batches(self) -> list[list[SurveyedWords]]:
         """Survey the group, and cut it into chunks that are drafted together."""
-        sized = ((chunk, _memory(chunk)) for chunk in self._chunks())
+        sized = (
+            (chunk, drafting_memory(len(chunk.base), chunk.changes.number))
+            for chunk in self._chunks()
+        )
         return [some.items for some in several(sized, GROUP_MEMORY)]
 
     def _chunks(self) -> Iterator[SurveyedWords]:
@@ -99,8 +103,3 @@ class Group:
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.int16)
-
-
-def _memory(chunk: SurveyedWords) -> int:
-    """About how many bytes of the device a chunk takes, as the coder reckons."""
-    return len(chunk.base) * 3 // 4 + chunk.changes.number * 9

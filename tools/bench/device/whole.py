@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from device.weights import size_of
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, patch_
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class Whole:
         self.model = {name: tensor.clone() for name, tensor in base.items()}
         with tempfile.TemporaryDirectory() as folder:
             self._encoder = encoder_on(device, write(base, Path(folder, "base")))
-        self.nbytes = size_of(base)
         self.stored = 0
 
     def forget_delta(self) -> None:
