@@ -219,9 +219,9 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
 ) -> RunReport:
     """Store several checkpoints of one base, each as a delta in a folder of its own name.
 
-    The base is read once for every 16 checkpoints. A delta that is there already is
-    kept and its checkpoint not read, so that a run can go on after it was interrupted and grow as
-    training does; to have a delta made again, remove its folder.
+    The base is read once for every 16 checkpoints. A delta that is there already is kept and its
+    checkpoint not read, so that a run can go on after it was interrupted and grow as training does;
+    to have a delta made again, remove its folder.
 
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.

@@ -132,5 +132,5 @@ struct Avx2 : Generic {
 
   private:
     static constexpr uint64_t kPlaces = 0x0706050403020100;
-    static constexpr int kMany = 10;
+    static constexpr int kMany = 10;  // of 64, as measured on one processor
 };

@@ -24,7 +24,8 @@ class Codes {
     Codes(const Bounds& bounds, const WordMap<W>& map, size_t words, Scratch& scratch)
         : map_(map), context_of_(bounds, map, words, scratch), number_(bounds.number) {
         if constexpr (sizeof(W) == 2 || sizeof(W) == 4) {
-            if (!(map.key_mask & ~(W(~W(0)) >> 1))) steps_ = find_steps();
+            // A key and the bits below a shift are added in a W.
+            if (bit_length(map.key_mask) < int(8 * sizeof(W))) steps_ = find_steps();
         }
         for (size_t c = 0; c < number_; ++c) {
             bound_[c] = uint8_t(
