@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.format.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

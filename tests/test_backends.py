@@ -14,22 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import CpuBackend, Rows, choice, get_backend
-from rlsparse_store.backends.choice import VARIABLE
-from rlsparse_store.backends.native import load_native, native_paths
-from rlsparse_store.backends.numpy import NumpyBackend, kernels
-from rlsparse_store.backends.numpy.words import add_steps, keys, steps
-from rlsparse_store.codec import as_words, to_bytes
 from rlsparse_store.codec.contexts import key_bins
-from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import BackendError, StreamError
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.format.order import add_steps, keys, steps
+from rlsparse_store.format.words import as_words, to_bytes
+from rlsparse_store.kernels import dispatch as choice
+from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
+from rlsparse_store.kernels.interface import CpuBackend, Rows
+from rlsparse_store.kernels.native import load_native, native_paths
+from rlsparse_store.kernels.numpy import NumpyBackend, kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Words
+    from rlsparse_store.format.words import Words
 
 BACKEND = NumpyBackend()
 PATHS = ["numpy", *native_paths()]

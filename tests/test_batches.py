@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rlsparse_store.delta import batches
-from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.pipeline import chunk_batches as batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,24 +24,23 @@ from pairs import (
     write_index,
 )
 
-from rlsparse_store.checkpoint import (
-    Checkpoint,
+from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError, RlsparseError
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.checkpoint_layout import (
     FileLayout,
     IndexLayout,
     LayoutError,
     TensorShape,
     describe_file,
     describe_index,
-    hints_from_path,
-    open_checkpoint,
     rebuild_header,
     rebuild_index,
-    sort_side_files,
 )
-from rlsparse_store.dtypes import DTYPES
-from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError, RlsparseError
-from rlsparse_store.storage.copying import copy_files
-from rlsparse_store.storage.header import HeaderError, parse_header
+from rlsparse_store.files.copy import copy_files
+from rlsparse_store.files.hub_cache import hints_from_path
+from rlsparse_store.files.side_files import sort_side_files
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.format.header import HeaderError, parse_header
 
 if TYPE_CHECKING:
     from pairs import Tensors

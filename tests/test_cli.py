@@ -473,7 +473,7 @@ def test_hostile_file_name_in_an_index(pair: Pair, tmp_path: Path) -> None:
 def test_hostile_tensor_name_in_a_delta(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlsparse_store.storage.names._UNSAFE", re.compile("(?!)"))
+    monkeypatch.setattr("rlsparse_store.format.names._UNSAFE", re.compile("(?!)"))
     tuned = save(tmp_path / "tuned", {HOSTILE: bf16_tensor(1, 8)})
     encode_delta(pair.base, tuned, tmp_path / "delta")
     for arguments in (["inspect"], ["verify"], ["inspect", "--json"]):

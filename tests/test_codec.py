@@ -15,46 +15,37 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsparse_store.backends import (
-    ChunkWords,
-    Histogram,
-    Words,
-    get_backend,
-    rows_touched,
-)
-from rlsparse_store.backends.cost import (
-    CONTEXT_COST,
-    EMPTY_COST,
-    LOG2,
-    ONE_BIT,
-    mask_cost,
-    n_log_n,
-)
-from rlsparse_store.backends.numpy.bits import pack_flags
-from rlsparse_store.backends.numpy.masks import DENSE, ESCAPE, low_width
-from rlsparse_store.backends.numpy.words import add_steps
-from rlsparse_store.codec import (
+from rlsparse_store.codec.chunk import (
     CodedChunk,
     DeltaChunk,
-    Widening,
-    as_words,
-    cast_to_bf16,
     decode_delta,
     decode_whole,
     encode_chunk,
     encode_whole,
+    open_chunk,
+)
+from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
+from rlsparse_store.errors import LimitError, StreamError
+from rlsparse_store.files.delta_writer import INDEX_LEVEL
+from rlsparse_store.format.bits import pack_flags
+from rlsparse_store.format.content_bounds import largest_content
+from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
+from rlsparse_store.format.frames import compress, compress_plainly, content_size, decompress
+from rlsparse_store.format.limits import MAX_WINDOW
+from rlsparse_store.format.masks import DENSE, ESCAPE, low_width
+from rlsparse_store.format.order import add_steps
+from rlsparse_store.format.words import (
+    Widening,
+    Words,
+    as_words,
+    cast_to_bf16,
     narrow,
     to_bytes,
     widen,
 )
-from rlsparse_store.codec.chunk import open_chunk
-from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
-from rlsparse_store.codec.frames import compress, compress_plainly, content_size, decompress
-from rlsparse_store.codec.largest import largest_content
-from rlsparse_store.container.writer import INDEX_LEVEL
-from rlsparse_store.dtypes import DTYPES, OrderMap, WordCoding
-from rlsparse_store.errors import LimitError, StreamError
-from rlsparse_store.limits import MAX_WINDOW
+from rlsparse_store.kernels.cost import CONTEXT_COST, EMPTY_COST, LOG2, ONE_BIT, mask_cost, n_log_n
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import ChunkWords, Histogram, rows_touched
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -363,7 +354,8 @@ def frame(**options: Any) -> bytes:  # noqa: ANN401
 
 
 def packed(*streams: bytes) -> bytes:
-    return compress(BACKEND, b"".join(streams), list(accumulate(map(len, streams))))
+    ends = {end for end in accumulate(map(len, streams)) if end}
+    return compress(b"".join(streams), sorted(ends))
 
 
 @given(st.lists(st.binary(max_size=300)))

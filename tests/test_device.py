@@ -28,38 +28,30 @@ from pairs import (
 )
 from safetensors.torch import load_file, save_file
 
-import rlsparse_store.backends.gpu
+import rlsparse_store.gpu.hashing
 import rlsparse_store.torch.encoder
-from rlsparse_store.backends import get_backend
-from rlsparse_store.backends.gpu import kernels
-from rlsparse_store.checkpoint import open_checkpoint
-from rlsparse_store.delta import (
-    ChunkDecoder,
-    Encoder,
-    SpanTask,
-    batches,
-    dtype_policy,
-    encode_delta,
-    encode_run,
-    scan,
-    verify_delta,
-)
+from rlsparse_store.delta import encode_delta, encode_run, verify_delta
+from rlsparse_store.delta.encode import dtype_policy
+from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.errors import (
     BaseMismatchError,
     DtypeMismatchError,
     RlsparseError,
     UnsupportedDtypeError,
 )
-from rlsparse_store.torch import (
-    DeltaEncoder,
-    DeviceCoder,
-    device,
-    drafting,
-    live,
-    patch_,
-    placing,
-)
-from rlsparse_store.torch.tensors import live_checkpoint
+from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.gpu import coder as device
+from rlsparse_store.gpu import encode as drafting
+from rlsparse_store.gpu import kernels
+from rlsparse_store.gpu import upload as placing
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline import chunk_batches as batches
+from rlsparse_store.pipeline import spans as scan
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
+from rlsparse_store.pipeline.coder import SpanTask
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, patch_
+from rlsparse_store.torch import model_tensors as live
+from rlsparse_store.torch.state_dict import live_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -355,7 +347,7 @@ def test_no_memory_to_hash_on_the_device(tmp_path: Path, monkeypatch: pytest.Mon
     def failing(_: Any) -> Any:  # noqa: ANN401 - never called to an end
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(rlsparse_store.backends.gpu, "hash_all_on_device", failing)
+    monkeypatch.setattr(rlsparse_store.gpu, "hash_all_on_device", failing)
     model = patch_(state(b), tmp_path / "delta", threads=1)
     assert torch.equal(model["w"].view(torch.uint8), state(t)["w"].view(torch.uint8))
 

@@ -13,12 +13,13 @@ from models import move_weights, small_llama
 from pairs import SINGLE, Tensor, bf16_tensor, random_tensor, save, tune
 
 from rlsparse_store import from_delta, open_delta
-from rlsparse_store.codec import Widening, widen
-from rlsparse_store.delta import encode_delta, scan
+from rlsparse_store.delta import encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError
-from rlsparse_store.frameworks import pt
-from rlsparse_store.frameworks.device import DeviceMemory
-from rlsparse_store.integrations.transformers.placement import only_device
+from rlsparse_store.format.words import Widening, widen
+from rlsparse_store.frameworks import torch as pt
+from rlsparse_store.gpu.memory import DeviceMemory
+from rlsparse_store.integrations.transformers.device_map import only_device
+from rlsparse_store.pipeline import spans as scan
 
 if TYPE_CHECKING:
     from pathlib import Path

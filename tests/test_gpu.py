@@ -17,14 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import hasten
 
-from rlsparse_store.backends import Changes, ChunkWords, CodedWords, get_backend
-from rlsparse_store.backends.gpu import GpuBackend, hash_on_device, kernels, launching
-from rlsparse_store.backends.numpy import NumpyBackend
 from rlsparse_store.codec.chunk import draft_chunks
 from rlsparse_store.codec.contexts import key_bins
-from rlsparse_store.digest import leaf_hashes
-from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import StreamError
+from rlsparse_store.format.digests import leaf_hashes
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.gpu import kernels
+from rlsparse_store.gpu import launch as launching
+from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.gpu.hashing import hash_on_device
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import Changes, ChunkWords, CodedWords
+from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

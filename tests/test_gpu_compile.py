@@ -12,10 +12,11 @@ import pytest
 import torch
 from test_gpu import CHANGES, GPU, chunk, contexts, on_device
 
-from rlsparse_store.backends import ChunkWords, CodedWords
-from rlsparse_store.backends.gpu import hash_on_device, kernels
 from rlsparse_store.codec.contexts import key_bins
-from rlsparse_store.dtypes import OrderMap, WordCoding
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.gpu import kernels
+from rlsparse_store.gpu.hashing import hash_on_device
+from rlsparse_store.kernels.interface import ChunkWords, CodedWords
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rlsparse_store.codec import decode_whole
-from rlsparse_store.codec.frames import decompress
-from rlsparse_store.container.columns import ColumnWriter
-from rlsparse_store.container.index_reader import decode_index
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.codec.chunk import decode_whole
 from rlsparse_store.errors import IndexFormatError, StreamError
-from rlsparse_store.limits import MIN_CHUNK_STORED
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.format.frames import decompress
+from rlsparse_store.format.index.columns import ColumnWriter
+from rlsparse_store.format.index.reader import decode_index
+from rlsparse_store.format.limits import MIN_CHUNK_STORED
 
 
 def index_of_equal_chunks(count: int, stored: int) -> bytes:

@@ -16,10 +16,11 @@ import zstandard
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 
-from rlsparse_store.analysis import measure_values, open_pair, over_base, pairs
+from rlsparse_store.analysis import measure_values, open_pair, over_base
+from rlsparse_store.analysis import tensor_pairs as pairs
 from rlsparse_store.analysis.values import CASTS, cast_words, values_of
 from rlsparse_store.delta import encode_delta
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.format.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

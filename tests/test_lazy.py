@@ -34,10 +34,7 @@ from safetensors import SafetensorError, safe_open
 
 import vectors
 from rlsparse_store import open_delta
-from rlsparse_store.checkpoint import open_checkpoint
-from rlsparse_store.delta import apply_delta, encode_delta, scan
-from rlsparse_store.delta.chunks import ChunkDecoder
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import (
     BaseMismatchError,
     FormatError,
@@ -46,13 +43,17 @@ from rlsparse_store.errors import (
     RlsparseError,
     UnsupportedDtypeError,
 )
+from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.pipeline import spans as scan
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pairs import Tensors
 
-    from rlsparse_store.delta.lazy import DeltaCheckpoint
+    from rlsparse_store.delta.open import DeltaCheckpoint
 
 FOLDER = vectors.VECTORS
 ALL: list[dict[str, Any]] = vectors.load()["vectors"]
@@ -315,7 +316,7 @@ def test_any_band(sliced: tuple[Case, Tensors], data: st.DataObject) -> None:
     index = data.draw(indices(array.shape))
     with pytest.MonkeyPatch.context() as patch, case.open() as opened:
         small = data.draw(st.sampled_from([100, 3000, 40_000]))
-        patch.setattr("rlsparse_store.delta.selection.BAND_BYTES", small)
+        patch.setattr("rlsparse_store.delta.slicing.BAND_BYTES", small)
         check_words(opened.get_slice(name)[index], np.asarray(array[index]))
 
 

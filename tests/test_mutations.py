@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vectors
-from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.container import DeltaReader, Kind, TensorRecord
-from rlsparse_store.container.index_writer import encode_index
 from rlsparse_store.delta.apply import rebuild_files
-from rlsparse_store.delta.decode import decode_tensors
-from rlsparse_store.delta.progress import silent
 from rlsparse_store.errors import RlsparseError
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.format.index.records import Kind, TensorRecord
+from rlsparse_store.format.index.writer import encode_index
+from rlsparse_store.pipeline.decode import decode_tensors
+from rlsparse_store.pipeline.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

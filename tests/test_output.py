@@ -13,8 +13,8 @@ from pairs import bf16_tensor, contents, save_sharded, tune
 
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import OutputError
-from rlsparse_store.storage import output
-from rlsparse_store.storage.output import OutputFile, output_folder, write_new
+from rlsparse_store.files import output
+from rlsparse_store.files.output import OutputFile, output_folder, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable

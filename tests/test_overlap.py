@@ -13,7 +13,7 @@ import pytest
 from pairs import Tensor, bf16_tensor, random_tensor, save, save_sharded, tune
 
 from rlsparse_store.analysis import compare_deltas, match_checkpoints, measure_series
-from rlsparse_store.analysis.pairs import BLOCK_WORDS
+from rlsparse_store.analysis.tensor_pairs import BLOCK_WORDS
 from rlsparse_store.delta import encode_delta, encode_run
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 

@@ -12,18 +12,19 @@ import matplotlib as mpl
 import pytest
 from pairs import bf16_tensor, save, tune
 
-from rlsparse_store.delta import encode_delta, inspect_delta
-from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.plots import (
+from rlsparse_store.analysis.plots.charts import (
+    _places,
+    _runs,
     change_by_exponent,
     density_by_depth,
-    density_map,
     size_comparison,
     step_histogram,
-    write_page,
 )
-from rlsparse_store.plots.charts import _places, _runs
-from rlsparse_store.plots.figures import ACCENT
+from rlsparse_store.analysis.plots.figure import ACCENT
+from rlsparse_store.analysis.plots.heatmap import density_map
+from rlsparse_store.analysis.plots.page import write_page
+from rlsparse_store.delta import encode_delta, inspect_delta
+from rlsparse_store.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

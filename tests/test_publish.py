@@ -65,7 +65,7 @@ class Clients(NamedTuple):
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     home = tmp_path_factory.mktemp("home")
-    modules = ["huggingface_hub.hf_api", "rlsparse_store.cli.run", "rlsparse_store.publish"]
+    modules = ["huggingface_hub.hf_api", "rlsparse_store.cli.exit_codes", "rlsparse_store.publish"]
     with socket.socket() as kept:
         # Bound, so that nobody is given the port between two tests; each Hub listens there.
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -27,9 +27,9 @@ from plan import ALGORITHMS, Run, smoke
 from problem import halves, held_out, training_sums
 from reproduce import main, missing
 from rlsparse_store import open_delta
-from rlsparse_store.checkpoint import open_checkpoint
 from rlsparse_store.demo.policy import PolicyShape, PretrainingSettings, new_policy, pretrain
 from rlsparse_store.demo.task import decode, pretraining_texts, reward
+from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.torch import load_mask
 from training import train
 
@@ -132,7 +132,7 @@ def test_generalized_advantages_are_the_published_sum() -> None:
 
 @pytest.fixture
 def forks() -> Iterator[Forks]:
-    with Forks(["rlsparse_store.cli.run", "rlsparse_store.analysis"], os.environ) as running:
+    with Forks(["rlsparse_store.cli.exit_codes", "rlsparse_store.analysis"], os.environ) as running:
         yield running
 
 

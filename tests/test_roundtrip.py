@@ -25,8 +25,6 @@ from pairs import (
     write_index,
 )
 
-from rlsparse_store.backends import get_backend
-from rlsparse_store.checkpoint import open_checkpoint
 from rlsparse_store.delta import (
     apply_delta,
     encode_delta,
@@ -34,17 +32,19 @@ from rlsparse_store.delta import (
     measure_pair,
     verify_delta,
 )
-from rlsparse_store.delta.room import Rooms
-from rlsparse_store.delta.scan import BaseWindow, code_span, spans_of
-from rlsparse_store.delta.sources import DtypePolicy, plan_tensors
-from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import (
     BaseMismatchError,
     CheckpointError,
     DtypeMismatchError,
     VerificationError,
 )
-from rlsparse_store.limits import MAX_CHUNK_WORDS
+from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.format.limits import MAX_CHUNK_WORDS
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline.scratch import Rooms
+from rlsparse_store.pipeline.spans import BaseWindow, code_span, spans_of
+from rlsparse_store.pipeline.tensor_matching import DtypePolicy, plan_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

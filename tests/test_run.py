@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 from pairs import SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
 
-from rlsparse_store.checkpoint import Checkpoint
 from rlsparse_store.delta import apply_delta, encode_delta, encode_run, inspect_delta, inspect_run
 from rlsparse_store.delta import run as run_module
 from rlsparse_store.errors import (
@@ -24,12 +23,13 @@ from rlsparse_store.errors import (
     OutputError,
     RlsparseError,
 )
+from rlsparse_store.files.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rlsparse_store.checkpoint import TensorRef
+    from rlsparse_store.files.checkpoint import TensorRef
 
 STEPS = ("step-9", "step-10", "step-200")
 

@@ -117,7 +117,7 @@ def test_an_unknown_command_is_told_of_a_known_one() -> None:
     "when",
     [
         "rlsparse_store.cli.signals",
-        "rlsparse_store.cli.run",
+        "rlsparse_store.cli.exit_codes",
         "click",
         "rlsparse_store.cli.inspect",
         "numpy",

@@ -25,11 +25,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from rlsparse_store.delta import ChunkDecoder, encode_delta
+from rlsparse_store.delta import encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
-from rlsparse_store.integrations.transformers import checkpoint_views
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.torch import DeltaSwitch, patch_
-from rlsparse_store.torch.changes import Change, Group, grouped
+from rlsparse_store.torch.undo_log import Change, Group, grouped
+from rlsparse_store.torch.weight_views import checkpoint_views
 
 if TYPE_CHECKING:
     from pathlib import Path

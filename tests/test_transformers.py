@@ -23,18 +23,10 @@ from tokenizers.models import WordLevel
 from transformers import dynamic_module_utils, modeling_utils
 
 from rlsparse_store import encode_delta, open_delta
-from rlsparse_store.errors import (
-    BaseMismatchError,
-    CheckpointError,
-    NotFoundError,
-    RlsparseError,
-)
-from rlsparse_store.integrations.transformers import (
-    automatic,
-    enable_transformers,
-    from_delta,
-    refusals,
-)
+from rlsparse_store.errors import BaseMismatchError, CheckpointError, NotFoundError, RlsparseError
+from rlsparse_store.integrations.transformers import enable_transformers, from_delta
+from rlsparse_store.integrations.transformers import from_pretrained as automatic
+from rlsparse_store.integrations.transformers import unsupported as refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

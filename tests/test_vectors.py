@@ -18,11 +18,13 @@ import zstandard
 from click.testing import CliRunner
 
 import vectors
-from rlsparse_store.codec import Widening
-from rlsparse_store.container import ChunkCoding, DeltaReader, Kind, write_named
 from rlsparse_store.delta import apply_delta, verify_delta
-from rlsparse_store.dtypes import DTYPES
 from rlsparse_store.errors import FormatError
+from rlsparse_store.files.base_hint import write_named
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.format.index.records import ChunkCoding, Kind
+from rlsparse_store.format.words import Widening
 
 if TYPE_CHECKING:
     from types import ModuleType

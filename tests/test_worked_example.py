@@ -11,8 +11,8 @@ import numpy as np
 import zstandard
 
 from rlsparse_store import encode_delta
-from rlsparse_store.container.index_writer import encode_index
-from rlsparse_store.container.reader import DeltaReader
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.format.index.writer import encode_index
 
 SPEC = (Path(__file__).parents[1] / "specs" / "format.md").read_text(encoding="utf-8")
 EXAMPLE = SPEC[SPEC.index("## 13. A worked example") : SPEC.index("## 14.")]

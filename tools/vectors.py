@@ -25,29 +25,25 @@ import click
 import numpy as np
 import zstandard
 
-from rlsparse_store.backends import Rows, Streams, Words, get_backend
-from rlsparse_store.backends.numpy.bits import pack_flags
-from rlsparse_store.backends.numpy.words import add_steps
-from rlsparse_store.checkpoint import open_checkpoint
-from rlsparse_store.codec import Widening, as_words, cast_to_bf16, encode_whole, widen
-from rlsparse_store.container import (
-    ChunkCoding,
-    ChunkRecord,
-    DeltaReader,
-    Index,
-    Kind,
-    TensorRecord,
-)
-from rlsparse_store.container.columns import ColumnWriter
-from rlsparse_store.container.index_writer import encode_index
-from rlsparse_store.container.manifest import FORMAT_VERSION
-from rlsparse_store.container.writer import container_header
+from rlsparse_store.codec.chunk import encode_whole
 from rlsparse_store.delta import encode_delta
-from rlsparse_store.delta.identity import checkpoint_state
-from rlsparse_store.digest import bytes_check, checksum, leaf_hashes, leaves_check
-from rlsparse_store.dtypes import DTYPES, Dtype, OrderMap, WordCoding
-from rlsparse_store.storage.header import frame_header
-from rlsparse_store.storage.strict_json import canonical
+from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.delta_writer import container_header
+from rlsparse_store.format.bits import pack_flags
+from rlsparse_store.format.digests import bytes_check, checksum, leaf_hashes, leaves_check
+from rlsparse_store.format.dtypes import DTYPES, Dtype, OrderMap, WordCoding
+from rlsparse_store.format.header import frame_header
+from rlsparse_store.format.index.columns import ColumnWriter
+from rlsparse_store.format.index.records import ChunkCoding, ChunkRecord, Index, Kind, TensorRecord
+from rlsparse_store.format.index.writer import encode_index
+from rlsparse_store.format.manifest import FORMAT_VERSION
+from rlsparse_store.format.order import add_steps
+from rlsparse_store.format.strict_json import canonical
+from rlsparse_store.format.words import Widening, Words, as_words, cast_to_bf16, widen
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import Rows, Streams
+from rlsparse_store.pipeline.fingerprints import checkpoint_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -22,8 +22,9 @@ from rlsparse_store.analysis.overlap import (
     PairOverlap,
     compare_deltas,
 )
-from rlsparse_store.analysis.pairs import Pair, SharedTensor, open_pair, over_base
-from rlsparse_store.analysis.report import (
+from rlsparse_store.analysis.series import SeriesReport, SeriesStep, measure_series
+from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor, open_pair, over_base
+from rlsparse_store.analysis.value_report import (
     SCOPES,
     ExponentTable,
     RowCount,
@@ -32,7 +33,6 @@ from rlsparse_store.analysis.report import (
     ValueReport,
     measure_values,
 )
-from rlsparse_store.analysis.series import SeriesReport, SeriesStep, measure_series
 
 __all__ = [
     "BASELINES",

@@ -6,14 +6,14 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.delta import percent
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import percent
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rlsparse_store.analysis.measures import Measures
-    from rlsparse_store.analysis.pairs import SharedTensor, Unmatched
+    from rlsparse_store.analysis.tensor_pairs import SharedTensor, Unmatched
 
     Measured = Sequence[tuple[SharedTensor, Measures]]
 

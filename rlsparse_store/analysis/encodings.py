@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.analysis.measures import Measures
-    from rlsparse_store.analysis.pairs import Pair, SharedTensor
+    from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor
 
 __all__ = ["Encoding", "compressed_encodings", "encodings_of"]
 

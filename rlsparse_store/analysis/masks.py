@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.several import Deltas
+from rlsparse_store.analysis.aligned_deltas import Deltas
 from rlsparse_store.analysis.values import values_of
-from rlsparse_store.backends.numpy.words import keys
-from rlsparse_store.delta import Progress, silent
-from rlsparse_store.dtypes import DTYPES
-from rlsparse_store.storage.header import HeaderEntry, frame_header, header_text
-from rlsparse_store.storage.output import new_file, require_new
+from rlsparse_store.files.output import new_file, require_new
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.format.header import HeaderEntry, frame_header, header_text
+from rlsparse_store.format.order import keys
+from rlsparse_store.pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.pairs import SharedTensor
-    from rlsparse_store.analysis.several import SideBySide
+    from rlsparse_store.analysis.aligned_deltas import SideBySide
+    from rlsparse_store.analysis.tensor_pairs import SharedTensor
 
 __all__ = ["COMBINATIONS", "CONTROLS", "MASK_KEY", "MaskReport", "count_ones", "write_mask"]
 

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.pairs import open_pair, over_base
+from rlsparse_store.analysis.tensor_pairs import open_pair, over_base
 from rlsparse_store.analysis.values import is_numeric, values_of
-from rlsparse_store.container import DELTA_FOLDER
-from rlsparse_store.delta import Progress, resolve_threads, silent
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.pairs import Pair, SharedTensor
-    from rlsparse_store.backends import Words
-    from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor
+    from rlsparse_store.format.dtypes import Dtype
+    from rlsparse_store.format.words import Words
 
 __all__ = ["MATCH_TOLERANCES", "MatchReport", "MatchShares", "match_checkpoints"]
 

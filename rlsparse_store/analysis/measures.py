@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from rlsparse_store.analysis.values import CASTS, cast_differs, is_numeric, values_of
-from rlsparse_store.backends import get_backend
-from rlsparse_store.backends.numpy.words import steps
 from rlsparse_store.codec.contexts import key_bins
+from rlsparse_store.format.order import steps
+from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.pairs import Block, Pair, SharedTensor
-    from rlsparse_store.backends import Words
-    from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.analysis.tensor_pairs import Block, Pair, SharedTensor
+    from rlsparse_store.format.dtypes import Dtype
+    from rlsparse_store.format.words import Words
 
 __all__ = ["RELATIVE", "STEP_EDGES", "TOLERANCES", "Measures", "measure_tensor", "step_labels"]
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.several import Deltas
+from rlsparse_store.analysis.aligned_deltas import Deltas
 from rlsparse_store.analysis.values import is_numeric, values_of
-from rlsparse_store.backends.numpy.words import keys, steps
-from rlsparse_store.delta import Progress, natural_order, silent
+from rlsparse_store.delta.run import natural_order
+from rlsparse_store.format.order import keys, steps
+from rlsparse_store.pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.pairs import SharedTensor
-    from rlsparse_store.analysis.several import SideBySide
-    from rlsparse_store.backends import Words
+    from rlsparse_store.analysis.aligned_deltas import SideBySide
+    from rlsparse_store.analysis.tensor_pairs import SharedTensor
+    from rlsparse_store.format.words import Words
 
 __all__ = ["BASELINES", "CompareReport", "Overlap", "PairOverlap", "compare_deltas"]
 

@@ -12,7 +12,7 @@ from rlsparse_store.analysis.values import is_numeric, values_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlsparse_store.analysis.pairs import Pair, SharedTensor
+    from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor
 
 __all__ = ["MatrixRank", "sampled_ranks"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.several import Deltas
-from rlsparse_store.delta import Progress, silent
+from rlsparse_store.analysis.aligned_deltas import Deltas
+from rlsparse_store.pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.pairs import SharedTensor
+    from rlsparse_store.analysis.tensor_pairs import SharedTensor
 
 __all__ = ["DISTANCES", "SeriesReport", "SeriesStep", "measure_series"]
 

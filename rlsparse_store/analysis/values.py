@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.codec import cast_to_bf16, widen
-from rlsparse_store.codec.views import Widening
+from rlsparse_store.format.words import Widening, cast_to_bf16, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Words
-    from rlsparse_store.dtypes import Dtype
+    from rlsparse_store.format.dtypes import Dtype
+    from rlsparse_store.format.words import Words
 
 __all__ = ["CASTS", "cast_differs", "cast_words", "is_numeric", "values_of"]
 

@@ -14,8 +14,9 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta import apply_delta, size
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.apply import apply_delta
+from rlsparse_store.delta.units import size
+from rlsparse_store.format.names import shown
 
 __all__ = ["apply_command"]
 

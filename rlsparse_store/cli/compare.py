@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlsparse_store.analysis import compare_deltas
+from rlsparse_store.analysis.overlap import compare_deltas
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta import percent
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import percent
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
-    from rlsparse_store.analysis import CompareReport, Overlap
+    from rlsparse_store.analysis.overlap import CompareReport, Overlap
 
 __all__ = ["compare_command"]
 

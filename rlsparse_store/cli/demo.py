@@ -10,19 +10,16 @@ import click
 
 from rlsparse_store.cli.inspect import print_report
 from rlsparse_store.cli.output import print_table
-from rlsparse_store.delta import (
-    apply_delta,
-    encode_delta,
-    inspect_delta,
-    percent,
-    size,
-    verify_delta,
-)
+from rlsparse_store.delta.apply import apply_delta
+from rlsparse_store.delta.encode import encode_delta
+from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import MissingDependencyError, OutputError, ResultMismatchError
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
-    from rlsparse_store.delta import DeltaReport
+    from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.demo.case import DemoCase
 
 __all__ = ["demo_command"]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta import (
-    EncodeReport,
-    RunReport,
-    SpanCoder,
-    encode_delta,
-    encode_run,
-    is_run,
-    percent,
-    size,
-)
+from rlsparse_store.delta.encode import encode_delta
+from rlsparse_store.delta.report import EncodeReport
+from rlsparse_store.delta.run import RunReport, encode_run, is_run
+from rlsparse_store.delta.units import percent, size
 from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
+
+if TYPE_CHECKING:
+    from rlsparse_store.pipeline.coder import SpanCoder
 
 __all__ = ["encode_command", "print_encoded", "print_run"]
 
@@ -105,7 +102,7 @@ def _device_coder(device: str, threads: int | None) -> SpanCoder:
         msg = "torch is not installed; install rlsparse-store[gpu]"
         raise MissingDependencyError(msg)
     # Only now, for it takes seconds.
-    from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415
+    from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415
 
     try:
         return DeviceCoder(device, threads=threads)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlsparse_store.analysis import SCOPES, measure_values, open_pair, over_base
+from rlsparse_store.analysis.tensor_pairs import open_pair, over_base
+from rlsparse_store.analysis.value_report import SCOPES, measure_values
 from rlsparse_store.cli.encode import print_encoded, print_run
 from rlsparse_store.cli.options import (
     base_option,
@@ -17,23 +18,19 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.cli.values import print_csv, print_values
-from rlsparse_store.delta import (
-    STEP_LABELS,
-    EncodeReport,
-    inspect_delta,
-    inspect_run,
-    is_run,
-    measure_pair,
-    percent,
-    size,
-)
-from rlsparse_store.storage.names import shown
-from rlsparse_store.storage.output import require_new
+from rlsparse_store.cli.value_tables import print_csv, print_values
+from rlsparse_store.delta.encode import measure_pair
+from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.report import STEP_LABELS, EncodeReport
+from rlsparse_store.delta.run import inspect_run, is_run
+from rlsparse_store.delta.units import percent, size
+from rlsparse_store.files.output import require_new
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
-    from rlsparse_store.analysis import ValueReport
-    from rlsparse_store.delta import DeltaReport, Group, Progress
+    from rlsparse_store.analysis.value_report import ValueReport
+    from rlsparse_store.delta.report import DeltaReport, Group
+    from rlsparse_store.pipeline.progress import Progress
 
 __all__ = ["inspect_command", "print_report"]
 
@@ -156,7 +153,7 @@ def _require_places(plots: str | None, page: str | None) -> None:
     if page is not None:
         require_new(Path(page))
     if plots is not None:
-        from rlsparse_store.cli.pictures import require_new_pictures  # noqa: PLC0415 - as below
+        from rlsparse_store.cli.report_files import require_new_pictures  # noqa: PLC0415 - as below
 
         require_new_pictures(Path(plots))
 
@@ -165,7 +162,7 @@ def _draw(
     report: DeltaReport, values: ValueReport | None, plots: str | None, page: str | None
 ) -> None:
     # Only now: what draws is not needed for anything else.
-    from rlsparse_store.cli.pictures import write_pictures, write_report  # noqa: PLC0415
+    from rlsparse_store.cli.report_files import write_pictures, write_report  # noqa: PLC0415
 
     if plots is not None:
         write_pictures(report, values, Path(plots))

@@ -22,7 +22,7 @@ def main() -> "NoReturn":
         os.write(2, b"rlsparse: interrupted\n")
         os._exit(130)
     try:
-        from rlsparse_store.cli.run import run  # noqa: PLC0415 - it takes a while
+        from rlsparse_store.cli.exit_codes import run  # noqa: PLC0415 - it takes a while
 
         run()
     finally:

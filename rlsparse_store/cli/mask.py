@@ -6,11 +6,11 @@ import math
 
 import click
 
-from rlsparse_store.analysis import COMBINATIONS, CONTROLS, write_mask
+from rlsparse_store.analysis.masks import COMBINATIONS, CONTROLS, write_mask
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta import percent
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import percent
+from rlsparse_store.format.names import shown
 
 __all__ = ["mask_command"]
 

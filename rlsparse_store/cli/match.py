@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from rlsparse_store.analysis import MATCH_TOLERANCES, match_checkpoints
+from rlsparse_store.analysis.match import MATCH_TOLERANCES, match_checkpoints
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta import percent
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import percent
+from rlsparse_store.format.names import shown
 
 __all__ = ["match_command"]
 

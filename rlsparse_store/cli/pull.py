@@ -8,9 +8,9 @@ import click
 
 from rlsparse_store.cli.options import json_option, quiet_option, subfolder_option
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta import size
-from rlsparse_store.publish import pull_delta
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import size
+from rlsparse_store.format.names import shown
+from rlsparse_store.publish.pull import pull_delta
 
 __all__ = ["pull_command"]
 

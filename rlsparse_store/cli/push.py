@@ -9,10 +9,10 @@ import click
 
 from rlsparse_store.cli.options import json_option, quiet_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta import size
+from rlsparse_store.delta.units import size
 from rlsparse_store.errors import PrivateBaseError
-from rlsparse_store.publish import PushReport, push_delta, push_pair
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
+from rlsparse_store.publish.push import PushReport, push_delta, push_pair
 
 __all__ = ["push_command"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from rlsparse_store.analysis import measure_series
+from rlsparse_store.analysis.series import measure_series
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta import percent
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.units import percent
+from rlsparse_store.format.names import shown
 
 __all__ = ["series_command"]
 

@@ -14,7 +14,7 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta import verify_delta
+from rlsparse_store.delta.verify import verify_delta
 
 __all__ = ["verify_command"]
 

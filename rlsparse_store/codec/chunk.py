@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.backends import (
+from rlsparse_store.codec.contexts import choose_bounds, key_bins
+from rlsparse_store.errors import StreamError
+from rlsparse_store.format.bits import Cursor, pack_flags
+from rlsparse_store.format.content_bounds import largest_content
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.format.frames import compress, decompress
+from rlsparse_store.format.words import Words, as_words, to_bytes
+from rlsparse_store.kernels.cost import ONE_BIT, mask_cost
+from rlsparse_store.kernels.interface import (
+    MAGNITUDE_CLASSES,
     Backend,
     ChunkWords,
     CpuBackend,
     Histogram,
     Rows,
     Streams,
-    Words,
     rows_touched,
 )
-from rlsparse_store.backends.cost import ONE_BIT, mask_cost
-from rlsparse_store.backends.interface import MAGNITUDE_CLASSES
-from rlsparse_store.backends.numpy.bits import Cursor, pack_flags
-from rlsparse_store.codec.contexts import choose_bounds, key_bins
-from rlsparse_store.codec.frames import compress, decompress
-from rlsparse_store.codec.largest import largest_content
-from rlsparse_store.codec.views import as_words, to_bytes
-from rlsparse_store.dtypes import OrderMap, WordCoding
-from rlsparse_store.errors import StreamError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,7 +174,7 @@ def store_draft(
         flags = pack_flags(rows.active)
         content = flags + content
         ends = [len(flags), *(len(flags) + end for end in ends)]
-    stored = compress(backend, content, ends)
+    stored = _compress(backend, content, ends)
     if len(stored) * WHOLE_TRIAL > coding.nbytes(words):
         whole = encode_whole(backend, tuned, coding)
         if len(whole.stored) < len(stored):
@@ -187,6 +186,24 @@ def store_draft(
         changed=tuple(streams.changed),
         steps=tuple(streams.steps),
     )
+
+
+def _compress(
+    backend: CpuBackend, content: bytes | memoryview, ends: list[int], *, of_words: bool = False
+) -> bytes:
+    """Compress streams into one frame, with a new block where the distribution changes.
+
+    A block carries its own Huffman table, so streams that differ are cheaper apart and streams
+    that are alike, or tiny, are cheaper together.
+
+    Args:
+        backend: Chooses the blocks.
+        content: The streams, one after another.
+        ends: Where each ends, ascending to the end of the content; some may be empty.
+        of_words: Whether they are words stored whole, which may repeat.
+    """
+    blocks = backend.block_ends(content, [end for end, _ in groupby(ends) if end])
+    return compress(content, blocks, of_words=of_words)
 
 
 def may_be_whole(draft: Draft, raw: int) -> bool:
@@ -344,12 +361,12 @@ def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> Whole
     """Store words as byte planes, the most significant first; floats with their sign last."""
     if coding.width == 4:
         packed = to_bytes(words, 4).tobytes()
-        return WholeChunk(compress(backend, packed, [len(packed)], of_words=True))
+        return WholeChunk(_compress(backend, packed, [len(packed)], of_words=True))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
         words = _rotated(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1).T[::-1]
     ends = [(i + 1) * words.size for i in range(len(planes))]
-    return WholeChunk(compress(backend, planes.tobytes(), ends, of_words=True))
+    return WholeChunk(_compress(backend, planes.tobytes(), ends, of_words=True))
 
 
 def _rotated(words: Words, by: int) -> Words:

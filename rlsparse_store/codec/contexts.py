@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.dtypes import OrderMap, WordCoding
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import Backend, Histogram
+    from rlsparse_store.kernels.interface import Backend, Histogram
 
 __all__ = ["choose_bounds", "key_bins"]
 

@@ -7,34 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlsparse_store.checkpoint import (
+from rlsparse_store.delta.resolve import find_base, find_delta
+from rlsparse_store.errors import IndexFormatError
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.checkpoint_layout import (
     INDEX_NAME,
-    Checkpoint,
-    CheckpointWriter,
     FileLayout,
     IndexLayout,
     LayoutError,
     TensorShape,
-    delta_side_files,
-    open_checkpoint,
     rebuild_header,
     rebuild_index,
 )
-from rlsparse_store.container import DELTA_FOLDER, DeltaReader, Index, Kind, TensorRecord
-from rlsparse_store.delta.decode import decode_tensors
-from rlsparse_store.delta.locate import find_base, find_delta
-from rlsparse_store.delta.progress import Progress, silent
-from rlsparse_store.delta.threads import resolve_threads
-from rlsparse_store.errors import IndexFormatError
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.storage.copying import copy_files
-from rlsparse_store.storage.output import OutputFile, output_folder
+from rlsparse_store.files.checkpoint_writer import CheckpointWriter
+from rlsparse_store.files.copy import copy_files
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.output import OutputFile, output_folder
+from rlsparse_store.files.side_files import delta_side_files
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.index.records import Index, Kind, TensorRecord
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.decode import decode_tensors
+from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rlsparse_store.storage.header import HeaderEntry
+    from rlsparse_store.format.header import HeaderEntry
 
 __all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
 

@@ -6,21 +6,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.container import DELTA_FOLDER, ChunkSink, CountingSink, DeltaWriter
+from rlsparse_store.delta.encode_batch import encode_together
 from rlsparse_store.delta.encoder import Encoder
-from rlsparse_store.delta.locate import find_checkpoint
-from rlsparse_store.delta.progress import Progress, silent
-from rlsparse_store.delta.sources import DtypePolicy
-from rlsparse_store.delta.together import SpanCoder, encode_together
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.storage.copying import copy_files
-from rlsparse_store.storage.output import output_errors, output_folder
+from rlsparse_store.delta.resolve import find_checkpoint
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.copy import copy_files
+from rlsparse_store.files.delta_writer import ChunkSink, CountingSink, DeltaWriter
+from rlsparse_store.files.output import output_errors, output_folder
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rlsparse_store.delta.report import EncodeReport
+    from rlsparse_store.pipeline.coder import SpanCoder
 
 __all__ = [
     "SHARD_BYTES",

@@ -5,35 +5,26 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from rlsparse_store.checkpoint import (
-    INDEX_NAME,
-    BaseHints,
-    Checkpoint,
-    SideFiles,
-    describe_file,
-    describe_index,
-    hints_from_path,
-    sort_side_files,
-)
-from rlsparse_store.codec import DeltaChunk
-from rlsparse_store.container import (
+from rlsparse_store.codec.chunk import DeltaChunk
+from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
+from rlsparse_store.errors import CheckpointError
+from rlsparse_store.files.checkpoint_layout import INDEX_NAME, describe_file, describe_index
+from rlsparse_store.files.hub_cache import BaseHints, hints_from_path
+from rlsparse_store.files.side_files import SideFiles, sort_side_files
+from rlsparse_store.format.digests import TensorDigester, bytes_check
+from rlsparse_store.format.index.records import (
     ChunkCoding,
     ChunkRecord,
-    ChunkSink,
     FileRecord,
     FilesRecord,
     Index,
     Kind,
-    Manifest,
     TensorRecord,
-    Totals,
 )
-from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
-from rlsparse_store.delta.scan import Coded, CodedSpan, Span, choose_coding, spans_of
-from rlsparse_store.delta.sources import DtypePolicy, TensorPlan, plan_tensors
-from rlsparse_store.digest import TensorDigester, bytes_check
-from rlsparse_store.errors import CheckpointError
-from rlsparse_store.storage.names import is_file_name
+from rlsparse_store.format.manifest import Manifest, Totals
+from rlsparse_store.format.names import is_file_name
+from rlsparse_store.pipeline.spans import Coded, CodedSpan, Span, choose_coding, spans_of
+from rlsparse_store.pipeline.tensor_matching import DtypePolicy, TensorPlan, plan_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +32,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends import CpuBackend
+    from rlsparse_store.files.checkpoint import Checkpoint
+    from rlsparse_store.files.delta_writer import ChunkSink
+    from rlsparse_store.kernels.interface import CpuBackend
 
 __all__ = ["Encoder"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlsparse_store.delta.locate import read_delta
 from rlsparse_store.delta.report import DeltaReport, report_tensors
-from rlsparse_store.hub import HubAccess
+from rlsparse_store.delta.resolve import read_delta
+from rlsparse_store.hub.access import HubAccess
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rlsparse_store.container import DeltaReader
+    from rlsparse_store.files.delta_reader import DeltaReader
 
 __all__ = ["inspect_delta", "report_delta"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlsparse_store.container import Index, Kind, Manifest, TensorRecord
-from rlsparse_store.delta.groups import layer_of, module_of
+from rlsparse_store.delta.module_names import layer_of, module_of
+from rlsparse_store.format.index.records import Index, Kind, TensorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from rlsparse_store.format.manifest import Manifest
 
 __all__ = [
     "STEP_LABELS",

@@ -10,30 +10,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.container import DELTA_FOLDER
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, new_delta
+from rlsparse_store.delta.encode_batch import encode_together
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
-from rlsparse_store.delta.locate import delta_folders, find_checkpoint, read_listed, repo_id
-from rlsparse_store.delta.progress import Progress, silent
-from rlsparse_store.delta.together import encode_together
-from rlsparse_store.errors import (
-    BaseMismatchError,
-    CheckpointError,
-    NotFoundError,
-    OutputError,
-)
-from rlsparse_store.hub import HubAccess, Listing, cached_snapshot, each, list_repo
-from rlsparse_store.storage.names import shown
+from rlsparse_store.delta.resolve import delta_folders, find_checkpoint, read_listed, repo_id
+from rlsparse_store.errors import BaseMismatchError, CheckpointError, NotFoundError, OutputError
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.hub.calls import each
+from rlsparse_store.hub.listing import Listing, list_repo
+from rlsparse_store.hub.snapshots import cached_snapshot
+from rlsparse_store.pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from rlsparse_store.container import ChunkSink
     from rlsparse_store.delta.report import DeltaReport
-    from rlsparse_store.delta.sources import DtypePolicy
-    from rlsparse_store.delta.together import SpanCoder
+    from rlsparse_store.files.delta_writer import ChunkSink
+    from rlsparse_store.pipeline.coder import SpanCoder
+    from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
 __all__ = [
     "RunEntry",

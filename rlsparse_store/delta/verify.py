@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlsparse_store.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.container import DeltaReader, Kind
 from rlsparse_store.delta.apply import rebuild_files
-from rlsparse_store.delta.batches import check_stored
-from rlsparse_store.delta.chunks import wrong_base
-from rlsparse_store.delta.decode import decode_tensors
-from rlsparse_store.delta.identity import checkpoint_state, tensor_digest
-from rlsparse_store.delta.locate import find_base, find_checkpoint, find_delta
-from rlsparse_store.delta.progress import Progress, silent
-from rlsparse_store.delta.threads import resolve_threads
+from rlsparse_store.delta.resolve import find_base, find_checkpoint, find_delta
 from rlsparse_store.errors import IndexFormatError, VerificationError
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.storage.names import shown
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.format.index.records import Kind
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.chunk_decoder import wrong_base
+from rlsparse_store.pipeline.decode import decode_tensors
+from rlsparse_store.pipeline.fingerprints import checkpoint_state, tensor_digest
+from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from pathlib import Path

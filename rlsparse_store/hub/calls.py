@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from rlsparse_store.errors import HubTimeoutError, RlsparseError
-from rlsparse_store.hub.failures import is_passing, redact_record, translated
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.errors import is_passing, redact_record, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rlsparse_store.hub.access import HubAccess
-    from rlsparse_store.hub.ids import RepoId
+    from rlsparse_store.hub.repo_id import RepoId
 
 __all__ = ["Patience", "call", "each", "patience_for", "retry"]
 

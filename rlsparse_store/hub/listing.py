@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import HubServerError
+from rlsparse_store.format.names import is_file_name, shown
 from rlsparse_store.hub.calls import patience_for, retry
-from rlsparse_store.hub.ids import RepoId
-from rlsparse_store.storage.names import is_file_name, shown
+from rlsparse_store.hub.repo_id import RepoId
 
 if TYPE_CHECKING:
     from rlsparse_store.hub.access import HubAccess

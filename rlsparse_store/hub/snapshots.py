@@ -8,18 +8,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rlsparse_store.checkpoint import CARRIED_FILES, BaseHints, hints_from_path
 from rlsparse_store.errors import ChecksumError, NotFoundError
+from rlsparse_store.files.hub_cache import BaseHints, hints_from_path
+from rlsparse_store.files.side_files import CARRIED_FILES
+from rlsparse_store.format.names import shown
 from rlsparse_store.hub.calls import Patience, call, each, patience_for, retry
-from rlsparse_store.hub.failures import not_cached
+from rlsparse_store.hub.errors import not_cached
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
-from rlsparse_store.storage.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rlsparse_store.hub.access import HubAccess
-    from rlsparse_store.hub.ids import RepoId
+    from rlsparse_store.hub.repo_id import RepoId
 
 __all__ = [
     "CHECKPOINT_FILES",

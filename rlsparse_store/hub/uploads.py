@@ -11,16 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rlsparse_store.errors import (
-    HubOfflineError,
-    HubServerError,
-    HubTimeoutError,
-    MovedBranchError,
-)
+from rlsparse_store.errors import HubOfflineError, HubServerError, HubTimeoutError, MovedBranchError
+from rlsparse_store.format.names import shown
 from rlsparse_store.hub.calls import ATTEMPTS, Patience, call, each, patience_for, retry
-from rlsparse_store.hub.ids import RepoId
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
-from rlsparse_store.storage.names import shown
+from rlsparse_store.hub.repo_id import RepoId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

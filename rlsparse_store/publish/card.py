@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.delta import natural_order, percent, size
+from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.units import percent, size
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rlsparse_store.delta import DeltaReport
-    from rlsparse_store.hub import RepoId
-    from rlsparse_store.publish.base import PublishedBase
+    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.hub.repo_id import RepoId
+    from rlsparse_store.publish.published_base import PublishedBase
 
 __all__ = ["CARD", "PICTURE", "write_card"]
 

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlsparse_store.checkpoint import CARRIED_FILES
-from rlsparse_store.container import DELTA_FOLDER
-from rlsparse_store.delta import delta_names, subfolder_parts, verify_delta
+from rlsparse_store.delta.resolve import subfolder_parts
+from rlsparse_store.delta.run import delta_names
+from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import NotFoundError
-from rlsparse_store.hub import HubAccess, RepoId, Wanted, fetch_snapshot, parse_repo_id
+from rlsparse_store.files.copy import copy_files
+from rlsparse_store.files.output import output_folder
+from rlsparse_store.files.side_files import CARRIED_FILES
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
+from rlsparse_store.hub.snapshots import Wanted, fetch_snapshot
 from rlsparse_store.publish.card import CARD
-from rlsparse_store.storage.copying import copy_files
-from rlsparse_store.storage.names import shown
-from rlsparse_store.storage.output import output_folder
 
 if TYPE_CHECKING:
-    from rlsparse_store.hub import Snapshot
+    from rlsparse_store.hub.snapshots import Snapshot
 
 __all__ = ["PullReport", "pull_delta"]
 

@@ -8,20 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.checkpoint import delta_side_files
-from rlsparse_store.container import DELTA_FOLDER, DeltaReader, write_named
-from rlsparse_store.delta import (
-    check_alone,
-    delta_names,
-    encode_delta,
-    is_run,
-    natural_order,
-    read_reports,
-    report_delta,
-    resolve_threads,
-    silent,
-    subfolder_parts,
-)
+from rlsparse_store.analysis.plots.heatmap import density_map
+from rlsparse_store.delta.encode import encode_delta
+from rlsparse_store.delta.inspect import report_delta
+from rlsparse_store.delta.resolve import subfolder_parts
+from rlsparse_store.delta.run import delta_names, is_run, natural_order, read_reports
+from rlsparse_store.delta.verify import check_alone
 from rlsparse_store.errors import (
     BaseMismatchError,
     HubOfflineError,
@@ -29,34 +21,32 @@ from rlsparse_store.errors import (
     NotFoundError,
     PrivateBaseError,
 )
-from rlsparse_store.hub import (
-    Commit,
-    HubAccess,
-    Listing,
-    RepoId,
-    create_branch,
-    create_repo,
-    is_unchanged,
-    list_repo,
-    parse_repo_id,
-    publish,
-    read_small_file,
-)
-from rlsparse_store.plots import density_map
-from rlsparse_store.publish.base import (
+from rlsparse_store.files.base_hint import write_named
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.side_files import delta_side_files
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.names import is_file_name, shown
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.hub.listing import Listing, list_repo
+from rlsparse_store.hub.remote_folder import read_small_file
+from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
+from rlsparse_store.hub.uploads import Commit, create_branch, create_repo, is_unchanged, publish
+from rlsparse_store.pipeline.progress import silent
+from rlsparse_store.pipeline.threads import resolve_threads
+from rlsparse_store.publish.card import CARD, PICTURE, write_card
+from rlsparse_store.publish.published_base import (
     PublishedBase,
     find_published_base,
     recorded_base,
     require_base,
 )
-from rlsparse_store.publish.card import CARD, PICTURE, write_card
-from rlsparse_store.publish.places import require_apart
-from rlsparse_store.storage.names import is_file_name, shown
+from rlsparse_store.publish.repo_layout import require_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlsparse_store.delta import DeltaReport, Progress
+    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.pipeline.progress import Progress
 
 __all__ = ["FileUpload", "PushReport", "push_delta", "push_pair"]
 

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.torch.encoder import DeltaEncoder
+from rlsparse_store.torch.mask_files import load_mask
 from rlsparse_store.torch.masks import Frozen, Mask, freeze_outside
 from rlsparse_store.torch.patch import patch_
-from rlsparse_store.torch.stored_masks import load_mask
 from rlsparse_store.torch.switch import DeltaSwitch
 
 if TYPE_CHECKING:
-    from rlsparse_store.torch.device import DeviceCoder
+    from rlsparse_store.gpu.coder import DeviceCoder
 
 __all__ = [
     "DeltaEncoder",
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the class below
     # It needs Triton, which only builds of torch for CUDA bring along.
     if name == "DeviceCoder":
         try:
-            from rlsparse_store.torch.device import DeviceCoder  # noqa: PLC0415 - see above
+            from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415 - see above
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise

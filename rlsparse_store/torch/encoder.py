@@ -8,30 +8,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from rlsparse_store.checkpoint import Checkpoint, checkpoint_in_memory, open_checkpoint
-from rlsparse_store.delta import (
-    SHARD_BYTES,
-    CpuCoder,
-    Encoder,
-    Progress,
-    SpanCoder,
-    dtype_policy,
-    encode_opened,
-    find_checkpoint,
-    silent,
-)
-from rlsparse_store.frameworks.pt import has_kernels
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.storage.closing import Closing
-from rlsparse_store.torch.gathered import is_split
-from rlsparse_store.torch.live import live_tensors
-from rlsparse_store.torch.ranks import Ranks
-from rlsparse_store.torch.sharded import encode_sharded
-from rlsparse_store.torch.tensors import LiveTensor, live_checkpoint, wait_for
+from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_opened
+from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.resolve import find_checkpoint
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
+from rlsparse_store.frameworks.torch import LiveTensor, has_kernels
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
+from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.torch.dtensor import is_split
+from rlsparse_store.torch.model_tensors import live_tensors
+from rlsparse_store.torch.process_group import Ranks
+from rlsparse_store.torch.sharded_encoder import encode_sharded
+from rlsparse_store.torch.state_dict import live_checkpoint, wait_for
 
 if TYPE_CHECKING:
-    from rlsparse_store.checkpoint import TensorRef
-    from rlsparse_store.delta import EncodeReport
+    from rlsparse_store.delta.report import EncodeReport
+    from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = ["DeltaEncoder"]
 
@@ -170,7 +165,7 @@ class DeltaEncoder(Closing):
 def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
     if device.type == "cpu":
         return CpuCoder()
-    from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415 - needs Triton
+    from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415 - needs Triton
 
     return DeviceCoder(device, memory=memory, threads=threads)
 
@@ -227,7 +222,7 @@ class _Slabs:
         return taken
 
     def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.backends.gpu import main_memory  # noqa: PLC0415 - needs Triton
+        from rlsparse_store.gpu.launch import main_memory  # noqa: PLC0415 - needs Triton
 
         try:
             return main_memory(nbytes, torch.device("cuda"))

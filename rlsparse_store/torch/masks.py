@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlsparse_store.analysis import count_ones
+from rlsparse_store.analysis.masks import count_ones
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
-from rlsparse_store.storage.names import shown
+from rlsparse_store.format.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

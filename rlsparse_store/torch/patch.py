@@ -6,20 +6,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlsparse_store.container import DeltaReader
-from rlsparse_store.delta import (
-    ChunkDecoder,
-    Rooms,
-    check_stored,
-    find_delta,
-    ordered_map,
-    resolve_threads,
-)
+from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import FormatError
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.torch.live import Target, check_is_base, find_targets, live_tensors
-from rlsparse_store.torch.placed import patch_on_device
-from rlsparse_store.torch.tensors import wait_for
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
+from rlsparse_store.pipeline.scratch import Rooms
+from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
+from rlsparse_store.torch.model_tensors import Target, check_is_base, find_targets, live_tensors
+from rlsparse_store.torch.state_dict import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rlsparse_store.container import ChunkRecord
+    from rlsparse_store.format.index.records import ChunkRecord
 
     Watch = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 
@@ -115,6 +111,8 @@ def patch_targets(
     rest = [t for t in targets if watch is not None or not t.runs_kernels]
     try:
         for device, there in on_devices.items():
+            from rlsparse_store.gpu.patch import patch_on_device  # noqa: PLC0415 - needs Triton
+
             patch_on_device(reader, there, device, threads)
         for _ in ordered_map(patch, _pieces(rest), threads):
             pass

@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rlsparse_store.container import DELTA_FOLDER, DeltaReader
-from rlsparse_store.delta import check_stored, find_delta, ordered_map, resolve_threads
+from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.hub import HubAccess
-from rlsparse_store.storage.names import shown
-from rlsparse_store.torch.changes import Changes, Group, grouped
-from rlsparse_store.torch.live import check_is_base, find_targets, live_tensors
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
+from rlsparse_store.torch.model_tensors import check_is_base, find_targets, live_tensors
 from rlsparse_store.torch.patch import patch_targets
-from rlsparse_store.torch.tensors import wait_for
+from rlsparse_store.torch.state_dict import wait_for
+from rlsparse_store.torch.undo_log import Changes, Group, grouped
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ import click
 import numpy as np
 
 from rlsparse_store import encode_delta
-from rlsparse_store.backends.numpy.words import keys, steps
-from rlsparse_store.checkpoint import open_checkpoint
-from rlsparse_store.codec import as_words
+from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.format.order import keys, steps
+from rlsparse_store.format.words import as_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

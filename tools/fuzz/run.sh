@@ -22,7 +22,7 @@ if [ "${1:-}" = --reproduce ]; then
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-native=rlsparse_store/backends/native
+native=rlsparse_store/kernels/native
 sources=$root/$native/src
 sanitize=(-fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g -std=c++17)
 
@@ -73,7 +73,7 @@ run_tests() (
     build_extension
     cd "$root"
     paths=$(cd / && sanitized "$python" -c "
-from rlsparse_store.backends.native import _kernels
+from rlsparse_store.kernels.native import _kernels
 assert _kernels.__file__.startswith('$scratch'), _kernels.__file__
 print(*_kernels.paths())")
     echo "sanitized tests of the backends, paths $paths"

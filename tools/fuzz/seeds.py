@@ -20,18 +20,19 @@ from unittest import mock
 
 import numpy as np
 
-from rlsparse_store.backends.choice import VARIABLE
-from rlsparse_store.backends.numpy import NumpyBackend
 from rlsparse_store.delta import apply_delta
-from rlsparse_store.dtypes import OrderMap, WordCoding
 from rlsparse_store.errors import RlsparseError
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
+from rlsparse_store.kernels.dispatch import VARIABLE
+from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.backends.interface import Rows, Words
+    from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import Rows
 
 VECTORS: Final = Path(__file__).resolve().parent.parent.parent / "specs" / "vectors"
 WIDTHS: Final = [4, 8, 16, 32, 64]

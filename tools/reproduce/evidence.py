@@ -11,7 +11,7 @@ from contextlib import chdir, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.cli.group import rlsparse
+from rlsparse_store.cli.commands import rlsparse
 from score import main as score
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from figures import CHANCES
 from plan import ALGORITHMS, NULL
-from rlsparse_store.plots.figures import ACCENT, PALE, picture
+from rlsparse_store.analysis.plots.figure import ACCENT, PALE, picture
 from tables import (
     algorithm_overlaps,
     data_overlaps,

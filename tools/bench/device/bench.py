@@ -17,7 +17,7 @@ from device.timing import Timer
 from device.weights import are_same, changed_words, make_base, size_of, tune
 from device.whole import Whole, filesystem, folder_for
 from machine import describe_machine, describe_packages
-from rlsparse_store.backends import get_backend
+from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

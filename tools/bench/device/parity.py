@@ -13,7 +13,7 @@ import torch
 from device.weights import bits_of
 from device.whole import encoder_on, write
 from rlsparse_store.delta import encode_delta
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.torch import DeviceCoder, patch_
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 import zstandard
 
 from device.weights import changed_words
-from rlsparse_store.delta import resolve_threads
+from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

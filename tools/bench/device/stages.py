@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from device.weights import ROW, bits_of
-from rlsparse_store.backends import CodedWords
-from rlsparse_store.backends.gpu import GpuBackend, hash_all_on_device
-from rlsparse_store.backends.gpu.marks import Marks
-from rlsparse_store.backends.gpu.splitting import scatter
-from rlsparse_store.backends.gpu.survey import table_of
-from rlsparse_store.codec import Draft, draft_chunks
-from rlsparse_store.delta import BLOCK_WORDS, SPAN_BYTES, several, stretches
-from rlsparse_store.dtypes import DTYPES
-from rlsparse_store.torch.device import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
-from rlsparse_store.torch.drafting import drafting_memory
+from rlsparse_store.codec.chunk import Draft, draft_chunks
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.gpu.coder import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
+from rlsparse_store.gpu.context_map import Marks
+from rlsparse_store.gpu.diff import table_of
+from rlsparse_store.gpu.encode import drafting_memory
+from rlsparse_store.gpu.hashing import hash_all_on_device
+from rlsparse_store.gpu.split import scatter
+from rlsparse_store.kernels.interface import CodedWords
+from rlsparse_store.pipeline.spans import BLOCK_WORDS, SPAN_BYTES, stretches
+from rlsparse_store.pipeline.threads import several
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.weights import Tensors
-    from rlsparse_store.backends.gpu.survey import SurveyedWords
+    from rlsparse_store.gpu.diff import SurveyedWords
 
 TENSORS: Final = HERE_WEIGHT * GROUP_BYTES // (2 * SPAN_BYTES)
 """Tensors of a group: as many spans as the coder has there at a time of weights on the device."""

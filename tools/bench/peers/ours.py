@@ -1,20 +1,21 @@
-"""rlsparse_store: chunks cut as ``rlsparse_store.delta.scan`` cuts them, coded one by one."""
+"""rlsparse_store: chunks cut as ``rlsparse_store.pipeline.spans`` cuts them, coded one by one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
 from peers.base import Codec, Coded, Kind
-from rlsparse_store.backends import Changes, ChunkWords, get_backend
-from rlsparse_store.codec import (
+from rlsparse_store.codec.chunk import (
     CodedChunk,
     DeltaChunk,
     decode_delta,
     decode_whole,
     encode_chunk,
 )
-from rlsparse_store.delta import BLOCK_WORDS, stretches
-from rlsparse_store.dtypes import DTYPES
+from rlsparse_store.format.dtypes import DTYPES
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import Changes, ChunkWords
+from rlsparse_store.pipeline.spans import BLOCK_WORDS, stretches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,0 @@
-"""The NumPy backend: the definition of what every backend must give.
-
-It is written to be read. Blocks bound its working memory; nothing depends on their size.
-"""
-
-from rlsparse_store.backends.numpy.kernels import NumpyBackend
-
-__all__ = ["NumpyBackend"]

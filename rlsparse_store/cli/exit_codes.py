@@ -1,0 +1,75 @@
+"""Running a command, and how errors become exit codes.
+
+Exit codes: 0 ok, 1 a known error, 2 usage, 3 damaged or the wrong base, 4 not found,
+128 + n ended by signal n (130 interrupted, 143 terminated).
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import NoReturn, TextIO
+
+import click
+
+from rlsparse_store.cli.commands import rlsparse
+from rlsparse_store.cli.stdout import name_output, silence_output
+from rlsparse_store.errors import RlsparseError
+from rlsparse_store.format.names import shown
+
+__all__ = ["run"]
+
+
+def run() -> NoReturn:
+    """Run the command that the process was started with, and leave with its exit code."""
+    warnings.showwarning = _show_warning
+    name_output()
+    try:
+        _refuse_empty(sys.argv[1:])
+        code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RlsparseError as error:
+        _fail(shown(str(error), most=2000), error.exit_code)
+    except click.Abort:
+        _fail("stopped, for the question was not answered with yes", 1)
+    except MemoryError:
+        _fail("not enough memory; try --threads 1", 1)
+    except BrokenPipeError:
+        # The reader left, as `head` does.
+        silence_output()
+        sys.exit(1)
+    except OSError as error:
+        silence_output()
+        place = "" if error.filename is None else f"{shown(str(error.filename), most=500)}: "
+        _fail(f"{place}{error.strerror or error}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse what a variable that is not set leaves, which would mean the current folder."""
+    for argument in arguments:
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            msg = f"{argument or 'an argument'} is empty; is a variable not set?"
+            raise click.UsageError(msg)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"rlsparse: {message}", err=True)
+    sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say a warning as users of a command expect it: one line, without a place in the source."""
+    del category, filename, lineno, file, line
+    click.echo(f"rlsparse: warning: {message}", err=True)

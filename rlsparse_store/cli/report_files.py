@@ -1,0 +1,159 @@
+"""Pictures of an update, and a page with all that is known of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from rlsparse_store.analysis.plots.charts import (
+    change_by_exponent,
+    density_by_depth,
+    size_comparison,
+    step_histogram,
+)
+from rlsparse_store.analysis.plots.heatmap import density_map
+from rlsparse_store.analysis.plots.page import write_page
+from rlsparse_store.delta.report import STEP_LABELS
+from rlsparse_store.delta.units import percent, size
+from rlsparse_store.files.output import require_new, write_new
+from rlsparse_store.format.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rlsparse_store.analysis.value_report import ValueReport
+    from rlsparse_store.delta.report import DeltaReport, Group
+
+__all__ = ["require_new_pictures", "write_pictures", "write_report"]
+
+_CAPTIONS: Final = {
+    "map": "Changed weights by layer and kind of module",
+    "depth": "Changed weights by layer",
+    "steps": "How far changed weights moved",
+    "exponents": "Probability of a change by the base's magnitude",
+    "sizes": "What the changes take",
+}
+"""What each picture shows, by the name of its files."""
+
+_FORMS: Final = ("png", "svg")
+
+
+def require_new_pictures(folder: Path) -> None:
+    """Tell before the work is done that such pictures are in a folder already.
+
+    Raises:
+        OutputError: They are.
+    """
+    for name in _CAPTIONS:
+        for form in _FORMS:
+            require_new(folder / f"{name}.{form}")
+
+
+def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path) -> None:
+    """Write every picture there is, as PNG and SVG.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: The folder cannot be written, or has such pictures already.
+    """
+    # All are drawn before the first one is written.
+    pictures = [(form, _pictures(report, values, form)) for form in _FORMS]
+    for form, drawn in pictures:
+        for name, picture in drawn.items():
+            write_new(folder / f"{name}.{form}", picture)
+    click.echo(f"wrote {shown(str(folder))}", err=True)
+
+
+def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
+    """Write one page that needs nothing besides itself.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: The page cannot be written, or is there already.
+    """
+    title = f"{percent(report.density)} of {report.elements:,} weights changed"
+    base = report.base_repo or "not named"
+    facts = [
+        ("base", f"{base}, {report.base_digest[:16]}…"),
+        ("base's commit", report.base_revision or "not named"),
+        ("tuned", f"{report.tuned_digest[:16]}…"),
+        ("weights changed", f"{report.changed:,} of {report.elements:,}"),
+        ("tensors", size(report.tuned_bytes)),
+        ("delta", size(report.delta_bytes)),
+    ]
+    if report.bits_per_changed is not None:
+        facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
+    if report.cast:
+        facts.append(("lossy", f"rounded to {report.cast} before it was stored"))
+    drawn = _pictures(report, values, "png")
+    pictures = [(_CAPTIONS[name], picture) for name, picture in drawn.items()]
+    text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
+    write_new(path, text.encode())
+    click.echo(f"wrote {shown(str(path))}", err=True)
+
+
+def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
+    if values is None:
+        return []
+    facts = [
+        ("unchanged at 1e-5", percent(values.unchanged_within["1e-05"])),
+        ("mean density of tensors, unweighted", percent(values.mean_density)),
+        ("norm of the update", f"{values.delta_norm:.4g}"),
+        ("tensors without a change", percent(values.inactive_ratio)),
+    ]
+    if values.exponents is not None and values.exponents.half_magnitude is not None:
+        facts.append(("change as likely as not at", f"{values.exponents.half_magnitude:.3g}"))
+    return facts + [("careful", caution) for caution in values.cautions]
+
+
+def _pictures(report: DeltaReport, values: ValueReport | None, form: str) -> dict[str, bytes]:
+    """The pictures that there are, by name."""
+    labels: Sequence[str] = STEP_LABELS[3::-1] + STEP_LABELS[4:]
+    counts = [*report.steps[3::-1], *report.steps[4:]]
+    if values is not None:
+        labels, counts = values.step_labels, values.steps
+    layers = [(g.name, g.elements, g.changed) for g in report.layers]
+    found = {
+        "map": density_map(report, form),
+        "depth": density_by_depth(layers, form),
+        "steps": step_histogram(labels, counts, form),
+    }
+    if values is not None and values.exponents is not None:
+        table = values.exponents
+        found["exponents"] = change_by_exponent(
+            table.exponents, table.words, table.changed, form, half=table.half_magnitude
+        )
+    if values is not None:
+        sizes = [(e.name, e.nbytes) for e in values.encodings]
+        found["sizes"] = size_comparison(sizes, form)
+    return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def _tables(
+    report: DeltaReport, values: ValueReport | None
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    headings = ["", "tensors", "weights", "changed", "density"]
+    tables = [
+        ("By layer", headings, _rows(report.layers)),
+        ("By kind of module", headings, _rows(report.modules)),
+    ]
+    if values is not None:
+        rows = [[f"≤ {t}", percent(s)] for t, s in values.unchanged_within.items()]
+        tables.append(("Unchanged, by tolerance", ["difference", "unchanged"], rows))
+        sizes = [[e.name, e.used_by, size(e.nbytes)] for e in values.encodings]
+        tables.append(("What the changes take", ["encoding", "used by", "size"], sizes))
+    rows = [
+        [t.name, t.kind, t.dtype, f"{t.elements:,}", f"{t.changed:,}", percent(t.density)]
+        for t in report.tensors
+    ]
+    tables.append(("By tensor", ["tensor", "kind", "dtype", "weights", "changed", "density"], rows))
+    return tables
+
+
+def _rows(groups: list[Group]) -> list[list[str]]:
+    return [
+        [g.name, f"{g.tensors:,}", f"{g.elements:,}", f"{g.changed:,}", percent(g.density)]
+        for g in groups
+    ]

@@ -1,0 +1,201 @@
+"""Printing what an update did to values."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from rlsparse_store.cli.output import print_table
+from rlsparse_store.delta.units import percent, size
+from rlsparse_store.format.names import shown
+
+if TYPE_CHECKING:
+    from rlsparse_store.analysis.value_report import ValueReport
+    from rlsparse_store.delta.report import DeltaReport
+
+__all__ = ["print_csv", "print_values"]
+
+SHOWN_GROUPS = 40
+"""Groups printed of each kind: JSON has all."""
+
+_FORMULA: Final = ("=", "+", "-", "@")
+
+
+def print_values(values: ValueReport, preset: str) -> None:
+    """Print totals, tolerances, steps, magnitudes, encodings, and what to be wary of."""
+    _print_head(values, preset)
+    for caution in values.cautions:
+        click.echo(f"  careful: {caution}")
+    _print_unmatched(values)
+    click.echo("\nUnchanged words, by what counts as a change")
+    rows = [["equal bits", percent(1 - values.density)]]
+    rows += [[f"|difference| <= {t}", percent(s)] for t, s in values.unchanged_within.items()]
+    rows.append(["|difference| <= 0.001 of the larger", percent(values.unchanged_relative)])
+    print_table(["test", "unchanged"], rows)
+    if values.changed:
+        _print_changes(values)
+    _print_groups(values)
+    click.echo("\nWhat the changes take")
+    print_table(
+        ["encoding", "size", "bits/changed"],
+        [
+            [
+                f"{e.name} ({e.used_by})",
+                size(e.nbytes),
+                "" if e.bits_per_changed is None else f"{e.bits_per_changed:.3g}",
+            ]
+            for e in values.encodings
+        ],
+    )
+    if values.top_rows:
+        click.echo("\nRows with the most changes")
+        print_table(
+            ["tensor", "row", "changed", "of"],
+            [
+                [shown(r.tensor, 60), f"{r.row:,}", f"{r.changed:,}", f"{r.words:,}"]
+                for r in values.top_rows
+            ],
+        )
+    if values.ranks:
+        click.echo("\nRanks of some updates")
+        print_table(
+            ["tensor", "shape", "rank", "of the shorter side", "99 % energy", "stable"],
+            [
+                [
+                    shown(r.name, 60),
+                    " x ".join(map(str, r.shape)),
+                    f"{r.rank:,}",
+                    percent(r.share),
+                    f"{r.energy_rank:,}",
+                    f"{r.stable_rank:.3g}",
+                ]
+                for r in values.ranks
+            ],
+        )
+
+
+def _print_head(values: ValueReport, preset: str) -> None:
+    words = f"{values.words:,} words of {values.tensors_compared:,} tensors"
+    if preset == "mukherjee":
+        click.echo(
+            f"  sparsity {percent(values.unchanged_within['1e-05'])} at 1e-5 of {words}; mean "
+            f"density of tensors, unweighted, {percent(values.mean_density)}"
+        )
+    else:
+        click.echo(
+            f"  {values.changed:,} of {words} changed bits ({percent(values.density)}); mean of "
+            f"tensors, unweighted, {percent(values.mean_density)}"
+        )
+    dtypes = ", ".join(f"{count:,} {code}" for code, count in values.dtypes.items())
+    tied = f"; {len(values.tied):,} tied tensors count once" if values.tied else ""
+    click.echo(f"  scope {values.scope}: {dtypes or 'nothing'}{tied}")
+    click.echo(
+        f"  tensors without a change {percent(values.inactive_ratio)}, rows with one "
+        f"{percent(values.rows_touched)}, columns with one {percent(values.columns_touched)}"
+    )
+
+
+def _print_unmatched(values: ValueReport) -> None:
+    if values.tail_words:
+        click.echo(f"  not compared: {values.tail_words:,} words that only the tuned side has")
+    for tensor in values.unmatched[:10]:
+        click.echo(
+            f"  not compared: {shown(tensor.name, 60)}, {tensor.elements:,} elements, "
+            f"{shown(tensor.reason, 80)}"
+        )
+    if len(values.unmatched) > 10:
+        click.echo(f"  … and {len(values.unmatched) - 10:,} more (--json lists all)")
+
+
+def _print_changes(values: ValueReport) -> None:
+    click.echo("\nHow far (representable values moved)")
+    rows = [
+        [label, f"{count:,}", percent(count / max(1, sum(values.steps)))]
+        for label, count in zip(values.step_labels, values.steps, strict=True)
+        if count
+    ]
+    print_table(["step", "words", "share"], rows)
+    relative = "" if values.relative_norm is None else f", {values.relative_norm:.3g} of the base's"
+    click.echo(
+        f"\n  norm of the update {values.delta_norm:.4g}{relative}; mean |difference| "
+        f"{values.mean_delta:.3g}, RMS {values.rms_delta:.3g}, largest {values.largest_delta:.3g}"
+    )
+    click.echo(
+        f"  {values.sign_flips:,} signs and {values.exponent_moves:,} exponents differ; "
+        f"{values.not_numbers:,} changed to NaN, {values.negative_zeros:,} to -0"
+    )
+    casts = ", ".join(f"{code} {percent(share)}" for code, share in values.cast_density.items())
+    click.echo(f"  would differ if both were cast: {casts}")
+    table = values.exponents
+    if table is not None:
+        click.echo("\nBy the base's magnitude")
+        rows = [
+            [f"2^{exponent}", f"{n:,}", f"{k:,}", percent(k / n)]
+            for exponent, n, k in zip(table.exponents, table.words, table.changed, strict=True)
+            if n > values.words / 2000
+        ]
+        print_table(["from", "words", "changed", "P(change)"], rows)
+        if table.half_magnitude is not None:
+            click.echo(f"  a change is as likely as not at {table.half_magnitude:.3g}")
+
+
+def _print_groups(values: ValueReport) -> None:
+    kinds = (
+        ("By layer", values.layers),
+        ("By kind of module", values.modules),
+        ("By kind of block", values.blocks),
+        ("By expert", values.experts),
+    )
+    for title, groups in kinds:
+        if not groups:
+            continue
+        click.echo(f"\n{title}")
+        print_table(
+            ["group", "tensors", "words", "changed", "density", "unweighted", "unchanged"],
+            [
+                [
+                    shown(g.name, 40),
+                    f"{g.tensors:,}",
+                    f"{g.words:,}",
+                    f"{g.changed:,}",
+                    percent(g.density),
+                    percent(g.mean_density),
+                    f"{g.inactive:,}",
+                ]
+                for g in groups[:SHOWN_GROUPS]
+            ],
+        )
+        if len(groups) > SHOWN_GROUPS:
+            click.echo(f"  … and {len(groups) - SHOWN_GROUPS:,} more (--json lists all)")
+
+
+def print_csv(report: DeltaReport, values: ValueReport | None) -> None:
+    """Print a line for each tensor, as comma-separated values with a line of headings."""
+    headings = ["name", "kind", "dtype", "shape", "elements", "changed", "density", "stored_bytes"]
+    measured = {} if values is None else {t.name: t for t in values.tensors}
+    more = ["delta_norm", "base_norm", "largest_delta", "rows_touched", "rows"]
+    more += ["columns_touched", "columns"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*headings, *(more if values is not None else [])])
+    for t in report.tensors:
+        row: list[object] = [
+            *(_cell(t.name), t.kind, t.dtype, "x".join(map(str, t.shape)), t.elements),
+            *(t.changed, t.density, t.stored_bytes),
+        ]
+        if values is not None:
+            found = measured.get(t.name)
+            row += ["" if found is None else _value(getattr(found, name)) for name in more]
+        writer.writerow(row)
+
+
+def _value(value: object) -> object:
+    return "" if value is None else value
+
+
+def _cell(text: str) -> str:
+    """A foreign name that no spreadsheet takes for a formula."""
+    text = shown(text, 1000)
+    return f"'{text}" if text.startswith(_FORMULA) else text

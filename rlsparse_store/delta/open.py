@@ -1,0 +1,410 @@
+"""Opening a delta as if it were the tuned checkpoint: tensors and slices, made as they are read."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.resolve import find_base, find_delta
+from rlsparse_store.delta.slicing import read_selection, select
+from rlsparse_store.delta.verify import check_base
+from rlsparse_store.errors import IndexFormatError, NotFoundError, UnsupportedDtypeError
+from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.checkpoint_layout import FileLayout, LayoutError, stored_metadata
+from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.source import FileSource
+from rlsparse_store.format.index.records import Kind, TensorRecord
+from rlsparse_store.format.names import shown
+from rlsparse_store.frameworks.framework import get_framework
+from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources
+from rlsparse_store.pipeline.fingerprints import check_origins
+from rlsparse_store.pipeline.progress import silent
+from rlsparse_store.pipeline.tensor_reader import TensorCursor
+from rlsparse_store.pipeline.threads import resolve_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.delta.slicing import Part
+    from rlsparse_store.frameworks.framework import Framework
+    from rlsparse_store.pipeline.memory import Bytes, Memory
+
+__all__ = ["VERIFY", "DeltaCheckpoint", "DeltaSlice", "open_delta", "open_found"]
+
+VERIFY: Final = ("touched", "full", "none")
+"""How much is checked: every chunk that is decoded; base and result as a whole; nothing."""
+
+LEAST_MAPPED: Final = 1 << 20
+"""Bytes: a smaller tensor costs less to read than its pages cost to map."""
+
+
+class DeltaSlice:
+    """A tensor that is read when it is indexed, and then only the part asked for.
+
+    It answers what a slice of safetensors answers, and what loaders ask of a tensor that they have
+    not read yet.
+
+    Attributes:
+        name: The tensor's name.
+        shape: Its dimensions, in elements.
+    """
+
+    def __init__(self, checkpoint: DeltaCheckpoint, record: TensorRecord) -> None:
+        self._checkpoint = checkpoint
+        self._record = record
+        self.name = record.name
+        self.shape = record.shape
+
+    def __getitem__(self, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - the framework's
+        """Read the part that ``index`` asks for: numbers, forward slices, an ellipsis.
+
+        Raises:
+            IndexError: It does not fit the tensor.
+            FormatError: The delta is damaged, or the base is not the right one.
+        """
+        return self._checkpoint._read(self._record, index)  # noqa: SLF001 - two halves of one thing
+
+    def get_shape(self) -> list[int]:
+        """Its dimensions, in elements."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """Its dtype, as safetensors names it."""
+        return self._record.dtype.code
+
+    @property
+    def dtype(self) -> Any:  # noqa: ANN401 - the framework's
+        """Its dtype, as the framework names it."""
+        return self._checkpoint._framework.dtype(self._record.dtype)  # noqa: SLF001 - as above
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions it has."""
+        return len(self.shape)
+
+    def is_floating_point(self) -> bool:
+        """Whether its elements are real floating-point numbers."""
+        return self._record.dtype.code.startswith(("F", "BF"))
+
+    def __repr__(self) -> str:
+        return f"DeltaSlice({self.name!r}, {self.get_dtype()}, {list(self.shape)})"
+
+
+class DeltaCheckpoint(Closing, Mapping[str, Any]):
+    """The tuned checkpoint that a delta and its base hold together.
+
+    Tensors are made when they are asked for, and anew each time: nothing is kept. Any number of
+    threads may read, and processes forked from this one. The base's files are never written to.
+
+    A tensor of at least 1 MiB that tuning left alone is a mapping of the base's file, of which
+    whoever writes to it has a copy of their own. As with safetensors itself, that file must not be
+    overwritten or cut short while such a tensor lives. Everything else lies in memory, was read by
+    position, and a file that was cut short is an error. Tensors on a CUDA device are made there,
+    none of them a mapping.
+
+    Attributes:
+        path: The delta's folder.
+        base: The base's folder or file.
+    """
+
+    def __init__(
+        self, reader: DeltaReader, base: Checkpoint, framework: Framework, verify: str
+    ) -> None:
+        self._reader = reader
+        self._base = base
+        self._framework = framework
+        self._checked = verify != "none"
+        self._decoder = ChunkDecoder(reader, base.path, checked=self._checked)
+        self._records = {t.name: t for t in reader.index.tensors}
+        self._chunks = reader.index.chunks_of_tensors()
+        self._mappings = _Mappings(base)
+        self.path = reader.path
+        self.base = base.path
+        self._close = weakref.finalize(self, _close, reader, base, self._mappings)
+
+    def keys(self) -> Any:  # noqa: ANN401 - a view of the names
+        """The names of all tensors, in ascending order."""
+        return self._records.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the framework's
+        """The tensor of this name, as :meth:`get_tensor` gives it."""
+        return self._whole(self._records[name])
+
+    def get_tensor(self, name: str) -> Any:  # noqa: ANN401 - the framework's
+        """A whole tensor.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            A tensor of torch, or NumPy words, which the caller may write to.
+
+        Raises:
+            NotFoundError: There is none of this name.
+            FormatError: The delta is damaged, or the base is not the right one.
+            RlsparseError: A file was cut short or cannot be read.
+        """
+        return self._whole(self._record(name))
+
+    def get_slice(self, name: str) -> DeltaSlice:
+        """A tensor that is read when it is indexed: ``checkpoint.get_slice(name)[rows, columns]``.
+
+        Only the chunks are decoded that the rows asked for touch. A part is decoded on the CPU,
+        and copied if it shall lie on a device; all of it is made there.
+
+        Raises:
+            NotFoundError: There is none of this name.
+        """
+        return DeltaSlice(self, self._record(name))
+
+    def slices(self) -> dict[str, DeltaSlice]:
+        """Every tensor, unread: what loaders take for a state dict."""
+        return {name: DeltaSlice(self, record) for name, record in self._records.items()}
+
+    def metadata(self) -> dict[str, str] | None:
+        """The texts in the header of the tuned checkpoint's first file, such as its format."""
+        files = self._reader.index.files.files
+        try:
+            return stored_metadata(FileLayout(*files[0])) if files else None
+        except LayoutError as error:
+            raise IndexFormatError(str(error), file=self.path) from error
+
+    def check_unchanged(self) -> None:
+        """Require that no file of the base was written to since it was opened.
+
+        Raises:
+            RlsparseError: One was.
+        """
+        self._base.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files. Tensors that were handed out stay as they are."""
+        self._close()
+
+    def _record(self, name: str) -> TensorRecord:
+        record = self._records.get(name)
+        if record is None:
+            msg = "there is no such tensor; keys() lists them"
+            raise NotFoundError(msg, file=self.path, tensor=shown(name))
+        return record
+
+    def _stored(self, t: TensorRecord) -> TensorRecord:
+        """The tensor that has the bytes of this one."""
+        return self._records[t.origin] if t.kind is Kind.ALIAS else t
+
+    def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorCursor:
+        t = self._stored(t)
+        source = self._base.tensors[t.origin] if t.kind is not Kind.WHOLE else None
+        chunks = self._chunks.get(t.name, [])
+        return TensorCursor(t, chunks, self._base, source, decoder or self._decoder)
+
+    def _whole(self, t: TensorRecord) -> Any:  # noqa: ANN401 - the framework's
+        data = self._made_on_device(t)
+        if data is None and t.kind is Kind.SAME:
+            data = self._mappings.take(t)
+        if data is None:
+            data = np.empty(t.nbytes, np.uint8)
+            self._cursor(t).read_into(0, data)
+        return self._framework.array(data, t.dtype, t.shape)
+
+    def _made_on_device(self, t: TensorRecord) -> Bytes | None:
+        """The tensor's bytes where they shall lie, if that is not main memory."""
+        device, stored = self._framework.device, self._stored(t)
+        if device is None:
+            return None
+        from rlsparse_store.gpu.memory import DeviceMemory  # noqa: PLC0415 - needs Triton
+
+        memory = DeviceMemory(device)
+        if not _can_be_made_in(memory, stored):
+            return None
+        decoder = ChunkDecoder(self._reader, self.base, checked=self._checked, memory=memory)
+        return _make_in(memory, self._cursor(t, decoder))
+
+    def _read(self, t: TensorRecord, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - as above
+        selection = select(t.shape, index)
+        if selection.ranges == tuple(map(range, t.shape)) and all(selection.kept):
+            return self._whole(t)
+        if t.dtype.bits < 8:
+            msg = f"{t.dtype.code} is smaller than a byte and cannot be sliced; use get_tensor"
+            raise UnsupportedDtypeError(msg, file=self.path, tensor=shown(t.name))
+        read = self._cursor(t).read_into
+        data = read_selection(read, t.shape, selection, t.dtype.bits // 8)
+        return self._framework.array(data, t.dtype, selection.shape)
+
+
+def _can_be_made_in(memory: Memory, t: TensorRecord) -> bool:
+    """Whether a tensor, which is no alias, can be decoded in a memory."""
+    return t.kind is not Kind.DELTA or t.coding is None or memory.takes(t.coding.width)
+
+
+def _make_in(memory: Memory, cursor: TensorCursor) -> Bytes | None:
+    """Make all of a tensor in a device's memory.
+
+    Args:
+        memory: The memory.
+        cursor: Makes it, in that memory.
+
+    Returns:
+        Its bytes, or ``None``, with a warning, if the device has no memory left.
+
+    Raises:
+        FormatError: The delta is damaged, or the base is not the right one.
+        RlsparseError: A file was cut short or cannot be read.
+    """
+    try:
+        return cursor.make(resolve_threads(None))
+    except MemoryError:
+        msg = f"no memory left on {memory.name}: a tensor is decoded on the CPU, more slowly"
+        warnings.warn(msg, RuntimeWarning, stacklevel=2)
+        return None
+
+
+def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:
+    mappings.forget()
+    base.close()
+    reader.close()
+
+
+class _Mappings:
+    """The base's files as memory, each tensor of it handed out once.
+
+    Whoever writes to a mapped tensor writes to pages that later callers would see: so only the
+    first one is given them, the others read the file. Without locks, which a fork could take over
+    locked: ``setdefault`` is one step.
+    """
+
+    def __init__(self, base: Checkpoint) -> None:
+        self._base = base
+        self._files: dict[int, NDArray[np.uint8]] = {}
+        self._taken: dict[str, object] = {}
+
+    def take(self, t: TensorRecord) -> NDArray[np.uint8] | None:
+        """The mapped bytes of a tensor's source, or ``None`` if it has to be read."""
+        source = self._base.tensors[t.origin]
+        is_aligned = source.offset % max(1, t.dtype.bits // 8) == 0
+        taker = object()
+        if source.nbytes < LEAST_MAPPED or not is_aligned:
+            return None
+        if self._taken.setdefault(source.name, taker) is not taker:
+            return None
+        file = self._base.files[source.file].source
+        if not isinstance(file, FileSource):
+            return None
+        file.check_not_cut()
+        mapped = self._files.get(source.file)
+        if mapped is None:
+            mapped = self._files.setdefault(source.file, file.map_into_memory())
+        return mapped[source.offset : source.offset + source.nbytes]
+
+    def forget(self) -> None:
+        """Let go of the files. Each stays mapped for as long as a tensor of it lives."""
+        self._files.clear()
+
+
+def open_delta(
+    delta: str | Path,
+    *,
+    base: str | Path | None = None,
+    framework: str = "pt",
+    device: object = None,
+    subfolder: str = "",
+    verify: str = "touched",
+) -> DeltaCheckpoint:
+    """Open a delta as if it were the tuned checkpoint.
+
+    Nothing is decoded until a tensor, or a part of one, is asked for.
+
+    Args:
+        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        base: The base it was made against, a folder, a file or ``org/name[@revision]``; by default
+            the commit that the delta names, else any snapshot in the Hub's cache with its content.
+        framework: ``"pt"`` for tensors of torch, ``"bits"`` for NumPy arrays of unsigned words.
+        device: Where torch's tensors shall lie; main memory by default. For a CUDA device, with
+            Triton installed, the base's words are read to it and patched there: words of 8, 16
+            and 32 bits, and with the same checks. The rest is decoded on the CPU and copied.
+        subfolder: The delta's folder within, of a repository or folder with several.
+        verify: ``"touched"`` checks every chunk that is decoded, its stored bytes, its base words
+            and its result, and the dtypes and lengths of all tensors; ``"full"`` decodes and
+            checks all of base and result once before anything is handed out; ``"none"`` checks
+            that nothing is read or written out of bounds, and no content.
+
+    Returns:
+        A mapping from names to tensors, with the methods of ``safetensors.safe_open``. It holds
+        files open: use it in a ``with`` statement, or close it.
+
+    Raises:
+        NotFoundError: The delta or the base is not there.
+        FormatError: The delta is damaged.
+        BaseMismatchError: The base is not the right one.
+        MissingDependencyError: torch is not installed.
+
+    Example:
+        >>> with open_delta("qwen-grpo-delta", base="qwen-base") as tuned:  # doctest: +SKIP
+        ...     tuned.get_slice("lm_head.weight")[:1000]
+    """
+    access = HubAccess()
+    folder = find_delta(delta, None, subfolder, access)
+    return open_found(folder, base, None, access, get_framework(framework, device), verify)
+
+
+def open_found(
+    delta: Path,
+    base: str | Path | None,
+    base_revision: str | None,
+    access: HubAccess,
+    framework: Framework,
+    verify: str,
+    *,
+    is_whole: bool = False,
+) -> DeltaCheckpoint:
+    """Open a delta that lies in a folder, as :func:`open_delta` does.
+
+    Args:
+        delta: Its folder.
+        base: As there.
+        base_revision: The base's revision on the Hub, if it is not part of its id.
+        access: How to reach the Hub.
+        framework: What makes the tensors.
+        verify: As there.
+        is_whole: Whether all of it will be read. What no chunk's check covers is then compared
+            too, even if the base is the very commit that the delta names: what was downloaded may
+            be damaged.
+    """
+    if verify not in VERIFY:
+        msg = f"verify={verify!r}: choose one of {', '.join(VERIFY)}"
+        raise ValueError(msg)
+    with ExitStack() as stack:
+        reader = stack.enter_context(DeltaReader(delta))
+        found = find_base(reader, base, base_revision, access)
+        checkpoint = stack.enter_context(open_checkpoint(found))
+        check_sources(reader, checkpoint)
+        threads = resolve_threads(None)
+        if verify == "full":
+            reader.check_state()
+            rebuild_files(reader)
+            check_base(reader, checkpoint, threads, silent)
+        elif verify == "touched" and is_whole:
+            check_origins(reader, checkpoint, threads, every=False)
+        opened = DeltaCheckpoint(reader, checkpoint, framework, verify)
+        stack.pop_all()
+        return opened

@@ -1,0 +1,55 @@
+"""Naming the base of a delta that was written without its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rlsparse_store.files.delta_writer import container_header
+from rlsparse_store.files.output import OutputFile
+from rlsparse_store.format.digests import checksum
+from rlsparse_store.format.header import frame_header
+from rlsparse_store.format.manifest import parse_fields
+from rlsparse_store.format.strict_json import canonical
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rlsparse_store.files.delta_reader import DeltaReader
+
+__all__ = ["write_named"]
+
+PIECE: Final = 4 << 20
+"""Bytes copied at a time."""
+
+
+def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> None:
+    """Write the last file of a delta again, with other hints of where its base is.
+
+    The hints lie in the manifest, which the checksum of the index covers; nothing else changes,
+    nor is anything lost that a newer minor version of the format has there.
+
+    Args:
+        reader: The delta.
+        out: The file to write.
+        repo: The base's repository on the Hub.
+        revision: Its commit.
+
+    Raises:
+        OutputError: The file cannot be written.
+        RlsparseError: The delta cannot be read.
+    """
+    last = reader.shards[-1]
+    number = len(reader.shards)
+    index_bytes = last.source.nbytes - last.data_start - last.data_bytes
+    frame = last.source.read(last.data_start + last.data_bytes + 8, index_bytes - 8)
+    fields = parse_fields(last.manifest_text, number)
+    fields["base"] |= {"repo": repo, "revision": revision}
+    text = canonical(fields)
+    header = frame_header(container_header(text, number, last.data_bytes, index_bytes))
+    with OutputFile(out) as file:
+        file.write(header, 0)
+        for start in range(0, last.data_bytes, PIECE):
+            piece = min(PIECE, last.data_bytes - start)
+            file.write(last.source.read(last.data_start + start, piece), len(header) + start)
+        entry = checksum(text, frame).to_bytes(8, "little") + frame
+        file.write(entry, len(header) + last.data_bytes)

@@ -1,0 +1,223 @@
+"""How a checkpoint is laid out in files, kept small (``specs/format.md`` section 10).
+
+Nearly every file in the wild is one that a few words describe: names in one of two orders, data
+adjacent, one metadata text. Such a header is described and rebuilt; any other is kept verbatim.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from rlsparse_store.files.checkpoint import INDEX, Checkpoint, CheckpointFile, parse_index
+from rlsparse_store.format.header import (
+    HeaderEntry,
+    HeaderError,
+    frame_header,
+    header_text,
+    is_text_mapping,
+    parse_header,
+)
+from rlsparse_store.format.limits import MAX_TENSORS
+from rlsparse_store.format.strict_json import StrictJsonError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlsparse_store.format.dtypes import Dtype
+
+__all__ = [
+    "INDEX_NAME",
+    "FileLayout",
+    "IndexLayout",
+    "LayoutError",
+    "TensorShape",
+    "describe_file",
+    "describe_index",
+    "rebuild_header",
+    "rebuild_index",
+    "stored_metadata",
+]
+
+INDEX_NAME = INDEX
+BY_NAME, BY_DTYPE, VERBATIM = 0, 1, 2
+NO_INDEX, REBUILT_INDEX, VERBATIM_INDEX = 0, 1, 2
+
+
+class LayoutError(ValueError):
+    """A stored layout does not fit the tensors. Callers turn it into their own error."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """What a header says of a tensor, before it has a place in a file."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        nbytes = self.dtype.nbytes(self.shape)
+        if nbytes is None:
+            msg = f"{self.name}: {self.dtype.code} of this shape is no whole number of bytes"
+            raise LayoutError(msg)
+        return nbytes
+
+
+class FileLayout(NamedTuple):
+    """One file: its name, the number of its layout, and the text that goes with it."""
+
+    name: str
+    layout: int
+    text: bytes
+
+
+class IndexLayout(NamedTuple):
+    """The index file: the number of its layout and the text that goes with it."""
+
+    layout: int
+    text: bytes
+
+
+def _placed(tensors: Iterable[TensorShape], layout: int) -> list[HeaderEntry]:
+    ordered = sorted(tensors, key=lambda t: t.name.encode())
+    if layout == BY_DTYPE:
+        ordered.sort(key=lambda t: -t.dtype.number)
+    entries, place = [], 0
+    for t in ordered:
+        entries.append(HeaderEntry(t.name, t.dtype, t.shape, place, place + t.nbytes))
+        place += t.nbytes
+    return entries
+
+
+def _rebuilt(tensors: list[TensorShape], layout: int, text: bytes) -> bytes:
+    entries = _placed(tensors, layout)
+    return frame_header(header_text(entries, text.decode()))
+
+
+def describe_file(file: CheckpointFile) -> FileLayout:
+    """Describe a file so that its header can be rebuilt byte for byte."""
+    metadata = file.parsed.metadata
+    text = b""
+    if metadata is not None:
+        text = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode()
+    tensors = [TensorShape(e.name, e.dtype, e.shape) for e in file.parsed.entries]
+    for layout in (BY_NAME, BY_DTYPE):
+        if _rebuilt(tensors, layout, text)[8:] == file.header:
+            return FileLayout(file.name, layout, text)
+    return FileLayout(file.name, VERBATIM, file.header)
+
+
+def rebuild_header(
+    layout: FileLayout, tensors: list[TensorShape]
+) -> tuple[bytes, list[HeaderEntry]]:
+    """Rebuild the leading bytes of a file and the places of its tensors.
+
+    Args:
+        layout: What :func:`describe_file` gave.
+        tensors: The tensors of this file, in any order.
+
+    Raises:
+        LayoutError: The layout does not fit these tensors.
+    """
+    if layout.layout in (BY_NAME, BY_DTYPE):
+        try:
+            framed = _rebuilt(tensors, layout.layout, layout.text)
+        except UnicodeDecodeError as error:
+            msg = f"the stored metadata of {layout.name} is not UTF-8"
+            raise LayoutError(msg) from error
+        if layout.text:
+            _check_header(framed[8:], layout.name, tensors)
+        return framed, _placed(tensors, layout.layout)
+    framed = len(layout.text).to_bytes(8, "little") + layout.text
+    return framed, _check_header(layout.text, layout.name, tensors)
+
+
+def stored_metadata(layout: FileLayout) -> dict[str, str] | None:
+    """The texts that a file had in its header, if it had any.
+
+    Raises:
+        LayoutError: The stored text is not the JSON it must be.
+    """
+    if not layout.text:
+        return None
+    try:
+        # As many objects as a header may hold, of which a verbatim one is made.
+        text = layout.text.rstrip(b" ")
+        fields = parse(text, most_objects=MAX_TENSORS + 2)
+    except StrictJsonError as error:
+        msg = f"the stored metadata of {layout.name}: {error}"
+        raise LayoutError(msg) from error
+    if layout.layout == VERBATIM:
+        fields = fields.get("__metadata__") if isinstance(fields, dict) else fields
+    if fields is not None and not is_text_mapping(fields):
+        msg = f"the stored metadata of {layout.name} does not map texts to texts"
+        raise LayoutError(msg)
+    metadata: dict[str, str] | None = fields
+    return metadata
+
+
+def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[HeaderEntry]:
+    """Require that a header is sound and describes exactly these tensors."""
+    try:
+        entries = parse_header(header, sum(t.nbytes for t in tensors)).entries
+    except HeaderError as error:
+        msg = f"the stored header of {name}: {error}"
+        raise LayoutError(msg) from error
+    if {TensorShape(e.name, e.dtype, e.shape) for e in entries} != set(tensors):
+        msg = f"the stored header of {name} describes other tensors"
+        raise LayoutError(msg)
+    return entries
+
+
+def _rebuilt_index(metadata_text: bytes, weight_map: dict[str, str]) -> bytes:
+    index = {"metadata": json.loads(metadata_text), "weight_map": weight_map}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _weight_map(checkpoint: Checkpoint) -> dict[str, str]:
+    return {name: checkpoint.files[t.file].name for name, t in checkpoint.tensors.items()}
+
+
+def describe_index(checkpoint: Checkpoint) -> IndexLayout:
+    """Describe a checkpoint's index file so that it can be rebuilt byte for byte."""
+    if checkpoint.index_text is None:
+        return IndexLayout(NO_INDEX, b"")
+    metadata = parse_index(checkpoint.index_text).get("metadata")
+    text = json.dumps(metadata, indent=2, sort_keys=True).encode()
+    if _rebuilt_index(text, _weight_map(checkpoint)) == checkpoint.index_text:
+        return IndexLayout(REBUILT_INDEX, text)
+    return IndexLayout(VERBATIM_INDEX, checkpoint.index_text)
+
+
+def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | None:
+    """Rebuild the index file, if there was one.
+
+    Args:
+        layout: What :func:`describe_index` gave.
+        weight_map: File of each tensor.
+
+    Raises:
+        LayoutError: The stored text is not the JSON it must be.
+    """
+    if layout.layout == NO_INDEX:
+        return None
+    try:
+        if layout.layout == REBUILT_INDEX:
+            metadata = parse_index(layout.text)
+            if json.dumps(metadata, indent=2, sort_keys=True).encode() != layout.text:
+                msg = "the stored metadata of the index file is not printed as it must be"
+                raise LayoutError(msg)
+            return _rebuilt_index(layout.text, weight_map)
+        stored = parse_index(layout.text)
+    except StrictJsonError as error:
+        msg = f"the stored index file: {error}"
+        raise LayoutError(msg) from error
+    stored_map = stored.get("weight_map") if isinstance(stored, dict) else None
+    if not isinstance(stored_map, dict) or not stored_map.items() <= weight_map.items():
+        msg = "the stored index file maps the tensors to other files"
+        raise LayoutError(msg)
+    return layout.text

@@ -1,0 +1,288 @@
+"""Opening a delta: every header, the manifest and the index are checked before anything is used."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlsparse_store.errors import (
+    ChecksumError,
+    FormatError,
+    IndexFormatError,
+    LimitError,
+    MissingFileError,
+    NotFoundError,
+    StreamError,
+)
+from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.delta_writer import container_header
+from rlsparse_store.files.folder import LocalFiles
+from rlsparse_store.format.digests import bytes_check, checksum
+from rlsparse_store.format.file_names import (
+    DELTA_FOLDER,
+    INDEX_FILE,
+    SINGLE_FILE,
+    entry_name,
+    shard_name,
+)
+from rlsparse_store.format.frames import content_size, decompress
+from rlsparse_store.format.header import HeaderError, HeaderLimitError
+from rlsparse_store.format.index.reader import decode_index
+from rlsparse_store.format.limits import (
+    MAX_CONTAINER_HEADER,
+    MAX_FILES,
+    MAX_SHARD_LIST,
+    max_index_content,
+)
+from rlsparse_store.format.manifest import Manifest, parse_fields, parse_manifest
+from rlsparse_store.format.names import shown
+from rlsparse_store.format.strict_json import StrictJsonError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rlsparse_store.files.folder import Files
+    from rlsparse_store.files.source import Source
+    from rlsparse_store.format.index.records import ChunkRecord, Index
+
+__all__ = ["DeltaReader", "Shard"]
+
+
+class Shard(NamedTuple):
+    """An open file of a delta: its bytes, its manifest, and where its chunks and index lie."""
+
+    source: Source
+    manifest_text: bytes
+    data_start: int
+    data_bytes: int
+    index_bytes: int | None
+
+
+class DeltaReader(Closing):
+    """An open delta. Chunks are read one at a time; their bytes are checked first.
+
+    Args:
+        path: The delta's folder, which holds ``rlsparse/``.
+        files: The files in ``rlsparse/``, if they are not on disk.
+
+    Attributes:
+        path: The delta's folder.
+        manifest: What the delta says of itself.
+        index: Its tensors and chunks.
+        shards: Its files with chunks, in order; the last one has the index.
+        names: The names of all files of ``rlsparse/`` that belong to it.
+        nbytes: Their bytes.
+
+    Raises:
+        NotFoundError: There is no delta at this place.
+        FormatError: It breaks the format.
+    """
+
+    def __init__(self, path: Path, files: Files | None = None) -> None:
+        self.path = path
+        self.shards: list[Shard] = []
+        folder = path / DELTA_FOLDER
+        if files is None and not folder.is_dir():
+            raise NotFoundError(_why_no_delta(path), file=shown(str(path)))
+        files = files or LocalFiles(folder)
+        try:
+            names, extra = _find_shards(files)
+            self.names = [*names, *([INDEX_FILE] if extra else [])]
+            for number, name in enumerate(names, 1):
+                has_index = number == len(names)
+                self.shards.append(_open_shard(files.open(name), number, has_index=has_index))
+            last = self.shards[-1]
+            self.manifest: Manifest = parse_manifest(last.manifest_text, len(names))
+            self.index: Index = _read_index(last, [s.data_bytes for s in self.shards])
+            self._check_totals()
+        except FormatError as error:
+            self.close()
+            error.file = error.file or folder
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.nbytes = extra + sum(shard.source.nbytes for shard in self.shards)
+
+    def _check_totals(self) -> None:
+        if self.manifest.totals != self.index.totals():
+            msg = "the manifest's totals are not those of the index"
+            raise IndexFormatError(msg)
+
+    def check_state(self) -> None:
+        """Require that the tuned checkpoint's digest is the one that the index gives.
+
+        Raises:
+            IndexFormatError: It is not.
+        """
+        if self.manifest.tuned_digest != self.index.tuned_state():
+            msg = "the manifest's digest of the tuned checkpoint is not that of the index"
+            raise IndexFormatError(msg, file=self.path)
+
+    def stored(self, chunk: ChunkRecord, *, checked: bool = True) -> bytes:
+        """The stored bytes of a chunk.
+
+        Args:
+            chunk: The chunk.
+            checked: Whether they are compared with their check.
+
+        Raises:
+            ChecksumError: They are not the ones that were written.
+        """
+        shard = self.shards[chunk.shard]
+        stored = shard.source.read(shard.data_start + chunk.offset, chunk.stored)
+        if checked and bytes_check(stored) != chunk.check:
+            msg = "the stored bytes are damaged; copy or download the delta again"
+            name = shown(self.index.tensors[chunk.tensor].name)
+            raise ChecksumError(msg, file=shard.source.path, tensor=name)
+        return stored
+
+    def close(self) -> None:
+        """Close the files."""
+        for shard in self.shards:
+            shard.source.close()
+
+
+def _why_no_delta(path: Path) -> str:
+    if not path.exists():
+        return "no such folder, and no ORG/NAME on the Hub"
+    within = sorted(found.parent.name for found in path.glob(f"*/{DELTA_FOLDER}"))
+    if within:
+        return (
+            "holds deltas in folders: name one by its path or by --subfolder, such as "
+            f"{shown(within[0])}"
+        )
+    return (
+        f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
+        f"{DELTA_FOLDER}/ (inspect takes BASE TUNED, too)"
+    )
+
+
+def _find_shards(files: Files) -> tuple[list[str], int]:
+    """The names of the delta's files, in order, and the bytes of their index file."""
+    if files.has(SINGLE_FILE) == files.has(INDEX_FILE):
+        both = "both a single file and an index of shards"
+        both = both if files.has(SINGLE_FILE) else "no delta file"
+        msg = f"there is {both}; copy or download the delta again"
+        raise MissingFileError(msg)
+    if files.has(SINGLE_FILE):
+        return [SINGLE_FILE], 0
+    with files.open(INDEX_FILE) as source:
+        if source.nbytes > MAX_SHARD_LIST:
+            msg = f"an index of shards of {source.nbytes} bytes"
+            raise LimitError(msg, file=source.path)
+        text = source.read(0, source.nbytes)
+    try:
+        return _names_in(text, files), len(text)
+    except FormatError as error:
+        error.file = error.file or source.path
+        raise
+
+
+def _names_in(text: bytes, files: Files) -> list[str]:
+    try:
+        fields: Any = parse(text, most_objects=len(text), any_number=True)
+    except StrictJsonError as error:
+        raise MissingFileError(str(error)) from error
+    weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
+    count = len(weight_map) - 1 if isinstance(weight_map, dict) else 0
+    if count > MAX_FILES:
+        msg = f"it names {count} shards; at most {MAX_FILES} are accepted"
+        raise LimitError(msg)
+    expected = {entry_name(k): shard_name(k, count) for k in range(1, count + 1)}
+    if count < 2 or weight_map != {**expected, "index": shard_name(count, count)}:
+        msg = "it does not name exactly the shards of a delta"
+        raise MissingFileError(msg)
+    for name in expected.values():
+        if not files.has(name):
+            msg = f"the shard {name} is missing; copy or download the delta again"
+            raise MissingFileError(msg)
+    return list(expected.values())
+
+
+def _open_shard(source: Source, number: int, *, has_index: bool) -> Shard:
+    try:
+        return _read_shard(source, number, has_index=has_index)
+    except FormatError as error:
+        source.close()
+        error.file = source.path
+        raise
+    except BaseException:
+        source.close()
+        raise
+
+
+def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
+    try:
+        header = source.read_header(MAX_CONTAINER_HEADER)
+    except HeaderLimitError as error:
+        raise LimitError(str(error)) from error
+    except HeaderError as error:
+        raise FormatError(str(error)) from error
+    manifest_text, data, index = _parse_header(header, number, has_index=has_index)
+    if 8 + len(header) + data + (index or 0) != source.nbytes:
+        msg = f"its header describes another length than its {source.nbytes} bytes"
+        raise FormatError(msg)
+    parse_fields(manifest_text, number)
+    return Shard(source, manifest_text, 8 + len(header), data, index)
+
+
+def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes, int, int | None]:
+    """Manifest, bytes of data and bytes of index; the header must be the canonical one."""
+    text = header.rstrip(b" ")
+    try:
+        fields: Any = parse(text, most_objects=len(text))
+        manifest_text = fields["__metadata__"]["rlsparse"].encode("ascii")
+        data = fields[entry_name(number)]["shape"][0]
+        index = fields["index"]["shape"][0] if has_index else None
+        expected = container_header(manifest_text, number, data, index)
+    except StrictJsonError as error:
+        msg = f"its header: {error}"
+        raise FormatError(msg) from error
+    except (KeyError, TypeError, AttributeError, IndexError, UnicodeEncodeError) as error:
+        msg = "its header is not that of a delta"
+        raise FormatError(msg) from error
+    numbers = [data] if index is None else [data, index]
+    if text != expected or len(header) % 8 or not all(type(n) is int and n >= 0 for n in numbers):
+        msg = "its header is not canonical"
+        raise FormatError(msg)
+    return manifest_text, data, index
+
+
+def _read_index(shard: Shard, shard_bytes: list[int]) -> Index:
+    assert shard.index_bytes is not None  # noqa: S101 - the last shard was opened with one
+    entry = shard.source.read(shard.data_start + shard.data_bytes, shard.index_bytes)
+    if len(entry) < 8:
+        msg = "the index is cut short"
+        raise IndexFormatError(msg)
+    frame = entry[8:]
+    if checksum(shard.manifest_text, frame) != int.from_bytes(entry[:8], "little"):
+        msg = "the index or the manifest is damaged; copy or download the delta again"
+        raise ChecksumError(msg, file=shard.source.path)
+    largest = max_index_content(len(frame))
+    try:
+        if content_size(frame) > largest:
+            msg = f"the index announces more than {largest} bytes"
+            raise LimitError(msg)
+        content = decompress(frame, largest)
+    except StreamError as error:
+        raise IndexFormatError(error.message) from error
+    with _collector_paused():
+        return decode_index(content, shard_bytes)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking the records again and again as they are made.
+
+    There may be hundreds of thousands, none of them in a cycle; it is a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

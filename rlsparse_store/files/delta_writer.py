@@ -1,0 +1,208 @@
+"""Writing the files of a delta: chunks as they come, the index and the headers at the end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+from rlsparse_store.errors import LimitError
+from rlsparse_store.files.output import OutputFile, close_all, output_errors
+from rlsparse_store.format.digests import checksum
+from rlsparse_store.format.file_names import INDEX_FILE, entry_name, shard_name
+from rlsparse_store.format.frames import compress_plainly
+from rlsparse_store.format.header import frame_header
+from rlsparse_store.format.index.writer import encode_index
+from rlsparse_store.format.limits import MAX_CONTAINER_HEADER, MAX_FILES
+from rlsparse_store.format.manifest import Manifest, shard_fields
+from rlsparse_store.format.strict_json import canonical
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from rlsparse_store.format.index.records import Index
+
+__all__ = ["ChunkSink", "CountingSink", "DeltaWriter", "Place", "container_header", "pack_index"]
+
+INDEX_LEVEL = 12
+"""Compression level of the index, which is small and written once."""
+
+
+class Place(NamedTuple):
+    """Where a chunk was put: its shard, from 0, and its offset in the shard's data."""
+
+    shard: int
+    offset: int
+
+
+class ChunkSink(Protocol):
+    """Takes chunks in the order of the index, then the index."""
+
+    def add(self, stored: bytes) -> Place:
+        """Store a chunk."""
+
+    def finish(self, index: Index, manifest: Manifest) -> int:
+        """Store the index and return the bytes of all files."""
+
+
+def pack_index(index: Index, manifest_text: bytes) -> bytes:
+    """The ``index`` entry: checksum and frame."""
+    frame = compress_plainly(encode_index(index), INDEX_LEVEL)
+    return checksum(manifest_text, frame).to_bytes(8, "little") + frame
+
+
+def container_header(manifest_text: bytes, shard: int, data: int, index: int | None) -> bytes:
+    """The JSON text of the header of one file of a delta.
+
+    Args:
+        manifest_text: The manifest.
+        shard: Number of the file, from 1.
+        data: Bytes of its chunks.
+        index: Bytes of the index entry, or ``None`` if it has none.
+    """
+    fields: dict[str, object] = {
+        "__metadata__": {"rlsparse": manifest_text.decode("ascii")},
+        entry_name(shard): {"dtype": "U8", "shape": [data], "data_offsets": [0, data]},
+    }
+    if index is not None:
+        offsets = [data, data + index]
+        fields["index"] = {"dtype": "U8", "shape": [index], "data_offsets": offsets}
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")
+
+
+def _header_room(largest: Manifest) -> int:
+    """Bytes to keep for a header while its numbers are not known yet."""
+    text = container_header(largest.text(MAX_FILES), MAX_FILES, 10**15, 10**10)
+    room = len(frame_header(text))
+    if room > MAX_CONTAINER_HEADER:
+        msg = f"a manifest of {len(text)} bytes is too long"
+        raise LimitError(msg)
+    return room
+
+
+class _Shard:
+    """One file being written: room for the header first, then chunks."""
+
+    def __init__(self, path: Path, number: int, reserved: int) -> None:
+        self.number = number
+        self.file = OutputFile(path)
+        self.data = 0
+        self._reserved = reserved
+
+    def add(self, stored: bytes) -> int:
+        offset = self.data
+        self.file.write(stored, self._reserved + offset)
+        self.data += len(stored)
+        return offset
+
+    def finish(self, manifest_text: bytes, index: bytes | None) -> int:
+        size = None if index is None else len(index)
+        text = container_header(manifest_text, self.number, self.data, size)
+        padded = text.ljust(self._reserved - 8)
+        self.file.write(len(padded).to_bytes(8, "little") + padded, 0)
+        if index is not None:
+            self.file.write(index, self._reserved + self.data)
+        self.file.close()
+        return self._reserved + self.data + (size or 0)
+
+
+class DeltaWriter:
+    """Writes a delta into a folder.
+
+    Args:
+        folder: The ``rlsparse`` folder, which must exist and be empty.
+        largest: A manifest at least as long as the final one: room is kept for it.
+        shard_bytes: Chunk bytes after which a new file is begun.
+    """
+
+    def __init__(self, folder: Path, largest: Manifest, shard_bytes: int) -> None:
+        self._folder = folder
+        self._shard_bytes = shard_bytes
+        self._reserved = _header_room(largest)
+        self._shards: list[_Shard] = []
+        self._open_shard()
+
+    def _open_shard(self) -> None:
+        number = len(self._shards) + 1
+        if number > MAX_FILES:
+            msg = f"more than {MAX_FILES} shards; choose a larger shard size"
+            raise LimitError(msg)
+        path = self._folder / f"shard-{number}"
+        self._shards.append(_Shard(path, number, self._reserved))
+
+    def add(self, stored: bytes) -> Place:
+        """Store a chunk.
+
+        Raises:
+            OutputError: It cannot be written.
+            LimitError: There are too many shards.
+        """
+        shard = self._shards[-1]
+        if shard.data and shard.data + len(stored) > self._shard_bytes:
+            self._open_shard()
+            shard = self._shards[-1]
+        return Place(shard.number - 1, shard.add(stored))
+
+    def finish(self, index: Index, manifest: Manifest) -> int:
+        """Store the index, write the headers, give the files their names.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        last = self._shards[-1]
+        manifest_text = manifest.text(last.number)
+        total = last.finish(manifest_text, pack_index(index, manifest_text))
+        for shard in self._shards[:-1]:
+            total += shard.finish(canonical(shard_fields(shard.number)), None)
+        for shard in self._shards:
+            name = shard_name(shard.number, len(self._shards))
+            with output_errors(self._folder / name):
+                shard.file.path.rename(self._folder / name)
+        if len(self._shards) > 1:
+            total += self._write_shard_index()
+        return total
+
+    def _write_shard_index(self) -> int:
+        count = len(self._shards)
+        weight_map = {entry_name(s.number): shard_name(s.number, count) for s in self._shards}
+        weight_map["index"] = shard_name(count, count)
+        fields = {"metadata": {}, "weight_map": weight_map}
+        text = (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+        with OutputFile(self._folder / INDEX_FILE) as file:
+            file.write(text, 0)
+        return len(text)
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files; after :meth:`finish` they are closed already."""
+        close_all([shard.file for shard in self._shards], failed=error is not None)
+
+
+class CountingSink:
+    """Counts what a delta of one file would take, and writes nothing.
+
+    Args:
+        largest: As for :class:`DeltaWriter`.
+    """
+
+    def __init__(self, largest: Manifest) -> None:
+        self._header = _header_room(largest)
+        self._data = 0
+
+    def add(self, stored: bytes) -> Place:
+        """Count a chunk."""
+        offset = self._data
+        self._data += len(stored)
+        return Place(0, offset)
+
+    def finish(self, index: Index, manifest: Manifest) -> int:
+        """Return the bytes of the file."""
+        return self._header + self._data + len(pack_index(index, manifest.text(1)))

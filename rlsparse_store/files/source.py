@@ -1,0 +1,206 @@
+"""Reading by position: what that means, and files, each through one descriptor that stays open."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
+from rlsparse_store.files.closeable import Closing
+from rlsparse_store.format.header import HeaderError, HeaderLimitError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["FileSource", "Source"]
+
+
+class Source(Closing):
+    """Bytes that are read by position.
+
+    Attributes:
+        path: What they are called, for errors.
+    """
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: They end early or cannot be read.
+        """
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The ``nbytes`` bytes from ``offset`` on; the caller knows that they exist.
+
+        Raises:
+            RlsparseError: They end early or cannot be read.
+        """
+        out = np.empty(nbytes, np.uint8)
+        self.read_into(out, offset)
+        return out.tobytes()
+
+    def check_unchanged(self) -> None:
+        """Require that these are still the bytes that were opened, where they can change.
+
+        Raises:
+            RlsparseError: They are not.
+        """
+
+    def read_header(self, most: int) -> bytes:
+        """The JSON header of a safetensors file with its padding.
+
+        Args:
+            most: The longest header to accept, in bytes.
+
+        Raises:
+            HeaderLimitError: It is longer.
+            HeaderError: The file is too short for it.
+            RlsparseError: It cannot be read.
+        """
+        if self.nbytes < 8:
+            msg = f"only {self.nbytes} bytes long, too short for a safetensors file"
+            raise HeaderError(msg)
+        (length,) = struct.unpack("<Q", self.read(0, 8))
+        if length > most:
+            msg = f"announces a header of {length} bytes; at most {most} are accepted"
+            raise HeaderLimitError(msg)
+        if length > self.nbytes - 8:
+            msg = f"announces a header of {length} bytes but is only {self.nbytes} long"
+            raise HeaderError(msg)
+        return self.read(8, length)
+
+
+class FileSource(Source):
+    """A regular file, read by position.
+
+    Reading through a mapping would turn a file that shrinks into a dead process; reading by
+    position turns it into an error. One descriptor means one version of the file.
+
+    Args:
+        path: The file. Links are followed: the Hub's cache is made of them.
+
+    Raises:
+        NotFoundError: There is no such file.
+        CheckpointError: It is not a regular file or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # A pipe without a writer would be waited for.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags)
+        except FileNotFoundError as error:
+            msg = "no such file"
+            raise NotFoundError(msg, file=path) from error
+        except OSError as error:
+            msg = f"cannot be opened ({error.strerror})"
+            raise CheckpointError(msg, file=path) from error
+        self._opened = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._opened.st_mode):
+            os.close(self._descriptor)
+            msg = "not a regular file"
+            raise CheckpointError(msg, file=path)
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the file when it was opened."""
+        return self._opened.st_size
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """The ``nbytes`` bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: The file ends early or cannot be read.
+        """
+        try:
+            # At once and without a copy, as nearly always.
+            data = os.pread(self._descriptor, nbytes, offset)
+        except OSError:
+            data = b""
+        return data if len(data) == nbytes else super().read(offset, nbytes)
+
+    def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
+
+        Raises:
+            RlsparseError: The file ends early or cannot be read.
+        """
+        view = out.data
+        while view:
+            try:
+                got = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                reason = error.strerror if self._descriptor >= 0 else "it was closed"
+                msg = f"cannot be read ({reason})"
+                raise RlsparseError(msg, file=self.path) from error
+            if got == 0:
+                msg = f"ends at byte {offset}: it was cut short while being read"
+                raise RlsparseError(msg, file=self.path)
+            view = view[got:]
+            offset += got
+
+    def map_into_memory(self) -> NDArray[np.uint8]:
+        """All of the file as memory of which whoever writes to it has a copy of their own.
+
+        The file itself is never written to. A page that is read for the first time after the file
+        was cut short kills the process: what this library reads itself, it reads by position.
+
+        Raises:
+            RlsparseError: The file cannot be mapped.
+        """
+        try:
+            mapped = mmap.mmap(self._descriptor, self.nbytes, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            msg = f"cannot be mapped into memory ({error})"
+            raise RlsparseError(msg, file=self.path) from error
+        return np.frombuffer(mapped, np.uint8)
+
+    def check_not_cut(self) -> None:
+        """Require that the file is still as long as when it was opened.
+
+        Raises:
+            RlsparseError: It was cut short, or cannot be read.
+        """
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError as error:
+            msg = f"cannot be read ({error.strerror})"
+            raise RlsparseError(msg, file=self.path) from error
+        if now.st_size < self.nbytes:
+            msg = f"was cut short: it had {self.nbytes} bytes when it was opened"
+            raise RlsparseError(msg, file=self.path)
+
+    def check_unchanged(self) -> None:
+        """Require that the file is the one that was opened.
+
+        Raises:
+            RlsparseError: It was written to in the meantime.
+        """
+        now = os.fstat(self._descriptor)
+        before = self._opened
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            msg = "was changed while it was being read; run again when nothing writes to it"
+            raise RlsparseError(msg, file=self.path)
+
+    def close(self) -> None:
+        """Close the descriptor. May be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,147 @@
+"""Digests of content and checks of chunks (``specs/format.md`` section 9).
+
+A byte string is hashed leaf by leaf, so that threads, devices and slices can each do their part.
+These detect accidents, not forgery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.format.dtypes import Dtype
+
+__all__ = [
+    "DIGEST_BYTES",
+    "LEAF_BYTES",
+    "Buffer",
+    "TensorDigester",
+    "TensorIdentity",
+    "bytes_check",
+    "checksum",
+    "leaf_hashes",
+    "leaves_check",
+    "state_digest",
+]
+
+Buffer = bytes | bytearray | memoryview
+
+LEAF_BYTES: Final = 16384
+"""Bytes of a leaf."""
+
+DIGEST_BYTES: Final = 16
+"""Bytes of a tensor digest."""
+
+
+def leaf_hashes(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Hash each leaf of a byte string.
+
+    Args:
+        data: One-dimensional, contiguous bytes.
+
+    Returns:
+        One 64-bit hash per leaf; none for an empty string.
+    """
+    view = data.data
+    return np.fromiter(
+        (
+            xxh3_64_intdigest(view[start : start + LEAF_BYTES])
+            for start in range(0, len(view), LEAF_BYTES)
+        ),
+        dtype=np.uint64,
+        count=-(-len(view) // LEAF_BYTES),
+    )
+
+
+def leaves_check(leaves: NDArray[np.uint64]) -> int:
+    """The check of words whose bytes have these leaf hashes: 32 bits."""
+    return xxh3_64_intdigest(leaves.astype("<u8", copy=False).tobytes()) & 0xFFFFFFFF
+
+
+def bytes_check(stored: Buffer) -> int:
+    """The check of a chunk's stored bytes: 32 bits."""
+    return xxh3_64_intdigest(stored) & 0xFFFFFFFF
+
+
+def checksum(*parts: Buffer) -> int:
+    """The 64-bit checksum of the concatenation of ``parts``."""
+    return xxh3_64_intdigest(b"".join(parts))
+
+
+class TensorDigester:
+    """Builds the digest of one tensor from its data, in order.
+
+    Args:
+        nbytes: Bytes of the tensor's data.
+    """
+
+    __slots__ = ("_carry", "_hash")
+
+    def __init__(self, nbytes: int) -> None:
+        self._hash = hashlib.sha256(b"rlsparse-tensor-1" + struct.pack("<Q", nbytes))
+        self._carry = np.zeros(0, np.uint8)
+
+    def add_leaves(self, leaves: NDArray[np.uint64]) -> None:
+        """Add the hashes of the next leaves."""
+        self._hash.update(leaves.astype("<u8", copy=False).tobytes())
+
+    def add(self, data: NDArray[np.uint8]) -> None:
+        """Add the next bytes, in pieces of any size."""
+        if self._carry.size:
+            missing = LEAF_BYTES - self._carry.size
+            self._carry = np.concatenate([self._carry, data[:missing]])
+            data = data[missing:]
+            if self._carry.size < LEAF_BYTES:
+                return
+            self.add_leaves(leaf_hashes(self._carry))
+        full = data.size // LEAF_BYTES * LEAF_BYTES
+        self.add_leaves(leaf_hashes(data[:full]))
+        self._carry = data[full:].copy()
+
+    def digest(self) -> bytes:
+        """The 16 bytes of the digest. Nothing may be added afterwards."""
+        self.add_leaves(leaf_hashes(self._carry))
+        return self._hash.digest()[:DIGEST_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorIdentity:
+    """What a state digest says of one tensor."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    digest: bytes
+
+
+def state_digest(tensors: Iterable[TensorIdentity]) -> str:
+    """Identify a checkpoint by its content, whatever its files are called.
+
+    Args:
+        tensors: All of its tensors, in any order.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> state_digest([])[:8]
+        '21c72a8b'
+    """
+    state = hashlib.sha256(b"rlsparse-state-1")
+    for tensor in sorted(tensors, key=lambda t: t.name.encode()):
+        name = tensor.name.encode()
+        code = tensor.dtype.code.encode()
+        state.update(struct.pack("<I", len(name)) + name + bytes([len(code)]) + code)
+        state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
+        state.update(tensor.digest)
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Everything that runs on a device. Its modules import torch and Triton."""

@@ -1,0 +1,210 @@
+"""Coding spans on a device: words, contexts, streams and hashes there, entropy coding here."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
+from rlsparse_store.gpu.chunks import DraftedTask, store_drafts
+from rlsparse_store.gpu.encode import DeviceSpan, Drafting, hash_all
+from rlsparse_store.gpu.streams import DeviceStreams
+from rlsparse_store.gpu.upload import ReadTask, lies_on
+from rlsparse_store.pipeline.coder import CodedTask, CpuCoder
+from rlsparse_store.pipeline.spans import SPAN_BYTES, Span
+from rlsparse_store.pipeline.threads import resolve_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlsparse_store.files.checkpoint import Checkpoint
+    from rlsparse_store.format.dtypes import WordCoding
+    from rlsparse_store.pipeline.coder import SpanTask
+
+__all__ = ["DeviceCoder", "require_kernels"]
+
+GROUP_BYTES: Final = 2 * SPAN_BYTES
+"""Bytes of base and tuned that are brought to the device at a time: one large span, or many small
+ones. What Python does for a group takes some milliseconds, whatever its size."""
+
+GROUP_MEMORY: Final = 1 << 29
+"""Bytes of device memory that a group takes, or little more: its words and what is made of them."""
+
+GROUPS_EACH: Final = 3
+"""Groups in main memory for each that is on the device: one is read, and one compressed."""
+
+HERE_WEIGHT: Final = 6
+"""Words that are on the device already count as one in so many bytes of a group."""
+
+LITTLE_MEMORY: Final = 1 << 23
+"""Bytes that chunks take at a time, once memory has run out."""
+
+
+class DeviceCoder:
+    """Codes spans on a device, giving the bytes that the CPU gives.
+
+    Spans are compared, split into streams and proven on the device, many of their chunks at a
+    time. Then their memory there is given back, and the streams are compressed on threads, while
+    the next spans are on the device.
+
+    What the kernels do not take (4-bit and 64-bit words, exact widening, what is stored whole) is
+    coded on the CPU. So is what does not fit into the device's memory, with a warning.
+
+    Args:
+        device: A CUDA device; under Triton's interpreter, ``"cpu"``.
+        memory: Bytes of device memory to use besides what is there, for spans under way. One of
+            them, whose words take up to 256 MiB, is there whatever this says.
+        threads: Threads that compress; all processors by default.
+
+    Raises:
+        MissingDependencyError: There is no such device, or nothing that runs kernels on it.
+
+    Example:
+        >>> encode_delta("base", "tuned", "delta", coder=DeviceCoder("cuda"))  # doctest: +SKIP
+    """
+
+    group_bytes: Final = GROUP_BYTES
+
+    def __init__(
+        self,
+        device: Any = "cuda",  # noqa: ANN401 - whatever torch takes
+        *,
+        memory: int = 1 << 30,
+        threads: int | None = None,
+    ) -> None:
+        require_kernels(torch.device(device))
+        # With its number: tensors name theirs, and on other threads another one may be current.
+        self._device = torch.empty(0, device=device).device
+        self._backend = GpuBackend()
+        self._cpu = CpuCoder()
+        groups = max(1, memory // GROUP_MEMORY)
+        self._memory = min(memory, GROUP_MEMORY)
+        self._streams = _streams(self._device, groups)
+        self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
+        self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
+
+    def weigh(self, task: SpanTask, base: Checkpoint) -> int:
+        """Bytes that must be brought to the device, and little for those that are there."""
+        pairs = [(base, task.spans[0].plan.source)]
+        pairs += zip(task.tuned, [span.plan.tuned for span in task.spans], strict=True)
+        is_here = all(
+            tensor is not None and lies_on(self._device, checkpoint, tensor)
+            for checkpoint, tensor in pairs
+        )
+        # What is rounded is made there anew.
+        stays = all(_fits(span) and not span.plan.is_cast for span in task.spans)
+        return task.nbytes // (HERE_WEIGHT if is_here and stays else 1)
+
+    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
+        """Code tasks.
+
+        Raises:
+            RlsparseError: A checkpoint cannot be read, or what was coded does not decode.
+        """
+        mine = [i for i, task in enumerate(tasks) if all(map(_fits, task.spans))]
+        done: dict[int, CodedTask] = {}
+        if mine:
+            with self._under_way:
+                drafted = self._draft([tasks[i] for i in mine], base)
+                done = dict(zip(mine, store_drafts(drafted, self._storing), strict=False))
+        if len(done) < len(mine):
+            msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+        others = [i for i in range(len(tasks)) if i not in done]
+        done |= zip(others, self._cpu.code([tasks[i] for i in others], base), strict=True)
+        return [done[i] for i in range(len(tasks))]
+
+    def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[DraftedTask]:
+        """What is made of tasks on the device: of as many as its memory allows, from the first."""
+        try:
+            if len(tasks) == 1 and tasks[0].nbytes > GROUP_BYTES:
+                return self._draft_in_turn(tasks[0], base)
+            return self._draft_read([ReadTask.of(task, base, self._device) for task in tasks])
+        except torch.OutOfMemoryError:
+            return []
+
+    def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[DraftedTask]:
+        """The spans of many checkpoints in turn: together they would take too much memory."""
+        done: list[DraftedTask] = []
+        old = None
+        for part in task.parts(GROUP_BYTES):
+            read = ReadTask.of(part, base, self._device, old)
+            old = read.old
+            drafted = self._draft_read([read])
+            if not drafted:
+                return []
+            done += drafted
+        spans = [span for drafted in done for span in drafted.spans]
+        return [DraftedTask(spans, done[0].base_leaves)]
+
+    def _draft_read(self, tasks: list[ReadTask]) -> list[DraftedTask]:
+        """What is made of tasks whose bytes were read."""
+        try:
+            with self._streams.one():
+                return self._draft_together(tasks, self._memory)
+        except torch.OutOfMemoryError:
+            pass
+        # One after the other and in smaller steps, while no other group is there.
+        drafted: list[DraftedTask] = []
+        with self._streams.all():
+            for task in tasks:
+                torch.cuda.empty_cache()
+                try:
+                    drafted += self._draft_together([task], LITTLE_MEMORY)
+                except torch.OutOfMemoryError:
+                    break
+        return drafted
+
+    def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[DraftedTask]:
+        """Draft tasks in about so many bytes of the device's memory, or in little besides them.
+
+        Raises:
+            OutOfMemoryError: The device's memory does not suffice.
+        """
+        left = max(memory - sum(task.brought(self._device) for task in tasks), LITTLE_MEMORY)
+        spans = [task.placed(self._device) for task in tasks]
+        hash_all(spans)
+        alike: defaultdict[tuple[WordCoding, int | None], list[DeviceSpan]] = defaultdict(list)
+        for placed in spans:
+            for span in placed:
+                alike[span.span.coding, span.span.mantissa_bits].append(span)
+        for (coding, mantissa_bits), several in alike.items():
+            Drafting(self._backend, several, coding, mantissa_bits).run(left)
+        return [
+            DraftedTask([span.drafted() for span in placed], placed[0].old_leaves)
+            for placed in spans
+        ]
+
+
+@cache
+def _streams(device: torch.device, groups: int) -> DeviceStreams:
+    """The streams on which groups are drafted, by whichever coder."""
+    return DeviceStreams(device, groups)
+
+
+def require_kernels(device: torch.device) -> None:
+    """Require that kernels run on a device.
+
+    Raises:
+        MissingDependencyError: They do not.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        msg = "torch finds no CUDA device here; leave --device out to encode on the CPU"
+        raise MissingDependencyError(msg)
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        msg = f"the kernels run on CUDA devices, not on {device.type}; leave --device out"
+        raise MissingDependencyError(msg)
+
+
+def _fits(span: Span) -> bool:
+    """Whether the kernels take a span."""
+    plan = span.plan
+    return plan.source is not None and not plan.widening and span.coding.width in WIDTHS

@@ -1,0 +1,183 @@
+"""Calling the compiled loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlsparse_store.errors import StreamError
+from rlsparse_store.kernels.cost import (
+    BLOCK_COST,
+    CONTEXT_COST,
+    EMPTY_COST,
+    LOG2,
+    MOST_CONTEXTS,
+    SAMPLED_BYTES,
+    SYMBOL_COST,
+    TABLE_COST,
+)
+from rlsparse_store.kernels.interface import (
+    MAGNITUDE_CLASSES,
+    Changes,
+    CpuBackend,
+    Histogram,
+    Rows,
+    Streams,
+    check_exchange,
+    rows_touched,
+)
+from rlsparse_store.kernels.native import _kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.format.dtypes import WordCoding
+    from rlsparse_store.format.words import Words
+
+__all__ = ["NativeBackend"]
+
+
+def _row_arguments(rows: Rows | None) -> tuple[NDArray[np.bool_] | None, int, int]:
+    return (None, 1, 0) if rows is None else (rows.active, rows.length, rows.offset)
+
+
+class NativeBackend(CpuBackend):
+    """The compiled loops for one instruction set. They run without the interpreter's lock.
+
+    Args:
+        path: Name of the instruction set.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the words that differ and find the largest key among them."""
+        return Changes(*_kernels.changes(self.name, base, tuned, coding.width, coding.order))
+
+    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
+        """Find the rows of ``length`` words that hold a changed word."""
+        active = np.zeros(rows_touched(base.size, length, offset), np.bool_)
+        nbytes = base.itemsize
+        _kernels.active_rows(base, tuned, length * nbytes, offset * nbytes, active)
+        return Rows(active, length, offset)
+
+    def histogram(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Rows | None = None,
+        every: int = 1,
+    ) -> Histogram:
+        """Count words and steps by bin of the base word's key, in active rows only."""
+        words = np.zeros(bins.size, np.int64)
+        magnitudes = np.zeros((bins.size, MAGNITUDE_CLASSES), np.int64)
+        _kernels.histogram(
+            self.name,
+            base,
+            tuned,
+            coding.width,
+            coding.order,
+            bins,
+            *_row_arguments(rows),
+            every,
+            words,
+            magnitudes,
+        )
+        return Histogram(words * every, magnitudes * every)
+
+    def partition(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+    ) -> Streams:
+        """Split a chunk into the streams of its contexts."""
+        return Streams(
+            *_kernels.partition(
+                self.name,
+                base,
+                tuned,
+                coding.width,
+                coding.order,
+                bounds,
+                *_row_arguments(rows),
+            )
+        )
+
+    def apply(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes | memoryview,
+        out: Words,
+    ) -> None:
+        """Decode the streams and write the tuned words to ``out``.
+
+        Raises:
+            StreamError: The streams break the format, or a row is flagged that has no change.
+        """
+        problem = _kernels.apply(
+            self.name,
+            base,
+            out,
+            coding.width,
+            coding.order,
+            bounds,
+            *_row_arguments(rows),
+            np.array(changed, np.uint64),
+            content,
+        )
+        if problem is not None:
+            raise StreamError(problem)
+
+    def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
+        """Find the words that differ, and what they were before."""
+        mask = np.empty(-(-before.size // 8), np.uint8)
+        # Room for all words costs nothing until it is written, and then is given back in place.
+        values = np.empty(before.size, before.dtype)
+        number = _kernels.record(self.name, before, after, before.itemsize, mask, values)
+        values.resize(number, refcheck=False)
+        return mask, values
+
+    def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
+        """Swap the words that have a bit in the mask with the values.
+
+        Raises:
+            ValueError: The arrays do not fit together.
+        """
+        check_exchange(words, mask, values)
+        _kernels.exchange(self.name, words, words.itemsize, mask, values)
+
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Cut bins into contexts at the least cost."""
+        return _kernels.cheapest_cut(
+            np.ascontiguousarray(words),
+            np.ascontiguousarray(magnitudes),
+            LOG2,
+            CONTEXT_COST,
+            EMPTY_COST,
+            MOST_CONTEXTS,
+        )
+
+    def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
+        """Where blocks of a frame end."""
+        return _kernels.block_ends(
+            content,
+            np.array(ends, np.uint64),
+            LOG2,
+            SAMPLED_BYTES,
+            BLOCK_COST,
+            TABLE_COST,
+            SYMBOL_COST,
+        )

@@ -1,0 +1,310 @@
+"""Finding, for each tuned tensor, the base tensor that it came from."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from rlsparse_store.errors import DtypeMismatchError
+from rlsparse_store.format.dtypes import DTYPES, Dtype
+from rlsparse_store.format.names import shown
+from rlsparse_store.format.words import Widening, as_words, narrow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
+
+__all__ = ["PIECE_BYTES", "DtypePolicy", "TensorPlan", "plan_tensors"]
+
+PIECE_BYTES: Final = 4 << 20
+"""Bytes compared or hashed at a time outside of chunks."""
+
+SAMPLE_BYTES: Final = 512
+"""Bytes of each of the three samples by which tensors are recognized."""
+
+SMALLEST_ALIAS: Final = 4096
+"""Bytes: a smaller tensor is not worth finding again elsewhere in the checkpoint."""
+
+MOST_COMPARISONS: Final = 1 << 20
+"""Pairs of samples compared when names do not tell; beyond it, tensors count as added."""
+
+ALIKE: Final = 0.05
+"""Share of sampled words that must agree for two tensors to count as related; by chance it is
+well under one percent."""
+
+
+@dataclass(frozen=True, slots=True)
+class DtypePolicy:
+    """What to do where dtypes of base and tuned do not fit.
+
+    Attributes:
+        cast: Round float32 tensors of bfloat16 sources to bfloat16. Lossy.
+        keep: Store tensors of a dtype that does not fit whole, as they are.
+    """
+
+    cast: bool = False
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """How one tuned tensor will be stored.
+
+    Attributes:
+        tuned: The tensor.
+        dtype: The dtype it will be stored in; another than its own only if it is cast.
+        source: The base tensor that it is coded against, or ``None`` to store it whole.
+        widening: From the source's words to its own.
+        shared_bytes: Leading bytes of the source that it shares.
+        alias_of: Name of the tuned tensor that has the same bytes, if it is stored as its alias.
+        reason: Why it has no source, or not all of it.
+    """
+
+    tuned: TensorRef
+    dtype: Dtype
+    source: TensorRef | None = None
+    widening: Widening = Widening.NONE
+    shared_bytes: int = 0
+    alias_of: str | None = None
+    reason: str = ""
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is rounded before it is stored."""
+        return self.dtype is not self.tuned.dtype
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of its data as it will be stored."""
+        return self.dtype.nbytes(self.tuned.shape) or 0
+
+    @property
+    def coded_nbytes(self) -> int:
+        """Bytes of its data in the dtype that is coded: before it is widened."""
+        return self.stored_nbytes // (2 if self.widening else 1)
+
+
+def plan_tensors(base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> list[TensorPlan]:
+    """Plan every tuned tensor, in ascending order of names.
+
+    Raises:
+        DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
+    """
+    sources = _find_sources(base, tuned)
+    plans = [_plan(tuned, t, sources.get(t.name), policy) for t in tuned.tensors.values()]
+    aliases = _find_aliases(base, tuned, plans)
+    return [
+        TensorPlan(p.tuned, p.dtype, alias_of=aliases[p.tuned.name])
+        if p.tuned.name in aliases
+        else p
+        for p in plans
+    ]
+
+
+# --- which base tensor -----------------------------------------------------------------------
+
+
+def _find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
+    """The base tensor of each tuned tensor that has one: by name, then suffix, then content."""
+    sources = {name: base.tensors[name] for name in tuned.tensors if name in base.tensors}
+    lost = [t for name, t in tuned.tensors.items() if name not in sources]
+    if not lost:
+        return sources
+    free = [t for name, t in base.tensors.items() if name not in tuned.tensors]
+    renamed = _match_suffixes(lost, free)
+    sources |= renamed
+    claimed = {source.name for source in renamed.values()}
+    lost = [t for t in lost if t.name not in renamed]
+    left = [t for t in free if t.name not in claimed]
+    by_content = _match_content(tuned, lost, base, left)
+    sources |= by_content
+    # A tie that is stored anew comes from a tensor that another one of its own name claims too.
+    lost = [t for t in lost if t.name not in by_content]
+    return sources | _match_content(tuned, lost, base, list(base.tensors.values()))
+
+
+def _suffixes(name: str) -> Iterator[str]:
+    """A name without its first 0, 1, 2 … dotted components."""
+    parts = name.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def _match_suffixes(lost: list[TensorRef], free: list[TensorRef]) -> dict[str, TensorRef]:
+    """Match by the longest common dotted suffix that only one base tensor of that shape has."""
+    owners: defaultdict[tuple[str, tuple[int, ...]], list[TensorRef]] = defaultdict(list)
+    for candidate in free:
+        for suffix in _suffixes(candidate.name):
+            owners[suffix, candidate.shape].append(candidate)
+    matched: dict[str, TensorRef] = {}
+    claimed: set[str] = set()
+    for tensor in lost:
+        for suffix in _suffixes(tensor.name):
+            found = owners.get((suffix, tensor.shape), [])
+            if found:
+                # A lone component such as "weight" says nothing about where a tensor belongs.
+                telling = "." in suffix or suffix in (tensor.name, found[0].name)
+                if len(found) == 1 and telling and found[0].name not in claimed:
+                    matched[tensor.name] = found[0]
+                    claimed.add(found[0].name)
+                break
+    return matched
+
+
+def _sample(checkpoint: Checkpoint, tensor: TensorRef) -> NDArray[np.uint8]:
+    """Bytes from the start, the middle and the end of a tensor."""
+    size = min(SAMPLE_BYTES, tensor.nbytes) // 8 * 8
+    middle = (tensor.nbytes - size) // 2 // 8 * 8
+    places = (0, middle, (tensor.nbytes - size) // 8 * 8)
+    return np.concatenate([checkpoint.read(tensor, place, size) for place in places])
+
+
+def _match_content(
+    tuned: Checkpoint, lost: list[TensorRef], base: Checkpoint, free: list[TensorRef]
+) -> dict[str, TensorRef]:
+    """Match tensors of one dtype and shape by how many of their sampled words agree."""
+    candidates: defaultdict[tuple[str, tuple[int, ...]], list[TensorRef]] = defaultdict(list)
+    for candidate in free:
+        candidates[candidate.dtype.code, candidate.shape].append(candidate)
+    matched = {}
+    comparisons = 0
+    samples: dict[str, NDArray[np.uint8]] = {}
+    for tensor in lost:
+        found = candidates.get((tensor.dtype.code, tensor.shape), [])
+        comparisons += len(found)
+        if not found or tensor.nbytes < SMALLEST_ALIAS or comparisons > MOST_COMPARISONS:
+            continue
+        width = tensor.dtype.coding.width
+        mine = as_words(_sample(tuned, tensor), width)
+        agreement = []
+        for candidate in found:
+            if candidate.name not in samples:
+                samples[candidate.name] = _sample(base, candidate)
+            theirs = as_words(samples[candidate.name], width)
+            agreement.append(float(np.mean(mine == theirs)))
+        best = int(np.argmax(agreement))
+        if agreement[best] >= ALIKE:
+            matched[tensor.name] = found[best]
+    return matched
+
+
+# --- how much of it, in which dtype ----------------------------------------------------------
+
+
+def _plan(
+    tuned: Checkpoint,
+    tensor: TensorRef,
+    source: TensorRef | None,
+    policy: DtypePolicy,
+) -> TensorPlan:
+    if source is None:
+        return TensorPlan(tensor, tensor.dtype, reason="added")
+    elements = _shared_elements(tensor.shape, source.shape)
+    if elements is None:
+        shapes = f"{list(source.shape)} became {list(tensor.shape)}"
+        return TensorPlan(tensor, tensor.dtype, reason=f"reshaped: {shapes}")
+    dtype, widening = _fit_dtype(tuned, tensor, source, policy)
+    if dtype is None:
+        reason = f"kept as {tensor.dtype.code}, the base has {source.dtype.code}"
+        return TensorPlan(tensor, tensor.dtype, reason=reason)
+    partial = elements < math.prod(tensor.shape)
+    shared_bytes = elements * source.dtype.bits // 8
+    reason = f"grown: {list(source.shape)} became {list(tensor.shape)}" if partial else ""
+    return TensorPlan(tensor, dtype, source, widening, shared_bytes, reason=reason)
+
+
+def _shared_elements(shape: tuple[int, ...], source: tuple[int, ...]) -> int | None:
+    """Leading elements that two shapes share in the same order, or ``None`` if none do."""
+    if math.prod(shape) == math.prod(source) and _is_reshape(shape, source):
+        return math.prod(shape)
+    if shape and source and shape[1:] == source[1:]:
+        return min(math.prod(shape), math.prod(source)) or None
+    return None
+
+
+def _is_reshape(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
+    """Whether the flat order can be the same: not so for a transposed matrix."""
+    return shape == source or sorted(shape) != sorted(source)
+
+
+def _fit_dtype(
+    tuned: Checkpoint, tensor: TensorRef, source: TensorRef, policy: DtypePolicy
+) -> tuple[Dtype | None, Widening]:
+    """The dtype to store and the widening, or no dtype if it is to be kept whole."""
+    if tensor.dtype is source.dtype:
+        return tensor.dtype, Widening.NONE
+    if tensor.dtype.code == "F32" and source.dtype.code in ("BF16", "F16"):
+        bf16 = source.dtype.code == "BF16"
+        if bf16 and policy.cast:
+            return DTYPES["BF16"], Widening.NONE
+        widening = Widening.BF16_TO_F32 if bf16 else Widening.F16_TO_F32
+        if _widens(tuned, tensor, widening):
+            return tensor.dtype, widening
+        if not policy.keep:
+            remedy = "--cast bf16 to round it (lossy), or " if bf16 else ""
+            msg = (
+                f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
+                f"use {remedy}--keep-dtype to store it whole"
+            )
+            raise DtypeMismatchError(msg, file=tuned.path, tensor=shown(tensor.name))
+    if policy.keep:
+        return None, Widening.NONE
+    msg = (
+        f"its dtype is {tensor.dtype.code}, the base's is {source.dtype.code}; save it in the "
+        "base's dtype, or use --keep-dtype to store it whole"
+    )
+    raise DtypeMismatchError(msg, file=tuned.path, tensor=shown(tensor.name))
+
+
+def _widens(tuned: Checkpoint, tensor: TensorRef, widening: Widening) -> bool:
+    return all(
+        narrow(piece.view(np.uint32), widening) is not None for piece in _pieces(tuned, tensor)
+    )
+
+
+def _pieces(checkpoint: Checkpoint, tensor: TensorRef) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, tensor.nbytes, PIECE_BYTES):
+        yield checkpoint.read(tensor, start, min(PIECE_BYTES, tensor.nbytes - start))
+
+
+# --- the same data twice ---------------------------------------------------------------------
+
+
+def _find_aliases(
+    base: Checkpoint, tuned: Checkpoint, plans: Iterable[TensorPlan]
+) -> dict[str, str]:
+    """Tuned tensors that repeat another one and are not simply unchanged."""
+    groups: defaultdict[tuple[str, tuple[int, ...], bytes], list[TensorPlan]] = defaultdict(list)
+    shapes: defaultdict[tuple[str, tuple[int, ...]], list[TensorPlan]] = defaultdict(list)
+    for plan in plans:
+        if plan.tuned.nbytes >= SMALLEST_ALIAS:
+            shapes[plan.tuned.dtype.code, plan.tuned.shape].append(plan)
+    for (code, shape), alike in shapes.items():
+        for plan in alike if len(alike) > 1 else []:
+            groups[code, shape, _sample(tuned, plan.tuned).tobytes()].append(plan)
+    aliases: dict[str, str] = {}
+    for group in groups.values():
+        first, *others = group
+        for plan in others:
+            same_dtype = plan.dtype is first.dtype
+            if same_dtype and _equal(tuned, first.tuned, tuned, plan.tuned):
+                unchanged = (
+                    plan.source is not None
+                    and plan.source.nbytes == plan.tuned.nbytes
+                    and _equal(base, plan.source, tuned, plan.tuned)
+                )
+                if not unchanged:
+                    aliases[plan.tuned.name] = first.tuned.name
+    return aliases
+
+
+def _equal(left: Checkpoint, a: TensorRef, right: Checkpoint, b: TensorRef) -> bool:
+    return all(
+        np.array_equal(x, y) for x, y in zip(_pieces(left, a), _pieces(right, b), strict=True)
+    )

@@ -1,0 +1,126 @@
+"""The base as others find it: its repository, its commit, and what its card says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rlsparse_store.errors import BaseMismatchError, HubOfflineError, NotFoundError
+from rlsparse_store.files.checkpoint import open_files
+from rlsparse_store.format.names import shown
+from rlsparse_store.hub.listing import list_repo
+from rlsparse_store.hub.remote_folder import RemoteFiles
+from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
+from rlsparse_store.hub.snapshots import Wanted
+from rlsparse_store.pipeline.chunk_decoder import check_sources
+from rlsparse_store.pipeline.fingerprints import check_small_origins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.files.delta_reader import DeltaReader
+    from rlsparse_store.hub.access import HubAccess
+    from rlsparse_store.hub.listing import Listing
+
+__all__ = ["PublishedBase", "find_published_base", "recorded_base", "require_base"]
+
+SAMPLE: Final = 4
+"""Tensors of a base that are read to tell it from others of the same architecture."""
+
+SAMPLE_BYTES: Final = 2 << 20
+"""Bytes of the largest of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedBase:
+    """A base on the Hub.
+
+    Attributes:
+        repo: Its repository and commit.
+        listing: What is there; ``None`` if it cannot be seen.
+    """
+
+    repo: RepoId
+    listing: Listing | None
+
+    @property
+    def is_public(self) -> bool:
+        """Whether everyone may know of it."""
+        return self.listing is not None and not self.listing.is_private
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The fields at the front of its card."""
+        return {} if self.listing is None else self.listing.card
+
+
+def recorded_base(reports: Iterable[DeltaReport], place: Path) -> RepoId:
+    """The repository and commit that deltas name as their base.
+
+    Args:
+        reports: Their reports.
+        place: Where they lie, for errors.
+
+    Raises:
+        NotFoundError: A delta names none.
+        BaseMismatchError: They name different ones.
+    """
+    found: set[RepoId] = set()
+    for report in reports:
+        if not report.base_repo or not report.base_revision or not parse_repo_id(report.base_repo):
+            msg = (
+                "the delta does not say where its base is on the Hub, so nobody could load it: "
+                "name it (--base-id ORG/BASE@COMMIT)"
+            )
+            raise NotFoundError(msg, file=shown(str(place)))
+        found.add(RepoId(report.base_repo, report.base_revision))
+    if len(found) != 1:
+        msg = "the deltas name different bases: publish them in repositories of their own"
+        raise BaseMismatchError(msg, file=shown(str(place)))
+    return found.pop()
+
+
+def find_published_base(repo: RepoId, access: HubAccess, *, must_exist: bool) -> PublishedBase:
+    """Look a base up, and pin its revision.
+
+    Args:
+        repo: The repository and its revision.
+        access: How to reach the Hub.
+        must_exist: Whether it is an error if it cannot be seen: it may be someone else's.
+
+    Raises:
+        NotFoundError: It cannot be seen.
+    """
+    try:
+        listing = list_repo(repo, "base", access)
+    except HubOfflineError:
+        raise
+    except NotFoundError:
+        if must_exist or not repo.is_pinned:
+            raise
+        return PublishedBase(repo=repo, listing=None)
+    return PublishedBase(repo=listing.repo, listing=listing)
+
+
+def require_base(reader: DeltaReader, listing: Listing, access: HubAccess) -> None:
+    """Require that a repository is the base of a delta, as far as that shows without a download.
+
+    Read are the headers of its files, which must have every tensor in the right dtype and length,
+    and a few tensors, which must have the digests that the delta gives. Whoever loads the delta
+    compares everything.
+
+    Raises:
+        NotFoundError: It has no safetensors files.
+        BaseMismatchError: It is another one.
+    """
+    wanted = Wanted("base", ("model*.safetensors",))
+    names = [name for name in wanted.among(listing.files) if "/" not in name]
+    place = Path(str(listing.repo))
+    if not names:
+        msg = "has no safetensors weights, so it is not the base"
+        raise NotFoundError(msg, file=shown(str(place)))
+    with open_files(place, RemoteFiles(listing, "", access), names) as base:
+        check_sources(reader, base)
+        check_small_origins(reader, base, SAMPLE, SAMPLE_BYTES)

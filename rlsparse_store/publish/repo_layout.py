@@ -1,0 +1,61 @@
+"""Where deltas lie in a repository: beside each other, none within the folder of another.
+
+Who reads a folder that is a delta takes it for that one delta, whatever lies further down: the
+repository of a run with a delta at its root is no run any more, and its steps are not listed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rlsparse_store.delta.resolve import delta_folders
+from rlsparse_store.delta.run import natural_order
+from rlsparse_store.errors import OutputError
+from rlsparse_store.format.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlsparse_store.hub.listing import Listing
+    from rlsparse_store.hub.repo_id import RepoId
+
+__all__ = ["require_apart"]
+
+_NAMED: Final = 3
+"""Deltas of a run that an error names."""
+
+
+def require_apart(repo: RepoId, new: Iterable[str], there: Listing) -> None:
+    """Require that no delta will lie within the folder of another.
+
+    Args:
+        repo: The repository, for errors.
+        new: Folders of the deltas to publish; an empty text for the repository itself.
+        there: The repository as it is.
+
+    Raises:
+        OutputError: One would.
+    """
+    found = delta_folders(there)
+    for place in new:
+        if inner := [folder for folder in found if _lies_within(folder, place)]:
+            msg = (
+                f"holds a run, with deltas in {_listed(inner)}: give a place within it "
+                "(--subfolder), or another repository"
+            )
+            raise OutputError(msg, file=shown(f"{repo}/{place}".rstrip("/")))
+        if outer := [folder for folder in found if _lies_within(place, folder)]:
+            elsewhere = "a place beside it (--subfolder), or another" if outer[0] else "another"
+            msg = f"holds a single delta, which others cannot join: give {elsewhere} repository"
+            raise OutputError(msg, file=shown(f"{repo}/{outer[0]}".rstrip("/")))
+
+
+def _lies_within(folder: str, other: str) -> bool:
+    return folder != other and (not other or folder.startswith(f"{other}/"))
+
+
+def _listed(folders: list[str]) -> str:
+    """The first of them, in natural order, and how many more."""
+    ordered = sorted(folders, key=natural_order)
+    more = f" and {len(ordered) - _NAMED:,} more" if len(ordered) > _NAMED else ""
+    return shown(", ".join(ordered[:_NAMED])) + more
