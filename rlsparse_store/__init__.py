@@ -51,7 +51,7 @@ _HOMES = {
 }
 """Where the names come from."""
 
-_PACKAGES = ("analysis", "container", "delta", "errors", "plots", "publish")
+_PACKAGES = ("analysis", "container", "delta", "errors", "publish")
 """What can be used as attributes without having been imported by name."""
 
 if not TYPE_CHECKING:  # so that type checkers find misspelt names

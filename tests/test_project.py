@@ -85,11 +85,11 @@ def test_import_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "contract"),
     [
-        ("dtypes.py", "import rlsparse_store.delta", "Each layer"),
-        ("container/planted.py", "import rlsparse_store.checkpoint", "Each layer"),
+        ("format/dtypes.py", "import rlsparse_store.delta", "Each layer"),
+        ("files/planted.py", "import rlsparse_store.frameworks", "Each layer"),
         ("planted.py", "", "Each layer"),
-        ("codec/planted.py", "def late():\n    import torch", "Only six"),
-        ("delta/planted.py", "from transformers import AutoModel", "Only six"),
+        ("codec/planted.py", "def late():\n    import torch", "Only five"),
+        ("delta/planted.py", "from transformers import AutoModel", "Only five"),
         ("cli/planted.py", "import huggingface_hub.errors", "Only hub"),
     ],
     ids=["upwards", "sideways", "no-layer", "late-torch", "transformers", "hub"],

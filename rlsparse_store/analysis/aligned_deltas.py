@@ -6,14 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from rlsparse_store.analysis.tensor_pairs import SharedTensor, laid_over
-from rlsparse_store.delta.resolve import find_base, find_delta, find_run, read_delta, repo_id
+from rlsparse_store.analysis.tensor_pairs import SharedTensor, overlay
+from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
 from rlsparse_store.delta.run import delta_names, is_run, natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_reader import DeltaReader
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.threads import resolve_threads
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from rlsparse_store.format.words import Words
     from rlsparse_store.pipeline.progress import Progress
 
-__all__ = ["Deltas", "SideBySide"]
+__all__ = ["AlignedBlock", "AlignedDeltas"]
 
 Result = TypeVar("Result")
 
 
-class SideBySide(NamedTuple):
+class AlignedBlock(NamedTuple):
     """A run of words of the base, and what each delta makes of them.
 
     Attributes:
@@ -40,7 +40,7 @@ class SideBySide(NamedTuple):
     tuned: list[Words]
 
 
-class Deltas(Closing):
+class AlignedDeltas(Closeable):
     """Deltas of one base.
 
     Args:
@@ -75,7 +75,7 @@ class Deltas(Closing):
             # Once: opened for each delta, its files would soon be more than may be open.
             found = find_base(readers[0], base, None, access)
             checkpoint = stack.enter_context(open_checkpoint(found))
-            self._pairs = [laid_over(reader, checkpoint, ExitStack()) for reader in readers]
+            self._pairs = [overlay(reader, checkpoint, ExitStack()) for reader in readers]
             self._stack = stack.pop_all()
         named = [pair.tensors for pair in self._pairs]
         every = set.intersection(*(set(tensors) for tensors in named))
@@ -110,7 +110,7 @@ class Deltas(Closing):
             for name, result in zip(first.tensors, results, strict=True)
         ]
 
-    def blocks(self, tensor: SharedTensor) -> Iterator[SideBySide]:
+    def blocks(self, tensor: SharedTensor) -> Iterator[AlignedBlock]:
         """The blocks of a tensor, from front to back, each overwritten by the next.
 
         Raises:
@@ -119,7 +119,7 @@ class Deltas(Closing):
         left = tensor.words
         for blocks in zip(*(pair.blocks(tensor.name) for pair in self._pairs), strict=False):
             number = min(left, *(block.base.size for block in blocks))
-            yield SideBySide(blocks[0].base[:number], [block.tuned[:number] for block in blocks])
+            yield AlignedBlock(blocks[0].base[:number], [block.tuned[:number] for block in blocks])
             left -= number
             if left == 0:
                 return
@@ -133,7 +133,7 @@ def _expanded(places: Sequence[str | Path], access: HubAccess) -> list[str | Pat
     """The deltas of a run, in natural order, if one run was given."""
     if len(places) != 1 or not is_run(places[0], access):
         return list(places)
-    repo = repo_id(places[0])
+    repo = as_repo_id(places[0])
     if repo is None:
         return [Path(places[0], name) for name in delta_names(Path(places[0]))]
     found = find_run(repo, access)
@@ -159,7 +159,7 @@ def _require(
     for place in found:
         read_delta(place, "", access).close()
     msg = f"too few deltas: give at least {least}, or a run of as many"
-    raise NotFoundError(msg, file=shown(str(given[0])) if given else None)
+    raise NotFoundError(msg, file=printable(str(given[0])) if given else None)
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -180,7 +180,7 @@ def _one_base(places: Sequence[str | Path], readers: Sequence[DeltaReader]) -> s
     digest = readers[0].manifest.base_digest
     for place, reader in zip(places, readers, strict=True):
         if reader.manifest.base_digest != digest:
-            first = shown(str(places[0]))
+            first = printable(str(places[0]))
             msg = f"is of another base than {first}: only deltas of one base compare"
-            raise BaseMismatchError(msg, file=shown(str(place)))
+            raise BaseMismatchError(msg, file=printable(str(place)))
     return digest

@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.delta.units import percent
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_percent
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +51,9 @@ def _dtypes(unmatched: Sequence[Unmatched]) -> str:
     if not found:
         return ""
     return (
-        f"dtype mismatch: {len(found)} tensors, {shown(found[0].name)} among them, are saved in "
-        "another dtype than the base's and were not compared (--cast bf16 rounds them first)"
+        f"dtype mismatch: {len(found)} tensors, {printable(found[0].name)} among them, are "
+        "saved in another dtype than the base's and were not compared (--cast bf16 rounds them "
+        "first)"
     )
 
 
@@ -61,7 +62,7 @@ def _resized(measured: Measured) -> str:
     if not found:
         return ""
     return (
-        f"resized: {shown(found[0].name)} has other rows than in the base, a padded vocabulary "
+        f"resized: {printable(found[0].name)} has other rows than in the base, a padded vocabulary "
         "perhaps; only the rows that both have are compared"
     )
 
@@ -70,14 +71,14 @@ def _quantized(measured: Measured) -> str:
     found = next((t.name for t, _ in measured if _QUANTIZED.search(t.name)), None)
     if found is None:
         return ""
-    return f"quantized storage ({shown(found)}): values are stored codes, not weights"
+    return f"quantized storage ({printable(found)}): values are stored codes, not weights"
 
 
 def _unrelated(measured: Measured) -> str:
     shares = sorted(m.changed / m.words for _, m in measured if m.words)
     if not shares or shares[len(shares) // 2] <= UNRELATED:
         return ""
-    median = percent(shares[len(shares) // 2])
+    median = format_percent(shares[len(shares) // 2])
     return (
         f"probably another base: in the median tensor {median} of the words changed; full "
         "fine-tuning at a large learning rate looks like this, too"
@@ -91,8 +92,8 @@ def _untied(measured: Measured) -> str:
     if not found:
         return ""
     return (
-        f"a tie that came apart: {shown(found[0].name)} and {shown(found[0].source)} are one "
-        "tensor in the base and two in the tuned checkpoint"
+        f"a tie that came apart: {printable(found[0].name)} and {printable(found[0].source)} are "
+        "one tensor in the base and two in the tuned checkpoint"
     )
 
 
@@ -109,6 +110,6 @@ def _merged_adapter(measured: Measured) -> str:
     if not touched or some or len(touched) == len(kinds):
         return ""
     return (
-        f"probably a merged adapter (LoRA): only {shown(', '.join(sorted(touched)))} changed, and "
-        "those nearly everywhere; store the adapter instead"
+        f"probably a merged adapter (LoRA): only {printable(', '.join(sorted(touched)))} changed, "
+        "and those nearly everywhere; store the adapter instead"
     )

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.aligned_deltas import Deltas
+from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
 from rlsparse_store.analysis.values import values_of
 from rlsparse_store.files.output import new_file, require_new
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.header import HeaderEntry, frame_header, header_text
 from rlsparse_store.format.order import keys
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.aligned_deltas import SideBySide
+    from rlsparse_store.analysis.aligned_deltas import AlignedBlock
     from rlsparse_store.analysis.tensor_pairs import SharedTensor
 
 __all__ = ["COMBINATIONS", "CONTROLS", "MASK_KEY", "MaskReport", "count_ones", "write_mask"]
@@ -76,7 +76,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
     control: str | None = None,
     seed: int = 0,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> MaskReport:
     """Write which weights deltas changed, as a mask to train by.
 
@@ -119,7 +119,7 @@ def write_mask(  # noqa: PLR0913 - each says one thing of the mask
         raise ValueError(msg)
     out = Path(out)
     require_new(out)
-    with Deltas(deltas, base, least=1) as opened:
+    with AlignedDeltas(deltas, base, least=1) as opened:
         opened.leave_out(lambda tensor: tensor.dtype.bits != tensor.dtype.coding.width)
         choose = _Chooser(combine, tolerance, complement=complement)
 
@@ -156,14 +156,14 @@ class _Chooser:
         self._tolerance = tolerance
         self._complement = complement
 
-    def __call__(self, block: SideBySide, tensor: SharedTensor) -> NDArray[np.bool_]:
+    def __call__(self, block: AlignedBlock, tensor: SharedTensor) -> NDArray[np.bool_]:
         changed = [self._changed(block, place, tensor) for place in range(len(block.tuned))]
         times = np.sum(changed, axis=0, dtype=np.int64)
         needed = {"union": 1, "intersection": len(changed), "majority": len(changed) // 2 + 1}
         chosen: NDArray[np.bool_] = np.greater_equal(times, needed[self._combine])
         return np.logical_not(chosen) if self._complement else chosen
 
-    def _changed(self, block: SideBySide, place: int, tensor: SharedTensor) -> NDArray[np.bool_]:
+    def _changed(self, block: AlignedBlock, place: int, tensor: SharedTensor) -> NDArray[np.bool_]:
         differs = np.not_equal(block.base, block.tuned[place])
         if self._tolerance and tensor.dtype.mantissa_bits is not None:
             with np.errstate(all="ignore"):
@@ -183,7 +183,7 @@ class _Control:
         self._by_magnitude = kind == "magnitude" and tensor.dtype.mantissa_bits is not None
         self._tensor = tensor
 
-    def bins(self, block: SideBySide) -> NDArray[np.int64]:
+    def bins(self, block: AlignedBlock) -> NDArray[np.int64]:
         """Which words may stand in for each other."""
         if not self._by_magnitude:
             return np.zeros(block.base.size, np.int64)
@@ -213,9 +213,9 @@ class _Control:
 
 
 def _packed(
-    deltas: Deltas,
+    deltas: AlignedDeltas,
     tensor: SharedTensor,
-    choose: Callable[[SideBySide, SharedTensor], NDArray[np.bool_]],
+    choose: Callable[[AlignedBlock, SharedTensor], NDArray[np.bool_]],
     control: _Control | None,
 ) -> NDArray[np.uint8]:
     """The mask of a tensor, eight words a byte. Blocks begin at multiples of eight words."""
@@ -255,7 +255,9 @@ def count_ones(bits: NDArray[np.uint8]) -> int:
     return int(_ONES[bits].sum())
 
 
-def _report(deltas: Deltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]]) -> MaskReport:
+def _report(
+    deltas: AlignedDeltas, made: list[tuple[SharedTensor, NDArray[np.uint8]]]
+) -> MaskReport:
     counts = {t.name: count_ones(bits) for t, bits in made}
     words = sum(tensor.source_words for tensor, _ in made)
     trainable = sum(counts.values())

@@ -12,7 +12,7 @@ import numpy as np
 from rlsparse_store.analysis.tensor_pairs import open_pair, over_base
 from rlsparse_store.analysis.values import is_numeric, values_of
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def match_checkpoints(
     base: str | Path,
     *,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> MatchReport:
     """Compare two models tuned from one base, with the base as the control beside it.
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.aligned_deltas import Deltas
+from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
 from rlsparse_store.analysis.values import is_numeric, values_of
 from rlsparse_store.delta.run import natural_order
 from rlsparse_store.format.order import keys, steps
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.aligned_deltas import SideBySide
+    from rlsparse_store.analysis.aligned_deltas import AlignedBlock
     from rlsparse_store.analysis.tensor_pairs import SharedTensor
     from rlsparse_store.format.words import Words
 
@@ -145,7 +145,7 @@ def compare_deltas(
     *,
     base: str | Path | None = None,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> CompareReport:
     """Compare which words several deltas of one base changed, and how.
 
@@ -168,11 +168,11 @@ def compare_deltas(
         >>> compare_deltas(["seed-0", "seed-1"]).pairs[0].overall.jaccard  # doctest: +SKIP
         0.62
     """
-    with Deltas(deltas, base) as found:
+    with AlignedDeltas(deltas, base) as found:
         return _report(found, found.map(lambda t: _count(found, t), threads, progress))
 
 
-def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
+def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _Counts:
     number = len(deltas.names)
     mantissa, coding = tensor.dtype.mantissa_bits, tensor.dtype.coding
     bins = 1 if mantissa is None else 1 << (coding.key_bits - mantissa)
@@ -204,7 +204,7 @@ def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
 
 
 def _update(
-    block: SideBySide, place: int, mask: NDArray[np.bool_], tensor: SharedTensor
+    block: AlignedBlock, place: int, mask: NDArray[np.bool_], tensor: SharedTensor
 ) -> NDArray[np.float64]:
     """The differences that a delta makes at some words; 0 where they are not finite."""
     if not is_numeric(tensor.dtype):
@@ -216,7 +216,7 @@ def _update(
 
 
 def _agreement(
-    block: SideBySide, a: int, b: int, both: NDArray[np.bool_], tensor: SharedTensor
+    block: AlignedBlock, a: int, b: int, both: NDArray[np.bool_], tensor: SharedTensor
 ) -> tuple[int, int, int]:
     """Words that both changed, that moved the same way, that became the same."""
     base, left, right = (words[both] for words in (block.base, block.tuned[a], block.tuned[b]))
@@ -229,7 +229,7 @@ def _is_down(base: Words, tuned: Words, tensor: SharedTensor) -> NDArray[np.bool
     return steps(base, tuned, tensor.dtype.coding) < 0
 
 
-def _report(deltas: Deltas, counted: list[tuple[SharedTensor, _Counts]]) -> CompareReport:
+def _report(deltas: AlignedDeltas, counted: list[tuple[SharedTensor, _Counts]]) -> CompareReport:
     number = len(deltas.names)
     changed = np.zeros(number, np.int64)
     consensus = np.zeros(number + 1, np.int64)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.aligned_deltas import Deltas
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
+from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ def measure_series(
     *,
     base: str | Path | None = None,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> SeriesReport:
     """Follow a run through its deltas, in the order given.
 
@@ -128,12 +128,12 @@ def measure_series(
         >>> measure_series(["run"]).outside_final  # doctest: +SKIP
         0.08
     """
-    with Deltas(deltas, base) as found:
+    with AlignedDeltas(deltas, base) as found:
         counts = found.map(lambda t: _count(found, t), threads, progress)
         return _report(found, [counted for _, counted in counts])
 
 
-def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
+def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _Counts:
     number = len(deltas.names)
     total = _Counts(
         0,
@@ -162,7 +162,7 @@ def _count(deltas: Deltas, tensor: SharedTensor) -> _Counts:
     return total
 
 
-def _report(deltas: Deltas, counts: list[_Counts]) -> SeriesReport:
+def _report(deltas: AlignedDeltas, counts: list[_Counts]) -> SeriesReport:
     number = len(deltas.names)
     words = sum(c.words for c in counts)
     changed = _sum([c.changed for c in counts], number)

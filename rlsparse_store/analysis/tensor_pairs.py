@@ -14,15 +14,15 @@ from rlsparse_store.delta.encode import dtype_policy
 from rlsparse_store.delta.module_names import layer_of, module_of
 from rlsparse_store.delta.resolve import find_base, find_checkpoint, find_delta
 from rlsparse_store.files.checkpoint import Checkpoint, TensorRef, open_checkpoint
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.words import Widening, as_words, narrow
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import TensorPlan, plan_tensors
-from rlsparse_store.pipeline.tensor_reader import TensorCursor
+from rlsparse_store.pipeline.tensor_reader import TensorReader
 from rlsparse_store.pipeline.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ __all__ = [
     "Pair",
     "SharedTensor",
     "Unmatched",
-    "laid_over",
     "open_pair",
     "over_base",
+    "overlay",
 ]
 
 Read = Callable[[int, NDArray[np.uint8]], None]
@@ -119,7 +119,7 @@ class Unmatched:
     reason: str
 
 
-class Pair(Closing):
+class Pair(Closeable):
     """A base and what tuning made of it.
 
     Attributes:
@@ -199,7 +199,7 @@ class Pair(Closing):
         self,
         function: Callable[[SharedTensor], Result],
         threads: int,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> list[Result]:
         """Apply a function to every tensor, on several threads, in order of names."""
         total = sum(tensor.nbytes for tensor in self.tensors.values())
@@ -325,10 +325,10 @@ def over_base(
         reader = stack.enter_context(DeltaReader(find_delta(delta, None, subfolder, access)))
         found = find_base(reader, base, None, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
-        return laid_over(reader, checkpoint, stack)
+        return overlay(reader, checkpoint, stack)
 
 
-def laid_over(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
+def overlay(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
     """An open delta over its open base, as :func:`over_base` gives it.
 
     Args:
@@ -361,7 +361,7 @@ def laid_over(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
     def read(name: str) -> Read:
         t = records[name]
         source = base.tensors[t.origin]
-        cursor = TensorCursor(t, chunks.get(name, []), base, source, decoder)
+        cursor = TensorReader(t, chunks.get(name, []), base, source, decoder)
         return cursor.read_into
 
     return Pair(reader.path, base, tensors, unmatched, tied, read, stack.pop_all())

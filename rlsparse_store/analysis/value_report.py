@@ -22,7 +22,7 @@ from rlsparse_store.analysis.rank import MatrixRank, sampled_ranks
 from rlsparse_store.analysis.values import CASTS
 from rlsparse_store.delta.module_names import block_of
 from rlsparse_store.delta.run import natural_order
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def measure_values(
     compressed: bool = False,
     delta_bytes: int | None = None,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> ValueReport:
     """Measure what an update did to values, reading both sides once.
 

@@ -15,8 +15,8 @@ from rlsparse_store.cli.options import (
 )
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.delta.apply import apply_delta
-from rlsparse_store.delta.units import size
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_bytes
+from rlsparse_store.format.names import printable
 
 __all__ = ["apply_command"]
 
@@ -52,9 +52,9 @@ def apply_command(
     if as_json:
         print_json(asdict(report))
         return
-    click.echo(f"wrote {shown(out)}")
+    click.echo(f"wrote {printable(out)}")
     click.echo(
-        f"  {report.tensors:,} tensors, {size(report.tensor_bytes)}, in "
+        f"  {report.tensors:,} tensors, {format_bytes(report.tensor_bytes)}, in "
         f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}, all checked"
     )
     if report.cast:

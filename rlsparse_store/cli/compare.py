@@ -9,8 +9,8 @@ import click
 from rlsparse_store.analysis.overlap import compare_deltas
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta.units import percent
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_percent
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis.overlap import CompareReport, Overlap
@@ -50,9 +50,9 @@ def compare_command(
 def _print(report: CompareReport, *, groups: bool) -> None:
     click.echo(f"  {report.words:,} words that all have")
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {shown(name, 80)}, which not all have")
+        click.echo(f"  not compared: {printable(name, 80)}, which not all have")
     rows = [
-        [shown(name, 40), f"{changed:,}", percent(changed / max(1, report.words))]
+        [printable(name, 40), f"{changed:,}", format_percent(changed / max(1, report.words))]
         for name, changed in zip(report.deltas, report.changed, strict=True)
     ]
     print_table(["delta", "changed", "density"], rows)
@@ -61,7 +61,7 @@ def _print(report: CompareReport, *, groups: bool) -> None:
         ["A, B", "both", "of A", "of B", "Jaccard", "same sign", "same value", "cosine"],
         [
             [
-                f"{shown(pair.a, 30)}, {shown(pair.b, 30)}",
+                f"{printable(pair.a, 30)}, {printable(pair.b, 30)}",
                 *_shares(pair.overall),
                 "" if pair.overall.cosine is None else f"{pair.overall.cosine:.3f}",
             ]
@@ -72,7 +72,7 @@ def _print(report: CompareReport, *, groups: bool) -> None:
     print_table(
         ["A, B", "the densities", "of each tensor", "and magnitude"],
         [
-            [f"{shown(pair.a, 30)}, {shown(pair.b, 30)}", *_lifts(pair.overall)]
+            [f"{printable(pair.a, 30)}, {printable(pair.b, 30)}", *_lifts(pair.overall)]
             for pair in report.pairs
         ],
     )
@@ -80,16 +80,16 @@ def _print(report: CompareReport, *, groups: bool) -> None:
     print_table(
         ["deltas", "words", "share"],
         [
-            [f"{times}", f"{words:,}", percent(words / max(1, report.words))]
+            [f"{times}", f"{words:,}", format_percent(words / max(1, report.words))]
             for times, words in enumerate(report.consensus)
         ],
     )
     for pair in report.pairs if groups else []:
-        click.echo(f"\n{shown(pair.a, 40)} and {shown(pair.b, 40)}")
+        click.echo(f"\n{printable(pair.a, 40)} and {printable(pair.b, 40)}")
         print_table(
             ["group", "both", "of A", "of B", "Jaccard", "same sign", "same value", "lift"],
             [
-                [shown(group.name, 40), *_shares(group), _times(group.lift["magnitude"])]
+                [printable(group.name, 40), *_shares(group), _times(group.lift["magnitude"])]
                 for group in [*pair.layers, *pair.modules]
             ],
         )
@@ -98,7 +98,10 @@ def _print(report: CompareReport, *, groups: bool) -> None:
 def _shares(overlap: Overlap) -> list[str]:
     shares = (overlap.one_sided_a, overlap.one_sided_b, overlap.jaccard)
     agreement = (overlap.same_sign, overlap.same_value)
-    return [f"{overlap.both:,}", *("" if s is None else percent(s) for s in shares + agreement)]
+    return [
+        f"{overlap.both:,}",
+        *("" if s is None else format_percent(s) for s in shares + agreement),
+    ]
 
 
 def _lifts(overlap: Overlap) -> list[str]:

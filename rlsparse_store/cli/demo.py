@@ -13,10 +13,10 @@ from rlsparse_store.cli.output import print_table
 from rlsparse_store.delta.apply import apply_delta
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.inspect import inspect_delta
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import MissingDependencyError, OutputError, ResultMismatchError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.delta.report import DeltaReport
@@ -59,7 +59,7 @@ def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - na
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = "exists; remove it or choose another folder with --out"
-        raise OutputError(msg, file=shown(out))
+        raise OutputError(msg, file=printable(out))
     case = _make_case(folder, seed, quick=quick)
     _tell_rewards(case)
     delta = folder / "delta"
@@ -125,9 +125,9 @@ def _tell_sizes(case: DemoCase, report: DeltaReport) -> None:
             [
                 name,
                 f"{weights:,}",
-                percent(density),
-                size(full),
-                size(delta),
+                format_percent(density),
+                format_bytes(full),
+                format_bytes(delta),
                 f"{full / delta:.0f} : 1",
             ]
             for name, weights, density, full, delta in rows

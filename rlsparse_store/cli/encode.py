@@ -13,9 +13,9 @@ from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport
 from rlsparse_store.delta.run import RunReport, encode_run, is_run
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
@@ -80,13 +80,13 @@ def encode_command(
         print_json(report.as_json())
         return
     if isinstance(report, EncodeReport):
-        click.echo(f"wrote {shown(out)}")
+        click.echo(f"wrote {printable(out)}")
         print_encoded(report)
         _print_names("copied beside it", report.carried_files)
         _print_names("skipped, not read", report.skipped_files)
     else:
         new = sum(delta.is_new for delta in report.deltas)
-        click.echo(f"wrote {new} deltas in {shown(out)}")
+        click.echo(f"wrote {new} deltas in {printable(out)}")
         if kept := len(report.deltas) - new:
             click.echo(f"  kept {kept}, not compared with their checkpoints (verify --tuned does)")
         print_run(report)
@@ -117,12 +117,12 @@ def print_run(report: RunReport) -> None:
         ["delta", "weights", "changed", "density", "bits/changed", "size", "smaller"],
         [
             [
-                shown(d.name, 60),
+                printable(d.name, 60),
                 f"{d.elements:,}",
                 f"{d.changed:,}",
-                percent(d.density),
+                format_percent(d.density),
                 "" if d.bits_per_changed is None else f"{d.bits_per_changed:.3g}",
-                size(d.delta_bytes),
+                format_bytes(d.delta_bytes),
                 f"{d.tuned_bytes / d.delta_bytes:,.1f} x",
             ]
             for d in report.deltas
@@ -130,18 +130,20 @@ def print_run(report: RunReport) -> None:
     )
     stored = sum(d.delta_bytes for d in report.deltas)
     raw = sum(d.tuned_bytes for d in report.deltas)
-    click.echo(f"  in all {size(raw)} of tensors in {size(stored)}")
+    click.echo(f"  in all {format_bytes(raw)} of tensors in {format_bytes(stored)}")
 
 
 def print_encoded(report: EncodeReport) -> None:
     """Print what was stored, and what was carried whole and why."""
     click.echo(
-        f"  {report.changed:,} of {report.elements:,} weights changed ({percent(report.density)})"
+        f"  {report.changed:,} of {report.elements:,} weights changed "
+        f"({format_percent(report.density)})"
     )
     ratio = report.tuned_bytes / report.delta_bytes
     click.echo(
-        f"  {size(report.tuned_bytes)} of tensors in a delta of {size(report.delta_bytes)}, "
-        f"{ratio:,.1f} times smaller" + _bits(report.bits_per_changed)
+        f"  {format_bytes(report.tuned_bytes)} of tensors in a delta of "
+        f"{format_bytes(report.delta_bytes)}, {ratio:,.1f} times smaller"
+        + _bits(report.bits_per_changed)
     )
     if report.tensors and not any(tensor.source for tensor in report.tensors):
         click.echo("  careful: none of its tensors is one of the base's. Is that the base?")
@@ -150,9 +152,11 @@ def print_encoded(report: EncodeReport) -> None:
     if report.whole:
         raw = sum(tensor.raw_bytes for tensor in report.whole)
         stored = sum(tensor.stored_bytes for tensor in report.whole)
-        click.echo(f"  {size(raw)} carried whole, in {size(stored)}:")
+        click.echo(f"  {format_bytes(raw)} carried whole, in {format_bytes(stored)}:")
         for tensor in report.whole[:20]:
-            click.echo(f"    {shown(tensor.name)}: {size(tensor.raw_bytes)}, {tensor.reason}")
+            click.echo(
+                f"    {printable(tensor.name)}: {format_bytes(tensor.raw_bytes)}, {tensor.reason}"
+            )
         if len(report.whole) > 20:
             click.echo(f"    … and {len(report.whole) - 20} more (--json lists all)")
     _print_names(
@@ -169,4 +173,4 @@ def _bits(bits_per_changed: float | None) -> str:
 def _print_names(label: str, names: list[str]) -> None:
     if names:
         more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
-        click.echo(f"  {label}: {', '.join(shown(name) for name in names[:10])}{more}")
+        click.echo(f"  {label}: {', '.join(printable(name) for name in names[:10])}{more}")

@@ -15,7 +15,7 @@ import click
 from rlsparse_store.cli.commands import rlsparse
 from rlsparse_store.cli.stdout import name_output, silence_output
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 __all__ = ["run"]
 
@@ -33,7 +33,7 @@ def run() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except RlsparseError as error:
-        _fail(shown(str(error), most=2000), error.exit_code)
+        _fail(printable(str(error), most=2000), error.exit_code)
     except click.Abort:
         _fail("stopped, for the question was not answered with yes", 1)
     except MemoryError:
@@ -44,7 +44,7 @@ def run() -> NoReturn:
         sys.exit(1)
     except OSError as error:
         silence_output()
-        place = "" if error.filename is None else f"{shown(str(error.filename), most=500)}: "
+        place = "" if error.filename is None else f"{printable(str(error.filename), most=500)}: "
         _fail(f"{place}{error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 

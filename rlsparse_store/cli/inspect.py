@@ -23,9 +23,9 @@ from rlsparse_store.delta.encode import measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.report import STEP_LABELS, EncodeReport
 from rlsparse_store.delta.run import inspect_run, is_run
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.files.output import require_new
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis.value_report import ValueReport
@@ -184,7 +184,7 @@ def print_report(report: DeltaReport, *, show_all: bool = False, with_groups: bo
     if report.changed and with_groups:
         click.echo("\nSteps (representable values moved)")
         rows = [
-            [label, f"{count:,}", percent(count / report.changed)]
+            [label, f"{count:,}", format_percent(count / report.changed)]
             for label, count in zip(STEP_LABELS, report.steps, strict=True)
         ]
         print_table(["step", "weights", "share"], [*rows[3::-1], *rows[4:]])
@@ -200,18 +200,19 @@ def _print_totals(report: DeltaReport) -> None:
         f"tuned {report.tuned_digest[:16]}…"
     )
     if report.base_repo:
-        revision = shown(report.base_revision or "unknown")
-        click.echo(f"  base: {shown(report.base_repo)} at commit {revision}")
+        revision = printable(report.base_revision or "unknown")
+        click.echo(f"  base: {printable(report.base_repo)} at commit {revision}")
     click.echo(
-        f"  {report.changed:,} of {report.elements:,} weights changed ({percent(report.density)})"
+        f"  {report.changed:,} of {report.elements:,} weights changed "
+        f"({format_percent(report.density)})"
     )
     bits = report.bits_per_changed
     click.echo(
-        f"  {size(report.tuned_bytes)} of tensors in {size(report.delta_bytes)}"
+        f"  {format_bytes(report.tuned_bytes)} of tensors in {format_bytes(report.delta_bytes)}"
         + ("" if bits is None else f"; {bits:.3g} bits per changed weight")
     )
     if report.cast:
-        click.echo(f"  lossy: the checkpoint was rounded to {shown(report.cast)} before")
+        click.echo(f"  lossy: the checkpoint was rounded to {printable(report.cast)} before")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.kinds.items() if count)
     click.echo(
         f"  tensors: {kinds or 'none'}"
@@ -225,11 +226,11 @@ def _print_groups(title: str, heading: str, groups: list[Group]) -> None:
         [heading, "tensors", "weights", "changed", "density"],
         [
             [
-                shown(g.name, 40),
+                printable(g.name, 40),
                 f"{g.tensors:,}",
                 f"{g.elements:,}",
                 f"{g.changed:,}",
-                percent(g.density),
+                format_percent(g.density),
             ]
             for g in groups
         ],
@@ -249,13 +250,13 @@ def _print_tensors(report: DeltaReport, *, show_all: bool) -> None:
         ["tensor", "kind", "dtype", "shape", "changed", "density", "stored"],
         [
             [
-                shown(t.name, 60),
+                printable(t.name, 60),
                 t.kind,
                 t.dtype,
                 " x ".join(map(str, t.shape)) or "scalar",
                 f"{t.changed:,}",
-                percent(t.density),
-                size(t.stored_bytes),
+                format_percent(t.density),
+                format_bytes(t.stored_bytes),
             ]
             for t in tensors
         ],

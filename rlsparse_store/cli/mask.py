@@ -9,8 +9,8 @@ import click
 from rlsparse_store.analysis.masks import COMBINATIONS, CONTROLS, write_mask
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta.units import percent
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_percent
+from rlsparse_store.format.names import printable
 
 __all__ = ["mask_command"]
 
@@ -91,9 +91,10 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
     if as_json:
         print_json(report.as_json())
         return
-    click.echo(f"wrote {shown(out)}")
+    click.echo(f"wrote {printable(out)}")
     click.echo(
-        f"  {report.trainable:,} of {report.words:,} weights to train ({percent(report.density)})"
+        f"  {report.trainable:,} of {report.words:,} weights to train "
+        f"({format_percent(report.density)})"
     )
     for name in report.unmatched[:10]:
-        click.echo(f"  without a mask, and not trained: {shown(name, 80)}")
+        click.echo(f"  without a mask, and not trained: {printable(name, 80)}")

@@ -7,8 +7,8 @@ import click
 from rlsparse_store.analysis.match import MATCH_TOLERANCES, match_checkpoints
 from rlsparse_store.cli.options import json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta.units import percent
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_percent
+from rlsparse_store.format.names import printable
 
 __all__ = ["match_command"]
 
@@ -38,7 +38,7 @@ def match_command(
         print_json(report.as_json())
         return
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {shown(name, 80)}, which not both have alike")
+        click.echo(f"  not compared: {printable(name, 80)}, which not both have alike")
     names = {"bits": "equal bits", "1e-05": "within 1e-5", "0.0001": "within 1e-4"}
     parts = (
         ("everything", report.everything),
@@ -60,4 +60,4 @@ def match_command(
 
 def _close(share: float | None) -> str:
     """A share near one, with its distance from it visible."""
-    return "" if share is None else f"{100 * share:.4f} %" if share < 1 else percent(1.0)
+    return "" if share is None else f"{100 * share:.4f} %" if share < 1 else format_percent(1.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlsparse_store.pipeline.progress import silent
+from rlsparse_store.pipeline.progress import no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
     So is what the library tells meanwhile, such as how much it is about to download.
     """
     if quiet or not sys.stderr.isatty():
-        yield silent
+        yield no_progress
         return
     # Only now: it takes a while to load.
     from tqdm import tqdm  # noqa: PLC0415

@@ -8,8 +8,8 @@ import click
 
 from rlsparse_store.cli.options import json_option, quiet_option, subfolder_option
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta.units import size
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_bytes
+from rlsparse_store.format.names import printable
 from rlsparse_store.publish.pull import pull_delta
 
 __all__ = ["pull_command"]
@@ -41,6 +41,6 @@ def pull_command(
     if as_json:
         print_json(asdict(report))
         return
-    click.echo(f"wrote {shown(out)}, from {shown(report.repo)} at commit {report.revision}")
+    click.echo(f"wrote {printable(out)}, from {printable(report.repo)} at commit {report.revision}")
     what = "a delta" if report.deltas == [""] else f"{len(report.deltas)} deltas"
-    click.echo(f"  {what}: {report.files} files, {size(report.nbytes)}, all checked")
+    click.echo(f"  {what}: {report.files} files, {format_bytes(report.nbytes)}, all checked")

@@ -9,9 +9,9 @@ import click
 
 from rlsparse_store.cli.options import json_option, quiet_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta.units import size
+from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.errors import PrivateBaseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.publish.push import PushReport, push_delta, push_pair
 
 __all__ = ["push_command"]
@@ -82,20 +82,21 @@ def push_command(
 
 def _print(report: PushReport, *, is_dry: bool) -> None:
     if not report.uploads and not report.deleted:
-        click.echo(f"{shown(report.repo)} has all of it already, at commit {report.commit}")
+        click.echo(f"{printable(report.repo)} has all of it already, at commit {report.commit}")
         return
     if is_dry:
-        click.echo(f"would publish in {shown(report.repo)}")
+        click.echo(f"would publish in {printable(report.repo)}")
     else:
-        click.echo(f"published {shown(str(report.url))}")
-    click.echo(f"  base: {shown(report.base_repo)} at commit {report.base_revision}")
-    rows = [[shown(upload.path, 80), size(upload.nbytes)] for upload in report.uploads]
-    rows += [[shown(path, 80), "removed"] for path in report.deleted]
+        click.echo(f"published {printable(str(report.url))}")
+    click.echo(f"  base: {printable(report.base_repo)} at commit {report.base_revision}")
+    rows = [[printable(upload.path, 80), format_bytes(upload.nbytes)] for upload in report.uploads]
+    rows += [[printable(path, 80), "removed"] for path in report.deleted]
     print_table(["file", "size"], rows)
     unchanged = f"; {report.unchanged} more are there already" if report.unchanged else ""
+    ratio = report.tuned_bytes / max(1, report.upload_bytes)
     click.echo(
-        f"  in all {size(report.upload_bytes)} for checkpoints of {size(report.tuned_bytes)}, "
-        f"{report.tuned_bytes / max(1, report.upload_bytes):,.1f} times less{unchanged}"
+        f"  in all {format_bytes(report.upload_bytes)} for checkpoints of "
+        f"{format_bytes(report.tuned_bytes)}, {ratio:,.1f} times less{unchanged}"
     )
     if not report.has_picture:
         click.echo("  the card has no picture: install rlsparse-store[plot] to draw one")

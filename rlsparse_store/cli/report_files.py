@@ -15,9 +15,9 @@ from rlsparse_store.analysis.plots.charts import (
 from rlsparse_store.analysis.plots.heatmap import density_map
 from rlsparse_store.analysis.plots.page import write_page
 from rlsparse_store.delta.report import STEP_LABELS
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.files.output import require_new, write_new
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
     for form, drawn in pictures:
         for name, picture in drawn.items():
             write_new(folder / f"{name}.{form}", picture)
-    click.echo(f"wrote {shown(str(folder))}", err=True)
+    click.echo(f"wrote {printable(str(folder))}", err=True)
 
 
 def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
@@ -73,15 +73,15 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
         MissingDependencyError: matplotlib is not installed.
         OutputError: The page cannot be written, or is there already.
     """
-    title = f"{percent(report.density)} of {report.elements:,} weights changed"
+    title = f"{format_percent(report.density)} of {report.elements:,} weights changed"
     base = report.base_repo or "not named"
     facts = [
         ("base", f"{base}, {report.base_digest[:16]}…"),
         ("base's commit", report.base_revision or "not named"),
         ("tuned", f"{report.tuned_digest[:16]}…"),
         ("weights changed", f"{report.changed:,} of {report.elements:,}"),
-        ("tensors", size(report.tuned_bytes)),
-        ("delta", size(report.delta_bytes)),
+        ("tensors", format_bytes(report.tuned_bytes)),
+        ("delta", format_bytes(report.delta_bytes)),
     ]
     if report.bits_per_changed is not None:
         facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
@@ -91,17 +91,17 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
     pictures = [(_CAPTIONS[name], picture) for name, picture in drawn.items()]
     text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
     write_new(path, text.encode())
-    click.echo(f"wrote {shown(str(path))}", err=True)
+    click.echo(f"wrote {printable(str(path))}", err=True)
 
 
 def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
     if values is None:
         return []
     facts = [
-        ("unchanged at 1e-5", percent(values.unchanged_within["1e-05"])),
-        ("mean density of tensors, unweighted", percent(values.mean_density)),
+        ("unchanged at 1e-5", format_percent(values.unchanged_within["1e-05"])),
+        ("mean density of tensors, unweighted", format_percent(values.mean_density)),
         ("norm of the update", f"{values.delta_norm:.4g}"),
-        ("tensors without a change", percent(values.inactive_ratio)),
+        ("tensors without a change", format_percent(values.inactive_ratio)),
     ]
     if values.exponents is not None and values.exponents.half_magnitude is not None:
         facts.append(("change as likely as not at", f"{values.exponents.half_magnitude:.3g}"))
@@ -140,12 +140,12 @@ def _tables(
         ("By kind of module", headings, _rows(report.modules)),
     ]
     if values is not None:
-        rows = [[f"≤ {t}", percent(s)] for t, s in values.unchanged_within.items()]
+        rows = [[f"≤ {t}", format_percent(s)] for t, s in values.unchanged_within.items()]
         tables.append(("Unchanged, by tolerance", ["difference", "unchanged"], rows))
-        sizes = [[e.name, e.used_by, size(e.nbytes)] for e in values.encodings]
+        sizes = [[e.name, e.used_by, format_bytes(e.nbytes)] for e in values.encodings]
         tables.append(("What the changes take", ["encoding", "used by", "size"], sizes))
     rows = [
-        [t.name, t.kind, t.dtype, f"{t.elements:,}", f"{t.changed:,}", percent(t.density)]
+        [t.name, t.kind, t.dtype, f"{t.elements:,}", f"{t.changed:,}", format_percent(t.density)]
         for t in report.tensors
     ]
     tables.append(("By tensor", ["tensor", "kind", "dtype", "weights", "changed", "density"], rows))
@@ -154,6 +154,6 @@ def _tables(
 
 def _rows(groups: list[Group]) -> list[list[str]]:
     return [
-        [g.name, f"{g.tensors:,}", f"{g.elements:,}", f"{g.changed:,}", percent(g.density)]
+        [g.name, f"{g.tensors:,}", f"{g.elements:,}", f"{g.changed:,}", format_percent(g.density)]
         for g in groups
     ]

@@ -7,8 +7,8 @@ import click
 from rlsparse_store.analysis.series import measure_series
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta.units import percent
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_percent
+from rlsparse_store.format.names import printable
 
 __all__ = ["series_command"]
 
@@ -37,16 +37,16 @@ def series_command(
         return
     click.echo(f"  {report.words:,} words that all have")
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {shown(name, 80)}, which not all have")
+        click.echo(f"  not compared: {printable(name, 80)}, which not all have")
     print_table(
         ["delta", "from the base", "density", "from the last", "moved before"],
         [
             [
-                shown(step.name, 40),
+                printable(step.name, 40),
                 f"{step.changed:,}",
-                percent(step.density),
+                format_percent(step.density),
                 f"{step.moved:,}",
-                "" if step.locality is None else percent(step.locality),
+                "" if step.locality is None else format_percent(step.locality),
             ]
             for step in report.steps
         ],
@@ -54,9 +54,11 @@ def series_command(
     click.echo("\nThe same in checkpoints so far apart, on average")
     print_table(
         ["apart", "the same"],
-        [[distance, percent(share)] for distance, share in report.sparsity.items()],
+        [[distance, format_percent(share)] for distance, share in report.sparsity.items()],
     )
-    outside = "" if report.outside_final is None else f", {percent(report.outside_final)} of them"
+    outside = (
+        "" if report.outside_final is None else f", {format_percent(report.outside_final)} of them"
+    )
     click.echo(
         f"\n  {report.ever_changed:,} words ever changed; {report.finally_changed:,} differ at the "
         f"end, {report.cancelled:,} came back{outside}"

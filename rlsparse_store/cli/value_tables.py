@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from rlsparse_store.cli.output import print_table
-from rlsparse_store.delta.units import percent, size
-from rlsparse_store.format.names import shown
+from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis.value_report import ValueReport
@@ -31,9 +31,11 @@ def print_values(values: ValueReport, preset: str) -> None:
         click.echo(f"  careful: {caution}")
     _print_unmatched(values)
     click.echo("\nUnchanged words, by what counts as a change")
-    rows = [["equal bits", percent(1 - values.density)]]
-    rows += [[f"|difference| <= {t}", percent(s)] for t, s in values.unchanged_within.items()]
-    rows.append(["|difference| <= 0.001 of the larger", percent(values.unchanged_relative)])
+    rows = [["equal bits", format_percent(1 - values.density)]]
+    rows += [
+        [f"|difference| <= {t}", format_percent(s)] for t, s in values.unchanged_within.items()
+    ]
+    rows.append(["|difference| <= 0.001 of the larger", format_percent(values.unchanged_relative)])
     print_table(["test", "unchanged"], rows)
     if values.changed:
         _print_changes(values)
@@ -44,7 +46,7 @@ def print_values(values: ValueReport, preset: str) -> None:
         [
             [
                 f"{e.name} ({e.used_by})",
-                size(e.nbytes),
+                format_bytes(e.nbytes),
                 "" if e.bits_per_changed is None else f"{e.bits_per_changed:.3g}",
             ]
             for e in values.encodings
@@ -55,7 +57,7 @@ def print_values(values: ValueReport, preset: str) -> None:
         print_table(
             ["tensor", "row", "changed", "of"],
             [
-                [shown(r.tensor, 60), f"{r.row:,}", f"{r.changed:,}", f"{r.words:,}"]
+                [printable(r.tensor, 60), f"{r.row:,}", f"{r.changed:,}", f"{r.words:,}"]
                 for r in values.top_rows
             ],
         )
@@ -65,10 +67,10 @@ def print_values(values: ValueReport, preset: str) -> None:
             ["tensor", "shape", "rank", "of the shorter side", "99 % energy", "stable"],
             [
                 [
-                    shown(r.name, 60),
+                    printable(r.name, 60),
                     " x ".join(map(str, r.shape)),
                     f"{r.rank:,}",
-                    percent(r.share),
+                    format_percent(r.share),
                     f"{r.energy_rank:,}",
                     f"{r.stable_rank:.3g}",
                 ]
@@ -81,20 +83,21 @@ def _print_head(values: ValueReport, preset: str) -> None:
     words = f"{values.words:,} words of {values.tensors_compared:,} tensors"
     if preset == "mukherjee":
         click.echo(
-            f"  sparsity {percent(values.unchanged_within['1e-05'])} at 1e-5 of {words}; mean "
-            f"density of tensors, unweighted, {percent(values.mean_density)}"
+            f"  sparsity {format_percent(values.unchanged_within['1e-05'])} at 1e-5 of {words}; "
+            f"mean density of tensors, unweighted, {format_percent(values.mean_density)}"
         )
     else:
         click.echo(
-            f"  {values.changed:,} of {words} changed bits ({percent(values.density)}); mean of "
-            f"tensors, unweighted, {percent(values.mean_density)}"
+            f"  {values.changed:,} of {words} changed bits ({format_percent(values.density)}); "
+            f"mean of tensors, unweighted, {format_percent(values.mean_density)}"
         )
     dtypes = ", ".join(f"{count:,} {code}" for code, count in values.dtypes.items())
     tied = f"; {len(values.tied):,} tied tensors count once" if values.tied else ""
     click.echo(f"  scope {values.scope}: {dtypes or 'nothing'}{tied}")
     click.echo(
-        f"  tensors without a change {percent(values.inactive_ratio)}, rows with one "
-        f"{percent(values.rows_touched)}, columns with one {percent(values.columns_touched)}"
+        f"  tensors without a change {format_percent(values.inactive_ratio)}, "
+        f"rows with one {format_percent(values.rows_touched)}, "
+        f"columns with one {format_percent(values.columns_touched)}"
     )
 
 
@@ -103,8 +106,8 @@ def _print_unmatched(values: ValueReport) -> None:
         click.echo(f"  not compared: {values.tail_words:,} words that only the tuned side has")
     for tensor in values.unmatched[:10]:
         click.echo(
-            f"  not compared: {shown(tensor.name, 60)}, {tensor.elements:,} elements, "
-            f"{shown(tensor.reason, 80)}"
+            f"  not compared: {printable(tensor.name, 60)}, {tensor.elements:,} elements, "
+            f"{printable(tensor.reason, 80)}"
         )
     if len(values.unmatched) > 10:
         click.echo(f"  … and {len(values.unmatched) - 10:,} more (--json lists all)")
@@ -113,7 +116,7 @@ def _print_unmatched(values: ValueReport) -> None:
 def _print_changes(values: ValueReport) -> None:
     click.echo("\nHow far (representable values moved)")
     rows = [
-        [label, f"{count:,}", percent(count / max(1, sum(values.steps)))]
+        [label, f"{count:,}", format_percent(count / max(1, sum(values.steps)))]
         for label, count in zip(values.step_labels, values.steps, strict=True)
         if count
     ]
@@ -127,13 +130,15 @@ def _print_changes(values: ValueReport) -> None:
         f"  {values.sign_flips:,} signs and {values.exponent_moves:,} exponents differ; "
         f"{values.not_numbers:,} changed to NaN, {values.negative_zeros:,} to -0"
     )
-    casts = ", ".join(f"{code} {percent(share)}" for code, share in values.cast_density.items())
+    casts = ", ".join(
+        f"{code} {format_percent(share)}" for code, share in values.cast_density.items()
+    )
     click.echo(f"  would differ if both were cast: {casts}")
     table = values.exponents
     if table is not None:
         click.echo("\nBy the base's magnitude")
         rows = [
-            [f"2^{exponent}", f"{n:,}", f"{k:,}", percent(k / n)]
+            [f"2^{exponent}", f"{n:,}", f"{k:,}", format_percent(k / n)]
             for exponent, n, k in zip(table.exponents, table.words, table.changed, strict=True)
             if n > values.words / 2000
         ]
@@ -157,12 +162,12 @@ def _print_groups(values: ValueReport) -> None:
             ["group", "tensors", "words", "changed", "density", "unweighted", "unchanged"],
             [
                 [
-                    shown(g.name, 40),
+                    printable(g.name, 40),
                     f"{g.tensors:,}",
                     f"{g.words:,}",
                     f"{g.changed:,}",
-                    percent(g.density),
-                    percent(g.mean_density),
+                    format_percent(g.density),
+                    format_percent(g.mean_density),
                     f"{g.inactive:,}",
                 ]
                 for g in groups[:SHOWN_GROUPS]
@@ -197,5 +202,5 @@ def _value(value: object) -> object:
 
 def _cell(text: str) -> str:
     """A foreign name that no spreadsheet takes for a formula."""
-    text = shown(text, 1000)
+    text = printable(text, 1000)
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlsparse_store.codec.contexts import choose_bounds, key_bins
 from rlsparse_store.errors import StreamError
-from rlsparse_store.format.bits import Cursor, pack_flags
+from rlsparse_store.format.bits import StreamReader, pack_flags
 from rlsparse_store.format.content_bounds import largest_content
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.frames import compress, decompress
@@ -352,7 +352,7 @@ def open_chunk(
     number = rows_touched(words, length, offset)
     largest = largest_content(chunk.changed, words, coding.width, number)
     content = decompress(chunk.stored, largest)
-    flags = Cursor(content[: -(-number // 8)]).take_bits(number)
+    flags = StreamReader(content[: -(-number // 8)]).take_bits(number)
     # Not copied: it may be large.
     return Rows(flags == 1, length, offset), memoryview(content)[-(-number // 8) :]
 

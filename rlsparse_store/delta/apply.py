@@ -28,7 +28,7 @@ from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.index.records import Index, Kind, TensorRecord
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.decode import decode_tensors
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def apply_delta(
     base: str | Path | None = None,
     subfolder: str = "",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> ApplyReport:
     """Rebuild the tuned checkpoint: its tensors bit for bit, its files byte for byte.
 

@@ -15,7 +15,7 @@ from rlsparse_store.files.delta_writer import ChunkSink, CountingSink, DeltaWrit
 from rlsparse_store.files.output import output_errors, output_folder
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     keep_dtype: bool = False,
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     coder: SpanCoder | None = None,
 ) -> EncodeReport:
     """Store a tuned checkpoint as a delta against its base.
@@ -112,7 +112,7 @@ def measure_pair(
     cast: str | None = None,
     keep_dtype: bool = False,
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> EncodeReport:
     """Encode a pair without writing anything, to report what a delta would hold and take.
 

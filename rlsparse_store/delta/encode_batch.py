@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.fingerprints import checkpoint_state
-from rlsparse_store.pipeline.threads import Several, ordered_map, resolve_threads, several
+from rlsparse_store.pipeline.threads import Batch, batched, ordered_map, resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ from rlsparse_store.pipeline.coder import CodedTask, CpuCoder, SpanCoder, SpanTa
 class _Done:
     """What became of a group."""
 
-    group: Several[SpanTask]
+    group: Batch[SpanTask]
     coded: list[CodedTask]
 
 
@@ -56,13 +56,13 @@ def encode_together(
     workers = resolve_threads(threads)
     chosen = coder or CpuCoder()
 
-    def work(group: Several[SpanTask]) -> _Done:
+    def work(group: Batch[SpanTask]) -> _Done:
         return _Done(group, chosen.code(group.items, base))
 
     total = sum(encoder.nbytes for encoder, _ in encodings)
     done = 0
     tasks = ((task, chosen.weigh(task, base)) for task in _tasks(encodings, get_backend()))
-    for result in ordered_map(work, several(tasks, chosen.group_bytes), workers):
+    for result in ordered_map(work, batched(tasks, chosen.group_bytes), workers):
         for task, coded in zip(result.group.items, result.coded, strict=True):
             for place, span in zip(task.places, coded.spans, strict=True):
                 encoder, sink = encodings[place]

@@ -9,8 +9,8 @@ from rlsparse_store.codec.chunk import DeltaChunk
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.checkpoint_layout import INDEX_NAME, describe_file, describe_index
-from rlsparse_store.files.hub_cache import BaseHints, hints_from_path
-from rlsparse_store.files.side_files import SideFiles, sort_side_files
+from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
+from rlsparse_store.files.side_files import SideFiles, select_side_files
 from rlsparse_store.format.digests import TensorDigester, bytes_check
 from rlsparse_store.format.index.records import (
     ChunkCoding,
@@ -23,7 +23,7 @@ from rlsparse_store.format.index.records import (
 )
 from rlsparse_store.format.manifest import Manifest, Totals
 from rlsparse_store.format.names import is_file_name
-from rlsparse_store.pipeline.spans import Coded, CodedSpan, Span, choose_coding, spans_of
+from rlsparse_store.pipeline.spans import CodedSpan, Span, SpanChunk, choose_word_coding, spans_of
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, TensorPlan, plan_tensors
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Encoder:
         self._moved = [0] * len(self._plans)
         self._whole_raw = [0] * len(self._plans)
         self._whole_bytes = [0] * len(self._plans)
-        self._hints = hints_from_path(base.path.absolute())
+        self._hints = base_hint_from_path(base.path.absolute())
         self._index: Index | None = None
         self._manifest: Manifest | None = None
 
@@ -85,7 +85,7 @@ class Encoder:
     def spans(self, backend: CpuBackend) -> Iterator[tuple[str, list[Span]]]:
         """The name of each tensor, in order, and its spans."""
         for number, plan in enumerate(self._plans):
-            coding = choose_coding(plan, self._base, self.tuned, backend)
+            coding = choose_word_coding(plan, self._base, self.tuned, backend)
             self._codings[number] = coding
             yield plan.tuned.name, list(spans_of(number, plan, coding))
 
@@ -120,7 +120,7 @@ class Encoder:
         )
         return sink.finish(self._index, self._manifest)
 
-    def _add_chunk(self, tensor: int, coded: Coded, sink: ChunkSink) -> None:
+    def _add_chunk(self, tensor: int, coded: SpanChunk, sink: ChunkSink) -> None:
         chunk = coded.chunk
         place = sink.add(chunk.stored)
         coding = ChunkCoding.WHOLE
@@ -189,7 +189,7 @@ class Encoder:
         return self._make_manifest("0" * 64, "0" * 64, totals)
 
     def _make_manifest(self, base: str, tuned: str, totals: Totals) -> Manifest:
-        hints = self._hints or BaseHints("", "")
+        hints = self._hints or BaseHint("", "")
         cast = "BF16" if any(plan.is_cast for plan in self._plans) else None
         return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast)
 
@@ -241,7 +241,7 @@ class Encoder:
         if not self.tuned.path.is_dir():
             return SideFiles([], [])
         weights = {file.name for file in self.tuned.files} | {INDEX_NAME}
-        return sort_side_files(self.tuned.path, weights)
+        return select_side_files(self.tuned.path, weights)
 
 
 class _Digests:

@@ -17,17 +17,17 @@ from rlsparse_store.delta.verify import check_base
 from rlsparse_store.errors import IndexFormatError, NotFoundError, UnsupportedDtypeError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.checkpoint_layout import FileLayout, LayoutError, stored_metadata
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.source import FileSource
 from rlsparse_store.format.index.records import Kind, TensorRecord
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources
 from rlsparse_store.pipeline.fingerprints import check_origins
-from rlsparse_store.pipeline.progress import silent
-from rlsparse_store.pipeline.tensor_reader import TensorCursor
+from rlsparse_store.pipeline.progress import no_progress
+from rlsparse_store.pipeline.tensor_reader import TensorReader
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rlsparse_store.frameworks.framework import Framework
     from rlsparse_store.pipeline.memory import Bytes, Memory
 
-__all__ = ["VERIFY", "DeltaCheckpoint", "DeltaSlice", "open_delta", "open_found"]
+__all__ = ["VERIFY", "DeltaCheckpoint", "DeltaSlice", "open_delta", "open_local"]
 
 VERIFY: Final = ("touched", "full", "none")
 """How much is checked: every chunk that is decoded; base and result as a whole; nothing."""
@@ -101,7 +101,7 @@ class DeltaSlice:
         return f"DeltaSlice({self.name!r}, {self.get_dtype()}, {list(self.shape)})"
 
 
-class DeltaCheckpoint(Closing, Mapping[str, Any]):
+class DeltaCheckpoint(Closeable, Mapping[str, Any]):
     """The tuned checkpoint that a delta and its base hold together.
 
     Tensors are made when they are asked for, and anew each time: nothing is kept. Any number of
@@ -205,18 +205,18 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
         record = self._records.get(name)
         if record is None:
             msg = "there is no such tensor; keys() lists them"
-            raise NotFoundError(msg, file=self.path, tensor=shown(name))
+            raise NotFoundError(msg, file=self.path, tensor=printable(name))
         return record
 
     def _stored(self, t: TensorRecord) -> TensorRecord:
         """The tensor that has the bytes of this one."""
         return self._records[t.origin] if t.kind is Kind.ALIAS else t
 
-    def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorCursor:
+    def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorReader:
         t = self._stored(t)
         source = self._base.tensors[t.origin] if t.kind is not Kind.WHOLE else None
         chunks = self._chunks.get(t.name, [])
-        return TensorCursor(t, chunks, self._base, source, decoder or self._decoder)
+        return TensorReader(t, chunks, self._base, source, decoder or self._decoder)
 
     def _whole(self, t: TensorRecord) -> Any:  # noqa: ANN401 - the framework's
         data = self._made_on_device(t)
@@ -246,7 +246,7 @@ class DeltaCheckpoint(Closing, Mapping[str, Any]):
             return self._whole(t)
         if t.dtype.bits < 8:
             msg = f"{t.dtype.code} is smaller than a byte and cannot be sliced; use get_tensor"
-            raise UnsupportedDtypeError(msg, file=self.path, tensor=shown(t.name))
+            raise UnsupportedDtypeError(msg, file=self.path, tensor=printable(t.name))
         read = self._cursor(t).read_into
         data = read_selection(read, t.shape, selection, t.dtype.bits // 8)
         return self._framework.array(data, t.dtype, selection.shape)
@@ -257,7 +257,7 @@ def _can_be_made_in(memory: Memory, t: TensorRecord) -> bool:
     return t.kind is not Kind.DELTA or t.coding is None or memory.takes(t.coding.width)
 
 
-def _make_in(memory: Memory, cursor: TensorCursor) -> Bytes | None:
+def _make_in(memory: Memory, cursor: TensorReader) -> Bytes | None:
     """Make all of a tensor in a device's memory.
 
     Args:
@@ -364,10 +364,10 @@ def open_delta(
     """
     access = HubAccess()
     folder = find_delta(delta, None, subfolder, access)
-    return open_found(folder, base, None, access, get_framework(framework, device), verify)
+    return open_local(folder, base, None, access, get_framework(framework, device), verify)
 
 
-def open_found(
+def open_local(
     delta: Path,
     base: str | Path | None,
     base_revision: str | None,
@@ -402,7 +402,7 @@ def open_found(
         if verify == "full":
             reader.check_state()
             rebuild_files(reader)
-            check_base(reader, checkpoint, threads, silent)
+            check_base(reader, checkpoint, threads, no_progress)
         elif verify == "touched" and is_whole:
             check_origins(reader, checkpoint, threads, every=False)
         opened = DeltaCheckpoint(reader, checkpoint, framework, verify)

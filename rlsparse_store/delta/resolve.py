@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.delta_reader import DeltaReader
-from rlsparse_store.files.hub_cache import BaseHints
+from rlsparse_store.files.hub_cache import BaseHint
 from rlsparse_store.files.side_files import CARRIED_FILES
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.listing import Listing, list_repo
-from rlsparse_store.hub.remote_folder import RemoteFiles
+from rlsparse_store.hub.remote_folder import HubFolder
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
 from rlsparse_store.hub.snapshots import (
     CHECKPOINT_FILES,
-    Wanted,
+    FileSelection,
     cached_snapshot,
     cached_snapshots,
     fetch_snapshot,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rlsparse_store.hub.access import HubAccess
 
 __all__ = [
+    "as_repo_id",
     "delta_folders",
     "find_base",
     "find_checkpoint",
@@ -39,7 +40,6 @@ __all__ = [
     "find_run",
     "read_delta",
     "read_listed",
-    "repo_id",
     "subfolder_parts",
 ]
 
@@ -57,13 +57,13 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
         NotFoundError: It is not there.
     """
     inside = subfolder_parts(subfolder)
-    repo = repo_id(delta, revision)
+    repo = as_repo_id(delta, revision)
     if repo is None:
         return Path(delta, *inside)
     prefix = "".join(f"{part}/" for part in inside)
     wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *CARRIED_FILES)]
     # A pattern's star also stands for slashes: the deltas in folders further down are left out.
-    within = Wanted("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
+    within = FileSelection("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
     return fetch_snapshot(repo, within, access).path.joinpath(*inside)
 
 
@@ -73,7 +73,7 @@ def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
     Raises:
         NotFoundError: There are none.
     """
-    snapshot = fetch_snapshot(repo, Wanted("delta", [f"*/{DELTA_FOLDER}/*"]), access)
+    snapshot = fetch_snapshot(repo, FileSelection("delta", [f"*/{DELTA_FOLDER}/*"]), access)
     return {folder: snapshot.path / folder for folder in _folders(snapshot.names)}
 
 
@@ -100,7 +100,7 @@ def read_delta(delta: str | Path, subfolder: str, access: HubAccess) -> DeltaRea
         NotFoundError: It is not there.
         FormatError: It is damaged.
     """
-    repo = repo_id(delta)
+    repo = as_repo_id(delta)
     if repo is None or access.is_offline:
         return DeltaReader(find_delta(delta, None, subfolder, access))
     listing = list_repo(repo, "delta", access)
@@ -123,10 +123,10 @@ def read_listed(listing: Listing, folder: str, access: HubAccess) -> DeltaReader
     if folder not in found:
         msg = f"there is no {DELTA_FOLDER}/ folder, so it is no delta"
         if found:
-            msg += f"; there are deltas in {shown(', '.join(found))} (--subfolder)"
-        raise NotFoundError(msg, file=shown(f"{listing.repo}/{folder}".rstrip("/")))
+            msg += f"; there are deltas in {printable(', '.join(found))} (--subfolder)"
+        raise NotFoundError(msg, file=printable(f"{listing.repo}/{folder}".rstrip("/")))
     inside = f"{folder}/{DELTA_FOLDER}" if folder else DELTA_FOLDER
-    return DeltaReader(Path(str(listing.repo), folder), RemoteFiles(listing, inside, access))
+    return DeltaReader(Path(str(listing.repo), folder), HubFolder(listing, inside, access))
 
 
 def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
@@ -144,14 +144,14 @@ def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
         CheckpointError: It is a delta.
         ChecksumError: It is damaged.
     """
-    repo = repo_id(place)
+    repo = as_repo_id(place)
     if repo is None:
         path = Path(place)
         if (path / DELTA_FOLDER).is_dir() and not any(path.glob("*.safetensors")):
             msg = f"is a delta and no {what}: rebuild the checkpoint first (rlsparse apply)"
-            raise CheckpointError(msg, file=shown(str(path)))
+            raise CheckpointError(msg, file=printable(str(path)))
         return path
-    return fetch_snapshot(repo, Wanted(what, CHECKPOINT_FILES), access).path
+    return fetch_snapshot(repo, FileSelection(what, CHECKPOINT_FILES), access).path
 
 
 def find_base(
@@ -171,7 +171,7 @@ def find_base(
     recorded = _recorded(reader)
     if base is None:
         return _named_base(reader, recorded, access)
-    repo = repo_id(base, revision)
+    repo = as_repo_id(base, revision)
     if repo is None:
         return Path(base)
     if recorded and repo == RepoId(recorded.repo):
@@ -185,7 +185,9 @@ def _fetch_base(repo: RepoId, access: HubAccess) -> Path:
         found = cached_snapshot(repo, "base", access)
         if found is not None and _is_whole(found.path):
             return found.path
-    return fetch_snapshot(repo, Wanted("base", CHECKPOINT_FILES, is_checked=False), access).path
+    return fetch_snapshot(
+        repo, FileSelection("base", CHECKPOINT_FILES, is_checked=False), access
+    ).path
 
 
 def _is_whole(path: Path) -> bool:
@@ -206,11 +208,11 @@ def subfolder_parts(subfolder: str) -> list[str]:
     parts = [part for part in subfolder.split("/") if part]
     if any(part in {".", ".."} or "\\" in part for part in parts):
         msg = "a subfolder lies within its repository: give plain names between slashes"
-        raise NotFoundError(msg, file=shown(subfolder))
+        raise NotFoundError(msg, file=printable(subfolder))
     return parts
 
 
-def repo_id(place: str | Path, revision: str | None = None) -> RepoId | None:
+def as_repo_id(place: str | Path, revision: str | None = None) -> RepoId | None:
     """The repository that a name means, unless it is something local.
 
     Args:
@@ -224,21 +226,21 @@ def repo_id(place: str | Path, revision: str | None = None) -> RepoId | None:
     repo = parse_repo_id(place) if isinstance(place, str) and not local.exists() else None
     if repo is None:
         if revision is not None:
-            msg = f"a revision, {shown(revision)}, of a local folder; give org/name"
-            raise NotFoundError(msg, file=shown(str(place)))
+            msg = f"a revision, {printable(revision)}, of a local folder; give org/name"
+            raise NotFoundError(msg, file=printable(str(place)))
         return None
     return RepoId(repo.repo, revision or repo.revision)
 
 
-def _recorded(reader: DeltaReader) -> BaseHints | None:
+def _recorded(reader: DeltaReader) -> BaseHint | None:
     """The repository and commit that the delta names."""
     manifest = reader.manifest
     if manifest.repo is None or manifest.revision is None or not parse_repo_id(manifest.repo):
         return None
-    return BaseHints(manifest.repo, manifest.revision)
+    return BaseHint(manifest.repo, manifest.revision)
 
 
-def _named_base(reader: DeltaReader, recorded: BaseHints | None, access: HubAccess) -> Path:
+def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAccess) -> Path:
     """The base that the delta names, else a snapshot in the cache with its content."""
     missing: NotFoundError | None = None
     if recorded is not None:

@@ -14,16 +14,16 @@ from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, new_delta
 from rlsparse_store.delta.encode_batch import encode_together
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
-from rlsparse_store.delta.resolve import delta_folders, find_checkpoint, read_listed, repo_id
+from rlsparse_store.delta.resolve import as_repo_id, delta_folders, find_checkpoint, read_listed
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, NotFoundError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.hub.calls import each
+from rlsparse_store.hub.calls import map_concurrently
 from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -119,7 +119,7 @@ def is_run(run: str | Path, access: HubAccess | None = None) -> bool:
         access: How to reach the Hub.
     """
     access = access or HubAccess()
-    repo = repo_id(run)
+    repo = as_repo_id(run)
     if repo is not None and not access.is_offline:
         found = delta_folders(list_repo(repo, "delta", access))
         return bool(found) and "" not in found
@@ -129,7 +129,7 @@ def is_run(run: str | Path, access: HubAccess | None = None) -> bool:
 
 def _local(run: str | Path, access: HubAccess) -> Path:
     """A run's folder: where it lies, or, offline, what the cache has of its repository."""
-    repo = repo_id(run)
+    repo = as_repo_id(run)
     cached = cached_snapshot(repo, "delta", access) if repo is not None else None
     return Path(run) if cached is None else cached.path
 
@@ -154,7 +154,7 @@ def inspect_run(run: str | Path, *, token: str | bool | None = None) -> RunRepor
         ['checkpoint-100', 'checkpoint-200']
     """
     access = HubAccess(token=token)
-    repo = repo_id(run)
+    repo = as_repo_id(run)
     if repo is not None and not access.is_offline:
         reports = read_reports(list_repo(repo, "delta", access), access)
         reports.pop("", None)
@@ -164,7 +164,7 @@ def inspect_run(run: str | Path, *, token: str | bool | None = None) -> RunRepor
         reports = {name: inspect_delta(path / name) for name in names}
     if not reports:
         msg = "holds no deltas"
-        raise NotFoundError(msg, file=shown(str(run)))
+        raise NotFoundError(msg, file=printable(str(run)))
     ordered = sorted(reports, key=natural_order)
     return RunReport(deltas=[RunEntry.of(name, reports[name], is_new=False) for name in ordered])
 
@@ -188,7 +188,7 @@ def read_reports(
         with read_listed(listing, folder, access) as reader:
             return folder, report_delta(reader)
 
-    return dict(each(read, [f for f in delta_folders(listing) if f not in but]))
+    return dict(map_concurrently(read, [f for f in delta_folders(listing) if f not in but]))
 
 
 def delta_names(run: Path) -> list[str]:
@@ -212,7 +212,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     keep_dtype: bool = False,
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     coder: SpanCoder | None = None,
 ) -> RunReport:
     """Store several checkpoints of one base, each as a delta in a folder of its own name.
@@ -279,7 +279,7 @@ def _by_name(tuned: Sequence[str | Path]) -> dict[str, Path]:
         path = Path(os.path.abspath(given))  # noqa: PTH100 - resolve() would follow links
         name = path.stem if path.is_file() else path.name
         if name in named:
-            msg = f"two checkpoints are named {shown(name)}; store them in different runs"
+            msg = f"two checkpoints are named {printable(name)}; store them in different runs"
             raise CheckpointError(msg, file=path)
         if not name or name.startswith("."):
             msg = "its name cannot be that of a delta; rename it"
@@ -302,8 +302,8 @@ def _warn_of_newer(out: Path, named: dict[str, Path]) -> None:
         made = _written(out / name / DELTA_FOLDER)
         if made and _written(path) > made:
             msg = (
-                f"{out / name}: kept, though {shown(str(path))} was written after it; remove its "
-                "folder to have it made again"
+                f"{out / name}: kept, though {printable(str(path))} was written after it; "
+                "remove its folder to have it made again"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=3)
 

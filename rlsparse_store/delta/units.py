@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["percent", "size"]
+__all__ = ["format_bytes", "format_percent"]
 
 
-def size(nbytes: float) -> str:
+def format_bytes(nbytes: float) -> str:
     """Bytes with a decimal unit and three digits, as disks and the Hub count them.
 
     Example:
-        >>> size(45_400_000)
+        >>> format_bytes(45_400_000)
         '45.4 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
@@ -21,11 +21,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.4g} TB"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share with three significant digits. Only all is 100 %: close to it, what is missing shows.
 
     Example:
-        >>> percent(0.01234), percent(0.99987), percent(1)
+        >>> format_percent(0.01234), format_percent(0.99987), format_percent(1)
         ('1.23 %', '99.99 %', '100 %')
     """
     if 0.9995 <= share < 1:

@@ -11,13 +11,13 @@ from rlsparse_store.errors import IndexFormatError, VerificationError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.records import Kind
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.decode import decode_tensors
 from rlsparse_store.pipeline.fingerprints import checkpoint_state, tensor_digest
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def verify_delta(
     tuned: str | Path | None = None,
     subfolder: str = "",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> VerifyReport:
     """Verify a delta as far as what is given allows.
 
@@ -110,7 +110,7 @@ def check_alone(reader: DeltaReader, threads: int) -> None:
     """
     reader.check_state()
     rebuild_files(reader)
-    check_stored(reader, threads)
+    check_stored_bytes(reader, threads)
 
 
 def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
@@ -156,8 +156,8 @@ def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:
         else:
             continue
         msg = f"{problem}: this is not the checkpoint that the delta stores"
-        raise VerificationError(msg, file=tuned.path, tensor=shown(t.name))
+        raise VerificationError(msg, file=tuned.path, tensor=printable(t.name))
     extra = next((name for name in tuned.tensors if name not in digests), None)
     if extra is not None:
         msg = "is not in the delta: this is not the checkpoint that it stores"
-        raise VerificationError(msg, file=tuned.path, tensor=shown(extra))
+        raise VerificationError(msg, file=tuned.path, tensor=printable(extra))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError
-from rlsparse_store.files.closeable import Closing
-from rlsparse_store.files.folder import LocalFiles
+from rlsparse_store.files.closeable import Closeable
+from rlsparse_store.files.folder import LocalFolder
 from rlsparse_store.files.source import FileSource
 from rlsparse_store.format.header import HeaderError, ParsedHeader, parse_header
 from rlsparse_store.format.limits import MAX_FILES, MAX_TENSOR_HEADER, MAX_TENSORS
-from rlsparse_store.format.names import is_file_name, shown
+from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.files.folder import Files
+    from rlsparse_store.files.folder import Folder
     from rlsparse_store.files.source import Source
     from rlsparse_store.format.dtypes import Dtype
 
@@ -78,7 +78,7 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint(Closing):
+class Checkpoint(Closeable):
     """An open checkpoint.
 
     Attributes:
@@ -146,11 +146,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: A file is missing or broken.
     """
     folder, names, index_text = _find_files(path)
-    return open_files(path, LocalFiles(folder), names, index_text)
+    return open_files(path, LocalFolder(folder), names, index_text)
 
 
 def open_files(
-    path: Path, found: Files, names: Sequence[str], index_text: bytes | None = None
+    path: Path, found: Folder, names: Sequence[str], index_text: bytes | None = None
 ) -> Checkpoint:
     """Open the checkpoint that some files make up, wherever they lie.
 
@@ -179,7 +179,7 @@ def open_files(
 def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
     if not path.exists():
         msg = "no such file or folder, and no ORG/NAME on the Hub"
-        raise NotFoundError(msg, file=shown(str(path)))
+        raise NotFoundError(msg, file=printable(str(path)))
     if path.is_file():
         return path.parent, [_check_single(path)], None
     if not path.is_dir():
@@ -232,7 +232,7 @@ def _require_files(path: Path, named: set[str]) -> list[str]:
         if any(name.endswith(suffix) for suffix in _PICKLED):
             raise PickleRefusedError(_CONVERT, file=path)
         if not (is_file_name(name) and name.endswith(SUFFIX)):
-            msg = f"names {shown(name)!r}, which is not a plain safetensors file name"
+            msg = f"names {printable(name)!r}, which is not a plain safetensors file name"
             raise CheckpointError(msg, file=path)
         if not (path.parent / name).exists():
             msg = f"the shard {name} is missing; download or copy the checkpoint again"
@@ -272,7 +272,7 @@ def _open_file(source: Source, name: str) -> CheckpointFile:
         parsed = parse_header(header, source.nbytes - 8 - len(header))
     except HeaderError as error:
         source.close()
-        tensor = shown(error.tensor) if error.tensor is not None else None
+        tensor = printable(error.tensor) if error.tensor is not None else None
         raise CheckpointError(str(error), file=source.path, tensor=tensor) from error
     except BaseException:
         source.close()
@@ -311,4 +311,4 @@ def _check_weight_map(
     for name, file in weight_map.items():
         if name not in found or files[found[name].file].name != file:
             msg = f"is not in {file}, where {INDEX} says it is"
-            raise CheckpointError(msg, file=folder, tensor=shown(name))
+            raise CheckpointError(msg, file=folder, tensor=printable(name))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Closing"]
+__all__ = ["Closeable"]
 
 
-class Closing(ABC):
+class Closeable(ABC):
     """Closed at the end of a ``with`` statement, whatever happened in it.
 
     What is to be written back, or removed after an error, needs an end of its own.

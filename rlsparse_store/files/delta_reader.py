@@ -15,9 +15,9 @@ from rlsparse_store.errors import (
     NotFoundError,
     StreamError,
 )
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_writer import container_header
-from rlsparse_store.files.folder import LocalFiles
+from rlsparse_store.files.folder import LocalFolder
 from rlsparse_store.format.digests import bytes_check, checksum
 from rlsparse_store.format.file_names import (
     DELTA_FOLDER,
@@ -36,14 +36,14 @@ from rlsparse_store.format.limits import (
     max_index_content,
 )
 from rlsparse_store.format.manifest import Manifest, parse_fields, parse_manifest
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from rlsparse_store.files.folder import Files
+    from rlsparse_store.files.folder import Folder
     from rlsparse_store.files.source import Source
     from rlsparse_store.format.index.records import ChunkRecord, Index
 
@@ -60,7 +60,7 @@ class Shard(NamedTuple):
     index_bytes: int | None
 
 
-class DeltaReader(Closing):
+class DeltaReader(Closeable):
     """An open delta. Chunks are read one at a time; their bytes are checked first.
 
     Args:
@@ -80,13 +80,13 @@ class DeltaReader(Closing):
         FormatError: It breaks the format.
     """
 
-    def __init__(self, path: Path, files: Files | None = None) -> None:
+    def __init__(self, path: Path, files: Folder | None = None) -> None:
         self.path = path
         self.shards: list[Shard] = []
         folder = path / DELTA_FOLDER
         if files is None and not folder.is_dir():
-            raise NotFoundError(_why_no_delta(path), file=shown(str(path)))
-        files = files or LocalFiles(folder)
+            raise NotFoundError(_why_no_delta(path), file=printable(str(path)))
+        files = files or LocalFolder(folder)
         try:
             names, extra = _find_shards(files)
             self.names = [*names, *([INDEX_FILE] if extra else [])]
@@ -135,7 +135,7 @@ class DeltaReader(Closing):
         stored = shard.source.read(shard.data_start + chunk.offset, chunk.stored)
         if checked and bytes_check(stored) != chunk.check:
             msg = "the stored bytes are damaged; copy or download the delta again"
-            name = shown(self.index.tensors[chunk.tensor].name)
+            name = printable(self.index.tensors[chunk.tensor].name)
             raise ChecksumError(msg, file=shard.source.path, tensor=name)
         return stored
 
@@ -152,7 +152,7 @@ def _why_no_delta(path: Path) -> str:
     if within:
         return (
             "holds deltas in folders: name one by its path or by --subfolder, such as "
-            f"{shown(within[0])}"
+            f"{printable(within[0])}"
         )
     return (
         f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
@@ -160,7 +160,7 @@ def _why_no_delta(path: Path) -> str:
     )
 
 
-def _find_shards(files: Files) -> tuple[list[str], int]:
+def _find_shards(files: Folder) -> tuple[list[str], int]:
     """The names of the delta's files, in order, and the bytes of their index file."""
     if files.has(SINGLE_FILE) == files.has(INDEX_FILE):
         both = "both a single file and an index of shards"
@@ -181,7 +181,7 @@ def _find_shards(files: Files) -> tuple[list[str], int]:
         raise
 
 
-def _names_in(text: bytes, files: Files) -> list[str]:
+def _names_in(text: bytes, files: Folder) -> list[str]:
     try:
         fields: Any = parse(text, most_objects=len(text), any_number=True)
     except StrictJsonError as error:

@@ -9,7 +9,7 @@ from rlsparse_store.errors import LimitError
 from rlsparse_store.files.output import OutputFile, close_all, output_errors
 from rlsparse_store.format.digests import checksum
 from rlsparse_store.format.file_names import INDEX_FILE, entry_name, shard_name
-from rlsparse_store.format.frames import compress_plainly
+from rlsparse_store.format.frames import compress_bytes
 from rlsparse_store.format.header import frame_header
 from rlsparse_store.format.index.writer import encode_index
 from rlsparse_store.format.limits import MAX_CONTAINER_HEADER, MAX_FILES
@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.index.records import Index
 
-__all__ = ["ChunkSink", "CountingSink", "DeltaWriter", "Place", "container_header", "pack_index"]
+__all__ = [
+    "ChunkLocation",
+    "ChunkSink",
+    "CountingSink",
+    "DeltaWriter",
+    "container_header",
+    "pack_index",
+]
 
 INDEX_LEVEL = 12
 """Compression level of the index, which is small and written once."""
 
 
-class Place(NamedTuple):
+class ChunkLocation(NamedTuple):
     """Where a chunk was put: its shard, from 0, and its offset in the shard's data."""
 
     shard: int
@@ -38,7 +45,7 @@ class Place(NamedTuple):
 class ChunkSink(Protocol):
     """Takes chunks in the order of the index, then the index."""
 
-    def add(self, stored: bytes) -> Place:
+    def add(self, stored: bytes) -> ChunkLocation:
         """Store a chunk."""
 
     def finish(self, index: Index, manifest: Manifest) -> int:
@@ -47,7 +54,7 @@ class ChunkSink(Protocol):
 
 def pack_index(index: Index, manifest_text: bytes) -> bytes:
     """The ``index`` entry: checksum and frame."""
-    frame = compress_plainly(encode_index(index), INDEX_LEVEL)
+    frame = compress_bytes(encode_index(index), INDEX_LEVEL)
     return checksum(manifest_text, frame).to_bytes(8, "little") + frame
 
 
@@ -70,7 +77,7 @@ def container_header(manifest_text: bytes, shard: int, data: int, index: int | N
     return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
-def _header_room(largest: Manifest) -> int:
+def _reserved_header_bytes(largest: Manifest) -> int:
     """Bytes to keep for a header while its numbers are not known yet."""
     text = container_header(largest.text(MAX_FILES), MAX_FILES, 10**15, 10**10)
     room = len(frame_header(text))
@@ -118,7 +125,7 @@ class DeltaWriter:
     def __init__(self, folder: Path, largest: Manifest, shard_bytes: int) -> None:
         self._folder = folder
         self._shard_bytes = shard_bytes
-        self._reserved = _header_room(largest)
+        self._reserved = _reserved_header_bytes(largest)
         self._shards: list[_Shard] = []
         self._open_shard()
 
@@ -130,7 +137,7 @@ class DeltaWriter:
         path = self._folder / f"shard-{number}"
         self._shards.append(_Shard(path, number, self._reserved))
 
-    def add(self, stored: bytes) -> Place:
+    def add(self, stored: bytes) -> ChunkLocation:
         """Store a chunk.
 
         Raises:
@@ -141,7 +148,7 @@ class DeltaWriter:
         if shard.data and shard.data + len(stored) > self._shard_bytes:
             self._open_shard()
             shard = self._shards[-1]
-        return Place(shard.number - 1, shard.add(stored))
+        return ChunkLocation(shard.number - 1, shard.add(stored))
 
     def finish(self, index: Index, manifest: Manifest) -> int:
         """Store the index, write the headers, give the files their names.
@@ -194,14 +201,14 @@ class CountingSink:
     """
 
     def __init__(self, largest: Manifest) -> None:
-        self._header = _header_room(largest)
+        self._header = _reserved_header_bytes(largest)
         self._data = 0
 
-    def add(self, stored: bytes) -> Place:
+    def add(self, stored: bytes) -> ChunkLocation:
         """Count a chunk."""
         offset = self._data
         self._data += len(stored)
-        return Place(0, offset)
+        return ChunkLocation(0, offset)
 
     def finish(self, index: Index, manifest: Manifest) -> int:
         """Return the bytes of the file."""

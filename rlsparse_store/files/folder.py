@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.source import Source
 
-__all__ = ["Files", "LocalFiles"]
+__all__ = ["Folder", "LocalFolder"]
 
 
-class Files(Protocol):
+class Folder(Protocol):
     """The files of one folder, on disk or elsewhere."""
 
     def has(self, name: str) -> bool:
@@ -29,7 +29,7 @@ class Files(Protocol):
         """
 
 
-class LocalFiles:
+class LocalFolder:
     """The files of a folder on disk.
 
     Args:
@@ -44,5 +44,5 @@ class LocalFiles:
         return (self._folder / name).exists()
 
     def open(self, name: str) -> FileSource:
-        """Open a file, as :class:`Files` says."""
+        """Open a file, as :class:`Folder` says."""
         return FileSource(self._folder / name)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BaseHints", "cached_files", "hints_from_path"]
+__all__ = ["BaseHint", "base_hint_from_path", "cached_files"]
 
 _REPO: Final = re.compile(r"models--([A-Za-z0-9][\w.-]{0,95})--([A-Za-z0-9][\w.-]{0,95})", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
-class BaseHints:
+class BaseHint:
     """A repository on the Hub and a commit of it."""
 
     repo: str
     revision: str
 
 
-def hints_from_path(path: Path) -> BaseHints | None:
+def base_hint_from_path(path: Path) -> BaseHint | None:
     """Name the repository if ``path`` is a snapshot folder of the Hub's cache.
 
     Only the repository and the commit are taken; a local path is never recorded.
@@ -38,7 +38,7 @@ def hints_from_path(path: Path) -> BaseHints | None:
     for repo, middle, commit in zip(parts, parts[1:], parts[2:], strict=False):
         found = _REPO.fullmatch(repo)
         if found and middle == "snapshots" and _COMMIT.fullmatch(commit):
-            return BaseHints(f"{found[1]}/{found[2]}", commit)
+            return BaseHint(f"{found[1]}/{found[2]}", commit)
     return None
 
 

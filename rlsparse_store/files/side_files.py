@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.hub_cache import cached_files
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CARRIED_FILES", "SideFiles", "delta_side_files", "sort_side_files"]
+__all__ = ["CARRIED_FILES", "SideFiles", "delta_side_files", "select_side_files"]
 
 # An allow-list: what is not named here is skipped and listed, and a pickle can never slip in.
 CARRIED_FILES: Final = (
@@ -73,7 +73,7 @@ def _listed(folder: Path) -> list[str]:
     return found
 
 
-def sort_side_files(folder: Path, weights: set[str]) -> SideFiles:
+def select_side_files(folder: Path, weights: set[str]) -> SideFiles:
     """Tell which files of a checkpoint's folder travel with its weights.
 
     Links are followed wherever they lead: the folder is the user's own, and checkpoints of one
@@ -110,12 +110,12 @@ def delta_side_files(folder: Path, weights: set[str]) -> list[str]:
     Raises:
         CheckpointError: One is another link.
     """
-    carried = sort_side_files(folder, weights).carried
+    carried = select_side_files(folder, weights).carried
     inside = folder.resolve()
     cached = cached_files(inside)
     for name in carried:
         found = (folder / name).resolve()
         if found != inside / name and found.parent != cached:
             msg = "is a link, not followed in a delta: remove it or put a copy in its place"
-            raise CheckpointError(msg, file=shown(str(folder / name)))
+            raise CheckpointError(msg, file=printable(str(folder / name)))
     return carried

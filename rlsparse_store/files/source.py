@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.format.header import HeaderError, HeaderLimitError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FileSource", "Source"]
 
 
-class Source(Closing):
+class Source(Closeable):
     """Bytes that are read by position.
 
     Attributes:

@@ -11,7 +11,7 @@ from rlsparse_store.errors import StreamError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Cursor", "pack_fields", "pack_flags", "pack_varying", "unpack_varying"]
+__all__ = ["StreamReader", "pack_fields", "pack_flags", "pack_varying", "unpack_varying"]
 
 
 def pack_flags(flags: NDArray[np.bool_]) -> bytes:
@@ -43,7 +43,7 @@ def unpack_varying(bits: NDArray[np.uint8], widths: NDArray[np.int64]) -> NDArra
     return values
 
 
-class Cursor:
+class StreamReader:
     """Reads the streams of a chunk one after the other, never past the end.
 
     Args:

@@ -10,7 +10,7 @@ import zstandard
 from rlsparse_store.errors import LimitError, StreamError
 from rlsparse_store.format.limits import MAX_WINDOW
 
-__all__ = ["compress", "compress_plainly", "content_size", "decompress"]
+__all__ = ["compress", "compress_bytes", "content_size", "decompress"]
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
@@ -40,7 +40,7 @@ _STREAMS_HASH_LOG: Final = 10
 _WORDS_HASH_LOG: Final = 14
 
 
-class _Contexts(threading.local):
+class _ThreadContexts(threading.local):
     """What the library works with: making it takes longer than a small frame does.
 
     Each thread keeps its own, for two may not use one at a time.
@@ -57,7 +57,7 @@ def _compressor(hash_log: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-_CONTEXTS: Final = _Contexts()
+_CONTEXTS: Final = _ThreadContexts()
 
 
 def compress(
@@ -85,7 +85,7 @@ def compress(
     return b"".join(stored)
 
 
-def compress_plainly(content: bytes, level: int) -> bytes:
+def compress_bytes(content: bytes, level: int) -> bytes:
     """Compress one byte string that is not a chunk's streams, such as an index."""
     compressor = zstandard.ZstdCompressor(
         level=level, write_content_size=True, write_checksum=False, write_dict_id=False

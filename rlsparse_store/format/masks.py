@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.errors import StreamError
-from rlsparse_store.format.bits import Cursor, pack_fields, pack_flags
+from rlsparse_store.format.bits import StreamReader, pack_fields, pack_flags
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def encode_mask(ranks: NDArray[np.int64], n: int) -> bytes:
     return pack_fields(gaps, width) + high_bytes + escaped.tobytes()
 
 
-def decode_mask(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:
+def decode_mask(streams: StreamReader, n: int, k: int) -> NDArray[np.int64]:
     """Read back the changed ranks of a context.
 
     Args:
@@ -72,7 +72,7 @@ def decode_mask(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:
     return _decode_gaps(streams, n, k)
 
 
-def _decode_gaps(streams: Cursor, n: int, k: int) -> NDArray[np.int64]:
+def _decode_gaps(streams: StreamReader, n: int, k: int) -> NDArray[np.int64]:
     width = low_width(n, k)
     low = streams.take_fields(k, width)
     high = streams.take(k).astype(np.int64)

@@ -7,7 +7,7 @@ from typing import Final
 
 from rlsparse_store.format.limits import MAX_NAME_BYTES
 
-__all__ = ["are_tensor_names", "is_file_name", "is_tensor_name", "shown"]
+__all__ = ["are_tensor_names", "is_file_name", "is_tensor_name", "printable"]
 
 # Control characters, surrogates and the marks that reverse text on a terminal.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -44,7 +44,7 @@ def is_file_name(name: str) -> bool:
     )
 
 
-def shown(text: str, most: int = 160) -> str:
+def printable(text: str, most: int = 160) -> str:
     """Text from a stranger, safe for a terminal: unsafe characters escaped, length capped."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.errors import StreamError
-from rlsparse_store.format.bits import Cursor, pack_fields, pack_flags, pack_varying, unpack_varying
+from rlsparse_store.format.bits import (
+    StreamReader,
+    pack_fields,
+    pack_flags,
+    pack_varying,
+    unpack_varying,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +61,7 @@ def _exponent_bits(width: int) -> int:
     return 4 if width <= 16 else 8
 
 
-def decode_steps(streams: Cursor, count: int, width: int) -> NDArray[np.int64]:
+def decode_steps(streams: StreamReader, count: int, width: int) -> NDArray[np.int64]:
     """Read back ``count`` steps.
 
     Raises:
@@ -74,7 +80,7 @@ def decode_steps(streams: Cursor, count: int, width: int) -> NDArray[np.int64]:
     return np.where(negative, -signed, signed)
 
 
-def decode_far(streams: Cursor, count: int, width: int) -> NDArray[np.uint64]:
+def decode_far(streams: StreamReader, count: int, width: int) -> NDArray[np.uint64]:
     """Read back what ``count`` steps of the last class have beyond it: |step| - 3.
 
     Raises:

@@ -64,9 +64,9 @@ def get_framework(name: str, device: object = None) -> Framework:
         if device is not None and str(device) != "cpu":
             msg = 'framework="bits" gives NumPy arrays, which lie in main memory: leave out device'
             raise ValueError(msg)
-        from rlsparse_store.frameworks.numpy import Bits  # noqa: PLC0415 - only when asked for
+        from rlsparse_store.frameworks.numpy import NumpyWords  # noqa: PLC0415 - only when asked for
 
-        return Bits()
+        return NumpyWords()
     if name == "pt":
         if importlib.util.find_spec("torch") is None:
             msg = "torch is not installed; install rlsparse-store[torch], or use framework='bits'"

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import Dtype
 
-__all__ = ["Bits"]
+__all__ = ["NumpyWords"]
 
 
-class Bits:
+class NumpyWords:
     """Elements as unsigned words of their size; those smaller than a byte as the bytes they are in.
 
     Example:

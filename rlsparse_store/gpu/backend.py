@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.gpu.diff import Survey, flag_rows, histograms, survey, surveyed
+from rlsparse_store.gpu.diff import Diff, diff, diff_chunks, flag_rows, histograms
 from rlsparse_store.gpu.join import join_chunks
 from rlsparse_store.gpu.split import partitions
 from rlsparse_store.kernels.dispatch import get_backend
@@ -48,20 +48,18 @@ class GpuBackend:
     def __init__(self) -> None:
         self._cpu = get_backend()
 
-    def survey(
-        self, runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding
-    ) -> Survey:
+    def diff(self, runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
         """Compare runs of base and tuned words, all of them in one pass."""
-        return survey(runs, coding)
+        return diff(runs, coding)
 
     def changes(self, base: torch.Tensor, tuned: torch.Tensor, coding: WordCoding) -> Changes:
         """Count the words that differ and find the largest key among them."""
-        found = survey([(base, tuned)], coding)
+        found = diff([(base, tuned)], coding)
         return Changes(int(found.numbers.sum()), int(found.top_keys.max()))
 
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
         """Find the rows of each chunk that hold a changed word."""
-        return flag_rows(surveyed(chunks, coding))
+        return flag_rows(diff_chunks(chunks, coding))
 
     def histograms(
         self,
@@ -72,7 +70,7 @@ class GpuBackend:
         every: Sequence[int],
     ) -> list[Histogram]:
         """Count words and steps of each chunk by bin of the base word's key."""
-        return histograms(surveyed(chunks, coding), coding, bins, rows, every)
+        return histograms(diff_chunks(chunks, coding), coding, bins, rows, every)
 
     def partitions(
         self,
@@ -82,7 +80,7 @@ class GpuBackend:
         rows: Sequence[Rows | None],
     ) -> list[Streams]:
         """Split each chunk into the streams of its contexts."""
-        return partitions(surveyed(chunks, coding), coding, bounds, rows)
+        return partitions(diff_chunks(chunks, coding), coding, bounds, rows)
 
     def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
         """Decode the streams of chunks, in place. If any is wrong, no word is written."""
@@ -93,7 +91,7 @@ class GpuBackend:
     ) -> list[StreamError | None]:
         """Say of which chunks decoding would not give the tuned words. Nothing is written.
 
-        Every word that changed is compared; the others were compared by the survey.
+        Every word that changed is compared; the others were compared by the diff.
         """
         return join_chunks(chunks, tuned, coding, proves=True)
 

@@ -14,8 +14,8 @@ import torch
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
-from rlsparse_store.gpu.chunks import DraftedTask, store_drafts
-from rlsparse_store.gpu.encode import DeviceSpan, Drafting, hash_all
+from rlsparse_store.gpu.drafter import DeviceSpan, Drafter, hash_all
+from rlsparse_store.gpu.drafts import TaskDraft, store_drafts
 from rlsparse_store.gpu.streams import DeviceStreams
 from rlsparse_store.gpu.upload import ReadTask, lies_on
 from rlsparse_store.pipeline.coder import CodedTask, CpuCoder
@@ -122,7 +122,7 @@ class DeviceCoder:
         done |= zip(others, self._cpu.code([tasks[i] for i in others], base), strict=True)
         return [done[i] for i in range(len(tasks))]
 
-    def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[DraftedTask]:
+    def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[TaskDraft]:
         """What is made of tasks on the device: of as many as its memory allows, from the first."""
         try:
             if len(tasks) == 1 and tasks[0].nbytes > GROUP_BYTES:
@@ -131,9 +131,9 @@ class DeviceCoder:
         except torch.OutOfMemoryError:
             return []
 
-    def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[DraftedTask]:
+    def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[TaskDraft]:
         """The spans of many checkpoints in turn: together they would take too much memory."""
-        done: list[DraftedTask] = []
+        done: list[TaskDraft] = []
         old = None
         for part in task.parts(GROUP_BYTES):
             read = ReadTask.of(part, base, self._device, old)
@@ -143,9 +143,9 @@ class DeviceCoder:
                 return []
             done += drafted
         spans = [span for drafted in done for span in drafted.spans]
-        return [DraftedTask(spans, done[0].base_leaves)]
+        return [TaskDraft(spans, done[0].base_leaves)]
 
-    def _draft_read(self, tasks: list[ReadTask]) -> list[DraftedTask]:
+    def _draft_read(self, tasks: list[ReadTask]) -> list[TaskDraft]:
         """What is made of tasks whose bytes were read."""
         try:
             with self._streams.one():
@@ -153,7 +153,7 @@ class DeviceCoder:
         except torch.OutOfMemoryError:
             pass
         # One after the other and in smaller steps, while no other group is there.
-        drafted: list[DraftedTask] = []
+        drafted: list[TaskDraft] = []
         with self._streams.all():
             for task in tasks:
                 torch.cuda.empty_cache()
@@ -163,7 +163,7 @@ class DeviceCoder:
                     break
         return drafted
 
-    def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[DraftedTask]:
+    def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[TaskDraft]:
         """Draft tasks in about so many bytes of the device's memory, or in little besides them.
 
         Raises:
@@ -177,10 +177,9 @@ class DeviceCoder:
             for span in placed:
                 alike[span.span.coding, span.span.mantissa_bits].append(span)
         for (coding, mantissa_bits), several in alike.items():
-            Drafting(self._backend, several, coding, mantissa_bits).run(left)
+            Drafter(self._backend, several, coding, mantissa_bits).run(left)
         return [
-            DraftedTask([span.drafted() for span in placed], placed[0].old_leaves)
-            for placed in spans
+            TaskDraft([span.drafted() for span in placed], placed[0].old_leaves) for placed in spans
         ]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
 
-__all__ = ["Marks"]
+__all__ = ["ContextMap"]
 
 _COMPILED: Final = {3: 2, 7: 3, 12: 4, 15: 4, 16: 5}
 """Numbers of contexts that kernels are compiled for, and planes of bits that tell them and words
@@ -28,7 +28,7 @@ in none apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class ContextMap:
     """The context of every word of some chunks.
 
     Attributes:
@@ -57,14 +57,14 @@ class Marks:
         coding: WordCoding,
         bounds: Sequence[NDArray[np.uint64]],
         bits: torch.Tensor | None,
-    ) -> Marks:
+    ) -> ContextMap:
         """Mark and count.
 
         Args:
             chunks: The chunks.
             coding: Width and order map.
             bounds: Inclusive upper keys of each chunk's contexts.
-            bits: Which words changed, as in a survey, if that is to be counted.
+            bits: Which words changed, as in a diff, if that is to be counted.
         """
         device = chunks.device
         most = max(len(own) for own in bounds)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
 
-__all__ = ["Survey", "SurveyedWords", "flag_rows", "histograms", "survey", "surveyed", "table_of"]
+__all__ = ["Diff", "DiffWords", "diff", "diff_chunks", "flag_rows", "histograms", "table_of"]
 
 # A histogram takes every so manieth tile of so many words: a part is such a tile.
 assert TILE == sizes.PART  # noqa: S101 - two numbers of ours
@@ -39,11 +39,11 @@ _CUT: Final = {"PARTS": sizes.PARTS, "PART": sizes.PART, "COLUMNS": sizes.CHUNK_
 
 
 @dataclass(frozen=True, slots=True)
-class SurveyedWords(ChunkWords):
+class DiffWords(ChunkWords):
     """A chunk whose changed words are marked.
 
     Attributes:
-        bits: One bit per word of all that was surveyed with it, as int32.
+        bits: One bit per word of all that was compared with it, as int32.
         first_group: Where its own begin.
     """
 
@@ -52,7 +52,7 @@ class SurveyedWords(ChunkWords):
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Diff:
     """What changed in some runs of words.
 
     Attributes:
@@ -87,7 +87,7 @@ class Survey:
 
     def chunk(
         self, run: int, part: slice, row: tuple[int, int] | None, changes: Changes
-    ) -> SurveyedWords:
+    ) -> DiffWords:
         """A chunk of a run.
 
         Args:
@@ -98,10 +98,10 @@ class Survey:
         """
         base, tuned = self.runs[run]
         group = int(self.first_tiles[run]) * sizes.GROUPS + part.start // sizes.GROUP
-        return SurveyedWords(base[part], tuned[part], row, changes, self.bits, group)
+        return DiffWords(base[part], tuned[part], row, changes, self.bits, group)
 
 
-def survey(runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Survey:
+def diff(runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
     """Compare runs of words, all of them in one pass.
 
     Args:
@@ -112,30 +112,30 @@ def survey(runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding
     table = ChunkTable.of([base for base, _ in placed], [tuned for _, tuned in placed])
     bits = torch.empty(table.groups, dtype=torch.int32, device=table.device)
     found = torch.empty((2, table.tiles * sizes.PARTS), dtype=torch.int32, device=table.device)
-    launch(kernels.survey_words, table.tiles * sizes.PARTS)(
+    launch(kernels.compare_words, table.tiles * sizes.PARTS)(
         *(table.table, table.chunk_of_tile, bits.view(torch.uint8), found[0], found[1]),
         **coding_constants(coding),
         **_CUT,
     )
     (both,) = to_main(found)
     top_keys = both[1].view(np.uint32).astype(np.int64)
-    return Survey(placed, bits, table.first_tiles, both[0].astype(np.int64), top_keys)
+    return Diff(placed, bits, table.first_tiles, both[0].astype(np.int64), top_keys)
 
 
-def surveyed(chunks: Sequence[ChunkWords], coding: WordCoding) -> list[SurveyedWords]:
+def diff_chunks(chunks: Sequence[ChunkWords], coding: WordCoding) -> list[DiffWords]:
     """Chunks whose changed words are marked, together."""
-    found = [chunk for chunk in chunks if isinstance(chunk, SurveyedWords)]
+    found = [chunk for chunk in chunks if isinstance(chunk, DiffWords)]
     if len(found) == len(chunks) and all(chunk.bits is found[0].bits for chunk in found):
         return found
-    marked = survey([(chunk.base, chunk.tuned) for chunk in chunks], coding)
+    marked = diff([(chunk.base, chunk.tuned) for chunk in chunks], coding)
     return [
         marked.chunk(i, slice(0, len(chunk.base)), chunk.row, chunk.changes)
         for i, chunk in enumerate(chunks)
     ]
 
 
-def table_of(chunks: Sequence[SurveyedWords], rows: Sequence[Rows | None]) -> ChunkTable:
-    """The table of chunks that were surveyed together."""
+def table_of(chunks: Sequence[DiffWords], rows: Sequence[Rows | None]) -> ChunkTable:
+    """The table of chunks that were compared together."""
     return ChunkTable.of(
         [chunk.base for chunk in chunks],
         [chunk.tuned for chunk in chunks],
@@ -144,7 +144,7 @@ def table_of(chunks: Sequence[SurveyedWords], rows: Sequence[Rows | None]) -> Ch
     )
 
 
-def flag_rows(chunks: Sequence[SurveyedWords]) -> list[Rows]:
+def flag_rows(chunks: Sequence[DiffWords]) -> list[Rows]:
     """The rows of each chunk that hold a changed word. Every chunk has rows."""
     rows: list[Rows] = []
     for chunk in chunks:
@@ -180,7 +180,7 @@ def _ends(coding: WordCoding, ends: bytes, device: torch.device) -> torch.Tensor
 
 
 def histograms(
-    chunks: Sequence[SurveyedWords],
+    chunks: Sequence[DiffWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
     rows: Sequence[Rows | None],

@@ -10,7 +10,7 @@ import torch
 from rlsparse_store.format.masks import ESCAPE
 from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.chunk_table import ChunkTable, aligned
-from rlsparse_store.gpu.context_map import Marks
+from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.kernels import sizes
 from rlsparse_store.gpu.launch import (
     WIDE,
@@ -22,7 +22,7 @@ from rlsparse_store.gpu.launch import (
     to_main,
     zeros,
 )
-from rlsparse_store.gpu.stream_layout import Reading
+from rlsparse_store.gpu.stream_layout import StreamLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +60,8 @@ def join_chunks(
     # Kernels only have their addresses: copies must live until the last one was launched.
     bases = [aligned(chunk.words) for chunk in chunks]
     table = ChunkTable.of(bases, others, [chunk.rows for chunk in chunks])
-    marks = Marks.of(table, coding, [chunk.bounds for chunk in chunks], None)
-    reading = Reading(chunks, marks)
+    marks = ContextMap.of(table, coding, [chunk.bounds for chunk in chunks], None)
+    reading = StreamLayout(chunks, marks)
     if any(reading.problems):
         return reading.problems
     content = reading.load()
@@ -86,7 +86,9 @@ def join_chunks(
     return reading.problems
 
 
-def _judge_result(reading: Reading, touched: NDArray[np.uint8], differ: NDArray[np.int32]) -> None:
+def _judge_result(
+    reading: StreamLayout, touched: NDArray[np.uint8], differ: NDArray[np.int32]
+) -> None:
     """Look at which rows have changes, and at which words are not what they should be."""
     rows = [chunk.rows for chunk in reading.chunks]
     flags = reading.marks.chunks.cut_flags(touched.view(np.bool_), rows)
@@ -106,7 +108,7 @@ class _DeviceMasks:
         unequal: Of each mask of bits, whether it does not mark as many words as it should.
     """
 
-    def __init__(self, content: torch.Tensor, reading: Reading) -> None:
+    def __init__(self, content: torch.Tensor, reading: StreamLayout) -> None:
         device = content.device
         self.wrong = zeros(len(reading.gaps), torch.int32, device)
         self._set_gaps(content, reading)
@@ -122,7 +124,7 @@ class _DeviceMasks:
             SIZE=sizes.RANKS,
         )
 
-    def _set_gaps(self, content: torch.Tensor, reading: Reading) -> None:
+    def _set_gaps(self, content: torch.Tensor, reading: StreamLayout) -> None:
         if not len(reading.gaps):
             return
         parts = parts_of(reading.gaps[:, 1], sizes.RANKS)
@@ -156,7 +158,7 @@ class _DeviceSteps:
         wrong: Whether a step or an exponent is none.
     """
 
-    def __init__(self, content: torch.Tensor, reading: Reading) -> None:
+    def __init__(self, content: torch.Tensor, reading: StreamLayout) -> None:
         device = content.device
         number = len(reading.chunks)
         width = reading.marks.coding.width

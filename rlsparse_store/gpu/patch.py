@@ -11,9 +11,9 @@ import torch
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.gpu.memory import DeviceMemory
 from rlsparse_store.gpu.streams import DeviceStreams
-from rlsparse_store.pipeline.chunk_batches import opened_batches
-from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenedChunk
-from rlsparse_store.pipeline.threads import Several, ordered_map
+from rlsparse_store.pipeline.chunk_batches import open_batches
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenChunk
+from rlsparse_store.pipeline.threads import Batch, ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def patch_on_device(
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
     streams = _streams(device)
 
-    def patch(batch: Several[tuple[Target, OpenedChunk]]) -> None:
+    def patch(batch: Batch[tuple[Target, OpenChunk]]) -> None:
         with streams.one():
             if _patch(decoder, batch.items):
                 return
@@ -81,7 +81,7 @@ def patch_on_device(
                     raise RlsparseError(msg)
 
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    for _ in ordered_map(patch, opened_batches(decoder, chunks, threads), AT_A_TIME):
+    for _ in ordered_map(patch, open_batches(decoder, chunks, threads), AT_A_TIME):
         pass
 
 
@@ -92,7 +92,7 @@ def _streams(device: torch.device) -> DeviceStreams:
 
 
 @dataclass(slots=True)
-class _Run:
+class _ChunkRun:
     """Chunks of a tensor without gaps between them, which are copied at once.
 
     Attributes:
@@ -113,18 +113,18 @@ class _Run:
         return self.target.device_bytes[self.start : self.stop]
 
 
-def _runs(batch: list[tuple[Target, OpenedChunk]]) -> list[_Run]:
-    runs: list[_Run] = []
+def _runs(batch: list[tuple[Target, OpenChunk]]) -> list[_ChunkRun]:
+    runs: list[_ChunkRun] = []
     for target, opened in batch:
         start, nbytes = target.place(opened.chunk)
         if not runs or runs[-1].target is not target or runs[-1].stop != start:
-            runs.append(_Run(target, start, start, []))
+            runs.append(_ChunkRun(target, start, start, []))
         runs[-1].sizes.append(nbytes)
         runs[-1].stop += nbytes
     return runs
 
 
-def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenedChunk]]) -> bool:
+def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenChunk]]) -> bool:
     """Patch chunks together, or say that the device's memory does not suffice."""
     runs = _runs(batch)
     try:

@@ -10,7 +10,7 @@ import torch
 
 from rlsparse_store.format.masks import DENSE, ESCAPE
 from rlsparse_store.gpu import kernels
-from rlsparse_store.gpu.context_map import Marks
+from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
 from rlsparse_store.gpu.kernels import sizes
 from rlsparse_store.gpu.launch import WIDE, firsts_of, launch, on_device, parts_of, to_main, zeros
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.gpu.diff import SurveyedWords
+    from rlsparse_store.gpu.diff import DiffWords
 
 __all__ = ["low_widths", "partitions", "scatter"]
 
 
 def partitions(
-    chunks: Sequence[SurveyedWords],
+    chunks: Sequence[DiffWords],
     coding: WordCoding,
     bounds: Sequence[NDArray[np.uint64]],
     rows: Sequence[Rows | None],
@@ -37,7 +37,7 @@ def partitions(
     if not chunks:
         return []
     table = table_of(chunks, rows)
-    marks = Marks.of(table, coding, bounds, chunks[0].bits)
+    marks = ContextMap.of(table, coding, bounds, chunks[0].bits)
     ranks, steps = scatter(marks, chunks[0].bits)
     masks = _Masks.of(marks, ranks)
     values = _Values.of(marks, steps)
@@ -52,7 +52,7 @@ def partitions(
     return layout.streams(words.view(np.uint8).data, list(map(len, bounds)), counted[3])
 
 
-def scatter(marks: Marks, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scatter(marks: ContextMap, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The rank within its context and the step of each changed word, as int32.
 
     They are ordered by chunk, context and position.
@@ -92,10 +92,10 @@ class _Layout:
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    marks: Marks
+    marks: ContextMap
 
     @classmethod
-    def of(cls, marks: Marks, masks: NDArray[np.int64], values: NDArray[np.int64]) -> _Layout:
+    def of(cls, marks: ContextMap, masks: NDArray[np.int64], values: NDArray[np.int64]) -> _Layout:
         """One stream behind the other, chunk by chunk."""
         nbytes = np.concatenate([masks, values], 1)
         return cls((np.cumsum(nbytes) - nbytes.ravel()).reshape(nbytes.shape), nbytes, marks)
@@ -169,7 +169,7 @@ class _Masks:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, marks: Marks, ranks: torch.Tensor) -> _Masks:
+    def of(cls, marks: ContextMap, ranks: torch.Tensor) -> _Masks:
         """The masks that there are."""
         n, k = marks.counts, marks.changed
         firsts = (np.cumsum(k) - k.ravel()).reshape(k.shape)
@@ -245,7 +245,7 @@ class _Values:
     kinds: torch.Tensor
 
     @classmethod
-    def of(cls, marks: Marks, steps: torch.Tensor) -> _Values:
+    def of(cls, marks: ContextMap, steps: torch.Tensor) -> _Values:
         """The steps of each chunk."""
         numbers = marks.changed.sum(1)
         table = np.zeros((numbers.size, sizes.STREAM_COLUMNS), np.int64)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.gpu.context_map import Marks
+    from rlsparse_store.gpu.context_map import ContextMap
     from rlsparse_store.kernels.interface import CodedWords
 
-__all__ = ["Reading"]
+__all__ = ["StreamLayout"]
 
 ALL: Final = -1
 """The place of a mask that marks every word of its context."""
@@ -31,7 +31,7 @@ NONE: Final = -2
 """The place of a mask that marks none."""
 
 
-class Reading:
+class StreamLayout:
     """Where the streams of chunks lie, once their contexts are counted.
 
     Everything is found for all chunks at once. What a place depends on is known without looking at
@@ -53,7 +53,7 @@ class Reading:
         dense: Of each mask that is stored as bits: chunk, first bit, words, changed words.
     """
 
-    def __init__(self, chunks: Sequence[CodedWords], marks: Marks) -> None:
+    def __init__(self, chunks: Sequence[CodedWords], marks: ContextMap) -> None:
         self.chunks = chunks
         self.marks = marks
         self.problems: list[StreamError | None] = [None] * len(chunks)
@@ -84,7 +84,7 @@ class Reading:
         # A word more, so that there is a byte to look at, whatever a chunk says of its streams.
         size = 4 * (self._words + 1)
         contents = [np.frombuffer(chunk.content, np.uint8) for chunk in self.chunks]
-        gathered = _gathered([chunk.content for chunk in self.chunks], contents)
+        gathered = _contiguous_contents([chunk.content for chunk in self.chunks], contents)
         if gathered is not None and gathered.size >= size:
             # As they came from a device: what is proven is what will be stored.
             self._data = gathered[:size]
@@ -207,7 +207,7 @@ class Reading:
             self.blame(chunk, f"{left} bytes are left after the last stream")
 
 
-def _gathered(
+def _contiguous_contents(
     contents: list[bytes | memoryview], data: list[NDArray[np.uint8]]
 ) -> NDArray[np.uint8] | None:
     """The array from whose first byte on contents lie one behind the other, if they do."""

@@ -10,7 +10,7 @@ import torch
 from rlsparse_store.files.memory_checkpoint import TensorsSource
 from rlsparse_store.frameworks.torch import LiveTensor, ReadableTensor
 from rlsparse_store.gpu.chunk_table import ALIGNMENT
-from rlsparse_store.gpu.encode import DeviceSpan
+from rlsparse_store.gpu.drafter import DeviceSpan
 from rlsparse_store.gpu.launch import main_memory
 
 if TYPE_CHECKING:

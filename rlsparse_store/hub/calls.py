@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from rlsparse_store.errors import HubTimeoutError, RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.errors import is_passing, redact_record, translated
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.repo_id import RepoId
 
-__all__ = ["Patience", "call", "each", "patience_for", "retry"]
+__all__ = ["Deadline", "call", "map_concurrently", "retry", "transfer_deadline"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ SLOWEST: Final = 100_000
 """Bytes per second: a slower transfer is taken to hang."""
 
 
-class Patience:
+class Deadline:
     """How long to wait for a sign of life.
 
     Args:
@@ -56,7 +56,7 @@ class Patience:
         return time.monotonic() > self._until
 
 
-def patience_for(access: HubAccess, nbytes: int, *, is_watched: bool) -> Patience:
+def transfer_deadline(access: HubAccess, nbytes: int, *, is_watched: bool) -> Deadline:
     """Time for a transfer.
 
     Args:
@@ -65,7 +65,7 @@ def patience_for(access: HubAccess, nbytes: int, *, is_watched: bool) -> Patienc
         is_watched: Whether the patience is renewed as they are.
     """
     part = min(nbytes, PART) if is_watched else nbytes
-    return Patience(access.timeout + part / SLOWEST)
+    return Deadline(access.timeout + part / SLOWEST)
 
 
 class _Work(threading.Thread, Generic[T]):
@@ -118,7 +118,7 @@ def _watch_logs() -> None:
         handler.addFilter(redact_record)
 
 
-def call(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
+def call(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
     """Call the client once.
 
     Raises:
@@ -133,7 +133,7 @@ def call(function: Callable[[], T], what: str, repo: RepoId, patience: Patience)
         raise translated(error, what, repo) from error
 
 
-def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
+def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
     """Call the client for what may be done again if it fails: reading, or sending by content.
 
     Raises:
@@ -152,7 +152,7 @@ def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Patience
     raise AssertionError
 
 
-def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patience) -> T:
+def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
     _watch_logs()
     work = _Work(function)
     work.start()
@@ -164,7 +164,7 @@ def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patien
                     f"the Hub did not answer within {patience.seconds:.0f} s for the {what}; "
                     "try again later"
                 )
-                raise HubTimeoutError(msg, file=shown(str(repo)))
+                raise HubTimeoutError(msg, file=printable(str(repo)))
     finally:
         work.is_left = True
     if work.error is not None:
@@ -172,7 +172,7 @@ def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Patien
     return cast("T", work.result)  # there was no error, so it is a result
 
 
-def each(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+def map_concurrently(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     """Call a function of every item, a few at a time. The first error is raised at once.
 
     Returns:

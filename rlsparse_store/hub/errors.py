@@ -16,7 +16,7 @@ from rlsparse_store.errors import (
     NotFoundError,
     RlsparseError,
 )
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     import logging
@@ -37,7 +37,7 @@ def redacted(text: str) -> str:
         >>> redacted("GET http://host/x?Signature=abc with hf_abcdefgh1234")
         'GET http://host/x?… with …'
     """
-    return shown(_SECRETS.sub("…", text), 300)
+    return printable(_SECRETS.sub("…", text), 300)
 
 
 def redact_record(record: logging.LogRecord) -> bool:
@@ -102,7 +102,7 @@ def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
     def is_a(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in chain)
 
-    name = shown(str(repo))
+    name = printable(str(repo))
     # A mistyped path with one slash looks like an id.
     nor_folder = "" if repo.revision else "no such folder here, and "
     if is_a(errors.GatedRepoError):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import HubServerError
-from rlsparse_store.format.names import is_file_name, shown
-from rlsparse_store.hub.calls import patience_for, retry
+from rlsparse_store.format.names import is_file_name, printable
+from rlsparse_store.hub.calls import retry, transfer_deadline
 from rlsparse_store.hub.repo_id import RepoId
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
         lambda: api.model_info(repo.repo, revision=repo.revision, files_metadata=True),
         what,
         repo,
-        patience_for(access, 0, is_watched=False),
+        transfer_deadline(access, 0, is_watched=False),
     )
     pinned = RepoId(repo.repo, info.sha)
     if not pinned.is_pinned or info.siblings is None:
         msg = f"the Hub did not say which files the {what} has at which commit"
-        raise HubServerError(msg, file=shown(str(repo)))
+        raise HubServerError(msg, file=printable(str(repo)))
     files = {
         sibling.rfilename: HubFile(
             sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or ""

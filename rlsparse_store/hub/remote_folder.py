@@ -9,8 +9,8 @@ import numpy as np
 
 from rlsparse_store.errors import ChecksumError, HubServerError, NotFoundError
 from rlsparse_store.files.source import Source
-from rlsparse_store.format.names import shown
-from rlsparse_store.hub.calls import patience_for, retry
+from rlsparse_store.format.names import printable
+from rlsparse_store.hub.calls import retry, transfer_deadline
 from rlsparse_store.hub.listing import content_id
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.listing import HubFile, Listing
 
-__all__ = ["RemoteFiles", "read_small_file"]
+__all__ = ["HubFolder", "read_small_file"]
 
 FRONT: Final = 16 << 10
 """Bytes asked for at first: the header of a delta, and all of a small one."""
@@ -28,7 +28,7 @@ LARGEST: Final = 16 << 20
 """Bytes: nothing larger is a small file."""
 
 
-class RemoteFiles:
+class HubFolder:
     """The files in one folder of a repository.
 
     Args:
@@ -67,15 +67,15 @@ def read_small_file(listing: Listing, path: str, access: HubAccess) -> bytes:
         HubError: The Hub failed, or the file is not small.
         ChecksumError: What came is not what the Hub says it is.
     """
-    with RemoteFiles(listing, "", access).open(path) as source:
+    with HubFolder(listing, "", access).open(path) as source:
         if source.nbytes > LARGEST:
-            msg = f"{shown(path)} has {source.nbytes} bytes; at most {LARGEST} are read"
-            raise HubServerError(msg, file=shown(str(listing.repo)))
+            msg = f"{printable(path)} has {source.nbytes} bytes; at most {LARGEST} are read"
+            raise HubServerError(msg, file=printable(str(listing.repo)))
         data = source.read(0, source.nbytes)
     content = listing.files[path].content
     if content and content_id(data, content) != content:
-        msg = f"{shown(path)}: what came is not what the Hub says it is; try again later"
-        raise ChecksumError(msg, file=shown(str(listing.repo)))
+        msg = f"{printable(path)}: what came is not what the Hub says it is; try again later"
+        raise ChecksumError(msg, file=printable(str(listing.repo)))
     return data
 
 
@@ -112,7 +112,7 @@ class RemoteSource(Source):
         out[:] = np.frombuffer(part, np.uint8)
 
     def _fetch(self, start: int, end: int) -> bytes:
-        patience = patience_for(self._access, end - start, is_watched=False)
+        patience = transfer_deadline(self._access, end - start, is_watched=False)
         return retry(lambda: self._request(start, end), "file", self._repo, patience)
 
     def _request(self, start: int, end: int) -> bytes:

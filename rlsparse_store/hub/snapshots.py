@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import ChecksumError, NotFoundError
-from rlsparse_store.files.hub_cache import BaseHints, hints_from_path
+from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import CARRIED_FILES
-from rlsparse_store.format.names import shown
-from rlsparse_store.hub.calls import Patience, call, each, patience_for, retry
+from rlsparse_store.format.names import printable
+from rlsparse_store.hub.calls import Deadline, call, map_concurrently, retry, transfer_deadline
 from rlsparse_store.hub.errors import not_cached
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKPOINT_FILES",
+    "FileSelection",
     "Snapshot",
-    "Wanted",
     "cached_snapshot",
     "cached_snapshots",
     "fetch_snapshot",
@@ -47,11 +47,11 @@ class Snapshot(NamedTuple):
     """
 
     path: Path
-    hints: BaseHints | None
+    hints: BaseHint | None
     names: Sequence[str] = ()
 
 
-class Wanted(NamedTuple):
+class FileSelection(NamedTuple):
     """Which files of a repository are fetched, and what of them is compared.
 
     Attributes:
@@ -77,7 +77,7 @@ class Wanted(NamedTuple):
         ]
 
 
-def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
+def fetch_snapshot(repo: RepoId, wanted: FileSelection, access: HubAccess) -> Snapshot:
     """Download the files of a repository that are not in the cache yet.
 
     Args:
@@ -97,7 +97,7 @@ def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
     names = wanted.among(listing.files)
     if not names:
         msg = f"the repository has no files of a {wanted.what}"
-        raise NotFoundError(msg, file=shown(str(repo)))
+        raise NotFoundError(msg, file=printable(str(repo)))
     fetching = [_Fetching(listing, name, wanted, access) for name in names]
     missing = [one for one in fetching if not one.is_cached]
     if missing:
@@ -105,17 +105,17 @@ def fetch_snapshot(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
         log.info(
             "fetching %d of %d files of the %s, %s MB, from %s",
             *(len(missing), len(names), wanted.what, f"{nbytes / 1e6:,.1f}"),
-            shown(str(listing.repo)),
+            printable(str(listing.repo)),
         )
-    paths = each(_Fetching.fetch, fetching)
+    paths = map_concurrently(_Fetching.fetch, fetching)
     folder = paths[0].parents[names[0].count("/")]
-    return Snapshot(folder, hints_from_path(folder), names)
+    return Snapshot(folder, base_hint_from_path(folder), names)
 
 
-def _fetch_offline(repo: RepoId, wanted: Wanted, access: HubAccess) -> Snapshot:
+def _fetch_offline(repo: RepoId, wanted: FileSelection, access: HubAccess) -> Snapshot:
     snapshot = cached_snapshot(repo, wanted.what, access)
     if snapshot is None:
-        raise not_cached(wanted.what, shown(str(repo)))
+        raise not_cached(wanted.what, printable(str(repo)))
     folder = snapshot.path
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     names = wanted.among(found)
@@ -133,7 +133,7 @@ def _check_cached(path: Path, repo: RepoId) -> None:
             "the file in the cache is damaged: run `hf cache verify` on its repository, or "
             "remove it from the cache and download it again"
         )
-        raise ChecksumError(f"{shown(path.name)}: {msg}", file=shown(str(repo)))
+        raise ChecksumError(f"{printable(path.name)}: {msg}", file=printable(str(repo)))
 
 
 def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | None:
@@ -150,10 +150,10 @@ def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | No
         )
 
     try:
-        path = Path(call(find, what, repo, Patience(access.timeout)))
+        path = Path(call(find, what, repo, Deadline(access.timeout)))
     except NotFoundError:
         return _newest(repo, access) if repo.revision is None else None
-    return Snapshot(path, hints_from_path(path))
+    return Snapshot(path, base_hint_from_path(path))
 
 
 def _newest(repo: RepoId, access: HubAccess) -> Snapshot | None:
@@ -169,7 +169,9 @@ def _newest(repo: RepoId, access: HubAccess) -> Snapshot | None:
 class _Fetching:
     """One file on its way into the cache."""
 
-    def __init__(self, listing: Listing, name: str, wanted: Wanted, access: HubAccess) -> None:
+    def __init__(
+        self, listing: Listing, name: str, wanted: FileSelection, access: HubAccess
+    ) -> None:
         self._repo = listing.repo
         self._file: HubFile = listing.files[name]
         self.name = name
@@ -206,10 +208,10 @@ class _Fetching:
         path = self._download(force=True)
         if not self._is_right(path):
             msg = (
-                f"{shown(self.name)}: what was downloaded twice is not what the Hub says it is; "
-                "the connection or the Hub is at fault, try again later"
+                f"{printable(self.name)}: what was downloaded twice is not what the Hub says it "
+                "is; the connection or the Hub is at fault, try again later"
             )
-            raise ChecksumError(msg, file=shown(str(self._repo)))
+            raise ChecksumError(msg, file=printable(str(self._repo)))
         return path
 
     def _is_right(self, path: Path) -> bool:
@@ -222,7 +224,7 @@ class _Fetching:
     def _download(self, *, force: bool) -> Path:
         import huggingface_hub  # noqa: PLC0415 - an id was given
 
-        patience = patience_for(self._access, self._file.nbytes, is_watched=True)
+        patience = transfer_deadline(self._access, self._file.nbytes, is_watched=True)
 
         def download() -> str:
             return huggingface_hub.hf_hub_download(
@@ -252,8 +254,8 @@ def _watching_bar(renew: Callable[[], None]) -> type[Any]:
 
         def update(self, n: float | None = 1) -> bool | None:
             renew()
-            shown: bool | None = super().update(n)
-            return shown
+            printable: bool | None = super().update(n)
+            return printable
 
     return WatchingBar
 
@@ -271,6 +273,6 @@ def cached_snapshots(access: HubAccess, first: str | None) -> Iterator[Snapshot]
     found = [
         Snapshot(path, hints)
         for path in sorted(root.glob("models--*/snapshots/*"))
-        if (hints := hints_from_path(path)) is not None
+        if (hints := base_hint_from_path(path)) is not None
     ]
     yield from sorted(found, key=lambda s: s.hints is None or s.hints.repo != first)

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import HubOfflineError, HubServerError, HubTimeoutError, MovedBranchError
-from rlsparse_store.format.names import shown
-from rlsparse_store.hub.calls import ATTEMPTS, Patience, call, each, patience_for, retry
+from rlsparse_store.format.names import printable
+from rlsparse_store.hub.calls import (
+    ATTEMPTS,
+    Deadline,
+    call,
+    map_concurrently,
+    retry,
+    transfer_deadline,
+)
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
 from rlsparse_store.hub.repo_id import RepoId
 
@@ -72,7 +79,7 @@ def create_repo(repo: RepoId, *, private: bool | None, access: HubAccess) -> Non
         lambda: api.create_repo(repo.repo, private=private, exist_ok=True),
         WHAT,
         RepoId(repo.repo),
-        Patience(access.timeout),
+        Deadline(access.timeout),
     )
 
 
@@ -92,7 +99,7 @@ def create_branch(head: RepoId, branch: str, access: HubAccess) -> None:
         lambda: api.create_branch(head.repo, branch=branch, revision=head.revision, exist_ok=True),
         WHAT,
         RepoId(head.repo, branch),
-        Patience(access.timeout),
+        Deadline(access.timeout),
     )
 
 
@@ -147,7 +154,7 @@ class _Publishing:
 
     def publish(self) -> Published:
         with _quiet():
-            additions = each(self._upload, self._changes.files.items())
+            additions = map_concurrently(self._upload, self._changes.files.items())
             published = self._commit(additions)
         for addition in additions:
             if isinstance(addition.path_or_fileobj, _WatchedFile):
@@ -158,7 +165,7 @@ class _Publishing:
                 f"the Hub does not have what was sent, in commit {published.commit}: look at it, "
                 "and publish again"
             )
-            raise HubServerError(msg, file=shown(str(self._repo)))
+            raise HubServerError(msg, file=printable(str(self._repo)))
         return published
 
     def _upload(self, file: tuple[str, Path | bytes]) -> Any:  # noqa: ANN401 - the client's
@@ -167,7 +174,7 @@ class _Publishing:
 
         path, content = file
         nbytes = content.stat().st_size if isinstance(content, Path) else len(content)
-        patience = patience_for(self._access, nbytes, is_watched=not _sends_by_xet())
+        patience = transfer_deadline(self._access, nbytes, is_watched=not _sends_by_xet())
 
         def send() -> Any:  # noqa: ANN401 - the client's
             # A new operation each time: the client keeps in it how far it came.
@@ -222,7 +229,7 @@ class _Publishing:
 
         # Small files are sent with the commit itself.
         sent = sum(len(c) for c in self._changes.files.values() if isinstance(c, bytes))
-        patience = patience_for(self._access, sent, is_watched=False)
+        patience = transfer_deadline(self._access, sent, is_watched=False)
         return call(commit, WHAT, self._repo, patience)
 
     def _made_all_the_same(self, error: RlsparseError) -> Published | None:
@@ -236,7 +243,7 @@ class _Publishing:
                 "the answer was lost: look at the repository's pull requests before you publish "
                 "again, for there may be one already"
             )
-            raise HubServerError(msg, file=shown(str(self._repo))) from error
+            raise HubServerError(msg, file=printable(str(self._repo))) from error
         now = list_repo(self._repo, WHAT, self._access)
         if now.repo.revision == self._parent:
             return None
@@ -244,7 +251,7 @@ class _Publishing:
             commit = str(now.repo.revision)
             return Published(commit, f"{self._api.endpoint}/{self._repo.repo}/commit/{commit}")
         msg = "someone else wrote to the branch in the meantime: look at it, and publish again"
-        raise MovedBranchError(msg, file=shown(str(self._repo))) from error
+        raise MovedBranchError(msg, file=printable(str(self._repo))) from error
 
     def _holds(self, now: Listing) -> bool:
         """Whether a commit has what is published."""

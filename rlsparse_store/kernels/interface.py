@@ -28,19 +28,19 @@ __all__ = [
     "MAGNITUDE_CLASSES",
     "TILE",
     "Backend",
+    "BackendWords",
     "Changes",
     "ChunkWords",
     "CodedWords",
     "CpuBackend",
     "Histogram",
-    "OwnWords",
     "Rows",
     "Streams",
     "check_exchange",
     "rows_touched",
 ]
 
-OwnWords: TypeAlias = Any
+BackendWords: TypeAlias = Any
 """Words as a backend has them: those of the CPU are NumPy's, a device's are tensors there. They are
 one-dimensional and have a length, and slices that share them."""
 
@@ -123,8 +123,8 @@ class ChunkWords:
         changes: What changed in it.
     """
 
-    base: OwnWords
-    tuned: OwnWords
+    base: BackendWords
+    tuned: BackendWords
     row: tuple[int, int] | None
     changes: Changes
 
@@ -141,7 +141,7 @@ class CodedWords:
         content: The streams, without row flags.
     """
 
-    words: OwnWords
+    words: BackendWords
     bounds: NDArray[np.uint64]
     rows: Rows | None
     changed: list[int]
@@ -199,7 +199,7 @@ class Backend(Protocol):
 
     name: str
 
-    def changes(self, base: OwnWords, tuned: OwnWords, coding: WordCoding) -> Changes:
+    def changes(self, base: BackendWords, tuned: BackendWords, coding: WordCoding) -> Changes:
         """Count the words that differ and find the largest key among them."""
 
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:

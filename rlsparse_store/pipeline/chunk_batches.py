@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from rlsparse_store.pipeline.threads import Several, ordered_map, several
+from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rlsparse_store.files.delta_reader import DeltaReader
     from rlsparse_store.format.index.records import ChunkRecord, TensorRecord
-    from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenedChunk
+    from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenChunk
 
-__all__ = ["check_stored", "opened_batches"]
+__all__ = ["check_stored_bytes", "open_batches"]
 
 BATCH_MEMORY: Final = 1 << 29
 """Bytes of a device's memory that chunks take that are joined at a time: what Python does for a
@@ -33,7 +33,7 @@ STORED_BYTES: Final = 1 << 22
 """Bytes of stored chunks that a thread is given at a time."""
 
 
-def check_stored(reader: DeltaReader, threads: int) -> None:
+def check_stored_bytes(reader: DeltaReader, threads: int) -> None:
     """Require that all stored bytes of a delta are the ones that were encoded.
 
     Args:
@@ -44,21 +44,21 @@ def check_stored(reader: DeltaReader, threads: int) -> None:
         ChecksumError: They are not.
     """
 
-    def read(some: Several[ChunkRecord]) -> None:
+    def read(some: Batch[ChunkRecord]) -> None:
         for chunk in some.items:
             reader.stored(chunk)
 
     chunks = ((chunk, chunk.stored) for chunk in reader.index.chunks)
-    for _ in ordered_map(read, several(chunks, STORED_BYTES), threads):
+    for _ in ordered_map(read, batched(chunks, STORED_BYTES), threads):
         pass
 
 
 Place = TypeVar("Place")
 
 
-def opened_batches(
+def open_batches(
     decoder: ChunkDecoder, chunks: Iterable[tuple[Place, TensorRecord, ChunkRecord]], threads: int
-) -> Iterator[Several[tuple[Place, OpenedChunk]]]:
+) -> Iterator[Batch[tuple[Place, OpenChunk]]]:
     """Chunks that are joined together on a device, in order, each with where it goes.
 
     They are read and decompressed on threads, while what was handed out is being joined.
@@ -73,26 +73,26 @@ def opened_batches(
     """
 
     def opened(
-        some: Several[tuple[Place, TensorRecord, ChunkRecord]],
-    ) -> list[tuple[Place, OpenedChunk]]:
+        some: Batch[tuple[Place, TensorRecord, ChunkRecord]],
+    ) -> list[tuple[Place, OpenChunk]]:
         return [(place, decoder.open(t, chunk)) for place, t, chunk in some.items]
 
     sized = (
         ((place, t, chunk), max(_nbytes(t, chunk), STORED_WEIGHT * chunk.stored))
         for place, t, chunk in chunks
     )
-    batch: list[tuple[Place, OpenedChunk]] = []
+    batch: list[tuple[Place, OpenChunk]] = []
     nbytes = memory = 0
-    for done in ordered_map(opened, several(sized, SOME_BYTES), threads):
+    for done in ordered_map(opened, batched(sized, SOME_BYTES), threads):
         for place, chunk in done:
             batch.append((place, chunk))
             nbytes += _nbytes(chunk.tensor, chunk.chunk)
             memory += _memory(chunk.tensor, chunk.chunk)
             if memory >= BATCH_MEMORY or len(batch) >= BATCH_CHUNKS:
-                yield Several(batch, nbytes)
+                yield Batch(batch, nbytes)
                 batch, nbytes, memory = [], 0, 0
     if batch:
-        yield Several(batch, nbytes)
+        yield Batch(batch, nbytes)
 
 
 def _nbytes(t: TensorRecord, chunk: ChunkRecord) -> int:

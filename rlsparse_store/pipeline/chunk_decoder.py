@@ -12,7 +12,7 @@ from rlsparse_store.codec.chunk import DeltaChunk, decode_whole, open_chunk
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
 from rlsparse_store.format.digests import leaves_check
 from rlsparse_store.format.index.records import ChunkCoding, Kind
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import to_bytes
 from rlsparse_store.kernels.interface import CodedWords
 from rlsparse_store.pipeline.memory import MainMemory
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rlsparse_store.kernels.interface import Rows
     from rlsparse_store.pipeline.memory import Bytes, Memory
 
-__all__ = ["ChunkDecoder", "OpenedChunk", "check_sources", "wrong_base"]
+__all__ = ["ChunkDecoder", "OpenChunk", "check_sources", "wrong_base"]
 
 
 def wrong_base(
@@ -46,8 +46,8 @@ def wrong_base(
     """
     manifest = reader.manifest
     known = f"{manifest.repo} at commit {manifest.revision}" if manifest.repo else "another one"
-    msg = f"{problem}; this is not the base of the delta, which was made against {shown(known)}"
-    name = None if tensor is None else shown(tensor)
+    msg = f"{problem}; this is not the base of the delta, which was made against {printable(known)}"
+    name = None if tensor is None else printable(tensor)
     return BaseMismatchError(msg, file=path, tensor=name)
 
 
@@ -73,7 +73,7 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedChunk:
+class OpenChunk:
     """A chunk whose stored bytes were read, checked and decompressed.
 
     Attributes:
@@ -151,7 +151,7 @@ class ChunkDecoder:
         known = None if base_leaves is None else [base_leaves]
         return self.join([opened], [data], known)[0]
 
-    def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenedChunk:
+    def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenChunk:
         """Read and decompress what is stored of a chunk.
 
         Raises:
@@ -162,7 +162,7 @@ class ChunkDecoder:
             assert t.coding is not None  # noqa: S101 - the index was checked
             if chunk.coding is ChunkCoding.WHOLE:
                 words = decode_whole(stored, chunk.length, t.coding)
-                return OpenedChunk(t, chunk, None, b"", to_bytes(words, t.coding.width))
+                return OpenChunk(t, chunk, None, b"", to_bytes(words, t.coding.width))
             coded = DeltaChunk(
                 stored=stored,
                 has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
@@ -173,11 +173,11 @@ class ChunkDecoder:
             row = t.row_words
             place = None if row is None else (row, chunk.first % row)
             rows, content = open_chunk(coded, chunk.length, t.coding, place)
-            return OpenedChunk(t, chunk, rows, content, None)
+            return OpenChunk(t, chunk, rows, content, None)
 
     def join(
         self,
-        chunks: Sequence[OpenedChunk],
+        chunks: Sequence[OpenChunk],
         data: Sequence[Bytes],
         base_leaves: Sequence[NDArray[np.uint64]] | None = None,
     ) -> list[tuple[Bytes, NDArray[np.uint64] | None]]:
@@ -214,7 +214,7 @@ class ChunkDecoder:
 
     def _join(
         self,
-        chunks: Sequence[OpenedChunk],
+        chunks: Sequence[OpenChunk],
         data: list[Bytes],
         places: list[int],
         coding: WordCoding,
@@ -245,7 +245,7 @@ class ChunkDecoder:
             yield
         except FormatError as error:
             error.file = error.file or self._reader.path
-            error.tensor = error.tensor or shown(t.name)
+            error.tensor = error.tensor or printable(t.name)
             raise
 
     def check_base(self, t: TensorRecord, chunk: ChunkRecord, leaves: NDArray[np.uint64]) -> None:

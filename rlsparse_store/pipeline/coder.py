@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.scratch import Rooms
-from rlsparse_store.pipeline.spans import BaseWindow, CodedSpan, Span, code_span
-from rlsparse_store.pipeline.threads import several
+from rlsparse_store.pipeline.scratch import Scratch
+from rlsparse_store.pipeline.spans import BaseWindow, CodedSpan, Span, encode_span
+from rlsparse_store.pipeline.threads import batched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ class SpanTask:
     def parts(self, nbytes: int) -> Iterator[SpanTask]:
         """Tasks of some of its spans each, which read so many bytes at most, or are of one."""
         triples = zip(self.spans, self.tuned, self.places, strict=True)
-        for some in several(((triple, triple[0].nbytes) for triple in triples), nbytes):
+        for some in batched(((triple, triple[0].nbytes) for triple in triples), nbytes):
             spans, tuned, places = map(list, zip(*some.items, strict=True))
             yield SpanTask(spans, tuned, places)
 
@@ -93,7 +93,7 @@ class CpuCoder:
 
     def __init__(self) -> None:
         self._backend = get_backend()
-        self._rooms = Rooms()
+        self._scratch = Scratch()
 
     def weigh(self, task: SpanTask, base: Checkpoint) -> int:  # noqa: ARG002 - a device asks
         """Bytes that it reads: it is coded alone."""
@@ -104,9 +104,9 @@ class CpuCoder:
         return [self._code(task, base) for task in tasks]
 
     def _code(self, task: SpanTask, base: Checkpoint) -> CodedTask:
-        window = BaseWindow(base, task.spans[0], self._rooms.base, keep=len(task.spans) > 1)
+        window = BaseWindow(base, task.spans[0], self._scratch.base, keep=len(task.spans) > 1)
         coded = [
-            code_span(self._backend, span, window, checkpoint, self._rooms)
+            encode_span(self._backend, span, window, checkpoint, self._scratch)
             for span, checkpoint in zip(task.spans, task.tuned, strict=True)
         ]
         return CodedTask(coded, window.leaves())

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.format.digests import LEAF_BYTES, TensorDigester, leaf_hashes
 from rlsparse_store.format.index.records import ChunkRecord, Kind, TensorRecord
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import widen
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
-from rlsparse_store.pipeline.scratch import Rooms
+from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES
 from rlsparse_store.pipeline.threads import ordered_map
 
@@ -34,7 +34,7 @@ overwritten afterwards. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Segment:
     """A run of words: what is needed of the base, and the chunk that changes it, if one does.
 
     Attributes:
@@ -98,10 +98,10 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _DecodedSegment:
     """What became of a run: the bytes it wrote, and what the digests need."""
 
-    run: _Run
+    run: _Segment
     nbytes: int
     source: _Part
     result: _Part
@@ -132,7 +132,7 @@ def decode_tensors(
     decoder = _Decoder(reader, base, write)
     digests = _Digests(reader, base)
     done, total = 0, reader.manifest.totals.tuned_bytes
-    for part in ordered_map(decoder.decode, _runs(reader, base), threads):
+    for part in ordered_map(decoder.decode, _segments(reader, base), threads):
         digests.add(part)
         done += part.nbytes
         progress(done, total)
@@ -147,7 +147,7 @@ class _Digests:
         self._tensor: TensorRecord | None = None
         self._source = self._result = TensorDigester(0)
 
-    def add(self, part: _Done) -> None:
+    def add(self, part: _DecodedSegment) -> None:
         """Take the next run."""
         t = part.run.tensor
         if t is not self._tensor:
@@ -169,17 +169,19 @@ class _Digests:
                 raise wrong_base(self._reader, self._base.path, t.origin, problem)
         if self._result.digest() != t.tuned_digest:
             msg = "the decoded tensor does not have its digest; the delta is damaged"
-            raise ResultMismatchError(msg, file=self._reader.path, tensor=shown(t.name))
+            raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))
 
 
-def _runs(reader: DeltaReader, base: Checkpoint) -> Iterator[_Run]:
+def _segments(reader: DeltaReader, base: Checkpoint) -> Iterator[_Segment]:
     chunks = reader.index.chunks_of_tensors()
     for t in reader.index.tensors:
         if t.kind is not Kind.ALIAS:
-            yield from _tensor_runs(base, t, chunks.get(t.name, []))
+            yield from _tensor_segments(base, t, chunks.get(t.name, []))
 
 
-def _tensor_runs(base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]) -> Iterator[_Run]:
+def _tensor_segments(
+    base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]
+) -> Iterator[_Segment]:
     source = base.tensors[t.origin] if t.kind in (Kind.SAME, Kind.DELTA) else None
     coding = t.coding or t.dtype.coding
     place = 0
@@ -189,16 +191,16 @@ def _tensor_runs(base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]) -
         needed = 0
         if source is not None:
             needed = max(0, coding.nbytes(min(place, t.shared)) - coding.nbytes(chunk.first))
-        yield _Run(t, chunk.first, chunk.length, coding.nbytes(chunk.first), needed, chunk)
+        yield _Segment(t, chunk.first, chunk.length, coding.nbytes(chunk.first), needed, chunk)
     yield from _copies(t, source, place, t.words)
     if source is not None:
         # A source may be longer than what is shared of it, and its digest covers all of it.
         for rest in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
-            yield _Run(t, t.words, 0, rest, min(PIECE_BYTES, source.nbytes - rest))
-    yield _Run(t, t.words, 0)
+            yield _Segment(t, t.words, 0, rest, min(PIECE_BYTES, source.nbytes - rest))
+    yield _Segment(t, t.words, 0)
 
 
-def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Run]:
+def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Segment]:
     """Runs of words that are the source's own."""
     if source is None or start >= end:
         return
@@ -206,7 +208,7 @@ def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> 
     step = coding.num_words(PIECE_BYTES)
     for first in range(start, end, step):
         words = min(step, end - first)
-        yield _Run(t, first, words, coding.nbytes(first), coding.nbytes(words))
+        yield _Segment(t, first, words, coding.nbytes(first), coding.nbytes(words))
 
 
 class _Decoder:
@@ -216,19 +218,19 @@ class _Decoder:
         self._base = base
         self._write = write
         self._chunks = ChunkDecoder(reader, base.path)
-        self._rooms = Rooms()
+        self._scratch = Scratch()
 
-    def decode(self, run: _Run) -> _Done:
+    def decode(self, run: _Segment) -> _DecodedSegment:
         """Read, decode and write a run."""
         t = run.tensor
-        data = self._rooms.base.take(run.base_nbytes)
+        data = self._scratch.base.take(run.base_nbytes)
         source = _Part(None, _NO_BYTES)
         if run.base_nbytes:
             tensor = self._base.tensors[t.origin]
             self._base.read_into(tensor, run.start, data)
             source = _Part.of(data, run.start, tensor.nbytes)
         if run.words == 0:
-            return _Done(run, 0, source, _Part(None, _NO_BYTES))
+            return _DecodedSegment(run, 0, source, _Part(None, _NO_BYTES))
         leaves, start = source.leaves, run.start
         if run.chunk is not None:
             data, leaves = self._chunks.decode(t, run.chunk, data, leaves)
@@ -236,4 +238,4 @@ class _Decoder:
             data, leaves = widen(data.view(np.uint16), t.widening).view(np.uint8), None
             start *= 2
         self._write(t, start, data)
-        return _Done(run, data.size, source, _Part.of(data, start, t.nbytes, leaves))
+        return _DecodedSegment(run, data.size, source, _Part.of(data, start, t.nbytes, leaves))

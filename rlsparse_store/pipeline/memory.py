@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.words import Widening
 
-__all__ = ["Bytes", "MainMemory", "Memory", "Words"]
+__all__ = ["Bytes", "MainMemory", "Memory", "MemoryWords"]
 
 Bytes: TypeAlias = Any
 """One-dimensional bytes of a memory's own kind: NumPy's, or a tensor on its device. They have a
 length, and slices that share them."""
 
-Words: TypeAlias = Any
+MemoryWords: TypeAlias = Any
 """Words as the memory's backend takes them."""
 
 
@@ -64,10 +64,10 @@ class Memory(Protocol):
     def leaf_hashes(self, data: Sequence[Bytes]) -> list[NDArray[np.uint64]]:
         """The hash of each leaf of several byte strings."""
 
-    def words(self, data: Bytes, width: int) -> Words:
+    def words(self, data: Bytes, width: int) -> MemoryWords:
         """Bytes as words."""
 
-    def to_bytes(self, words: Words, width: int) -> Bytes:
+    def to_bytes(self, words: MemoryWords, width: int) -> Bytes:
         """Words as bytes."""
 
     def widen(self, data: Bytes, widening: Widening, out: Bytes) -> None:
@@ -111,11 +111,11 @@ class MainMemory:
         """The hash of each leaf, string by string."""
         return [leaf_hashes(part) for part in data]
 
-    def words(self, data: NDArray[np.uint8], width: int) -> Words:
+    def words(self, data: NDArray[np.uint8], width: int) -> MemoryWords:
         """A view; a copy for words of 4 bits."""
         return as_words(data, width)
 
-    def to_bytes(self, words: Words, width: int) -> NDArray[np.uint8]:
+    def to_bytes(self, words: MemoryWords, width: int) -> NDArray[np.uint8]:
         """A view; a copy for words of 4 bits."""
         return to_bytes(words, width)
 

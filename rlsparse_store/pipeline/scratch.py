@@ -14,10 +14,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Room", "Rooms"]
+__all__ = ["Scratch", "ScratchBuffer"]
 
 
-class Room:
+class ScratchBuffer:
     """Bytes that grow as they are needed. What was handed out before is overwritten."""
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Room:
         return self._bytes[:nbytes]
 
 
-class Rooms(threading.local):
+class Scratch(threading.local):
     """A thread's rooms: for base words, tuned words, and decoded ones."""
 
     def __init__(self) -> None:
-        self.base = Room()
-        self.tuned = Room()
-        self.result = Room()
+        self.base = ScratchBuffer()
+        self.tuned = ScratchBuffer()
+        self.result = ScratchBuffer()

@@ -39,20 +39,20 @@ if TYPE_CHECKING:
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.format.words import Words
     from rlsparse_store.kernels.interface import CpuBackend
-    from rlsparse_store.pipeline.scratch import Room, Rooms
+    from rlsparse_store.pipeline.scratch import Scratch, ScratchBuffer
 
 __all__ = [
     "BLOCK_WORDS",
     "BaseWindow",
-    "Coded",
+    "ChunkExtent",
     "CodedSpan",
     "Span",
-    "Stretch",
-    "choose_coding",
-    "code_span",
+    "SpanChunk",
+    "choose_word_coding",
+    "chunk_extents",
+    "encode_span",
     "proof_failed",
     "spans_of",
-    "stretches",
 ]
 
 BLOCK_WORDS: Final = 1 << 20
@@ -128,7 +128,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class SpanChunk:
     """A coded chunk and what the index says of it.
 
     Attributes:
@@ -159,7 +159,7 @@ class CodedSpan:
     """
 
     span: Span
-    chunks: list[Coded]
+    chunks: list[SpanChunk]
     tuned_leaves: NDArray[np.uint64]
 
 
@@ -186,14 +186,14 @@ class BaseWindow:
         keep: Whether bytes must stay for another tuned checkpoint, or may be overwritten.
     """
 
-    def __init__(self, base: Checkpoint, span: Span, room: Room, *, keep: bool) -> None:
+    def __init__(self, base: Checkpoint, span: Span, buffer: ScratchBuffer, *, keep: bool) -> None:
         self._base = base
         self._source: TensorRef | None = span.plan.source
         self._start = span.start
         self._stop = span.start
         if self._source is not None:
             self._stop = max(span.start, min(span.stop, self._source.nbytes))
-        self._bytes = room.take(self._stop - self._start)
+        self._bytes = buffer.take(self._stop - self._start)
         self._origin = self._read_to = self._start
         self._leaves: list[NDArray[np.uint64]] = []
         self.keep = keep
@@ -225,8 +225,8 @@ class BaseWindow:
         return np.concatenate([*self._leaves, np.zeros(0, np.uint64)])
 
 
-def code_span(
-    backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
+def encode_span(
+    backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, scratch: Scratch
 ) -> CodedSpan:
     """Code a span and prove that it decodes to the same words.
 
@@ -235,16 +235,16 @@ def code_span(
         span: The span.
         base: Its base bytes.
         tuned: The tuned checkpoint.
-        rooms: Memory of this thread.
+        scratch: Memory of this thread.
 
     Raises:
         ResultMismatchError: What was coded does not decode to itself: bad memory, or a defect of
             a library.
     """
-    return _SpanCoder(backend, span, base, tuned, rooms).run()
+    return _SpanEncoder(backend, span, base, tuned, scratch).run()
 
 
-def choose_coding(
+def choose_word_coding(
     plan: TensorPlan, base: Checkpoint, tuned: Checkpoint, backend: CpuBackend
 ) -> WordCoding:
     """The word coding of a tensor: its dtype's own, unless packed numbers code shorter."""
@@ -271,7 +271,7 @@ def choose_coding(
 
 
 @dataclass(slots=True)
-class Stretch:
+class ChunkExtent:
     """What becomes a chunk: from the first block with changes to the last.
 
     Attributes:
@@ -294,11 +294,11 @@ class Stretch:
         return Changes(self.number, self.top_key)
 
 
-class ChunkCutter:
+class Chunker:
     """Decides where chunks begin and end, from what changed in each block of a span."""
 
     def __init__(self) -> None:
-        self._open: Stretch | None = None
+        self._open: ChunkExtent | None = None
         self._blocks = 0
 
     @property
@@ -319,7 +319,7 @@ class ChunkCutter:
         if self._open is None:
             if changes.number == 0:
                 return False
-            self._open, self._blocks = Stretch(start, stop), 0
+            self._open, self._blocks = ChunkExtent(start, stop), 0
         self._blocks += 1
         self._open.number += changes.number
         self._open.top_key = max(self._open.top_key, changes.top_key)
@@ -328,13 +328,13 @@ class ChunkCutter:
             self._open.stop, self._open.blocks = stop, self._blocks
         return True
 
-    def close(self) -> Stretch | None:
+    def close(self) -> ChunkExtent | None:
         """The chunk that is open, if one is. The next block with changes begins another."""
         closed, self._open = self._open, None
         return closed
 
 
-def stretches(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Stretch]:
+def chunk_extents(blocks: Iterable[Changes], size: int, end: int) -> Iterator[ChunkExtent]:
     """What becomes chunks, from what changed in each block of a run.
 
     Args:
@@ -342,7 +342,7 @@ def stretches(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Stretc
         size: How long a block is, in any unit: places of what is found are in it, too.
         end: How long the run is; its last block may be shorter.
     """
-    cutter = ChunkCutter()
+    cutter = Chunker()
     for number, changes in enumerate(blocks):
         cutter.add(number * size, min((number + 1) * size, end), changes)
         if cutter.is_full and (full := cutter.close()) is not None:
@@ -351,11 +351,11 @@ def stretches(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Stretc
         yield last
 
 
-class _SpanCoder:
+class _SpanEncoder:
     """The state of coding one span."""
 
     def __init__(
-        self, backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, rooms: Rooms
+        self, backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, scratch: Scratch
     ) -> None:
         self._backend = backend
         self._span = span
@@ -363,14 +363,14 @@ class _SpanCoder:
         self._coding = span.coding
         self._base = base
         self._tuned = tuned
-        self._rooms = rooms
+        self._scratch = scratch
         self._mantissa_bits = span.mantissa_bits
         self._row = span.row
-        self._bytes = rooms.tuned.take(span.tuned_stop - span.start)
+        self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
         self._origin = span.start
-        self._cutter = ChunkCutter()
+        self._cutter = Chunker()
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
-        self._chunks: list[Coded] = []
+        self._chunks: list[SpanChunk] = []
         self._tuned_leaves: list[NDArray[np.uint64]] = []
 
     def run(self) -> CodedSpan:
@@ -460,14 +460,14 @@ class _SpanCoder:
         if isinstance(coded, DeltaChunk):
             out = base
             if self._base.keep:
-                out = as_words(self._rooms.result.take(stop - chunk.start), coding.width)
+                out = as_words(self._scratch.result.take(stop - chunk.start), coding.width)
             decode_delta(self._backend, base, coding, coded, row, out)
             base_check = leaves_check(base_leaves)
         else:
             out = decode_whole(coded.stored, tuned.size, coding)
         self._require_equal(out, tuned_leaves)
         number = chunk.number
-        self._chunks.append(Coded(first, tuned.size, coded, base_check, result_check, number))
+        self._chunks.append(SpanChunk(first, tuned.size, coded, base_check, result_check, number))
 
     def _store_whole(self, start: int, stop: int) -> None:
         coding = self._coding
@@ -477,7 +477,7 @@ class _SpanCoder:
         leaves = leaf_hashes(data)
         self._require_equal(decode_whole(chunk.stored, tuned.size, coding), leaves)
         first = coding.num_words(start)
-        self._chunks.append(Coded(first, tuned.size, chunk, 0, leaves_check(leaves), 0))
+        self._chunks.append(SpanChunk(first, tuned.size, chunk, 0, leaves_check(leaves), 0))
 
     def _require_equal(self, decoded: Words, leaves: NDArray[np.uint64]) -> None:
         """Require that words have these leaf hashes, as whoever decodes them will."""

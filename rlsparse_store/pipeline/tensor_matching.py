@@ -11,7 +11,7 @@ import numpy as np
 
 from rlsparse_store.errors import DtypeMismatchError
 from rlsparse_store.format.dtypes import DTYPES, Dtype
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import Widening, as_words, narrow
 
 if TYPE_CHECKING:
@@ -252,14 +252,14 @@ def _fit_dtype(
                 f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
                 f"use {remedy}--keep-dtype to store it whole"
             )
-            raise DtypeMismatchError(msg, file=tuned.path, tensor=shown(tensor.name))
+            raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
     if policy.keep:
         return None, Widening.NONE
     msg = (
         f"its dtype is {tensor.dtype.code}, the base's is {source.dtype.code}; save it in the "
         "base's dtype, or use --keep-dtype to store it whole"
     )
-    raise DtypeMismatchError(msg, file=tuned.path, tensor=shown(tensor.name))
+    raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
 
 
 def _widens(tuned: Checkpoint, tensor: TensorRef, widening: Widening) -> bool:

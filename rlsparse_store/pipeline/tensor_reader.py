@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlsparse_store.format.index.records import ChunkCoding
-from rlsparse_store.pipeline.chunk_batches import opened_batches
+from rlsparse_store.pipeline.chunk_batches import open_batches
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES
 from rlsparse_store.pipeline.threads import ordered_map
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
     from rlsparse_store.pipeline.memory import Bytes
 
-__all__ = ["TensorCursor"]
+__all__ = ["TensorReader"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _ByteRange:
     """Bytes of a source that are read at once.
 
     Attributes:
@@ -40,7 +40,7 @@ class _Piece:
         return self.stop - self.start
 
 
-class TensorCursor:
+class TensorReader:
     """The bytes of one tuned tensor.
 
     It keeps the chunk that it stopped in, so it is for one thread.
@@ -89,26 +89,26 @@ class TensorCursor:
         """
         memory, t = self._memory, self._tensor
         with memory.working():
-            room = memory.empty(t.nbytes // self._scale)
+            buffer = memory.empty(t.nbytes // self._scale)
 
-        def read(piece: _Piece) -> None:
+        def read(piece: _ByteRange) -> None:
             with memory.working():
-                self._from_base(piece.start, room[piece.start : piece.stop])
+                self._from_base(piece.start, buffer[piece.start : piece.stop])
 
         for _ in ordered_map(read, _pieces(self._shared_nbytes), threads):
             pass
         chunks = ((self._words_of(chunk), t, chunk) for chunk in self._chunks)
-        for batch in opened_batches(self._decoder, chunks, threads):
+        for batch in open_batches(self._decoder, chunks, threads):
             with memory.working():
-                parts = [room[place] for place, _ in batch.items]
+                parts = [buffer[place] for place, _ in batch.items]
                 made = self._decoder.join([chunk for _, chunk in batch.items], parts)
                 for part, (data, _) in zip(parts, made, strict=True):
                     memory.put(part, data)
         if not t.widening:
-            return room
+            return buffer
         with memory.working():
             out = memory.empty(t.nbytes)
-            memory.widen(room, t.widening, out)
+            memory.widen(buffer, t.widening, out)
         return out
 
     def _words_of(self, chunk: ChunkRecord) -> slice:
@@ -154,33 +154,33 @@ class TensorCursor:
 
     def _copy(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with bytes that no chunk changes."""
-        self._finish(self._from_base(start // self._scale, self._room(out)), out)
+        self._finish(self._from_base(start // self._scale, self._buffer(out)), out)
 
     def _patch(self, chunk: ChunkRecord, skip: int, out: Bytes) -> None:
         """Fill ``out`` with bytes of a chunk, from its byte ``skip`` on."""
         nbytes = self._place(chunk.length)
         if len(out) == nbytes:
-            self._finish(self._decode(chunk, self._room(out)), out)
+            self._finish(self._decode(chunk, self._buffer(out)), out)
             return
         if self._held is None or self._held[0] is not chunk:
             whole = self._memory.empty(nbytes)
-            self._finish(self._decode(chunk, self._room(whole)), whole)
+            self._finish(self._decode(chunk, self._buffer(whole)), whole)
             self._held = (chunk, whole)
         out[:] = self._held[1][skip : skip + len(out)]
 
-    def _decode(self, chunk: ChunkRecord, room: Bytes) -> Bytes:
+    def _decode(self, chunk: ChunkRecord, buffer: Bytes) -> Bytes:
         """The words of a chunk before any widening, in ``room`` if they can be made there."""
         if chunk.coding is not ChunkCoding.WHOLE:
-            self._from_base(self._coding.nbytes(chunk.first), room)
-        return self._decoder.decode(self._tensor, chunk, room)[0]
+            self._from_base(self._coding.nbytes(chunk.first), buffer)
+        return self._decoder.decode(self._tensor, chunk, buffer)[0]
 
-    def _from_base(self, start: int, room: Bytes) -> Bytes:
+    def _from_base(self, start: int, buffer: Bytes) -> Bytes:
         source = self._source
         assert source is not None  # noqa: S101 - the index was checked
-        self._memory.fill(room, lambda data: self._base.read_into(source, start, data))
-        return room
+        self._memory.fill(buffer, lambda data: self._base.read_into(source, start, data))
+        return buffer
 
-    def _room(self, out: Bytes) -> Bytes:
+    def _buffer(self, out: Bytes) -> Bytes:
         """Where the source's bytes for ``out`` go: there, unless they have to grow."""
         return out if self._scale == 1 else self._memory.empty(len(out) // self._scale)
 
@@ -192,7 +192,7 @@ class TensorCursor:
             self._memory.put(out, data)
 
 
-def _pieces(nbytes: int) -> Iterator[_Piece]:
+def _pieces(nbytes: int) -> Iterator[_ByteRange]:
     """The first bytes of a source, so many at a time."""
     for start in range(0, nbytes, PIECE_BYTES):
-        yield _Piece(start, min(start + PIECE_BYTES, nbytes))
+        yield _ByteRange(start, min(start + PIECE_BYTES, nbytes))

@@ -13,7 +13,7 @@ from rlsparse_store.errors import RlsparseError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["Several", "Sized", "ordered_map", "resolve_threads", "several"]
+__all__ = ["Batch", "Sized", "batched", "ordered_map", "resolve_threads"]
 
 SMALL_PIECE: Final = 64 << 10
 """Bytes: smaller pieces gain nothing from a thread, which would fight for the interpreter."""
@@ -47,7 +47,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Several(Generic[Item]):
+class Batch(Generic[Item]):
     """A piece of several items.
 
     Attributes:
@@ -59,7 +59,7 @@ class Several(Generic[Item]):
     nbytes: int
 
 
-def several(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Several[Item]]:
+def batched(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Batch[Item]]:
     """Small items in pieces that are worth a thread's while.
 
     Args:
@@ -70,12 +70,12 @@ def several(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Several[
     size = 0
     for item, own in items:
         if taken and size + own > nbytes:
-            yield Several(taken, size)
+            yield Batch(taken, size)
             taken, size = [], 0
         taken.append(item)
         size += own
     if taken:
-        yield Several(taken, size)
+        yield Batch(taken, size)
 
 
 Work = TypeVar("Work", bound=Sized)

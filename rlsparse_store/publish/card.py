@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.run import natural_order
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,10 +92,10 @@ def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
         fields = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
         msg = "the fields at the front of README.md are no YAML: correct them, and push again"
-        raise RlsparseError(msg, file=shown(str(repo))) from error
+        raise RlsparseError(msg, file=printable(str(repo))) from error
     if fields is not None and not isinstance(fields, dict):
         msg = "the front of README.md has no fields: correct it, and push again"
-        raise RlsparseError(msg, file=shown(str(repo)))
+        raise RlsparseError(msg, file=printable(str(repo)))
     return fields or {}, card[found.end() :]
 
 
@@ -171,7 +171,7 @@ def _section(
         "",
     ]
     if len(ordered) > 1:
-        lines += [f"In all, {size(raw)} of tensors in {size(stored)}.", ""]
+        lines += [f"In all, {format_bytes(raw)} of tensors in {format_bytes(stored)}.", ""]
     else:
         lines += [*_modules(last), ""]
     if any(report.cast for report in reports.values()):
@@ -187,9 +187,9 @@ def _row(name: str, report: DeltaReport) -> list[str]:
         _plain(name),
         f"{report.elements:,}",
         f"{report.changed:,}",
-        percent(report.density),
-        size(report.tuned_bytes),
-        size(report.delta_bytes),
+        format_percent(report.density),
+        format_bytes(report.tuned_bytes),
+        format_bytes(report.delta_bytes),
         f"{report.tuned_bytes / report.delta_bytes:,.1f} times",
     ]
 
@@ -198,7 +198,7 @@ def _modules(report: DeltaReport) -> list[str]:
     """A table of the largest kinds of module."""
     largest = sorted(report.modules, key=lambda group: (-group.elements, group.name))
     rows = [
-        [_plain(g.name), f"{g.elements:,}", f"{g.changed:,}", percent(g.density)]
+        [_plain(g.name), f"{g.elements:,}", f"{g.changed:,}", format_percent(g.density)]
         for g in largest[:MOST_MODULES]
     ]
     return _table(["kind of module", "weights", "changed", "density"], rows)
@@ -211,5 +211,5 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
 
 def _plain(text: str) -> str:
     """Foreign text as Markdown that shows it and means nothing."""
-    text = shown(text, 80).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text, 80).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", text)

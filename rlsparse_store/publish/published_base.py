@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.errors import BaseMismatchError, HubOfflineError, NotFoundError
 from rlsparse_store.files.checkpoint import open_files
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.listing import list_repo
-from rlsparse_store.hub.remote_folder import RemoteFiles
+from rlsparse_store.hub.remote_folder import HubFolder
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
-from rlsparse_store.hub.snapshots import Wanted
+from rlsparse_store.hub.snapshots import FileSelection
 from rlsparse_store.pipeline.chunk_decoder import check_sources
 from rlsparse_store.pipeline.fingerprints import check_small_origins
 
@@ -74,11 +74,11 @@ def recorded_base(reports: Iterable[DeltaReport], place: Path) -> RepoId:
                 "the delta does not say where its base is on the Hub, so nobody could load it: "
                 "name it (--base-id ORG/BASE@COMMIT)"
             )
-            raise NotFoundError(msg, file=shown(str(place)))
+            raise NotFoundError(msg, file=printable(str(place)))
         found.add(RepoId(report.base_repo, report.base_revision))
     if len(found) != 1:
         msg = "the deltas name different bases: publish them in repositories of their own"
-        raise BaseMismatchError(msg, file=shown(str(place)))
+        raise BaseMismatchError(msg, file=printable(str(place)))
     return found.pop()
 
 
@@ -115,12 +115,12 @@ def require_base(reader: DeltaReader, listing: Listing, access: HubAccess) -> No
         NotFoundError: It has no safetensors files.
         BaseMismatchError: It is another one.
     """
-    wanted = Wanted("base", ("model*.safetensors",))
+    wanted = FileSelection("base", ("model*.safetensors",))
     names = [name for name in wanted.among(listing.files) if "/" not in name]
     place = Path(str(listing.repo))
     if not names:
         msg = "has no safetensors weights, so it is not the base"
-        raise NotFoundError(msg, file=shown(str(place)))
-    with open_files(place, RemoteFiles(listing, "", access), names) as base:
+        raise NotFoundError(msg, file=printable(str(place)))
+    with open_files(place, HubFolder(listing, "", access), names) as base:
         check_sources(reader, base)
         check_small_origins(reader, base, SAMPLE, SAMPLE_BYTES)

@@ -14,10 +14,10 @@ from rlsparse_store.files.copy import copy_files
 from rlsparse_store.files.output import output_folder
 from rlsparse_store.files.side_files import CARRIED_FILES
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
-from rlsparse_store.hub.snapshots import Wanted, fetch_snapshot
+from rlsparse_store.hub.snapshots import FileSelection, fetch_snapshot
 from rlsparse_store.publish.card import CARD
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def pull_delta(
     asked = parse_repo_id(repo)
     if asked is None:
         msg = "is no id of a repository: give ORG/NAME or ORG/NAME@REVISION"
-        raise NotFoundError(msg, file=shown(repo))
+        raise NotFoundError(msg, file=printable(repo))
     prefix = "".join(f"{part}/" for part in subfolder_parts(subfolder))
     with output_folder(Path(out)) as folder:
         snapshot = fetch_snapshot(asked, _wanted(prefix), access)
@@ -88,7 +88,7 @@ def pull_delta(
         deltas = [""] if (folder / DELTA_FOLDER).is_dir() else delta_names(folder)
         if not deltas:
             msg = "holds no delta"
-            raise NotFoundError(msg, file=shown(f"{asked}/{subfolder}".rstrip("/")))
+            raise NotFoundError(msg, file=printable(f"{asked}/{subfolder}".rstrip("/")))
         for delta in deltas:
             verify_delta(folder / delta)
         return PullReport(
@@ -100,11 +100,11 @@ def pull_delta(
         )
 
 
-def _wanted(prefix: str) -> Wanted:
+def _wanted(prefix: str) -> FileSelection:
     """The deltas under a prefix, the small files beside them, and the card."""
     beside = (f"{DELTA_FOLDER}/*", CARD, *CARRIED_FILES)
     allow = [f"{prefix}{pattern}" for pattern in beside]
-    return Wanted("delta", [*allow, *(f"{prefix}*/{pattern}" for pattern in beside)])
+    return FileSelection("delta", [*allow, *(f"{prefix}*/{pattern}" for pattern in beside)])
 
 
 def _commit(snapshot: Snapshot, asked: RepoId) -> str:

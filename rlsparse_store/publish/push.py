@@ -25,13 +25,13 @@ from rlsparse_store.files.base_hint import write_named
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.side_files import delta_side_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.format.names import is_file_name, shown
+from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.remote_folder import read_small_file
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
 from rlsparse_store.hub.uploads import Commit, create_branch, create_repo, is_unchanged, publish
-from rlsparse_store.pipeline.progress import silent
+from rlsparse_store.pipeline.progress import no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 from rlsparse_store.publish.card import CARD, PICTURE, write_card
 from rlsparse_store.publish.published_base import (
@@ -181,7 +181,7 @@ def push_pair(
     tuned: str | Path,
     repo: str,
     *,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     **options: Any,  # noqa: ANN401 - the options of push_delta
 ) -> PushReport:
     """Encode a tuned checkpoint against its base, and publish the delta.
@@ -214,17 +214,17 @@ def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bo
     asked = parse_repo_id(repo)
     if asked is None:
         msg = "is no id of a repository: give ORG/NAME"
-        raise NotFoundError(msg, file=shown(repo))
+        raise NotFoundError(msg, file=printable(repo))
     asked = RepoId(asked.repo, revision or asked.revision)
     if asked.is_pinned:
         msg = "a commit cannot be added to: give a branch, or none"
-        raise NotFoundError(msg, file=shown(str(asked)))
+        raise NotFoundError(msg, file=printable(str(asked)))
     if create_pr and asked.revision not in (None, "main"):
         msg = "a pull request is made to the default branch: leave the revision out"
         raise ValueError(msg)
     if access.is_offline:
         msg = "publishing needs the Hub, and the client is set to stay offline (HF_HUB_OFFLINE)"
-        raise HubOfflineError(msg, file=shown(str(asked)))
+        raise HubOfflineError(msg, file=printable(str(asked)))
     return asked
 
 
@@ -238,7 +238,7 @@ def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
     for name in named:
         if not all(is_file_name(part) for part in name.split("/") if part):
             msg = "its name cannot be that of a folder on every system: rename it"
-            raise NotFoundError(msg, file=shown(name))
+            raise NotFoundError(msg, file=printable(name))
     return named
 
 
@@ -265,7 +265,7 @@ def _named(
         asked = parse_repo_id(base_id)
         if asked is None:
             msg = "is no id of a repository: give ORG/BASE or ORG/BASE@COMMIT"
-            raise NotFoundError(msg, file=shown(base_id))
+            raise NotFoundError(msg, file=printable(base_id))
         base = find_published_base(asked, access, must_exist=True)
         local = {
             name: _open(folder, Path(scratch, str(number)), base, access)
@@ -303,8 +303,8 @@ def _require_public(base: PublishedBase) -> None:
         return
     state = "is private" if base.listing else "cannot be seen"
     msg = (
-        f"the base {shown(str(base.repo))} {state}, and publishing the delta would tell its name: "
-        "say that it may (--yes, or name_private_base=True)"
+        f"the base {printable(str(base.repo))} {state}, and publishing the delta would "
+        "tell its name: say that it may (--yes, or name_private_base=True)"
     )
     raise PrivateBaseError(msg)
 
@@ -424,7 +424,7 @@ class _Plan:
         found |= {name: delta.report for name, delta in self._local.items()}
         if len({report.base_digest for report in found.values()}) > 1:
             msg = "has deltas of another base: publish this one in a repository of its own"
-            raise BaseMismatchError(msg, file=shown(str(self._repo)))
+            raise BaseMismatchError(msg, file=printable(str(self._repo)))
         return found
 
     def _old_card(self) -> str | None:

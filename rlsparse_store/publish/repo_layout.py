@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rlsparse_store.delta.resolve import delta_folders
 from rlsparse_store.delta.run import natural_order
 from rlsparse_store.errors import OutputError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,11 +43,11 @@ def require_apart(repo: RepoId, new: Iterable[str], there: Listing) -> None:
                 f"holds a run, with deltas in {_listed(inner)}: give a place within it "
                 "(--subfolder), or another repository"
             )
-            raise OutputError(msg, file=shown(f"{repo}/{place}".rstrip("/")))
+            raise OutputError(msg, file=printable(f"{repo}/{place}".rstrip("/")))
         if outer := [folder for folder in found if _lies_within(place, folder)]:
             elsewhere = "a place beside it (--subfolder), or another" if outer[0] else "another"
             msg = f"holds a single delta, which others cannot join: give {elsewhere} repository"
-            raise OutputError(msg, file=shown(f"{repo}/{outer[0]}".rstrip("/")))
+            raise OutputError(msg, file=printable(f"{repo}/{outer[0]}".rstrip("/")))
 
 
 def _lies_within(folder: str, other: str) -> bool:
@@ -58,4 +58,4 @@ def _listed(folders: list[str]) -> str:
     """The first of them, in natural order, and how many more."""
     ordered = sorted(folders, key=natural_order)
     more = f" and {len(ordered) - _NAMED:,} more" if len(ordered) > _NAMED else ""
-    return shown(", ".join(ordered[:_NAMED])) + more
+    return printable(", ".join(ordered[:_NAMED])) + more

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import ReadableTensor
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import CodedTask, SpanCoder, SpanTask
     from rlsparse_store.torch.process_group import Ranks
 
-__all__ = ["Gathered", "GatheringCoder", "SplitTensor", "is_split"]
+__all__ = ["GatherCoder", "Gatherer", "SplitTensor", "is_split"]
 
 _MOVED: Final = {1: torch.uint8, 2: torch.bfloat16, 4: torch.int32, 8: torch.int64}
 
@@ -36,7 +36,7 @@ def is_split(tensor: Any) -> bool:  # noqa: ANN401 - anything a state dict holds
     return dtensor is not None and isinstance(tensor, dtensor.DTensor)
 
 
-class Gathered:
+class Gatherer:
     """Split tensors, each brought together when the writer reads it.
 
     The writer says which tensor it needs; every rank says whether it has room for all of it, and
@@ -48,10 +48,10 @@ class Gathered:
         room: Bytes of tensors to keep; one of them is kept whatever it takes.
     """
 
-    def __init__(self, ranks: Ranks, tensors: Mapping[str, Any], room: int) -> None:
+    def __init__(self, ranks: Ranks, tensors: Mapping[str, Any], capacity: int) -> None:
         self._ranks = ranks
         self._tensors = tensors
-        self._room = room
+        self._capacity = capacity
         self._whole: OrderedDict[object, torch.Tensor] = OrderedDict()
         self._holders: Counter[object] = Counter()
         self._changed = threading.Condition()
@@ -68,7 +68,7 @@ class Gathered:
         key = _place(name, self._tensors[name])
         with self._changed:
             nbytes = self._tensors[name].numel() * self._tensors[name].element_size()
-            self._changed.wait_for(lambda: key in self._whole or self._has_room(nbytes))
+            self._changed.wait_for(lambda: key in self._whole or self._has_capacity(nbytes))
             if key not in self._whole:
                 self._forget(nbytes)
                 # Within the lock: all ranks gather one tensor at a time, in one order.
@@ -98,7 +98,7 @@ class Gathered:
         self._ranks.say(name)
         refusal = self._refusal(name)
         if refusal is not None:
-            raise RlsparseError(refusal, tensor=shown(name))
+            raise RlsparseError(refusal, tensor=printable(name))
         return self._together(name).view(-1).view(torch.uint8)
 
     def _together(self, name: str) -> torch.Tensor:
@@ -122,14 +122,14 @@ class Gathered:
         kept = self._whole.items()
         return sum(whole.numel() for key, whole in kept if self._holders[key] or not held)
 
-    def _has_room(self, nbytes: int) -> bool:
+    def _has_capacity(self, nbytes: int) -> bool:
         held = self._nbytes(held=True)
-        return held == 0 or held + nbytes <= self._room
+        return held == 0 or held + nbytes <= self._capacity
 
     def _forget(self, nbytes: int) -> None:
         """Let go of what nobody holds, oldest first, until so many bytes have room."""
         for key in list(self._whole):
-            if self._nbytes(held=False) + nbytes > self._room and not self._holders[key]:
+            if self._nbytes(held=False) + nbytes > self._capacity and not self._holders[key]:
                 del self._whole[key]
 
 
@@ -143,12 +143,12 @@ def _shortage(tensor: Any) -> str | None:  # noqa: ANN401 - a DTensor
     """Why there is no room to gather all of a tensor, if there is none."""
     device = tensor.device_mesh.device_type
     try:
-        rooms = [
+        copies = [
             torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             for _ in range(_copies(tensor))
         ]
         # Given back at once: torch keeps it for what is gathered next.
-        rooms.clear()
+        copies.clear()
     except (RuntimeError, MemoryError) as error:
         return str(error)
     return None
@@ -197,7 +197,7 @@ class SplitTensor(ReadableTensor):
         gathered: What brings it together.
     """
 
-    def __init__(self, name: str, dtype: Dtype, shape: tuple[int, ...], gathered: Gathered) -> None:
+    def __init__(self, name: str, dtype: Dtype, shape: tuple[int, ...], gathered: Gatherer) -> None:
         self.name = name
         self.dtype = dtype
         self.shape = shape
@@ -210,7 +210,7 @@ class SplitTensor(ReadableTensor):
             return whole
 
 
-class GatheringCoder:
+class GatherCoder:
     """Codes spans of tensors that stay together while they are coded.
 
     Args:
@@ -219,9 +219,9 @@ class GatheringCoder:
         names: The names of those that are split.
     """
 
-    def __init__(self, coder: SpanCoder, gathered: Gathered, names: set[str]) -> None:
+    def __init__(self, coder: SpanCoder, gathered: Gatherer, names: set[str]) -> None:
         self._coder = coder
-        self._gathered = gathered
+        self._contiguous_contents = gathered
         self._names = names
 
     @property
@@ -244,6 +244,6 @@ class GatheringCoder:
 
     def _code(self, task: SpanTask, base: Checkpoint) -> CodedTask:
         name = task.spans[0].plan.tuned.name
-        held = self._gathered.hold(name) if name in self._names else nullcontext()
+        held = self._contiguous_contents.hold(name) if name in self._names else nullcontext()
         with held:
             return self._coder.code([task], base)[0]

@@ -12,12 +12,12 @@ from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_opened
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
-from rlsparse_store.files.closeable import Closing
+from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.frameworks.torch import LiveTensor, has_kernels
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
-from rlsparse_store.pipeline.progress import Progress, silent
+from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_split
 from rlsparse_store.torch.model_tensors import live_tensors
 from rlsparse_store.torch.process_group import Ranks
@@ -44,7 +44,7 @@ ALIGNMENT: Final = 64
 _BYTE: Final = torch.uint8
 
 
-class DeltaEncoder(Closing):
+class DeltaEncoder(Closeable):
     """Stores a model in training as deltas against its base, again and again.
 
     The delta has the same bytes as :func:`rlsparse_store.encode_delta` gives for the state dict
@@ -103,7 +103,7 @@ class DeltaEncoder(Closing):
         cast: str | None = None,
         keep_dtype: bool = False,
         shard_bytes: int = SHARD_BYTES,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
         group: Any = None,  # noqa: ANN401 - a process group of torch
     ) -> EncodeReport:
         """Store the model as it is now. Nothing may write to it meanwhile.

@@ -12,9 +12,9 @@ import torch
 from rlsparse_store.analysis.masks import MASK_KEY, count_ones
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.checkpoint import open_files
-from rlsparse_store.files.folder import LocalFiles
+from rlsparse_store.files.folder import LocalFolder
 from rlsparse_store.format.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 from rlsparse_store.torch.masks import Mask
 
@@ -41,8 +41,8 @@ def load_mask(path: str | Path) -> Mask:
         0.158
     """
     path = Path(path)
-    with open_files(path, LocalFiles(path.parent), [path.name]) as stored:
-        told = _told(stored)
+    with open_files(path, LocalFolder(path.parent), [path.name]) as stored:
+        told = _error_to_message(stored)
         shapes, bits = {}, {}
         for name, tensor in stored.tensors.items():
             about = told["tensors"][name]
@@ -52,13 +52,13 @@ def load_mask(path: str | Path) -> Mask:
     return Mask(bits, shapes, told["base"])
 
 
-def _told(stored: Checkpoint) -> dict[str, Any]:
+def _error_to_message(stored: Checkpoint) -> dict[str, Any]:
     """What the metadata of a mask say.
 
     Raises:
         CheckpointError: They are not those of a mask.
     """
-    file = shown(str(stored.path))
+    file = printable(str(stored.path))
     text = (stored.files[0].parsed.metadata or {}).get(MASK_KEY, "")
     try:
         told = parse(text.encode(), most_objects=MAX_TENSORS + 3, any_number=True)
@@ -86,7 +86,7 @@ def _shape(stored: Checkpoint, name: str, about: object) -> tuple[int, ...]:
     shape = about.get("shape") if isinstance(about, dict) else None
     if not _is_shape(shape):
         msg = "the mask gives it dimensions that no tensor has: make it again with `rlsparse mask`"
-        raise CheckpointError(msg, file=shown(str(stored.path)), tensor=shown(name))
+        raise CheckpointError(msg, file=printable(str(stored.path)), tensor=printable(name))
     return tuple(shape)
 
 
@@ -113,5 +113,5 @@ def _stored_bits(stored: Checkpoint, tensor: TensorRef, words: int, ones: object
         sound = not data[-1] >> words % 8
     if not sound or count_ones(data) != ones:
         msg = "the mask's bits are not those that it tells of: make it again with `rlsparse mask`"
-        raise CheckpointError(msg, file=shown(str(stored.path)), tensor=shown(tensor.name))
+        raise CheckpointError(msg, file=printable(str(stored.path)), tensor=printable(tensor.name))
     return torch.from_numpy(data)

@@ -10,7 +10,7 @@ import torch
 
 from rlsparse_store.analysis.masks import count_ones
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class Mask(Mapping[str, torch.Tensor]):
         for name, shape in shapes.items():
             if other.shapes.get(name, shape) != shape:
                 msg = "has other dimensions in the two masks"
-                raise CheckpointError(msg, tensor=shown(name))
+                raise CheckpointError(msg, tensor=printable(name))
             mine, theirs = self._bits.get(name), other._bits.get(name)
             known = mine if mine is not None else theirs
             assert known is not None  # noqa: S101 - one of them has the name
@@ -128,7 +128,7 @@ class Frozen:
         unknown = set(mask).difference(buffers, *names.values())
         if unknown:
             msg = "the mask names it, but it is no parameter of the model (give it unwrapped)"
-            raise CheckpointError(msg, tensor=shown(min(unknown)))
+            raise CheckpointError(msg, tensor=printable(min(unknown)))
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not stepped & names.keys():
             msg = "the optimizer steps none of the model's parameters; make it of these"
@@ -170,12 +170,12 @@ class Frozen:
         added = there.keys() - {id(part.parameter) for part in self._parts}
         if added:
             msg = "was added since: call freeze_outside when the model is as it is trained"
-            raise CheckpointError(msg, tensor=shown(min(there[one][0] for one in added)))
+            raise CheckpointError(msg, tensor=printable(min(there[one][0] for one in added)))
         for part in self._parts:
             moved = part.moved()
             if moved:
                 msg = f"{moved} weights outside the mask have changed"
-                raise VerificationError(msg, tensor=shown(part.name))
+                raise VerificationError(msg, tensor=printable(part.name))
 
     def release(self) -> None:
         """Train everything again."""
@@ -194,7 +194,7 @@ class _Part:
             shape = mask.shapes[name]
             if shape != tuple(parameter.shape):
                 msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
-                raise CheckpointError(msg, tensor=shown(name))
+                raise CheckpointError(msg, tensor=printable(name))
             whole |= mask[name].cpu()
         # What is not in the mask at all is not trained.
         self._outside = ~_local_part(whole, parameter)
@@ -236,7 +236,7 @@ class _Part:
 
 def _replaced(name: str) -> CheckpointError:
     msg = "was replaced since: call freeze_outside when the model is as it is trained"
-    return CheckpointError(msg, tensor=shown(name))
+    return CheckpointError(msg, tensor=printable(name))
 
 
 def _names(model: torch.nn.Module) -> dict[int, list[str]]:

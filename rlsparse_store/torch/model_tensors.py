@@ -13,10 +13,10 @@ import torch
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.digests import TensorDigester
 from rlsparse_store.format.index.records import Kind
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import bytes_of, code_of, has_kernels
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
-from rlsparse_store.pipeline.threads import Several, ordered_map, several
+from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 from rlsparse_store.torch.state_dict import wait_for
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _check_is_memory_of(model: torch.nn.Module, live: Live) -> None:
         plain = type(t) in {torch.Tensor, torch.nn.Parameter} and not t.is_meta
         if plain and t.numel() and t.untyped_storage().data_ptr() not in own:
             msg = "is a copy of the model's weights (FSDP?): patch the model before it is wrapped"
-            raise RlsparseError(msg, tensor=shown(name))
+            raise RlsparseError(msg, tensor=printable(name))
 
 
 def find_targets(reader: DeltaReader, live: Live) -> list[Target]:
@@ -177,10 +177,10 @@ def find_targets(reader: DeltaReader, live: Live) -> list[Target]:
         other = found.setdefault(place, target) if tensor.numel() else target
         if other.record.tuned_digest != record.tuned_digest:
             msg = (
-                f"shares its memory with {shown(other.record.name)!r} in the model, but not its "
-                "values in the tuned checkpoint: load the model from the delta instead"
+                f"shares its memory with {printable(other.record.name)!r} in the model, but not "
+                "its values in the tuned checkpoint: load the model from the delta instead"
             )
-            raise RlsparseError(msg, file=reader.path, tensor=shown(t.name))
+            raise RlsparseError(msg, file=reader.path, tensor=printable(t.name))
     return list(found.values())
 
 
@@ -191,11 +191,11 @@ def _check_fits(reader: DeltaReader, t: TensorRecord, name: str, tensor: torch.T
             f"is a {type(tensor).__name__} on {tensor.device}: only whole tensors in memory can "
             "be patched, so patch before they are split, quantised or offloaded"
         )
-        raise RlsparseError(msg, file=reader.path, tensor=shown(name))
+        raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     if t.widening or t.tail:
         what = "widens" if t.widening else "resizes"
         msg = f"the delta {what} it, which cannot be done in place: load the model from the delta"
-        raise RlsparseError(msg, file=reader.path, tensor=shown(name))
+        raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     code = code_of(tensor.dtype)
     if code != t.dtype.code:
         problem = (
@@ -222,7 +222,7 @@ def check_is_base(
         BaseMismatchError: One has other values.
     """
 
-    def digest(some: Several[Target]) -> list[Target]:
+    def digest(some: Batch[Target]) -> list[Target]:
         unknown = [t for t in some.items if t.tensor.data_ptr() not in known]
         for target, digester in zip(unknown, _digesters(unknown), strict=True):
             known[target.tensor.data_ptr()] = digester.digest()
@@ -238,16 +238,16 @@ def check_is_base(
                 raise wrong_base(reader, reader.path, t.name, "has other values in the model")
 
 
-def _together(targets: list[Target]) -> Iterator[Several[Target]]:
+def _together(targets: list[Target]) -> Iterator[Batch[Target]]:
     """Tensors that are hashed together: many of a device, one of main memory."""
     on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
     for target in targets:
         if target.runs_kernels:
             on_devices[target.tensor.device].append(target)
         else:
-            yield Several([target], target.nbytes)
+            yield Batch([target], target.nbytes)
     for there in on_devices.values():
-        yield from several(((target, target.nbytes) for target in there), HASHED_BYTES)
+        yield from batched(((target, target.nbytes) for target in there), HASHED_BYTES)
 
 
 def _digesters(targets: list[Target]) -> list[TensorDigester]:

@@ -10,9 +10,9 @@ from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import FormatError
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
-from rlsparse_store.pipeline.scratch import Rooms
+from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
 from rlsparse_store.torch.model_tensors import Target, check_is_base, find_targets, live_tensors
 from rlsparse_store.torch.state_dict import wait_for
@@ -63,7 +63,7 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
         targets = find_targets(reader, live_tensors(model))
         check_is_base(reader, targets, workers, {})
         # Before anything is written.
-        check_stored(reader, workers)
+        check_stored_bytes(reader, workers)
         try:
             patch_targets(reader, targets, workers)
         except FormatError as error:
@@ -76,7 +76,7 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _ChunkGroup:
     """Chunks of a tensor that are decoded together."""
 
     target: Target
@@ -99,10 +99,10 @@ def patch_targets(
     Raises:
         FormatError: The delta is damaged. What was written before that is right.
     """
-    decoder, rooms = ChunkDecoder(reader, None), Rooms()
+    decoder, scratch = ChunkDecoder(reader, None), Scratch()
 
-    def patch(piece: _Piece) -> None:
-        _patch(decoder, rooms, piece, watch)
+    def patch(piece: _ChunkGroup) -> None:
+        _patch(decoder, scratch, piece, watch)
 
     on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
     for target in targets:
@@ -114,7 +114,7 @@ def patch_targets(
             from rlsparse_store.gpu.patch import patch_on_device  # noqa: PLC0415 - needs Triton
 
             patch_on_device(reader, there, device, threads)
-        for _ in ordered_map(patch, _pieces(rest), threads):
+        for _ in ordered_map(patch, _chunk_groups(rest), threads):
             pass
     finally:
         # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
@@ -122,17 +122,19 @@ def patch_targets(
         wait_for(target.tensor for target in targets)
 
 
-def _pieces(targets: list[Target]) -> Iterator[_Piece]:
+def _chunk_groups(targets: list[Target]) -> Iterator[_ChunkGroup]:
     """Chunk by chunk where memory is changed where it is, else tensor by tensor."""
     for target in targets:
         if target.is_direct:
             for chunk in target.chunks:
-                yield _Piece(target, [chunk], target.place(chunk)[1])
+                yield _ChunkGroup(target, [chunk], target.place(chunk)[1])
         elif target.chunks:
-            yield _Piece(target, target.chunks, target.nbytes)
+            yield _ChunkGroup(target, target.chunks, target.nbytes)
 
 
-def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | None) -> None:
+def _patch(
+    decoder: ChunkDecoder, scratch: Scratch, piece: _ChunkGroup, watch: Watch | None
+) -> None:
     target = piece.target
     whole = target.load()
     try:
@@ -140,7 +142,7 @@ def _patch(decoder: ChunkDecoder, rooms: Rooms, piece: _Piece, watch: Watch | No
             start, nbytes = target.place(chunk)
             place = whole[start : start + nbytes]
             # Decoded beside it: nothing that is not checked is ever in the model.
-            room = rooms.tuned.take(place.size)
+            room = scratch.tuned.take(place.size)
             room[:] = place
             after, _ = decoder.decode(target.record, chunk, room)
             if watch is not None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.errors import CheckpointError, RlsparseError
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
-from rlsparse_store.format.names import shown
-from rlsparse_store.torch.dtensor import Gathered, GatheringCoder, SplitTensor, is_split
+from rlsparse_store.format.names import printable
+from rlsparse_store.torch.dtensor import GatherCoder, Gatherer, SplitTensor, is_split
 from rlsparse_store.torch.state_dict import describe, live_tensor
 
 if TYPE_CHECKING:
@@ -44,23 +44,23 @@ def encode_sharded(
     """
     _agree(ranks, tensors)
     split = {name: tensor for name, tensor in tensors.items() if is_split(tensor)}
-    gathered = Gathered(ranks, split, room)
+    gathered = Gatherer(ranks, split, room)
     if not ranks.is_writer:
-        return _heard(gathered.serve())
+        return _error_from_message(gathered.serve())
     try:
         checkpoint = checkpoint_in_memory(
             {name: _readable(name, tensor, gathered) for name, tensor in tensors.items()}
         )
-        report = write(checkpoint, GatheringCoder(coder, gathered, set(split)))
+        report = write(checkpoint, GatherCoder(coder, gathered, set(split)))
     except BaseException as error:
         # Whatever it is, the others wait for a last word.
-        ranks.say(_told(error))
+        ranks.say(_error_to_message(error))
         raise
     ranks.say(report)
     return report
 
 
-def _readable(name: str, tensor: Any, gathered: Gathered) -> TensorBytes:  # noqa: ANN401 - a tensor
+def _readable(name: str, tensor: Any, gathered: Gatherer) -> TensorBytes:  # noqa: ANN401 - a tensor
     if is_split(tensor):
         return SplitTensor(name, *describe(name, tensor), gathered)
     return live_tensor(name, tensor)
@@ -81,7 +81,7 @@ def _agree(ranks: Ranks, tensors: Mapping[str, Any]) -> None:
         differing = dict(found[0].items() ^ other.items())
         if differing:
             msg = f"differs between ranks 0 and {rank}: every rank encodes the same state dict"
-            raise CheckpointError(msg, tensor=shown(min(differing)))
+            raise CheckpointError(msg, tensor=printable(min(differing)))
 
 
 def _described(
@@ -101,14 +101,14 @@ def _described(
     }
 
 
-def _told(error: BaseException) -> RlsparseError:
+def _error_to_message(error: BaseException) -> RlsparseError:
     """An error as the other ranks are told it."""
     if isinstance(error, RlsparseError):
         return error
     return RlsparseError(f"the writing rank failed: {type(error).__name__}: {error}")
 
 
-def _heard(word: EncodeReport | RlsparseError) -> EncodeReport:
+def _error_from_message(word: EncodeReport | RlsparseError) -> EncodeReport:
     if isinstance(word, RlsparseError):
         raise word
     return word

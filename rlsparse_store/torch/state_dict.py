@@ -9,7 +9,7 @@ import torch
 from rlsparse_store.errors import UnsupportedDtypeError
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.format.dtypes import DTYPES, Dtype
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import LiveTensor, code_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def live_tensor(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anythin
             f"is a {type(tensor).__name__}, not a whole tensor in memory: gather what is sharded "
             "(full_tensor()), and leave out what is no tensor"
         )
-        raise UnsupportedDtypeError(msg, tensor=shown(name))
+        raise UnsupportedDtypeError(msg, tensor=printable(name))
     dtype, shape = describe(name, tensor)
     return LiveTensor(tensor.detach().contiguous().view(-1).view(torch.uint8), dtype, shape)
 
@@ -64,7 +64,7 @@ def describe(name: str, tensor: Any) -> tuple[Dtype, tuple[int, ...]]:  # noqa: 
     code = code_of(tensor.dtype)
     if code is None:
         msg = f"safetensors has no dtype for {tensor.dtype}"
-        raise UnsupportedDtypeError(msg, tensor=shown(name))
+        raise UnsupportedDtypeError(msg, tensor=printable(name))
     shape = tuple(tensor.shape)
     if code == "F4":
         # Two of its elements are one of torch's.

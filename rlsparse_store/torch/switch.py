@@ -12,14 +12,14 @@ from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.file_names import DELTA_FOLDER
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored
+from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
 from rlsparse_store.torch.model_tensors import check_is_base, find_targets, live_tensors
 from rlsparse_store.torch.patch import patch_targets
 from rlsparse_store.torch.state_dict import wait_for
-from rlsparse_store.torch.undo_log import Changes, Group, grouped
+from rlsparse_store.torch.undo_log import SwapGroup, UndoLog, swap_groups
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def _places(model: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - a module or 
     return [(t.device, t.dtype, t.data_ptr()) for t in weights]
 
 
-def _wait_for(groups: list[Group]) -> None:
+def _wait_for(groups: list[SwapGroup]) -> None:
     wait_for(group.target.tensor for group in groups)
 
 
@@ -106,8 +106,8 @@ class DeltaSwitch:
         self._memory = own if memory is None else memory
         self._threads = resolve_threads(threads)
         self._digests: dict[int, bytes] = {}
-        self._visited: OrderedDict[_Visit, Changes] = OrderedDict()
-        self._here: Changes | None = None
+        self._visited: OrderedDict[_Visit, UndoLog] = OrderedDict()
+        self._here: UndoLog | None = None
         self.current: str | Path | None = None
 
     def to(self, delta: str | Path | None) -> None:
@@ -162,11 +162,11 @@ class DeltaSwitch:
         """Decode a delta for the first time, from the base."""
         with DeltaReader(visit.folder) as reader:
             targets = find_targets(reader, self._live)
-            before, changes = self._here, Changes()
+            before, changes = self._here, UndoLog()
             self._move(None)
             try:
                 check_is_base(reader, targets, self._threads, self._digests)
-                check_stored(reader, self._threads)
+                check_stored_bytes(reader, self._threads)
                 patch_targets(reader, targets, self._threads, changes.add)
             except BaseException:
                 # What was patched goes back first, then all of it to where it was.
@@ -175,17 +175,17 @@ class DeltaSwitch:
                 raise
         self._here = self._visited[visit] = changes
 
-    def _move(self, to: Changes | None) -> None:
+    def _move(self, to: UndoLog | None) -> None:
         """Leave what the model is and enter another visited delta, or none."""
         if to is self._here:
             return
-        groups = list(grouped([step for step in (self._here, to) if step is not None]))
+        groups = list(swap_groups([step for step in (self._here, to) if step is not None]))
         # What was begun with the weights, on any stream, is done with them first.
         _wait_for(groups)
         self._is_moving = True
         try:
             # Closed before anything is undone: threads go on until then.
-            with closing(ordered_map(Group.exchange, groups, self._threads)) as done:
+            with closing(ordered_map(SwapGroup.exchange, groups, self._threads)) as done:
                 failed = [group for group in done if group.failed]
             # Threads copy on the default stream, whichever the caller's is.
             _wait_for(groups)
@@ -195,10 +195,10 @@ class DeltaSwitch:
         if failed:
             self._undo(groups)
             msg = "was written to by something else since the model was switched; load it again"
-            raise RlsparseError(msg, tensor=shown(failed[0].target.record.name))
+            raise RlsparseError(msg, tensor=printable(failed[0].target.record.name))
         self._here, self._is_moving = to, False
 
-    def _undo(self, groups: list[Group]) -> None:
+    def _undo(self, groups: list[SwapGroup]) -> None:
         """Go back to where a move began."""
         _wait_for(groups)
         for group in groups:

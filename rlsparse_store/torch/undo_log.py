@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlsparse_store.format.words import Words
     from rlsparse_store.torch.model_tensors import Target
 
-__all__ = ["Change", "Changes", "Group", "grouped"]
+__all__ = ["SwapGroup", "UndoLog", "WordSwap", "swap_groups"]
 
 BLOCK_BYTES: Final = 1 << 19
 """Bytes of a tensor that leave one delta and enter the next together: they stay in the cache."""
@@ -31,7 +31,7 @@ GROUP_BYTES: Final = 16 << 20
 
 
 @dataclass(slots=True, eq=False)
-class Change:
+class WordSwap:
     """The words in which a stretch of a tensor differs between two states, and the other's.
 
     Moving to the other state exchanges them with the tensor's: afterwards they are the ones that
@@ -55,7 +55,7 @@ class Change:
     expected: int
 
     @classmethod
-    def between(cls, start: int, before: Words, after: Words) -> Change | None:
+    def between(cls, start: int, before: Words, after: Words) -> WordSwap | None:
         """What leads from ``after``, which the tensor holds, back to ``before``, if they differ."""
         mask, old = get_backend().record(before, after)
         if old.size == 0:
@@ -97,7 +97,7 @@ def _hash(words: Words) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class Changes:
+class UndoLog:
     """All that a delta changed, block by block. Threads may add to it.
 
     Attributes:
@@ -107,7 +107,7 @@ class Changes:
     """
 
     targets: dict[int, Target] = field(default_factory=dict)
-    blocks: dict[tuple[int, int], list[Change]] = field(default_factory=dict)
+    blocks: dict[tuple[int, int], list[WordSwap]] = field(default_factory=dict)
     nbytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,11 +125,11 @@ class Changes:
         coding = target.record.coding or target.record.dtype.coding
         width = max(8, coding.width)
         address, end = target.tensor.data_ptr(), start + before.size
-        found: list[tuple[int, Change]] = []
+        found: list[tuple[int, WordSwap]] = []
         for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
             first = max(start, number * BLOCK_BYTES)
             part = slice(first - start, min(end, (number + 1) * BLOCK_BYTES) - start)
-            change = Change.between(
+            change = WordSwap.between(
                 first, as_words(before[part], width), as_words(after[part], width)
             )
             if change is not None:
@@ -143,7 +143,7 @@ class Changes:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class SwapGroup:
     """Changes of one tensor that are made one after the other.
 
     Attributes:
@@ -154,7 +154,7 @@ class Group:
     """
 
     target: Target
-    changes: list[Change]
+    changes: list[WordSwap]
     nbytes: int
     done: int = 0
 
@@ -163,7 +163,7 @@ class Group:
         """Whether a change found other words than it expected."""
         return self.done < len(self.changes)
 
-    def exchange(self) -> Group:
+    def exchange(self) -> SwapGroup:
         """Make the changes, up to the first that does not find what it expects."""
         data = self.target.load()
         try:
@@ -184,19 +184,19 @@ class Group:
         self.target.store(data)
 
 
-def grouped(steps: list[Changes]) -> Iterator[Group]:
+def swap_groups(steps: list[UndoLog]) -> Iterator[SwapGroup]:
     """The changes of some steps, made block by block: each block takes all steps at once.
 
     Args:
         steps: What is left and what is entered, in this order.
     """
-    blocks: defaultdict[tuple[int, int], list[Change]] = defaultdict(list)
+    blocks: defaultdict[tuple[int, int], list[WordSwap]] = defaultdict(list)
     targets: dict[int, Target] = {}
     for step in steps:
         targets.update(step.targets)
         for block, changes in step.blocks.items():
             blocks[block] += changes
-    group: Group | None = None
+    group: SwapGroup | None = None
     for (address, _), changes in sorted(blocks.items(), key=lambda item: item[0]):
         target = targets[address]
         # What is loaded and stored as a whole is one group, for one thread.
@@ -204,7 +204,7 @@ def grouped(steps: list[Changes]) -> Iterator[Group]:
         if group is None or group.target.tensor.data_ptr() != address or full:
             if group is not None:
                 yield group
-            group = Group(target, [], 0)
+            group = SwapGroup(target, [], 0)
         group.changes += changes
         group.nbytes += BLOCK_BYTES
     if group is not None:

@@ -78,11 +78,11 @@ assert _kernels.__file__.startswith('$scratch'), _kernels.__file__
 print(*_kernels.paths())")
     echo "sanitized tests of the backends, paths $paths"
     # What is left out is no kernel, or done better by the fuzzer.
-    sanitized "${tests[@]}" tests/test_backends.py -k "not numpy and not content and not blocks"
+    sanitized "${tests[@]}" tests/kernels/test_kernels.py -k "not numpy and not content and not blocks"
     for path in $paths; do
         echo "sanitized vectors and edited chunks, $path"
-        RLSPARSE_BACKEND=$path sanitized "${tests[@]}" tests/test_vectors.py \
-            tests/test_mutations.py -k "valid_vector and not second_decoder or edited_chunks"
+        RLSPARSE_BACKEND=$path sanitized "${tests[@]}" tests/format/test_vectors.py \
+            tests/format/test_mutations.py -k "valid_vector and not second_decoder or edited_chunks"
     done
 )
 

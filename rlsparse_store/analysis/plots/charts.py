@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.analysis.plots.figure import ACCENT, PALE, is_layer, label, picture
-from rlsparse_store.delta.units import percent, size
+from rlsparse_store.delta.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -215,8 +215,8 @@ def size_comparison(sizes: Sequence[tuple[str, int]], form: str = "png") -> byte
             # By its place, and only if it is there: another may have its name and size.
             is_ours = place == 0 and sizes[0][1] > 0
             drawn.axes.barh(place, nbytes, color=ACCENT if is_ours else PALE, height=0.7)
-            share = percent(nbytes / largest)
-            text = f" {size(nbytes)}" + ("" if nbytes == largest else f", {share}")
+            share = format_percent(nbytes / largest)
+            text = f" {format_bytes(nbytes)}" + ("" if nbytes == largest else f", {share}")
             drawn.axes.text(nbytes, place, text, va="center", fontsize=8, parse_math=False)
         names = [label(name, 50) for name, _ in present]
         drawn.axes.set_yticks(range(len(present)), names, parse_math=False)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def label(name: str, most: int = 40) -> str:
         >>> label("层.weight")
         '?.weight'
     """
-    return _DRAWN.sub("?", shown(name, most))
+    return _DRAWN.sub("?", printable(name, most))
 
 
 class Picture:

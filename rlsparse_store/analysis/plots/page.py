@@ -7,7 +7,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,7 @@ def write_page(
 
 
 def _text(text: str) -> str:
-    return escape(shown(text, 500))
+    return escape(printable(text, 500))
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:

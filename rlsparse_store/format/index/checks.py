@@ -15,7 +15,7 @@ from rlsparse_store.format.index.records import (
     TensorRecord,
 )
 from rlsparse_store.format.limits import MAX_DIMENSION
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ def require(condition: bool, message: str, tensor: str | None = None) -> None:  
         IndexFormatError: It does not.
     """
     if not condition:
-        raise IndexFormatError(message, tensor=None if tensor is None else shown(tensor))
+        raise IndexFormatError(message, tensor=None if tensor is None else printable(tensor))
 
 
 def check_names(names: list[str], what: str, accept: Callable[[list[str]], bool]) -> None:
@@ -54,11 +54,11 @@ def check_tensor(t: TensorRecord) -> None:
     if not 0 <= t.words <= MAX_DIMENSION or t.nbytes < 0:
         require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
         msg = f"{t.words} words; at most {MAX_DIMENSION} are accepted"
-        raise LimitError(msg, tensor=shown(t.name))
+        raise LimitError(msg, tensor=printable(t.name))
     if t.kind in (Kind.SAME, Kind.ALIAS):
         if t.coding or t.widening or t.tail or t.moved or t.steps != NO_STEPS:
             msg = "a tensor without chunks has words"
-            raise IndexFormatError(msg, tensor=shown(t.name))
+            raise IndexFormatError(msg, tensor=printable(t.name))
         return
     require(t.coding is not None, "a tensor with chunks has no word width", t.name)
     coding = t.coding or t.dtype.coding

@@ -10,7 +10,7 @@ when one happens to be 1, or a multiple of 16.
 """
 
 from rlsparse_store.gpu.kernels.contexts import mark_contexts, tally_marks
-from rlsparse_store.gpu.kernels.diff import count_bins, flag_rows, survey_words
+from rlsparse_store.gpu.kernels.diff import compare_words, count_bins, flag_rows
 from rlsparse_store.gpu.kernels.hashing import hash_leaves
 from rlsparse_store.gpu.kernels.join import (
     compare_marks,
@@ -32,6 +32,7 @@ from rlsparse_store.gpu.kernels.split import (
 
 __all__ = [
     "compare_marks",
+    "compare_words",
     "count_bins",
     "count_ones",
     "flag_rows",
@@ -42,7 +43,6 @@ __all__ = [
     "scatter_changes",
     "set_gaps",
     "sum_gaps",
-    "survey_words",
     "tally_far",
     "tally_gaps",
     "tally_lows",

@@ -15,11 +15,11 @@ from rlsparse_store.gpu.kernels.words import (
     step_of,
 )
 
-__all__ = ["count_bins", "flag_rows", "survey_words"]
+__all__ = ["compare_words", "count_bins", "flag_rows"]
 
 
 @triton.jit
-def survey_words(
+def compare_words(
     chunks,
     chunk_of_tile,
     bits,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from rlsparse_store.delta.open import DeltaCheckpoint, open_found
+from rlsparse_store.delta.open import DeltaCheckpoint, open_local
 from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.frameworks.framework import get_framework
@@ -135,7 +135,7 @@ def open_for_model(
     """
     try:
         framework = get_framework("pt", device)
-        return open_found(folder, base, base_revision, access, framework, verify, is_whole=True)
+        return open_local(folder, base, base_revision, access, framework, verify, is_whole=True)
     except BaseMismatchError as error:
         place = error.file if isinstance(error.file, Path) else folder
         raise explain_mismatch(error, place, folder) from error

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import (
 from transformers.models.auto import auto_factory
 
 from rlsparse_store.errors import RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,10 @@ def _named(wanted: str | type) -> Any:  # noqa: ANN401 - any class of transforme
         return wanted
     found = getattr(transformers, wanted, None)
     if found is None:
-        msg = f"transformers has no class {shown(wanted)}; give auto_class another name, or a class"
+        msg = (
+            f"transformers has no class {printable(wanted)}; give auto_class another name, or a "
+            "class"
+        )
         raise RlsparseError(msg)
     return found
 
@@ -101,7 +104,7 @@ def _by_architecture(config: Any) -> Any:  # noqa: ANN401 - any class of transfo
             return getattr(transformers, auto)
     found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
     if not found:
-        named = ", ".join(map(shown, names)) or "none"
+        named = ", ".join(map(printable, names)) or "none"
         msg = (
             f"the configuration names no class that transformers has (it names {named}): give "
             'auto_class, for example "AutoModelForCausalLM"'

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rlsparse_store.errors import BaseMismatchError, RlsparseError
-from rlsparse_store.format.names import shown
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +89,7 @@ def explain_mismatch(error: BaseMismatchError, base: Path, tuned: Path) -> BaseM
 
 
 def _quantised(method: str | None) -> str:
-    return "not quantised" if method is None else f"quantised by {shown(method)}"
+    return "not quantised" if method is None else f"quantised by {printable(method)}"
 
 
 def _quantization(folder: Path) -> Any:  # noqa: ANN401 - JSON has no one type

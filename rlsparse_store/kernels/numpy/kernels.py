@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.errors import StreamError
-from rlsparse_store.format.bits import Cursor
+from rlsparse_store.format.bits import StreamReader
 from rlsparse_store.format.masks import decode_mask, encode_mask
 from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.values import bit_length, decode_steps, encode_steps
@@ -63,7 +63,7 @@ class _Classifier:
         return np.searchsorted(self._bounds, key.astype(np.uint64)).astype(np.int16)
 
 
-class _Contexts:
+class _ContextWalker:
     """Walks a chunk and yields, per block and context, the places of its words."""
 
     def __init__(
@@ -161,7 +161,7 @@ class NumpyBackend(CpuBackend):
         rows: Rows | None,
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
-        contexts = _Contexts(base, coding, bounds, rows)
+        contexts = _ContextWalker(base, coding, bounds, rows)
         counts = [0] * contexts.number
         ranks: list[list[NDArray[np.int64]]] = [[] for _ in counts]
         moves: list[list[NDArray[np.int64]]] = [[] for _ in counts]
@@ -221,7 +221,7 @@ class NumpyBackend(CpuBackend):
         base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
     ) -> list[int]:
         """Count the words of each context."""
-        contexts = _Contexts(base, coding, bounds, rows)
+        contexts = _ContextWalker(base, coding, bounds, rows)
         totals = [0] * contexts.number
         for _, members in contexts.blocks():
             totals = [n + places.size for n, places in zip(totals, members, strict=True)]
@@ -247,11 +247,11 @@ class NumpyBackend(CpuBackend):
             if k > n:
                 msg = f"a context of {n} words is said to have {k} changed ones"
                 raise StreamError(msg)
-        streams = Cursor(content)
+        streams = StreamReader(content)
         ranks = [decode_mask(streams, n, k) for n, k in zip(counts, changed, strict=True)]
         step = decode_steps(streams, sum(changed), coding.width)
         streams.finish()
-        places = self._places(_Contexts(base, coding, bounds, rows), ranks)
+        places = self._places(_ContextWalker(base, coding, bounds, rows), ranks)
         if rows is not None:
             changes = np.zeros(rows.active.size, np.bool_)
             changes[(places + rows.offset) // rows.length] = True
@@ -264,7 +264,7 @@ class NumpyBackend(CpuBackend):
         out[places] = words
 
     @staticmethod
-    def _places(contexts: _Contexts, ranks: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    def _places(contexts: _ContextWalker, ranks: list[NDArray[np.int64]]) -> NDArray[np.int64]:
         """Turn ranks within contexts into places within the chunk, context by context."""
         found: list[list[NDArray[np.int64]]] = [[] for _ in ranks]
         seen = [0] * len(ranks)

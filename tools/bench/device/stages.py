@@ -12,20 +12,20 @@ from rlsparse_store.codec.chunk import Draft, draft_chunks
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.gpu.backend import GpuBackend
 from rlsparse_store.gpu.coder import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
-from rlsparse_store.gpu.context_map import Marks
+from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
-from rlsparse_store.gpu.encode import drafting_memory
+from rlsparse_store.gpu.drafter import drafting_memory
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.split import scatter
 from rlsparse_store.kernels.interface import CodedWords
-from rlsparse_store.pipeline.spans import BLOCK_WORDS, SPAN_BYTES, stretches
-from rlsparse_store.pipeline.threads import several
+from rlsparse_store.pipeline.spans import BLOCK_WORDS, SPAN_BYTES, chunk_extents
+from rlsparse_store.pipeline.threads import batched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.weights import Tensors
-    from rlsparse_store.gpu.diff import SurveyedWords
+    from rlsparse_store.gpu.diff import DiffWords
 
 TENSORS: Final = HERE_WEIGHT * GROUP_BYTES // (2 * SPAN_BYTES)
 """Tensors of a group: as many spans as the coder has there at a time of weights on the device."""
@@ -65,7 +65,7 @@ class Group:
             bits = batch[0].bits
             table = table_of(batch, [draft.rows for draft in drafts])
             bounds = [draft.bounds for draft in drafts]
-            scatter(Marks.of(table, self._dtype.coding, bounds, bits), bits)
+            scatter(ContextMap.of(table, self._dtype.coding, bounds, bits), bits)
 
     def split(self) -> None:
         """From words to streams in main memory."""
@@ -83,24 +83,24 @@ class Group:
         """The leaf hashes of base and tuned."""
         hash_all_on_device([bits_of(tensor) for pair in self._pairs for tensor in pair])
 
-    def _draft(self, batch: list[SurveyedWords]) -> list[Draft]:
+    def _draft(self, batch: list[DiffWords]) -> list[Draft]:
         return draft_chunks(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
 
-    def _batches(self) -> list[list[SurveyedWords]]:
+    def _batches(self) -> list[list[DiffWords]]:
         """Survey the group, and cut it into chunks that are drafted together."""
         sized = (
             (chunk, drafting_memory(len(chunk.base), chunk.changes.number))
             for chunk in self._chunks()
         )
-        return [some.items for some in several(sized, GROUP_MEMORY)]
+        return [some.items for some in batched(sized, GROUP_MEMORY)]
 
-    def _chunks(self) -> Iterator[SurveyedWords]:
+    def _chunks(self) -> Iterator[DiffWords]:
         runs = [(_words(old), _words(new)) for old, new in self._pairs]
-        survey = self._backend.survey(runs, self._dtype.coding)
+        diff = self._backend.diff(runs, self._dtype.coding)
         for run, (old, _) in enumerate(runs):
-            for part in stretches(survey.blocks(run, BLOCK_WORDS), BLOCK_WORDS, len(old)):
+            for part in chunk_extents(diff.blocks(run, BLOCK_WORDS), BLOCK_WORDS, len(old)):
                 row = (ROW, part.start % ROW)
-                yield survey.chunk(run, slice(part.start, part.stop), row, part.changes)
+                yield diff.chunk(run, slice(part.start, part.stop), row, part.changes)
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from rlsparse_store.codec.chunk import (
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.kernels.interface import Changes, ChunkWords
-from rlsparse_store.pipeline.spans import BLOCK_WORDS, stretches
+from rlsparse_store.pipeline.spans import BLOCK_WORDS, chunk_extents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Ours(Codec[Chunks]):
                 )
                 for block in range(0, old.size, BLOCK_WORDS)
             )
-            for chunk in stretches(blocks, BLOCK_WORDS, old.size):
+            for chunk in chunk_extents(blocks, BLOCK_WORDS, old.size):
                 yield slice(first + chunk.start, first + chunk.stop), chunk.changes
 
 

@@ -19,7 +19,7 @@ from rlsparse_store.errors import BackendError, StreamError
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.words import as_words, to_bytes
-from rlsparse_store.kernels import dispatch as choice
+from rlsparse_store.kernels import dispatch
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.interface import CpuBackend, Rows
 from rlsparse_store.kernels.native import load_native, native_paths
@@ -618,14 +618,14 @@ def test_an_unknown_backend_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_the_extension_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(choice, "native_paths", list)
-    choice._choose.cache_clear()
+    monkeypatch.setattr(dispatch, "native_paths", list)
+    dispatch._choose.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="compiler"):
             assert get_backend().name == "numpy"
         get_backend()
     finally:
-        choice._choose.cache_clear()
+        dispatch._choose.cache_clear()
 
 
 def test_the_native_kernels_were_built() -> None:

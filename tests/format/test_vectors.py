@@ -41,7 +41,7 @@ SAME_ZSTD = tuple(LISTING["zstd"]) == zstandard.ZSTD_VERSION
 
 def load_decoder() -> ModuleType:
     """The second decoder, which is a script beside the format and no module of a package."""
-    path = Path(__file__).parent.parent / "specs" / "decoder" / "decode.py"
+    path = Path(__file__).parents[2] / "specs" / "decoder" / "decode.py"
     spec = importlib.util.spec_from_file_location("rlsparse_second_decoder", path)
     assert spec is not None
     assert spec.loader is not None

@@ -18,7 +18,7 @@ from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.index.writer import encode_index
 from rlsparse_store.pipeline.decode import decode_tensors
-from rlsparse_store.pipeline.progress import silent
+from rlsparse_store.pipeline.progress import no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def decode(delta: Path, base: Checkpoint) -> Content:
             assert offset == sum(map(len, parts[tensor.name]))
             parts[tensor.name].append(data.tobytes())
 
-        decode_tensors(reader, base, 1, write, silent)
+        decode_tensors(reader, base, 1, write, no_progress)
         tensors = {name: b"".join(found) for name, found in parts.items()}
         for t in reader.index.tensors:
             if t.kind is Kind.ALIAS:

@@ -19,8 +19,8 @@ from rlsparse_store.format.digests import leaf_hashes, leaves_check
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.coder import CodedTask
-from rlsparse_store.pipeline.spans import Coded, CodedSpan, proof_failed
-from rlsparse_store.pipeline.threads import Several, several
+from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, proof_failed
+from rlsparse_store.pipeline.threads import Batch, batched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
     from rlsparse_store.codec.chunk import Draft, WholeChunk
     from rlsparse_store.kernels.interface import Rows
-    from rlsparse_store.pipeline.spans import Span, Stretch
+    from rlsparse_store.pipeline.spans import ChunkExtent, Span
 
 __all__ = [
+    "BlockDraft",
+    "ChunkDraft",
     "ChunkPlace",
-    "DraftedBlock",
-    "DraftedChunk",
-    "DraftedSpan",
-    "DraftedTask",
+    "SpanDraft",
+    "TaskDraft",
     "store_drafts",
 ]
 
@@ -58,14 +58,14 @@ class ChunkPlace:
     """
 
     span: Span
-    stretch: Stretch
+    stretch: ChunkExtent
     first: int
     words: int
     row: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedChunk:
+class ChunkDraft:
     """A chunk as it came from the device.
 
     Attributes:
@@ -87,7 +87,7 @@ class DraftedChunk:
         """Bytes that it takes until it is stored."""
         return len(self.draft.streams.content) + self.tuned.size
 
-    def store(self) -> Coded:
+    def store(self) -> SpanChunk:
         """Compress it, and prove that it decompresses to what the device proved."""
         place, coding = self.place, self.place.span.coding
         tuned = as_words(self.tuned, coding.width)
@@ -104,11 +104,11 @@ class DraftedChunk:
         else:
             _require_whole(stored, place.words, place.span, self.leaves)
         check, number = leaves_check(self.leaves), place.stretch.number
-        return Coded(place.first, place.words, stored, base_check, check, number)
+        return SpanChunk(place.first, place.words, stored, base_check, check, number)
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedBlock:
+class BlockDraft:
     """A block that the base does not have, and that is stored whole.
 
     Attributes:
@@ -126,18 +126,18 @@ class DraftedBlock:
         """Bytes that it takes until it is stored."""
         return self.data.size
 
-    def store(self) -> Coded:
+    def store(self) -> SpanChunk:
         """Compress it, and prove that it decompresses to itself."""
         coding = self.span.coding
         words = as_words(self.data, coding.width)
         chunk, leaves = encode_whole(get_backend(), words, coding), leaf_hashes(self.data)
         _require_whole(chunk, words.size, self.span, leaves)
         first = coding.num_words(self.span.start + self.start)
-        return Coded(first, words.size, chunk, 0, leaves_check(leaves), 0)
+        return SpanChunk(first, words.size, chunk, 0, leaves_check(leaves), 0)
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedSpan:
+class SpanDraft:
     """A span as it came from the device.
 
     Attributes:
@@ -147,12 +147,12 @@ class DraftedSpan:
     """
 
     span: Span
-    chunks: list[DraftedChunk | DraftedBlock]
+    chunks: list[ChunkDraft | BlockDraft]
     leaves: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedTask:
+class TaskDraft:
     """A task as it came from the device.
 
     Attributes:
@@ -160,11 +160,11 @@ class DraftedTask:
         base_leaves: Leaf hashes of the base's bytes.
     """
 
-    spans: list[DraftedSpan]
+    spans: list[SpanDraft]
     base_leaves: NDArray[np.uint64]
 
 
-def store_drafts(tasks: Sequence[DraftedTask], threads: Executor) -> list[CodedTask]:
+def store_drafts(tasks: Sequence[TaskDraft], threads: Executor) -> list[CodedTask]:
     """Compress all chunks of some tasks.
 
     Args:
@@ -175,7 +175,7 @@ def store_drafts(tasks: Sequence[DraftedTask], threads: Executor) -> list[CodedT
         ResultMismatchError: A chunk does not decompress to itself.
     """
     chunks = (chunk for task in tasks for span in task.spans for chunk in span.chunks)
-    pieces = several(((chunk, chunk.nbytes) for chunk in chunks), STORED_BYTES)
+    pieces = batched(((chunk, chunk.nbytes) for chunk in chunks), STORED_BYTES)
     stored = (chunk for piece in threads.map(_store, pieces) for chunk in piece)
     return [
         CodedTask(
@@ -189,7 +189,7 @@ def store_drafts(tasks: Sequence[DraftedTask], threads: Executor) -> list[CodedT
     ]
 
 
-def _store(piece: Several[DraftedChunk | DraftedBlock]) -> list[Coded]:
+def _store(piece: Batch[ChunkDraft | BlockDraft]) -> list[SpanChunk]:
     return [chunk.store() for chunk in piece.items]
 
 

@@ -42,8 +42,8 @@ from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.scratch import Rooms
-from rlsparse_store.pipeline.spans import BaseWindow, code_span, spans_of
+from rlsparse_store.pipeline.scratch import Scratch
+from rlsparse_store.pipeline.spans import BaseWindow, encode_span, spans_of
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, plan_tensors
 
 if TYPE_CHECKING:
@@ -164,10 +164,10 @@ def test_no_chunk_is_longer_than_the_format_allows(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "tuned.safetensors") as tuned,
     ):
         (plan,) = plan_tensors(base, tuned, DtypePolicy())
-        rooms, chunks = Rooms(), []
+        rooms, chunks = Scratch(), []
         for span in spans_of(0, plan, DTYPES["F8_E4M3"].coding):
             window = BaseWindow(base, span, rooms.base, keep=False)
-            chunks += code_span(get_backend(), span, window, tuned, rooms).chunks
+            chunks += encode_span(get_backend(), span, window, tuned, rooms).chunks
     assert sum(chunk.changed for chunk in chunks) == 2
     assert max(chunk.length for chunk in chunks) <= MAX_CHUNK_WORDS
 

@@ -5,7 +5,6 @@ Or on the device that ``RLSPARSE_TEST_DEVICE`` names, for fewer word codings.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,32 +12,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from device_chunks import DEVICE, GPU, chunk, contexts, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreter import hasten
 
 from rlsparse_store.codec.chunk import draft_chunks
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
-from rlsparse_store.gpu import kernels
-from rlsparse_store.gpu import launch as launching
-from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.gpu import kernels, launch
 from rlsparse_store.gpu.hashing import hash_on_device
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import Changes, ChunkWords, CodedWords
+from rlsparse_store.kernels.interface import ChunkWords, CodedWords
 from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
 
-DEVICE = os.environ.get("RLSPARSE_TEST_DEVICE", "cpu")
-if DEVICE == "cpu":
-    hasten()
-GPU, CPU = GpuBackend(), NumpyBackend()
+CPU = NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (8, 16, 32) for order in OrderMap]
 some_codings = pytest.mark.parametrize(
     "coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}"
@@ -47,37 +40,6 @@ every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.wid
 if DEVICE != "cpu":
     # For each coding the kernels are compiled anew, for half a minute or more.
     every_coding = some_codings
-TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
-CHANGES = Changes(0, 0)
-"""For chunks whose changes nobody asks for."""
-SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0xFFFFFFFF)
-
-
-def on_device(words: NDArray[Any]) -> torch.Tensor:
-    signed = words.view(f"i{words.itemsize}")
-    return torch.from_numpy(signed.copy()).to(DEVICE)
-
-
-def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[Any, Any]:
-    """Words around zero, special ones among them, some of which moved near or far."""
-    rng = np.random.default_rng(seed)
-    kind = TYPES[coding.width]
-    spread = rng.normal(0, 1, words).astype(np.float32).view(np.uint32)
-    base = (spread >> np.uint32(32 - coding.width)).astype(kind)
-    special = np.array([value & ((1 << coding.width) - 1) for value in SPECIAL], kind)
-    lucky = rng.random(words) < 0.02
-    base[lucky] = rng.choice(special, int(lucky.sum()))
-    hit = rng.random(words) < density
-    near = rng.integers(0, 8, words).astype(kind)
-    far = rng.integers(0, 1 << coding.width, words, dtype=np.uint64).astype(kind)
-    moved = np.where(rng.random(words) < 0.9, base + near, far).astype(kind)
-    return base, np.where(hit, moved, base).astype(kind)
-
-
-def contexts(top: int, number: int) -> NDArray[np.uint64]:
-    """So many bounds, of which the last is at least ``top``."""
-    inner = np.linspace(0, top, number + 1)[1:-1].astype(np.uint64)
-    return np.unique(np.append(inner, np.uint64(top)))
 
 
 @every_coding
@@ -248,19 +210,19 @@ class _Failing:
 def test_what_the_driver_says_of_memory() -> None:
     words = torch.zeros(1)
     with pytest.raises(torch.OutOfMemoryError):
-        launching.launch(_Failing("Triton Error [CUDA]: out of memory"), 1)(words)
+        launch.launch(_Failing("Triton Error [CUDA]: out of memory"), 1)(words)
     with pytest.raises(RuntimeError, match="illegal") as told:
-        launching.launch(_Failing("Triton Error [CUDA]: an illegal address"), 1)(words)
+        launch.launch(_Failing("Triton Error [CUDA]: an illegal address"), 1)(words)
     assert not isinstance(told.value, torch.OutOfMemoryError)
 
 
-def test_survey_by_block() -> None:
+def test_diff_by_block() -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base, tuned = chunk(1, 70_000, coding, 0.01)
     tuned[16384:32768] = base[16384:32768]
     other = chunk(2, 20_001, coding, 0.1)
     runs = [(base, tuned), other]
-    survey = GPU.survey([(on_device(a), on_device(b)) for a, b in runs], coding)
+    survey = GPU.diff([(on_device(a), on_device(b)) for a, b in runs], coding)
     for run, (before, after) in enumerate(runs):
         blocks = list(survey.blocks(run, 16384))
         assert len(blocks) == -(-before.size // 16384)

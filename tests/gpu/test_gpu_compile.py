@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from test_gpu import CHANGES, GPU, chunk, contexts, on_device
+from device_chunks import CHANGES, GPU, chunk, contexts, on_device
 
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton brings no compiler for GPUs here")
 
-EVERY_WORD = {"survey_words", "mark_contexts"}
+EVERY_WORD = {"compare_words", "mark_contexts"}
 POINTERS = {
     torch.uint8: "*u8",
     torch.int8: "*i8",
@@ -39,7 +39,7 @@ import json, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rlsparse_store.backends.gpu import kernels
+from rlsparse_store.gpu import kernels
 
 def usage(binary):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

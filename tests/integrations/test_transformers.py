@@ -24,9 +24,12 @@ from transformers import dynamic_module_utils, modeling_utils
 
 from rlsparse_store import encode_delta, open_delta
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, NotFoundError, RlsparseError
-from rlsparse_store.integrations.transformers import enable_transformers, from_delta
-from rlsparse_store.integrations.transformers import from_pretrained as automatic
-from rlsparse_store.integrations.transformers import unsupported as refusals
+from rlsparse_store.integrations.transformers import (
+    enable_transformers,
+    from_delta,
+    from_pretrained,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -365,7 +368,7 @@ import transformers
 from transformers.distributed import DistributedConfig
 sys.path.insert(0, os.environ["TESTS"])
 from ranks import forked
-from rlsparse_store.delta.lazy import DeltaSlice
+from rlsparse_store.delta.open import DeltaSlice
 from rlsparse_store.integrations.transformers import from_delta
 
 rank = str(forked(2))
@@ -424,7 +427,7 @@ def run_ranks(work: Path, *folders: Path) -> list[dict[str, dict[str, Any]]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "TESTS": str(Path(__file__).parent),
+        "TESTS": str(Path(__file__).parents[1] / "support"),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
@@ -821,15 +824,17 @@ def test_what_from_pretrained_cannot_load_from_a_delta(
     method = {"quant_method": "torchao", "quant_type": "int4_weight_only"}
     delta = copied(llama.delta, tmp_path / "delta", quantization_config=method)
     loaded: list[object] = []
-    load = automatic._loading(lambda *arguments: loaded.append(arguments))
+    load = from_pretrained._loading(lambda *arguments: loaded.append(arguments))
     place = SimpleNamespace(
         pretrained_model_name_or_path=str(delta), download_kwargs=None, device_map=None
     )
-    monkeypatch.setattr(automatic, "open_for_model", lambda *_: open_delta(delta, base=llama.base))
+    monkeypatch.setattr(
+        from_pretrained, "open_for_model", lambda *_: open_delta(delta, base=llama.base)
+    )
     model = SimpleNamespace(config=SimpleNamespace(quantization_config=method))
     with pytest.raises(RlsparseError, match=r"quantised by torchao, .*rlsparse apply"):
         load(model, None, None, place)
-    monkeypatch.setattr(refusals, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(unsupported, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(RlsparseError, match=r"DeepSpeed ZeRO-3 .*rlsparse apply"):
         load(SimpleNamespace(config=None), None, None, place)
     with pytest.raises(RlsparseError, match=r"DeepSpeed ZeRO-3 .*rlsparse apply"):

@@ -9,12 +9,18 @@ import numpy as np
 
 from rlsparse_store.codec.chunk import draft_chunks, may_be_whole
 from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
-from rlsparse_store.gpu.chunks import ChunkPlace, DraftedBlock, DraftedChunk, DraftedSpan
+from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkPlace, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
 from rlsparse_store.gpu.memory import words_of
 from rlsparse_store.kernels.interface import CodedWords
-from rlsparse_store.pipeline.spans import BLOCK_WORDS, Span, Stretch, proof_failed, stretches
-from rlsparse_store.pipeline.threads import several
+from rlsparse_store.pipeline.spans import (
+    BLOCK_WORDS,
+    ChunkExtent,
+    Span,
+    chunk_extents,
+    proof_failed,
+)
+from rlsparse_store.pipeline.threads import batched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +31,10 @@ if TYPE_CHECKING:
     from rlsparse_store.codec.chunk import Draft
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.gpu.backend import GpuBackend
-    from rlsparse_store.gpu.diff import Survey
+    from rlsparse_store.gpu.diff import Diff
     from rlsparse_store.kernels.interface import ChunkWords
 
-__all__ = ["DeviceSpan", "Drafting", "drafting_memory", "hash_all"]
+__all__ = ["DeviceSpan", "Drafter", "drafting_memory", "hash_all"]
 
 CHUNK_MEMORY: Final = 1 << 18
 """Bytes of a device that a chunk counts for, however small it is: for its histogram and a tile it
@@ -73,7 +79,7 @@ class DeviceSpan:
     row: int | None = field(init=False)
     old_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
     new_leaves: NDArray[np.uint64] = field(default_factory=_no_leaves)
-    chunks: list[DraftedChunk | DraftedBlock] = field(default_factory=list)
+    chunks: list[ChunkDraft | BlockDraft] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Ask once what every chunk needs."""
@@ -93,9 +99,9 @@ class DeviceSpan:
         tuned = _NO_BYTES
         if may_be_whole(draft, self.span.coding.nbytes(place.words)):
             tuned = self.new[stretch.start : stretch.stop].cpu().numpy()
-        self.chunks.append(DraftedChunk(place, draft, base_check, leaves, tuned))
+        self.chunks.append(ChunkDraft(place, draft, base_check, leaves, tuned))
 
-    def drafted(self) -> DraftedSpan:
+    def drafted(self) -> SpanDraft:
         """What is left to be done once its words are no longer on the device."""
         rest, size = self.new[self.shared :], self.span.coding.nbytes(BLOCK_WORDS)
         data = rest.cpu().numpy() if len(rest) else _NO_BYTES
@@ -103,12 +109,14 @@ class DeviceSpan:
         while place < end:
             stop = min(place // size * size + size, end)
             block = data[place - self.shared : stop - self.shared]
-            self.chunks.append(DraftedBlock(self.span, place, block))
+            self.chunks.append(BlockDraft(self.span, place, block))
             place = stop
-        return DraftedSpan(self.span, self.chunks, self.new_leaves)
+        return SpanDraft(self.span, self.chunks, self.new_leaves)
 
 
-def _leaves(data: torch.Tensor, leaves: NDArray[np.uint64], part: Stretch) -> NDArray[np.uint64]:
+def _leaves(
+    data: torch.Tensor, leaves: NDArray[np.uint64], part: ChunkExtent
+) -> NDArray[np.uint64]:
     """The leaf hashes of a part that begins with a leaf, from those of the whole."""
     if part.stop % LEAF_BYTES == 0 or part.stop == data.numel():
         return leaves[part.start // LEAF_BYTES : -(-part.stop // LEAF_BYTES)]
@@ -146,7 +154,7 @@ def drafting_memory(words: int, changed: int) -> int:
     return CHUNK_MEMORY + words * 3 // 4 + changed * 9
 
 
-class Drafting:
+class Drafter:
     """Spans of one word coding, whose chunks are drafted together.
 
     Args:
@@ -172,25 +180,25 @@ class Drafting:
         """Draft all chunks, so many at a time as take about so many bytes of the device."""
         if not self._spans:
             return
-        survey = self._backend.survey([span.run() for span in self._spans], self._coding)
+        diff = self._backend.diff([span.run() for span in self._spans], self._coding)
         chunks = (
             (chunk, drafting_memory(chunk.place.words, chunk.place.stretch.number))
             for number in range(len(self._spans))
-            for chunk in self._chunks(survey, number)
+            for chunk in self._chunks(diff, number)
         )
-        for batch in several(chunks, memory - survey.bits.nbytes):
+        for batch in batched(chunks, memory - diff.bits.nbytes):
             self._draft(batch.items)
 
-    def _chunks(self, survey: Survey, number: int) -> Iterator[_Chunk]:
+    def _chunks(self, diff: Diff, number: int) -> Iterator[_Chunk]:
         """The chunks of a span."""
         span, num_words = self._spans[number], self._coding.num_words
         before = num_words(span.span.start)
-        blocks, size = survey.blocks(number, BLOCK_WORDS), self._coding.nbytes(BLOCK_WORDS)
-        for stretch in stretches(blocks, size, span.shared):
+        blocks, size = diff.blocks(number, BLOCK_WORDS), self._coding.nbytes(BLOCK_WORDS)
+        for stretch in chunk_extents(blocks, size, span.shared):
             start, stop = num_words(stretch.start), num_words(stretch.stop)
             row = None if span.row is None else (span.row, (before + start) % span.row)
             place = ChunkPlace(span.span, stretch, before + start, stop - start, row)
-            words = survey.chunk(number, slice(start, stop), row, stretch.changes)
+            words = diff.chunk(number, slice(start, stop), row, stretch.changes)
             yield _Chunk(span, place, words)
 
     def _draft(self, batch: list[_Chunk]) -> None:

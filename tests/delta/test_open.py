@@ -45,7 +45,7 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.dtypes import DTYPES
-from rlsparse_store.pipeline import spans as scan
+from rlsparse_store.pipeline import spans
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -263,9 +263,9 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Ten
     tuned["new"] = random_tensor(13, "F64", 40, 5, 7)
     tuned["step"] = random_tensor(14, "I64")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK_WORDS", 1 << 14)
+        patch.setattr(spans, "BLOCK_WORDS", 1 << 14)
         for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
-            patch.setattr(scan, name, 300)
+            patch.setattr(spans, name, 300)
         case = make(tmp_path_factory.mktemp("sliced"), base, tuned)
     yield case, tuned
     assert read(case.base) == base
@@ -402,9 +402,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Tensors]:
     """A tensor of many chunks that cover all of it."""
-    monkeypatch.setattr(scan, "BLOCK_WORDS", 1 << 14)
+    monkeypatch.setattr(spans, "BLOCK_WORDS", 1 << 14)
     for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
-        monkeypatch.setattr(scan, name, 100)
+        monkeypatch.setattr(spans, name, 100)
     base = {"w": bf16_tensor(1, 512, 1024), "big": bf16_tensor(2, 1024, 600)}
     tuned = base | {"w": tune(base["w"], 3, 0.1)}
     return make(tmp_path, base, tuned), tuned

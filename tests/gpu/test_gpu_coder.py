@@ -40,17 +40,13 @@ from rlsparse_store.errors import (
     UnsupportedDtypeError,
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.gpu import coder as device
-from rlsparse_store.gpu import encode as drafting
-from rlsparse_store.gpu import kernels
-from rlsparse_store.gpu import upload as placing
+from rlsparse_store.gpu import coder as coder_module
+from rlsparse_store.gpu import drafter, kernels, upload
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline import chunk_batches as batches
-from rlsparse_store.pipeline import spans as scan
+from rlsparse_store.pipeline import chunk_batches, spans
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.pipeline.coder import SpanTask
-from rlsparse_store.torch import DeltaEncoder, DeviceCoder, patch_
-from rlsparse_store.torch import model_tensors as live
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, model_tensors, patch_
 from rlsparse_store.torch.state_dict import live_checkpoint
 
 if TYPE_CHECKING:
@@ -62,12 +58,12 @@ hasten()
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks, chunks and spans in tensors that can be interpreted."""
-    for module in (scan, drafting):
+    for module in (spans, drafter):
         monkeypatch.setattr(module, "BLOCK_WORDS", 1 << 14)
-    monkeypatch.setattr(scan, "ENOUGH_CHANGES", 1 << 11)
-    monkeypatch.setattr(scan, "ENOUGH_BLOCKS", 2)
-    monkeypatch.setattr(scan, "MANY_CHANGES", 1 << 13)
-    monkeypatch.setattr(scan, "SPAN_BYTES", 1 << 18)
+    monkeypatch.setattr(spans, "ENOUGH_CHANGES", 1 << 11)
+    monkeypatch.setattr(spans, "ENOUGH_BLOCKS", 2)
+    monkeypatch.setattr(spans, "MANY_CHANGES", 1 << 13)
+    monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 18)
 
 
 def float32(tensor: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ def test_files_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     # With little memory, every chunk is drafted alone.
-    monkeypatch.setattr(device, "LITTLE_MEMORY", 1)
+    monkeypatch.setattr(coder_module, "LITTLE_MEMORY", 1)
     base, tuned = everything()
     b = save_sharded(tmp_path / "base", dict(list(base.items())[:5]), dict(list(base.items())[5:]))
     t = save(tmp_path / "tuned", tuned)
@@ -226,7 +222,7 @@ def test_float32_masters_are_cast_only_when_asked(
             encoder.encode(live, tmp_path / "delta")
         encoder.encode(live, tmp_path / "delta", cast="bf16")
     # Not all of them at a time.
-    monkeypatch.setattr(placing, "CAST_WORDS", 9_999)
+    monkeypatch.setattr(upload, "CAST_WORDS", 9_999)
     coder = DeviceCoder("cpu")
     encode_delta(base, tmp_path / "tuned", tmp_path / "device", cast="bf16", coder=coder)
     expected = contents(tmp_path / "delta")["rlsparse/delta.safetensors"]
@@ -287,18 +283,18 @@ def test_checkpoints_of_a_run_one_by_one(
         for i in (1, 2, 3)
     ]
     encode_run(b, steps, tmp_path / "cpu")
-    monkeypatch.setattr(device, "GROUP_BYTES", 1 << 17)
+    monkeypatch.setattr(coder_module, "GROUP_BYTES", 1 << 17)
     monkeypatch.setattr(DeviceCoder, "group_bytes", 1 << 17)
     seen: list[int] = []
-    place = placing.ReadTask.placed
+    place = upload.ReadTask.placed
 
-    def placed(self: placing.ReadTask, where: torch.device) -> Any:  # noqa: ANN401 - passed on
+    def placed(self: upload.ReadTask, where: torch.device) -> Any:  # noqa: ANN401 - passed on
         seen.append(len(self.task.spans))
         if fails and len(seen) > 1:
             raise torch.OutOfMemoryError
         return place(self, where)
 
-    monkeypatch.setattr(placing.ReadTask, "placed", placed)
+    monkeypatch.setattr(upload.ReadTask, "placed", placed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         encode_run(b, steps, tmp_path / "device", coder=DeviceCoder("cpu"))
@@ -316,7 +312,7 @@ def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
             encoder = Encoder(known, tuned, dtype_policy(None, keep=False))
             ((_, spans),) = encoder.spans(get_backend())
             weights.append(coder.weigh(SpanTask(spans, [tuned], [0]), known))
-    assert weights == [160_000, 160_000 // device.HERE_WEIGHT]
+    assert weights == [160_000, 160_000 // coder_module.HERE_WEIGHT]
     # What is rounded is made on the device anew.
     wide = live_checkpoint({"w": state(b)["w"].float()})
     encoder = Encoder(tuned, wide, dtype_policy("bf16", keep=False))
@@ -331,7 +327,7 @@ def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tuned.pop(name, None)
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "delta")
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
     model = state(b)
     patch_(model, tmp_path / "delta", threads=1)
     for name, tensor in state(t).items():
@@ -342,12 +338,12 @@ def test_no_memory_to_hash_on_the_device(tmp_path: Path, monkeypatch: pytest.Mon
     base = {"w": bf16_tensor(0, 200, 200)}
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", {"w": tune(base["w"], 1)})
     encode_delta(b, t, tmp_path / "delta")
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
 
     def failing(_: Any) -> Any:  # noqa: ANN401 - never called to an end
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(rlsparse_store.gpu, "hash_all_on_device", failing)
+    monkeypatch.setattr(rlsparse_store.gpu.hashing, "hash_all_on_device", failing)
     model = patch_(state(b), tmp_path / "delta", threads=1)
     assert torch.equal(model["w"].view(torch.uint8), state(t)["w"].view(torch.uint8))
 
@@ -360,7 +356,7 @@ def test_no_memory_to_patch_on_the_device(
     tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "delta")
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
     join = ChunkDecoder.join
 
     def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
@@ -386,8 +382,8 @@ def test_batches_that_leave_no_memory_to_each_other(
     tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "delta")
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
-    monkeypatch.setattr(batches, "BATCH_CHUNKS", 2)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(chunk_batches, "BATCH_CHUNKS", 2)
     join, there = ChunkDecoder.join, [0]
 
     def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
@@ -413,7 +409,7 @@ def test_another_base_is_not_patched_where_it_is(
     base = {"w": bf16_tensor(0, 200, 200)}
     b = save(tmp_path / "base", base)
     encode_delta(b, save(tmp_path / "tuned", {"w": tune(base["w"], 1)}), tmp_path / "delta")
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
     model = state(b)
     model["w"][0, 0] += 1
     before = model["w"].clone()
@@ -444,11 +440,11 @@ def test_benchmark_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It runs, and compares the device with the CPU in all that kernels are compiled for."""
-    monkeypatch.setattr(live, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
     launched: defaultdict[tuple[str, str], set[Any]] = defaultdict(set)
     for name in kernels.__all__:
         monkeypatch.setattr(kernels, name, Noted(name, launched))
-    folder = Path(__file__).parents[1] / "tools" / "bench"
+    folder = Path(__file__).parents[2] / "tools" / "bench"
     monkeypatch.syspath_prepend(folder)
     small = ["--device", "cpu", "--mib", "0.02", "--densities", "0.05", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *small])

@@ -29,7 +29,7 @@ from rlsparse_store.delta import encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.torch import DeltaSwitch, patch_
-from rlsparse_store.torch.undo_log import Change, Group, grouped
+from rlsparse_store.torch.undo_log import SwapGroup, WordSwap, swap_groups
 from rlsparse_store.torch.weight_views import checkpoint_views
 
 if TYPE_CHECKING:
@@ -255,9 +255,9 @@ def test_an_interrupted_move_is_undone(family: Path, monkeypatch: pytest.MonkeyP
     switch = DeltaSwitch(model)
     switch.to(family / "delta-0")
     switch.to(family / "delta-1")
-    exchange, calls = Change.exchange, 0
+    exchange, calls = WordSwap.exchange, 0
 
-    def interrupted(change: Change, data: Any) -> bool:  # noqa: ANN401 - passed on
+    def interrupted(change: WordSwap, data: Any) -> bool:  # noqa: ANN401 - passed on
         nonlocal calls
         calls += 1
         if calls == 5:
@@ -266,11 +266,11 @@ def test_an_interrupted_move_is_undone(family: Path, monkeypatch: pytest.MonkeyP
 
     for place in (None, family / "delta-0"):
         calls = 0
-        monkeypatch.setattr(Change, "exchange", interrupted)
+        monkeypatch.setattr(WordSwap, "exchange", interrupted)
         with pytest.raises(KeyboardInterrupt):
             switch.to(place)
         assert state_of(model) == state_of(loaded(family / "tuned-1"))
-        monkeypatch.setattr(Change, "exchange", exchange)
+        monkeypatch.setattr(WordSwap, "exchange", exchange)
     switch.to(None)
     assert state_of(model) == state_of(loaded(family / "base"))
 
@@ -286,16 +286,16 @@ def test_an_interrupted_move_of_copied_tensors_is_undone(
     switch.to(family / "delta-0")
     switch.to(family / "delta-1")
     before = state_of(state)
-    exchange, calls = Change.exchange, 0
+    exchange, calls = WordSwap.exchange, 0
 
-    def interrupted(change: Change, data: Any) -> bool:  # noqa: ANN401 - passed on
+    def interrupted(change: WordSwap, data: Any) -> bool:  # noqa: ANN401 - passed on
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         return exchange(change, data)
 
-    monkeypatch.setattr(Change, "exchange", interrupted)
+    monkeypatch.setattr(WordSwap, "exchange", interrupted)
     with pytest.raises(KeyboardInterrupt):
         switch.to(family / "delta-0")
     monkeypatch.undo()
@@ -321,7 +321,7 @@ def test_the_device_is_waited_for_before_and_after_a_move(
         raise KeyboardInterrupt
 
     seen.clear()
-    monkeypatch.setattr(Change, "exchange", interrupted)
+    monkeypatch.setattr(WordSwap, "exchange", interrupted)
     with pytest.raises(KeyboardInterrupt):
         switch.to(family / "delta-0")
     # Before the move, and before and after it is undone.
@@ -346,22 +346,22 @@ def test_a_move_is_undone_after_the_threads_have_ended(
     switch.to(tmp_path / "1")
     switch.to(tmp_path / "2")
     before = state_of(base)
-    exchange, interrupted = Group.exchange, threading.Event()
+    exchange, interrupted = SwapGroup.exchange, threading.Event()
     assert switch._here is not None
-    first = next(grouped([switch._here])).target.record.name
+    first = next(swap_groups([switch._here])).target.record.name
 
-    def late(group: Group) -> Group:
+    def late(group: SwapGroup) -> SwapGroup:
         if group.target.record.name != first:
             assert interrupted.wait(30)
             time.sleep(0.2)
         return exchange(group)
 
-    def interrupt(_: Group) -> bool:
+    def interrupt(_: SwapGroup) -> bool:
         interrupted.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Group, "exchange", late)
-    monkeypatch.setattr(Group, "failed", property(interrupt))
+    monkeypatch.setattr(SwapGroup, "exchange", late)
+    monkeypatch.setattr(SwapGroup, "failed", property(interrupt))
     with pytest.raises(KeyboardInterrupt):
         switch.to(tmp_path / "1")
     monkeypatch.undo()

@@ -30,7 +30,7 @@ from rlsparse_store.files.delta_writer import INDEX_LEVEL
 from rlsparse_store.format.bits import pack_flags
 from rlsparse_store.format.content_bounds import largest_content
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
-from rlsparse_store.format.frames import compress, compress_plainly, content_size, decompress
+from rlsparse_store.format.frames import compress, compress_bytes, content_size, decompress
 from rlsparse_store.format.limits import MAX_WINDOW
 from rlsparse_store.format.masks import DENSE, ESCAPE, low_width
 from rlsparse_store.format.order import add_steps
@@ -537,7 +537,7 @@ def test_a_single_segment_is_its_own_window(blocks: int) -> None:
 
 def test_no_window_of_this_library_is_too_large() -> None:
     content = bytes(MAX_WINDOW + 1)
-    for stored in (packed(content), compress_plainly(content, INDEX_LEVEL)):
+    for stored in (packed(content), compress_bytes(content, INDEX_LEVEL)):
         assert content_size(stored) == len(content)
 
 

@@ -37,8 +37,6 @@ from rlsparse_store.delta import encode_delta, encode_run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HERE = Path(__file__).parent
-
 
 def succeed(
     hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
@@ -169,8 +167,8 @@ def test_push_in_one_step_and_load(pair: Path, hub: LoopbackHub, home: Path) -> 
     )
     environment = {"PATH": os.defpath, **hub.environment(home)}
     command = [sys.executable, "-P", "-c", script]
-    shown = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-    tensors = eval(shown.stdout)  # noqa: S307 - printed by the script above
+    printable = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    tensors = eval(printable.stdout)  # noqa: S307 - printed by the script above
     assert tensors["a"] == tune(bf16_tensor(0, 300, 200), 3).data.hex()[:64]
 
 

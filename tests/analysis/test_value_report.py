@@ -16,8 +16,7 @@ import zstandard
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 
-from rlsparse_store.analysis import measure_values, open_pair, over_base
-from rlsparse_store.analysis import tensor_pairs as pairs
+from rlsparse_store.analysis import measure_values, open_pair, over_base, tensor_pairs
 from rlsparse_store.analysis.values import CASTS, cast_words, values_of
 from rlsparse_store.delta import encode_delta
 from rlsparse_store.format.dtypes import DTYPES
@@ -77,12 +76,12 @@ def report(
     request: pytest.FixtureRequest, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ValueReport:
     """Of small blocks, so that tensors have several."""
-    blocks = pairs.Pair.blocks
+    blocks = tensor_pairs.Pair.blocks
 
-    def small(self: pairs.Pair, name: str, words: int = 64) -> Iterator[pairs.Block]:
+    def small(self: tensor_pairs.Pair, name: str, words: int = 64) -> Iterator[tensor_pairs.Block]:
         return blocks(self, name, words)
 
-    monkeypatch.setattr(pairs.Pair, "blocks", small)
+    monkeypatch.setattr(tensor_pairs.Pair, "blocks", small)
     if request.param == "pair":
         with open_pair(work / "base", work / "tuned") as pair:
             return measure_values(pair, threads=2)

@@ -37,8 +37,8 @@ from rlsparse_store.files.checkpoint_layout import (
     rebuild_index,
 )
 from rlsparse_store.files.copy import copy_files
-from rlsparse_store.files.hub_cache import hints_from_path
-from rlsparse_store.files.side_files import sort_side_files
+from rlsparse_store.files.hub_cache import base_hint_from_path
+from rlsparse_store.files.side_files import select_side_files
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.header import HeaderError, parse_header
 
@@ -416,7 +416,7 @@ def test_side_files_are_an_allow_list(tmp_path: Path) -> None:
             (folder / name).mkdir()
         else:
             (folder / name).write_text(name)
-    sides = sort_side_files(folder, {SINGLE})
+    sides = select_side_files(folder, {SINGLE})
     assert sides.carried == sorted(CARRIED)
     assert sides.skipped == sorted(SKIPPED)
     target = tmp_path / "out"
@@ -430,7 +430,7 @@ def test_a_large_file_and_a_folder_are_no_side_files(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate((256 << 20) + 1)
     (tmp_path / "vocab.json").symlink_to(tmp_path / "nowhere")
-    sides = sort_side_files(tmp_path, set())
+    sides = select_side_files(tmp_path, set())
     assert sides.carried == []
     assert sides.skipped == ["config.json/", "tokenizer.json", "vocab.json"]
 
@@ -606,6 +606,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_hints_of_the_hub_cache(path: str, repo: str | None) -> None:
-    hints = hints_from_path(Path(path))
+    hints = base_hint_from_path(Path(path))
     assert (hints.repo if hints else None) == repo
     assert hints is None or hints.revision == COMMIT

@@ -14,7 +14,7 @@ from rlsparse_store import encode_delta
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.writer import encode_index
 
-SPEC = (Path(__file__).parents[1] / "specs" / "format.md").read_text(encoding="utf-8")
+SPEC = (Path(__file__).parents[2] / "specs" / "format.md").read_text(encoding="utf-8")
 EXAMPLE = SPEC[SPEC.index("## 13. A worked example") : SPEC.index("## 14.")]
 
 

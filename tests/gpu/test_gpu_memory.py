@@ -19,7 +19,7 @@ from rlsparse_store.format.words import Widening, widen
 from rlsparse_store.frameworks import torch as pt
 from rlsparse_store.gpu.memory import DeviceMemory
 from rlsparse_store.integrations.transformers.device_map import only_device
-from rlsparse_store.pipeline import spans as scan
+from rlsparse_store.pipeline import spans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +32,9 @@ hasten()
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels on the CPU, and several chunks in tensors that can be interpreted."""
-    monkeypatch.setattr(scan, "BLOCK_WORDS", 1 << 15)
+    monkeypatch.setattr(spans, "BLOCK_WORDS", 1 << 15)
     for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
-        monkeypatch.setattr(scan, name, 1 << 10)
+        monkeypatch.setattr(spans, name, 1 << 10)
     monkeypatch.setattr(pt, "has_kernels", lambda _: True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
-from rlsparse_store.pipeline import chunk_batches as batches
+from rlsparse_store.pipeline import chunk_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def opened(decoder: Decoder, number: int) -> Iterator[list[int]]:
         for i in range(number)
     )
     opener: Any = decoder
-    for batch in batches.opened_batches(opener, chunks, 2):
+    for batch in chunk_batches.open_batches(opener, chunks, 2):
         yield [place for place, _ in batch.items]
 
 
@@ -48,16 +48,16 @@ def opened(decoder: Decoder, number: int) -> Iterator[list[int]]:
 def test_batches_are_bounded(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, most: int
 ) -> None:
-    monkeypatch.setattr(batches, limit, value)
-    monkeypatch.setattr(batches, "SOME_BYTES", 700)
+    monkeypatch.setattr(chunk_batches, limit, value)
+    monkeypatch.setattr(chunk_batches, "SOME_BYTES", 700)
     found = list(opened(Decoder(), 23))
     assert [place for batch in found for place in batch] == list(range(23))
     assert {len(batch) for batch in found[:-1]} == {most}
 
 
 def test_what_is_broken_is_told_after_what_was_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "BATCH_CHUNKS", 2)
-    monkeypatch.setattr(batches, "SOME_BYTES", 1)
+    monkeypatch.setattr(chunk_batches, "BATCH_CHUNKS", 2)
+    monkeypatch.setattr(chunk_batches, "SOME_BYTES", 1)
     found = opened(Decoder(broken=5), 9)
     assert [next(found), next(found)] == [[0, 1], [2, 3]]
     with pytest.raises(StreamError, match="broken"):

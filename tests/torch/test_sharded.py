@@ -28,7 +28,7 @@ from interpreter import hasten
 from models import move_weights, small_llama
 from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError, UnsupportedDtypeError
 from ranks import forked
-from rlsparse_store.torch import DeltaEncoder, DeviceCoder, gathered
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, dtensor
 
 ranks, gone, place, work = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 rank = forked(ranks, gone)
@@ -57,7 +57,9 @@ print("sound")
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
     modules = ["models", "ranks", "rlsparse_store.torch", "torch.distributed.fsdp"]
-    with Forks(modules, {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}) as running:
+    with Forks(
+        modules, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    ) as running:
         yield running
 
 
@@ -174,11 +176,11 @@ asked = []
 def shortage(tensor):
     asked.append(tensor)
     return "no memory left" if rank == 1 and len(asked) == 3 else None
-gathered._shortage = shortage
+dtensor._shortage = shortage
 text = "rank 1 has no room for it: no memory left"
 raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), text)
 assert len(asked) >= 3
-gathered._shortage = lambda tensor: None
+dtensor._shortage = lambda tensor: None
 
 # The writing rank cannot write, or fails in a way that is not foreseen.
 raises(OutputError, lambda: encoder.encode(state, f"{work}/taken"), "not empty")
@@ -203,7 +205,7 @@ def test_a_failing_rank_makes_all_fail(forks: Forks, tmp_path: Path) -> None:
 
 
 SHORTAGES = """
-from rlsparse_store.torch.ranks import Ranks
+from rlsparse_store.torch.process_group import Ranks
 
 tensor, empty, made = torch.zeros(8, 8), torch.empty, []
 grid = init_device_mesh("cpu", (1, ranks))
@@ -223,7 +225,7 @@ def for_one(*given, **options):
 for split in rows + others:
     made.clear()
     torch.empty = for_one
-    found = gathered._shortage(split)
+    found = dtensor._shortage(split)
     torch.empty = empty
     assert found == ("no second one" if any(split is other for other in others) else None), found
 
@@ -257,7 +259,7 @@ if rank == gone:
         asked.append(tensor)
         if len(asked) == 3:
             os._exit(1)
-    gathered._shortage = leave
+    dtensor._shortage = leave
 raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), "ranks cannot reach")
 print("sound", flush=True)
 os._exit(0)  # what gloo does with a peer that is gone is not ours

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from transformers import LlamaForCausalLM
 
-REPRODUCE = Path(__file__).parents[1] / "tools/reproduce/reproduce.py"
+REPRODUCE = Path(__file__).parents[2] / "tools/reproduce/reproduce.py"
 
 Json = dict[str, Any]
 

@@ -1,0 +1,54 @@
+"""Chunks of words for the GPU backend, and the device it is tested on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from interpreter import hasten
+
+from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.kernels.interface import Changes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rlsparse_store.format.dtypes import WordCoding
+
+DEVICE = os.environ.get("RLSPARSE_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    hasten()
+GPU = GpuBackend()
+TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
+CHANGES = Changes(0, 0)
+"""For chunks whose changes nobody asks for."""
+SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def on_device(words: NDArray[Any]) -> torch.Tensor:
+    signed = words.view(f"i{words.itemsize}")
+    return torch.from_numpy(signed.copy()).to(DEVICE)
+
+
+def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[Any, Any]:
+    """Words around zero, special ones among them, some of which moved near or far."""
+    rng = np.random.default_rng(seed)
+    kind = TYPES[coding.width]
+    spread = rng.normal(0, 1, words).astype(np.float32).view(np.uint32)
+    base = (spread >> np.uint32(32 - coding.width)).astype(kind)
+    special = np.array([value & ((1 << coding.width) - 1) for value in SPECIAL], kind)
+    lucky = rng.random(words) < 0.02
+    base[lucky] = rng.choice(special, int(lucky.sum()))
+    hit = rng.random(words) < density
+    near = rng.integers(0, 8, words).astype(kind)
+    far = rng.integers(0, 1 << coding.width, words, dtype=np.uint64).astype(kind)
+    moved = np.where(rng.random(words) < 0.9, base + near, far).astype(kind)
+    return base, np.where(hit, moved, base).astype(kind)
+
+
+def contexts(top: int, number: int) -> NDArray[np.uint64]:
+    """So many bounds, of which the last is at least ``top``."""
+    inner = np.linspace(0, top, number + 1)[1:-1].astype(np.uint64)
+    return np.unique(np.append(inner, np.uint64(top)))
