@@ -157,7 +157,7 @@ def _require(
     if len(found) >= least:
         return
     for place in found:
-        read_delta(place, "", access).close()
+        read_delta(place, None, "", access).close()
     msg = f"too few deltas: give at least {least}, or a run of as many"
     raise NotFoundError(msg, file=printable(str(given[0])) if given else None)
 

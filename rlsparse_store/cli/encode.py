@@ -12,7 +12,8 @@ from rlsparse_store.cli.options import json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport
-from rlsparse_store.delta.run import RunReport, encode_run, is_run
+from rlsparse_store.delta.run import RunReport, is_run
+from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.format.names import printable

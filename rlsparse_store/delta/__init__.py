@@ -11,7 +11,8 @@ from rlsparse_store.delta.report import (
     TensorReport,
     WholeTensor,
 )
-from rlsparse_store.delta.run import RunEntry, RunReport, encode_run, inspect_run
+from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run
+from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
 
 __all__ = [

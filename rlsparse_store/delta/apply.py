@@ -1,4 +1,4 @@
-"""Applying: base and delta in, the tuned checkpoint's files out."""
+"""Rebuilding a tuned checkpoint's files from its base and a delta."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -42,15 +44,15 @@ __all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyReport:
-    """What applying wrote.
+    """The checkpoint that was rebuilt.
 
     Attributes:
         tensors: Tensors written.
         tensor_bytes: Their bytes.
         files: Weight files written, rebuilt byte for byte as they were when encoded.
         carried_files: Small files copied from the delta's folder.
-        tuned_digest: State digest of what was written, which was checked.
-        cast: Dtype that the checkpoint was rounded to before it was encoded, if it was.
+        tuned_digest: State digest of what was written, verified.
+        cast: Dtype to which the checkpoint was rounded before it was encoded, if any.
     """
 
     tensors: int
@@ -70,45 +72,57 @@ class RebuiltFile:
     entries: list[HeaderEntry]
 
 
-def apply_delta(
-    delta: str | Path,
-    out: str | Path,
+def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
+    delta: str | PathLike[str],
+    out: str | PathLike[str],
     *,
-    base: str | Path | None = None,
+    base: str | PathLike[str] | None = None,
     subfolder: str = "",
     threads: int | None = None,
     progress: Progress = no_progress,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> ApplyReport:
     """Rebuild the tuned checkpoint: its tensors bit for bit, its files byte for byte.
 
-    Every chunk of the delta, every source in the base and every result is checked; nothing is
-    left under the final name unless all of it was right.
+    Every chunk of the delta, every source in the base and every result is checked. The output
+    appears under its name only when all of it is correct.
 
     Args:
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        out: Folder to write, which must not exist or be empty.
-        base: The base the delta was made against, a folder, a file or ``org/name[@revision]``; by
-            default the commit that the delta names, else any snapshot in the Hub's cache with its
-            content.
-        subfolder: The delta's folder within, of a repository or folder with several.
+        out: Folder to write, which must not exist or must be empty.
+        base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
+            the commit that the delta names, else a snapshot in the Hub's cache with its content.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
+        base_revision: The same of the base.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
+
+    Returns:
+        What was written.
 
     Raises:
-        NotFoundError: The delta or the base is not there.
+        NotFoundError: There is no such delta or base.
         FormatError: The delta is damaged.
         CheckpointError: The base is broken, or a file beside the delta is a link.
-        BaseMismatchError: The base is not the right one.
+        BaseMismatchError: The base is another checkpoint.
         OutputError: The result cannot be written.
 
     Example:
         >>> apply_delta("qwen-grpo-delta", "qwen-grpo", base="qwen-base")  # doctest: +SKIP
     """
     workers = resolve_threads(threads)
-    access = HubAccess()
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with (
-        DeltaReader(find_delta(delta, None, subfolder, access)) as reader,
-        open_checkpoint(find_base(reader, base, None, access)) as checkpoint,
+        DeltaReader(find_delta(delta, revision, subfolder, access)) as reader,
+        open_checkpoint(find_base(reader, base, base_revision, access)) as checkpoint,
         output_folder(Path(out)) as folder,
     ):
         reader.check_state()

@@ -1,15 +1,14 @@
-"""Encoding: a pair of checkpoints in, a delta out."""
+"""Encoding a tuned checkpoint as a delta of its base."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from rlsparse_store.delta.encode_batch import encode_together
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.resolve import find_checkpoint
-from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
+from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.copy import copy_files
 from rlsparse_store.files.delta_writer import ChunkSink, CountingSink, DeltaWriter
 from rlsparse_store.files.output import output_errors, output_folder
@@ -17,18 +16,23 @@ from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy
+from rlsparse_store.pipeline.threads import Batch, batched, ordered_map, resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
-    from rlsparse_store.pipeline.coder import SpanCoder
+    from rlsparse_store.pipeline.spans import CodedSpan, Span
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
 
 __all__ = [
     "SHARD_BYTES",
     "dtype_policy",
     "encode_delta",
-    "encode_opened",
+    "encode_open",
+    "encode_spans",
     "measure_pair",
     "new_delta",
 ]
@@ -38,16 +42,21 @@ SHARD_BYTES: Final = 4 << 30
 
 
 def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
-    base: str | Path,
-    tuned: str | Path,
-    out: str | Path,
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    out: str | PathLike[str],
     *,
-    cast: str | None = None,
+    cast: Literal["bf16"] | None = None,
     keep_dtype: bool = False,
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = no_progress,
     coder: SpanCoder | None = None,
+    progress: Progress = no_progress,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> EncodeReport:
     """Store a tuned checkpoint as a delta against its base.
 
@@ -57,41 +66,43 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
         tuned: The tuned checkpoint, likewise. It may be sharded differently.
-        out: Folder of the delta, which must not exist or be empty.
-        cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base to bfloat16 first. Lossy, and
-            recorded in the delta.
-        keep_dtype: Store tensors whose dtype does not fit the base's whole, instead of stopping.
+        out: Folder of the delta, which must not exist or must be empty.
+        cast: ``"bf16"`` first rounds float32 tensors of a bfloat16 base to bfloat16. This is lossy,
+            and the delta records it.
+        keep_dtype: Store tensors whole whose dtype does not match the base's, instead of raising.
         threads: Threads to work on; all processors by default.
-        shard_bytes: Bytes of chunks after which a new file is begun.
+        shard_bytes: Bytes of chunks after which the delta continues in another file.
+        coder: Encodes on a device, such as :class:`rlsparse_store.torch.DeviceCoder`; the CPU by
+            default. The bytes are the same.
         progress: Called with bytes done and bytes in all.
-        coder: What codes, such as :class:`rlsparse_store.torch.DeviceCoder`; the CPU by default.
+        base_revision: Branch, tag or commit of the base on the Hub, if its id does not name one.
+        tuned_revision: The same of the tuned checkpoint.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Returns:
-        What was stored and what it takes.
+        What was stored, and its size.
 
     Raises:
-        NotFoundError: A checkpoint is not there.
+        NotFoundError: There is no such checkpoint.
         CheckpointError: A checkpoint is broken or holds only pickled weights.
-        DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+        DtypeMismatchError: A dtype does not match the base's, and neither option says what to do.
         OutputError: The delta cannot be written.
 
     Example:
         >>> encode_delta("qwen-base", "qwen-grpo", "qwen-grpo-delta")  # doctest: +SKIP
     """
     policy = dtype_policy(cast, keep=keep_dtype)
-    access = HubAccess()
-    with (
-        open_checkpoint(find_checkpoint(base, "base", access)) as base_checkpoint,
-        open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as tuned_checkpoint,
-    ):
-        encoder = Encoder(base_checkpoint, tuned_checkpoint, policy)
-        return encode_opened(
-            base_checkpoint, encoder, Path(out), threads, shard_bytes, progress, coder
-        )
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    base_path = find_checkpoint(base, "base", access, base_revision)
+    tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
+    with open_checkpoint(base_path) as base_checkpoint, open_checkpoint(tuned_path) as checkpoint:
+        encoder = Encoder(base_checkpoint, checkpoint, policy)
+        return encode_open(encoder, Path(out), threads, shard_bytes, progress, coder)
 
 
-def encode_opened(
-    base: Checkpoint,
+def encode_open(
     encoder: Encoder,
     out: Path,
     threads: int | None,
@@ -99,22 +110,69 @@ def encode_opened(
     progress: Progress,
     coder: SpanCoder | None,
 ) -> EncodeReport:
-    """Store a tuned checkpoint that is open, as :func:`encode_delta` does."""
+    """Write the delta of an open pair, as :func:`encode_delta` does."""
     with new_delta(encoder, out, shard_bytes) as sink:
-        (nbytes,) = encode_together(base, [(encoder, sink)], threads, progress, coder)
+        nbytes = encode_spans(encoder, sink, threads, progress, coder)
     return encoder.report(nbytes)
 
 
-def measure_pair(
-    base: str | Path,
-    tuned: str | Path,
+def encode_spans(
+    encoder: Encoder,
+    sink: ChunkSink,
+    threads: int | None,
+    progress: Progress,
+    coder: SpanCoder | None = None,
+) -> int:
+    """Encode every span of a checkpoint into a sink.
+
+    Args:
+        encoder: The encoding.
+        sink: Takes chunks and index.
+        threads: Threads to work on; all processors by default.
+        progress: Called with bytes done and bytes in all.
+        coder: Encodes the spans; on the CPU by default.
+
+    Returns:
+        Bytes of the delta's files.
+
+    Raises:
+        RlsparseError: A checkpoint changed or cannot be read, or the delta cannot be written.
+    """
+    workers = resolve_threads(threads)
+    chosen = coder or CpuCoder()
+    base, tuned = encoder.base, encoder.tuned
+
+    def code(batch: Batch[Span]) -> list[CodedSpan]:
+        return chosen.code(batch.items, base, tuned)
+
+    spans = ((span, chosen.weigh(span, base, tuned)) for span in encoder.spans(get_backend()))
+    done, total = 0, encoder.nbytes
+    for coded in ordered_map(code, batched(spans, chosen.group_bytes), workers):
+        for span in coded:
+            encoder.add(span, sink)
+            done += span.span.nbytes
+        progress(min(done, total), total)
+    progress(total, total)
+    base.check_unchanged()
+    tuned.check_unchanged()
+    return encoder.finish(sink)
+
+
+def measure_pair(  # noqa: PLR0913 - as encode_delta
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
     *,
-    cast: str | None = None,
+    cast: Literal["bf16"] | None = None,
     keep_dtype: bool = False,
     threads: int | None = None,
     progress: Progress = no_progress,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> EncodeReport:
-    """Encode a pair without writing anything, to report what a delta would hold and take.
+    """Report what the delta of a pair would hold and how large it would be. Writes nothing.
 
     Args:
         base: As for :func:`encode_delta`.
@@ -123,46 +181,50 @@ def measure_pair(
         keep_dtype: As for :func:`encode_delta`.
         threads: Threads to work on; all processors by default.
         progress: Called with bytes done and bytes in all.
+        base_revision: As for :func:`encode_delta`.
+        tuned_revision: As for :func:`encode_delta`.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Raises:
-        NotFoundError: A checkpoint is not there.
+        NotFoundError: There is no such checkpoint.
         CheckpointError: A checkpoint is broken or holds only pickled weights.
-        DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+        DtypeMismatchError: A dtype does not match the base's, and neither option says what to do.
 
     Example:
         >>> measure_pair("qwen-base", "qwen-grpo").density  # doctest: +SKIP
         0.158
     """
     policy = dtype_policy(cast, keep=keep_dtype)
-    access = HubAccess()
-    with (
-        open_checkpoint(find_checkpoint(base, "base", access)) as base_checkpoint,
-        open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as tuned_checkpoint,
-    ):
-        encoder = Encoder(base_checkpoint, tuned_checkpoint, policy)
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    base_path = find_checkpoint(base, "base", access, base_revision)
+    tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
+    with open_checkpoint(base_path) as base_checkpoint, open_checkpoint(tuned_path) as checkpoint:
+        encoder = Encoder(base_checkpoint, checkpoint, policy)
         sink = CountingSink(encoder.largest_manifest())
-        (nbytes,) = encode_together(base_checkpoint, [(encoder, sink)], threads, progress)
+        nbytes = encode_spans(encoder, sink, threads, progress)
         return encoder.report(nbytes)
 
 
 def dtype_policy(cast: str | None, *, keep: bool) -> DtypePolicy:
-    """The policy that the options say.
+    """The policy for dtypes that do not match.
 
     Raises:
         ValueError: ``cast`` is unknown.
     """
     if cast not in (None, "bf16"):
-        msg = f"cast is {cast!r}; only 'bf16' is known"
+        msg = f"cast={cast!r}: only 'bf16' is supported"
         raise ValueError(msg)
     return DtypePolicy(cast=cast is not None, keep=keep)
 
 
 @contextmanager
 def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSink]:
-    """A place for the chunks of a delta, which is there under its name once the block ends well.
+    """A sink for the chunks of a delta, which appears under its name when the block succeeds.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The delta cannot be written.
     """
     with output_folder(out) as folder:
         with output_errors(out):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rlsparse_store.codec.chunk import DeltaChunk
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
@@ -23,13 +25,13 @@ from rlsparse_store.format.index.records import (
 )
 from rlsparse_store.format.manifest import Manifest, Totals
 from rlsparse_store.format.names import is_file_name
+from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
 from rlsparse_store.pipeline.spans import CodedSpan, Span, SpanChunk, choose_word_coding, spans_of
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, TensorPlan, plan_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from rlsparse_store.files.checkpoint import Checkpoint
@@ -46,14 +48,21 @@ class Encoder:
         base: The base.
         tuned: The tuned checkpoint.
         policy: What to do where dtypes do not fit.
+        hashes: Hashes of the base that are known, to which this encoding adds its own.
 
     Raises:
         CheckpointError: The tuned checkpoint has a file name that a delta cannot keep.
         DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
     """
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> None:
-        self._base = base
+    def __init__(
+        self,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        policy: DtypePolicy,
+        hashes: BaseHashes | None = None,
+    ) -> None:
+        self.base = base
         self.tuned = tuned
         for file in tuned.files:
             if not (is_file_name(file.name) and file.name.endswith(".safetensors")):
@@ -61,6 +70,7 @@ class Encoder:
                 raise CheckpointError(msg + ".safetensors; rename it", file=tuned.path)
         self._plans = plan_tensors(base, tuned, policy)
         self._codings = [plan.dtype.coding for plan in self._plans]
+        self._hashes = BaseHashes() if hashes is None else hashes
         self._digests = [_Digests(plan) for plan in self._plans]
         self._chunks: list[ChunkRecord] = []
         self._steps = [[0] * 8 for _ in self._plans]
@@ -82,36 +92,36 @@ class Encoder:
             if plan.alias_of is None
         )
 
-    def spans(self, backend: CpuBackend) -> Iterator[tuple[str, list[Span]]]:
-        """The name of each tensor, in order, and its spans."""
+    def spans(self, backend: CpuBackend) -> Iterator[Span]:
+        """The spans of every tensor, in order."""
         for number, plan in enumerate(self._plans):
-            coding = choose_word_coding(plan, self._base, self.tuned, backend)
+            coding = choose_word_coding(plan, self.base, self.tuned, backend)
             self._codings[number] = coding
-            yield plan.tuned.name, list(spans_of(number, plan, coding))
+            source = plan.source
+            known = None if source is None else self._hashes.leaves.get(source.name)
+            yield from spans_of(number, plan, coding, known)
 
-    def add(self, coded: CodedSpan, base_leaves: NDArray[np.uint64], sink: ChunkSink) -> None:
-        """Take a coded span. Spans come in order."""
+    def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
+        """Take an encoded span. Spans come in order."""
         digests = self._digests[coded.span.tensor]
-        digests.base.add_leaves(base_leaves)
-        digests.tuned.add_leaves(coded.tuned_leaves)
+        digests.add(coded)
         for chunk in coded.chunks:
             self._add_chunk(coded.span.tensor, chunk, sink)
 
-    def base_digests(self) -> dict[str, bytes]:
-        """The digests of the sources, once every span was taken."""
-        return {
-            plan.source.name: digests.base.digest()
-            for plan, digests in zip(self._plans, self._digests, strict=True)
-            if plan.source is not None
-        }
+    def finish(self, sink: ChunkSink) -> int:
+        """Write the index, once every span was added, and return the bytes of the delta's files.
 
-    def finish(self, base_state: str, sink: ChunkSink) -> int:
-        """Write the index and return the bytes of the delta's files.
+        Tensors of the base that are no source are read for its state digest.
 
         Args:
-            base_state: The base's state digest.
             sink: Where the chunks went.
         """
+        for plan, digests in zip(self._plans, self._digests, strict=True):
+            if plan.source is not None and plan.alias_of is None:
+                name = plan.source.name
+                self._hashes.digests[name] = digests.base.digest()
+                self._hashes.leaves[name] = digests.base_leaves()
+        base_state = checkpoint_state(self.base, self._hashes.digests)
         tensors = [self._record(i) for i in range(len(self._plans))]
         removed = self._removed()
         self._index = Index(tensors, removed, self._chunks, self._files())
@@ -179,7 +189,7 @@ class Encoder:
     def _removed(self) -> list[str]:
         used = {plan.source.name for plan in self._plans if plan.source is not None}
         used |= self.tuned.tensors.keys()
-        return [name for name in self._base.tensors if name not in used]
+        return [name for name in self.base.tensors if name not in used]
 
     def largest_manifest(self) -> Manifest:
         """A manifest at least as long as the final one."""
@@ -229,7 +239,7 @@ class Encoder:
         sides = self.side_files()
         return EncodeReport(
             **report_tensors(self._index, self._manifest, delta_bytes),
-            base_bytes=self._base.nbytes,
+            base_bytes=self.base.nbytes,
             whole=whole,
             carried_files=sides.carried,
             carried_bytes=sum((self.tuned.path / name).stat().st_size for name in sides.carried),
@@ -245,11 +255,22 @@ class Encoder:
 
 
 class _Digests:
-    """The digests of a tensor and of its source, while their leaves come in."""
+    """The digests of a tensor and of its source, built span by span."""
 
     def __init__(self, plan: TensorPlan) -> None:
         self.tuned = TensorDigester(plan.stored_nbytes)
         self.base = TensorDigester(0 if plan.source is None else plan.source.nbytes)
+        self._base_leaves: list[NDArray[np.uint64]] = []
+
+    def add(self, coded: CodedSpan) -> None:
+        """Add the leaf hashes of the next span."""
+        self.base.add_leaves(coded.base_leaves)
+        self.tuned.add_leaves(coded.tuned_leaves)
+        self._base_leaves.append(coded.base_leaves)
+
+    def base_leaves(self) -> NDArray[np.uint64]:
+        """The leaf hashes of the source."""
+        return np.concatenate([*self._base_leaves, np.zeros(0, np.uint64)])
 
 
 def _cast_layout(tuned: Checkpoint, number: int, file: FileRecord) -> FileRecord:

@@ -1,4 +1,4 @@
-"""Inspecting: what a delta holds, from its index alone."""
+"""Inspecting: what a delta holds, from its manifest and index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlsparse_store.delta.resolve import read_delta
 from rlsparse_store.hub.access import HubAccess
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
     from rlsparse_store.files.delta_reader import DeltaReader
 
@@ -17,26 +17,39 @@ __all__ = ["inspect_delta", "report_delta"]
 
 
 def inspect_delta(
-    delta: str | Path, *, subfolder: str = "", token: str | bool | None = None
+    delta: str | PathLike[str],
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> DeltaReport:
     """Report what a delta holds. Needs no base and decodes nothing.
 
-    Of a delta on the Hub, only the front and the index are read.
+    Of a delta on the Hub, only manifest and index are downloaded.
 
     Args:
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        subfolder: The delta's folder within, of a repository or folder with several.
-        token: Access token for the Hub; by default the one that is stored.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
+
+    Returns:
+        Sizes, densities and step counts, of the delta and of each tensor.
 
     Raises:
-        NotFoundError: There is no delta at this place.
+        NotFoundError: There is no such delta.
         FormatError: It is damaged.
 
     Example:
         >>> inspect_delta("qwen-grpo-delta").density  # doctest: +SKIP
         0.158
     """
-    with read_delta(delta, subfolder, HubAccess(token=token)) as reader:
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    with read_delta(delta, revision, subfolder, access) as reader:
         return report_delta(reader)
 
 

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from os import PathLike
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from rlsparse_store.frameworks.framework import Framework
     from rlsparse_store.pipeline.memory import Bytes, Memory
 
-__all__ = ["VERIFY", "DeltaCheckpoint", "DeltaSlice", "open_delta", "open_local"]
+__all__ = ["DeltaCheckpoint", "DeltaSlice", "Verify", "open_delta", "open_local"]
 
-VERIFY: Final = ("touched", "full", "none")
-"""How much is checked: every chunk that is decoded; base and result as a whole; nothing."""
+Verify = Literal["touched", "full", "none"]
+"""How much to check: every decoded chunk; all of base and result; nothing."""
 
 LEAST_MAPPED: Final = 1 << 20
 """Bytes: a smaller tensor costs less to read than its pages cost to map."""
@@ -321,55 +322,65 @@ class _Mappings:
         self._files.clear()
 
 
-def open_delta(
-    delta: str | Path,
+def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
+    delta: str | PathLike[str],
     *,
-    base: str | Path | None = None,
-    framework: str = "pt",
+    base: str | PathLike[str] | None = None,
+    framework: Literal["pt", "bits"] = "pt",
     device: object = None,
     subfolder: str = "",
-    verify: str = "touched",
+    verify: Verify = "touched",
+    revision: str | None = None,
+    base_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> DeltaCheckpoint:
     """Open a delta as if it were the tuned checkpoint.
 
-    Nothing is decoded until a tensor, or a part of one, is asked for.
+    Nothing is decoded until a tensor, or a slice of one, is read.
 
     Args:
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        base: The base it was made against, a folder, a file or ``org/name[@revision]``; by default
-            the commit that the delta names, else any snapshot in the Hub's cache with its content.
-        framework: ``"pt"`` for tensors of torch, ``"bits"`` for NumPy arrays of unsigned words.
-        device: Where torch's tensors shall lie; main memory by default. For a CUDA device, with
-            Triton installed, the base's words are read to it and patched there: words of 8, 16
-            and 32 bits, and with the same checks. The rest is decoded on the CPU and copied.
-        subfolder: The delta's folder within, of a repository or folder with several.
-        verify: ``"touched"`` checks every chunk that is decoded, its stored bytes, its base words
-            and its result, and the dtypes and lengths of all tensors; ``"full"`` decodes and
-            checks all of base and result once before anything is handed out; ``"none"`` checks
-            that nothing is read or written out of bounds, and no content.
+        base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
+            the commit that the delta names, else a snapshot in the Hub's cache with its content.
+        framework: ``"pt"`` for torch tensors, ``"bits"`` for NumPy arrays of unsigned words.
+        device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
+            words of 8, 16 and 32 bits are copied to the device and patched there, with the same
+            checks; other tensors are decoded on the CPU and copied.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
+        verify: ``"touched"`` checks every chunk that is decoded (stored bytes, base words, result)
+            and dtype and length of all tensors. ``"full"`` first checks all of base and result.
+            ``"none"`` checks no content; reads and writes stay in bounds all the same.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
+        base_revision: The same of the base.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Returns:
         A mapping from names to tensors, with the methods of ``safetensors.safe_open``. It holds
         files open: use it in a ``with`` statement, or close it.
 
     Raises:
-        NotFoundError: The delta or the base is not there.
+        NotFoundError: There is no such delta or base.
         FormatError: The delta is damaged.
-        BaseMismatchError: The base is not the right one.
+        BaseMismatchError: The base is another checkpoint.
         MissingDependencyError: torch is not installed.
 
     Example:
         >>> with open_delta("qwen-grpo-delta", base="qwen-base") as tuned:  # doctest: +SKIP
         ...     tuned.get_slice("lm_head.weight")[:1000]
     """
-    access = HubAccess()
-    folder = find_delta(delta, None, subfolder, access)
-    return open_local(folder, base, None, access, get_framework(framework, device), verify)
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    folder = find_delta(delta, revision, subfolder, access)
+    array_maker = get_framework(framework, device)
+    return open_local(folder, base, base_revision, access, array_maker, verify)
 
 
 def open_local(
     delta: Path,
-    base: str | Path | None,
+    base: str | PathLike[str] | None,
     base_revision: str | None,
     access: HubAccess,
     framework: Framework,
@@ -377,21 +388,21 @@ def open_local(
     *,
     is_whole: bool = False,
 ) -> DeltaCheckpoint:
-    """Open a delta that lies in a folder, as :func:`open_delta` does.
+    """Open a delta in a local folder, as :func:`open_delta` does.
 
     Args:
         delta: Its folder.
-        base: As there.
-        base_revision: The base's revision on the Hub, if it is not part of its id.
+        base: As for :func:`open_delta`.
+        base_revision: As for :func:`open_delta`.
         access: How to reach the Hub.
-        framework: What makes the tensors.
-        verify: As there.
-        is_whole: Whether all of it will be read. What no chunk's check covers is then compared
-            too, even if the base is the very commit that the delta names: what was downloaded may
-            be damaged.
+        framework: Makes the tensors.
+        verify: As for :func:`open_delta`.
+        is_whole: Whether the caller reads every tensor. Then ``"touched"`` also compares base
+            tensors that no chunk covers, even those of the commit that the delta names, because a
+            download may be damaged.
     """
-    if verify not in VERIFY:
-        msg = f"verify={verify!r}: choose one of {', '.join(VERIFY)}"
+    if verify not in get_args(Verify):
+        msg = f"verify={verify!r}: choose one of {', '.join(get_args(Verify))}"
         raise ValueError(msg)
     with ExitStack() as stack:
         reader = stack.enter_context(DeltaReader(delta))

@@ -1,4 +1,4 @@
-"""Finding what a name means: a local folder, a repository on the Hub, or the base of a delta."""
+"""What a name means: a local path, a repository on the Hub, or the base of a delta."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from os import PathLike
 
     from rlsparse_store.hub.access import HubAccess
 
@@ -44,17 +45,19 @@ __all__ = [
 ]
 
 
-def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: HubAccess) -> Path:
-    """The folder of a delta, downloaded if it is not here.
+def find_delta(
+    delta: str | PathLike[str], revision: str | None, subfolder: str, access: HubAccess
+) -> Path:
+    """The local folder of a delta, which is downloaded if it is on the Hub.
 
     Args:
         delta: A local folder, or ``org/name[@revision]``.
-        revision: The revision, if it is not part of the id.
-        subfolder: The folder within, of a repository or folder with several deltas.
+        revision: The revision, if the id does not name one.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: It is not there.
+        NotFoundError: There is no such delta.
     """
     inside = subfolder_parts(subfolder)
     repo = as_repo_id(delta, revision)
@@ -62,13 +65,13 @@ def find_delta(delta: str | Path, revision: str | None, subfolder: str, access: 
         return Path(delta, *inside)
     prefix = "".join(f"{part}/" for part in inside)
     wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *CARRIED_FILES)]
-    # A pattern's star also stands for slashes: the deltas in folders further down are left out.
+    # A pattern's star also matches slashes: deltas in folders further down are left out.
     within = FileSelection("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
     return fetch_snapshot(repo, within, access).path.joinpath(*inside)
 
 
 def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
-    """The deltas of a run on the Hub, by their folders; downloaded if they are not here.
+    """Download the deltas of a run on the Hub; their local folders, by folder in the repository.
 
     Raises:
         NotFoundError: There are none.
@@ -78,50 +81,53 @@ def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
 
 
 def delta_folders(listing: Listing) -> list[str]:
-    """Where a repository has deltas: folders within, an empty text for the repository itself."""
+    """Folders of a repository that hold deltas; an empty string for the repository itself."""
     return _folders(listing.files)
 
 
 def _folders(names: Iterable[str]) -> list[str]:
-    # A slash goes before, for a folder's name may end like that of a delta's.
+    # With a slash in front: another folder's name may end in the same letters.
     parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in names)
     return sorted({folder[1:] for folder, inside, _ in parts if inside})
 
 
-def read_delta(delta: str | Path, subfolder: str, access: HubAccess) -> DeltaReader:
-    """Open a delta whose chunks are not needed: on the Hub, only the rest of it is read.
+def read_delta(
+    delta: str | PathLike[str], revision: str | None, subfolder: str, access: HubAccess
+) -> DeltaReader:
+    """Open a delta for its manifest and index. On the Hub, its chunks are not downloaded.
 
     Args:
         delta: A local folder, or ``org/name[@revision]``.
-        subfolder: The folder within, of a repository or folder with several deltas.
+        revision: The revision, if the id does not name one.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: It is not there.
+        NotFoundError: There is no such delta.
         FormatError: It is damaged.
     """
-    repo = as_repo_id(delta)
+    repo = as_repo_id(delta, revision)
     if repo is None or access.is_offline:
-        return DeltaReader(find_delta(delta, None, subfolder, access))
+        return DeltaReader(find_delta(delta, revision, subfolder, access))
     listing = list_repo(repo, "delta", access)
     return read_listed(listing, "/".join(subfolder_parts(subfolder)), access)
 
 
 def read_listed(listing: Listing, folder: str, access: HubAccess) -> DeltaReader:
-    """Open a delta of a repository that was listed, without its chunks.
+    """Open a delta of a listed repository for its manifest and index.
 
     Args:
         listing: The repository.
-        folder: The folder within; empty for the repository itself.
+        folder: The delta's folder; empty for the repository itself.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: There is none.
-        FormatError: It is damaged.
+        NotFoundError: The folder holds no delta.
+        FormatError: The delta is damaged.
     """
     found = delta_folders(listing)
     if folder not in found:
-        msg = f"there is no {DELTA_FOLDER}/ folder, so it is no delta"
+        msg = f"is not a delta: it has no {DELTA_FOLDER}/ folder"
         if found:
             msg += f"; there are deltas in {printable(', '.join(found))} (--subfolder)"
         raise NotFoundError(msg, file=printable(f"{listing.repo}/{folder}".rstrip("/")))
@@ -129,44 +135,53 @@ def read_listed(listing: Listing, folder: str, access: HubAccess) -> DeltaReader
     return DeltaReader(Path(str(listing.repo), folder), HubFolder(listing, inside, access))
 
 
-def find_checkpoint(place: str | Path, what: str, access: HubAccess) -> Path:
-    """Where a checkpoint lies that is to be encoded, downloaded if it is not here.
+def find_checkpoint(
+    place: str | PathLike[str], what: str, access: HubAccess, revision: str | None = None
+) -> Path:
+    """The local path of a checkpoint to encode, which is downloaded if it is on the Hub.
 
-    All of it is compared with the Hub's ids, for there is no delta yet whose digests would tell.
+    Every downloaded file is compared with the Hub's checksum: no delta exists yet whose digests
+    would show damage.
 
     Args:
         place: A local folder or file, or ``org/name[@revision]``.
         what: What it is, for errors.
         access: How to reach the Hub.
+        revision: The revision, if the id does not name one.
 
     Raises:
-        NotFoundError: It is not there.
+        NotFoundError: There is no such checkpoint.
         CheckpointError: It is a delta.
         ChecksumError: It is damaged.
     """
-    repo = as_repo_id(place)
+    repo = as_repo_id(place, revision)
     if repo is None:
         path = Path(place)
         if (path / DELTA_FOLDER).is_dir() and not any(path.glob("*.safetensors")):
-            msg = f"is a delta and no {what}: rebuild the checkpoint first (rlsparse apply)"
+            msg = f"is a delta, not a {what}; rebuild the checkpoint first (rlsparse apply)"
             raise CheckpointError(msg, file=printable(str(path)))
         return path
     return fetch_snapshot(repo, FileSelection(what, CHECKPOINT_FILES), access).path
 
 
 def find_base(
-    reader: DeltaReader, base: str | Path | None, revision: str | None, access: HubAccess
+    reader: DeltaReader,
+    base: str | PathLike[str] | None,
+    revision: str | None,
+    access: HubAccess,
 ) -> Path:
-    """Where the base of a delta lies, downloaded if it is not here.
+    """The local path of a delta's base, which is downloaded if it is on the Hub.
 
     Args:
         reader: The delta.
-        base: A local folder or file, or ``org/name[@revision]``; by default what the delta names.
-        revision: The revision, if it is not part of the id.
+        base: A local folder or file, or ``org/name[@revision]``; by default the base that the
+            delta names.
+        revision: The revision, if the id does not name one.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: It is not there, or the delta names none and none was found.
+        NotFoundError: There is no such base, or the delta names none and the cache has none with
+            its content.
     """
     recorded = _recorded(reader)
     if base is None:
@@ -180,7 +195,7 @@ def find_base(
 
 
 def _fetch_base(repo: RepoId, access: HubAccess) -> Path:
-    """A base, whose content is compared with the delta's digests while it is read."""
+    """Download a base. Its content is compared with the delta's digests when it is read."""
     if repo.is_pinned and not access.is_offline:
         found = cached_snapshot(repo, "base", access)
         if found is not None and _is_whole(found.path):
@@ -191,7 +206,7 @@ def _fetch_base(repo: RepoId, access: HubAccess) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether every file is there that the checkpoint says it has."""
+    """Whether the checkpoint has all of its files."""
     try:
         with open_checkpoint(path):
             return True
@@ -200,36 +215,43 @@ def _is_whole(path: Path) -> bool:
 
 
 def subfolder_parts(subfolder: str) -> list[str]:
-    """The names that a subfolder is made of.
+    """The parts of a subfolder's path.
 
     Raises:
-        NotFoundError: It would lead elsewhere.
+        NotFoundError: It leads out of its repository.
     """
     parts = [part for part in subfolder.split("/") if part]
     if any(part in {".", ".."} or "\\" in part for part in parts):
-        msg = "a subfolder lies within its repository: give plain names between slashes"
+        msg = "is not a subfolder: give plain names, separated by slashes"
         raise NotFoundError(msg, file=printable(subfolder))
     return parts
 
 
-def as_repo_id(place: str | Path, revision: str | None = None) -> RepoId | None:
-    """The repository that a name means, unless it is something local.
+def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoId | None:
+    """The repository that a name means, or ``None`` if it is a local path.
+
+    A name whose first part exists here is a path, so that a mistyped path is never sent to the
+    Hub. ``hf://`` in front makes it an id in any case.
 
     Args:
         place: A local folder or file, or ``org/name[@revision]``.
-        revision: The revision, if it is not part of the id.
+        revision: The revision, if the id does not name one.
 
     Raises:
-        NotFoundError: A revision of something local.
+        NotFoundError: A revision is given for a local path.
     """
-    local = Path(place)
-    repo = parse_repo_id(place) if isinstance(place, str) and not local.exists() else None
-    if repo is None:
+    repo = parse_repo_id(place) if isinstance(place, str) else None
+    is_path = repo is not None and not str(place).startswith("hf://") and _exists_here(repo)
+    if repo is None or is_path:
         if revision is not None:
-            msg = f"a revision, {printable(revision)}, of a local folder; give org/name"
+            msg = f"is a local path, which has no revision ({printable(revision)})"
             raise NotFoundError(msg, file=printable(str(place)))
         return None
     return RepoId(repo.repo, revision or repo.revision)
+
+
+def _exists_here(repo: RepoId) -> bool:
+    return Path(repo.repo.partition("/")[0]).exists()
 
 
 def _recorded(reader: DeltaReader) -> BaseHint | None:
@@ -241,7 +263,7 @@ def _recorded(reader: DeltaReader) -> BaseHint | None:
 
 
 def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAccess) -> Path:
-    """The base that the delta names, else a snapshot in the cache with its content."""
+    """The base that the delta names, else a cached snapshot with the base's content."""
     missing: NotFoundError | None = None
     if recorded is not None:
         try:
@@ -254,14 +276,14 @@ def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAcces
     if missing is not None:
         raise missing
     msg = (
-        "the delta does not name its base, and none in the cache has its content: give the base "
-        "(--base BASE, or from_delta(base, delta))"
+        "the delta does not name its base, and no cached snapshot has its content; give the base "
+        "(--base BASE, or base=)"
     )
     raise NotFoundError(msg, file=reader.path)
 
 
 def _is_base(reader: DeltaReader, path: Path) -> bool:
-    """Whether a checkpoint has all that the delta's tensors come from."""
+    """Whether a checkpoint has every source of the delta, with its content."""
     try:
         with open_checkpoint(path) as checkpoint:
             check_sources(reader, checkpoint)

@@ -1,4 +1,4 @@
-"""Verifying: is the delta sound, is this its base, is this the checkpoint it stores."""
+"""Verifying a delta: its own bytes, its base, and the checkpoint that it stores."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
 __all__ = ["VerifyReport", "check_alone", "check_base", "verify_delta"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was verified; a failure raises instead.
+    """What was verified. A failure raises instead.
 
     Attributes:
-        chunks: Chunks whose stored bytes were checked.
-        base_checked: Whether the base was compared with the one the delta was made against.
+        chunks: Chunks whose stored bytes match their checksums.
+        base_checked: Whether the base was compared with the delta's digest of it.
         decoded: Whether every tensor was decoded and compared with its digest.
         tuned_checked: Whether a tuned checkpoint was compared with the delta.
-        cast: Dtype that the checkpoint was rounded to before it was encoded, if it was.
+        cast: Dtype to which the checkpoint was rounded before it was encoded, if any.
     """
 
     chunks: int
@@ -45,49 +45,65 @@ class VerifyReport:
     cast: str | None
 
 
-def verify_delta(
-    delta: str | Path,
+def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, three times
+    delta: str | PathLike[str],
     *,
-    base: str | Path | None = None,
-    tuned: str | Path | None = None,
+    base: str | PathLike[str] | None = None,
+    tuned: str | PathLike[str] | None = None,
     subfolder: str = "",
     threads: int | None = None,
     progress: Progress = no_progress,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> VerifyReport:
-    """Verify a delta as far as what is given allows.
+    """Verify a delta as far as its arguments allow.
 
-    Alone, its own files: every stored byte is covered by a check. With its base also every
-    base tensor, and every decoded tensor. With a tuned checkpoint also that it is the one stored.
+    Alone, its own files: a checksum covers every stored byte. With its base, also every base
+    tensor and every decoded tensor. With a tuned checkpoint, also that the delta stores it.
 
     Args:
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        base: The base, or what claims to be it: a folder, a file or an id, too.
-        tuned: A checkpoint that should be the tuned one, likewise.
-        subfolder: The delta's folder within, of a repository or folder with several.
+        base: The base to verify: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
+        tuned: The tuned checkpoint to compare with, likewise.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to decode on; all processors by default.
         progress: Called with bytes done and bytes in all.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
+        base_revision: The same of the base.
+        tuned_revision: The same of the tuned checkpoint.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
+
+    Returns:
+        What was verified.
 
     Raises:
         FormatError: The delta is damaged.
-        BaseMismatchError: The base is not the right one.
-        VerificationError: The tuned checkpoint is another one.
+        BaseMismatchError: The base is another checkpoint.
+        VerificationError: The tuned checkpoint is not the stored one.
 
     Example:
         >>> verify_delta("qwen-grpo-delta", base="qwen-base").decoded  # doctest: +SKIP
         True
     """
     workers = resolve_threads(threads)
-    access = HubAccess()
-    with DeltaReader(find_delta(delta, None, subfolder, access)) as reader:
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    with DeltaReader(find_delta(delta, revision, subfolder, access)) as reader:
         if base is None:
             check_alone(reader, workers)
         else:
             reader.check_state()
             rebuild_files(reader)
-            with open_checkpoint(find_base(reader, base, None, access)) as checkpoint:
+            with open_checkpoint(find_base(reader, base, base_revision, access)) as checkpoint:
                 check_base(reader, checkpoint, workers, progress)
         if tuned is not None:
-            with open_checkpoint(find_checkpoint(tuned, "tuned checkpoint", access)) as checkpoint:
+            found = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
+            with open_checkpoint(found) as checkpoint:
                 _check_tuned(reader, checkpoint)
         return VerifyReport(
             chunks=len(reader.index.chunks),
@@ -99,14 +115,14 @@ def verify_delta(
 
 
 def check_alone(reader: DeltaReader, threads: int) -> None:
-    """Require that a delta is sound, as far as it tells without its base: every stored byte is.
+    """Verify a delta's own files: a checksum covers every stored byte.
 
     Args:
         reader: The delta.
         threads: Threads to read on.
 
     Raises:
-        FormatError: It is damaged.
+        FormatError: The delta is damaged.
     """
     reader.check_state()
     rebuild_files(reader)
@@ -114,10 +130,10 @@ def check_alone(reader: DeltaReader, threads: int) -> None:
 
 
 def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Progress) -> None:
-    """Require that this is the base as a whole, and that everything decodes against it.
+    """Verify all of the base, and that every tensor decodes against it.
 
     Raises:
-        FormatError: The delta is damaged, or it is not.
+        FormatError: The delta is damaged, or the base is another checkpoint.
     """
     decode_tensors(reader, base, threads, lambda _tensor, _offset, _data: None, progress)
     # Decoding compared every source of the same bytes; the state covers the other tensors too.
@@ -132,9 +148,9 @@ def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Pr
     named = {t.name for t in reader.index.tensors}.union(reader.index.removed, known)
     extra = next((name for name in base.tensors if name not in named), None)
     if checkpoint_state(base, known) != reader.manifest.base_digest:
-        problem = "a tensor that nothing comes from has other values in the base"
+        problem = "a tensor that is no source has other values in the base"
         if extra is not None:
-            problem = "is a tensor more than the base had"
+            problem = "is not a tensor of the base that the delta needs"
         raise wrong_base(reader, base.path, extra, problem)
     if extra is not None:
         msg = "the index does not name every tensor of the base that was removed"
@@ -159,5 +175,5 @@ def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:
         raise VerificationError(msg, file=tuned.path, tensor=printable(t.name))
     extra = next((name for name in tuned.tensors if name not in digests), None)
     if extra is not None:
-        msg = "is not in the delta: this is not the checkpoint that it stores"
+        msg = "is not in the delta: this is not the checkpoint that the delta stores"
         raise VerificationError(msg, file=tuned.path, tensor=printable(extra))

@@ -31,7 +31,7 @@ def base_hint_from_path(path: Path) -> BaseHint | None:
     Example:
         >>> from pathlib import Path
         >>> hub = Path("/x/models--org--name/snapshots") / ("0" * 40)
-        >>> hints_from_path(hub).repo
+        >>> base_hint_from_path(hub).repo
         'org/name'
     """
     parts = path.parts

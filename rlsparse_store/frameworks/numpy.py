@@ -21,7 +21,7 @@ class NumpyWords:
 
     Example:
         >>> from rlsparse_store.format.dtypes import DTYPES
-        >>> Bits().array(np.arange(4, dtype=np.uint8), DTYPES["BF16"], (1, 2))
+        >>> NumpyWords().array(np.arange(4, dtype=np.uint8), DTYPES["BF16"], (1, 2))
         array([[256, 770]], dtype=uint16)
     """
 

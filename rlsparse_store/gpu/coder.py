@@ -15,10 +15,10 @@ import torch
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
 from rlsparse_store.gpu.drafter import DeviceSpan, Drafter, hash_all
-from rlsparse_store.gpu.drafts import TaskDraft, store_drafts
+from rlsparse_store.gpu.drafts import SpanDraft, store_drafts
 from rlsparse_store.gpu.streams import DeviceStreams
-from rlsparse_store.gpu.upload import ReadTask, lies_on
-from rlsparse_store.pipeline.coder import CodedTask, CpuCoder
+from rlsparse_store.gpu.upload import HostSpan, lies_on
+from rlsparse_store.pipeline.coder import CpuCoder
 from rlsparse_store.pipeline.spans import SPAN_BYTES, Span
 from rlsparse_store.pipeline.threads import resolve_threads
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.pipeline.coder import SpanTask
+    from rlsparse_store.pipeline.spans import CodedSpan
 
 __all__ = ["DeviceCoder", "require_kernels"]
 
@@ -91,96 +91,74 @@ class DeviceCoder:
         self._under_way = BoundedSemaphore(GROUPS_EACH * groups)
         self._storing = ThreadPoolExecutor(resolve_threads(threads), "rlsparse-storing")
 
-    def weigh(self, task: SpanTask, base: Checkpoint) -> int:
-        """Bytes that must be brought to the device, and little for those that are there."""
-        pairs = [(base, task.spans[0].plan.source)]
-        pairs += zip(task.tuned, [span.plan.tuned for span in task.spans], strict=True)
-        is_here = all(
-            tensor is not None and lies_on(self._device, checkpoint, tensor)
-            for checkpoint, tensor in pairs
+    def weigh(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> int:
+        """Bytes to copy to the device, and few for words that are there."""
+        source = span.plan.source
+        is_here = (
+            source is not None
+            and lies_on(self._device, base, source)
+            and lies_on(self._device, tuned, span.plan.tuned)
         )
         # What is rounded is made there anew.
-        stays = all(_fits(span) and not span.plan.is_cast for span in task.spans)
-        return task.nbytes // (HERE_WEIGHT if is_here and stays else 1)
+        stays = _fits(span) and not span.plan.is_cast
+        return span.nbytes // (HERE_WEIGHT if is_here and stays else 1)
 
-    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
-        """Code tasks.
+    def code(self, spans: Sequence[Span], base: Checkpoint, tuned: Checkpoint) -> list[CodedSpan]:
+        """Encode spans, as :class:`~rlsparse_store.pipeline.coder.SpanCoder` says.
 
         Raises:
-            RlsparseError: A checkpoint cannot be read, or what was coded does not decode.
+            RlsparseError: A checkpoint cannot be read, or a chunk does not decode to itself.
         """
-        mine = [i for i, task in enumerate(tasks) if all(map(_fits, task.spans))]
-        done: dict[int, CodedTask] = {}
+        mine = [i for i, span in enumerate(spans) if _fits(span)]
+        done: dict[int, CodedSpan] = {}
         if mine:
             with self._under_way:
-                drafted = self._draft([tasks[i] for i in mine], base)
-                done = dict(zip(mine, store_drafts(drafted, self._storing), strict=False))
+                drafts = self._draft([spans[i] for i in mine], base, tuned)
+                done = dict(zip(mine, store_drafts(drafts, self._storing), strict=False))
         if len(done) < len(mine):
             msg = f"no memory left on {self._device}: a part is encoded on the CPU, more slowly"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
-        others = [i for i in range(len(tasks)) if i not in done]
-        done |= zip(others, self._cpu.code([tasks[i] for i in others], base), strict=True)
-        return [done[i] for i in range(len(tasks))]
+        others = [i for i in range(len(spans)) if i not in done]
+        done |= zip(others, self._cpu.code([spans[i] for i in others], base, tuned), strict=True)
+        return [done[i] for i in range(len(spans))]
 
-    def _draft(self, tasks: list[SpanTask], base: Checkpoint) -> list[TaskDraft]:
-        """What is made of tasks on the device: of as many as its memory allows, from the first."""
+    def _draft(self, spans: list[Span], base: Checkpoint, tuned: Checkpoint) -> list[SpanDraft]:
+        """Drafts of spans: of those that the device has memory for, from the first."""
         try:
-            if len(tasks) == 1 and tasks[0].nbytes > GROUP_BYTES:
-                return self._draft_in_turn(tasks[0], base)
-            return self._draft_read([ReadTask.of(task, base, self._device) for task in tasks])
+            read = [HostSpan.read(span, base, tuned, self._device) for span in spans]
         except torch.OutOfMemoryError:
             return []
-
-    def _draft_in_turn(self, task: SpanTask, base: Checkpoint) -> list[TaskDraft]:
-        """The spans of many checkpoints in turn: together they would take too much memory."""
-        done: list[TaskDraft] = []
-        old = None
-        for part in task.parts(GROUP_BYTES):
-            read = ReadTask.of(part, base, self._device, old)
-            old = read.old
-            drafted = self._draft_read([read])
-            if not drafted:
-                return []
-            done += drafted
-        spans = [span for drafted in done for span in drafted.spans]
-        return [TaskDraft(spans, done[0].base_leaves)]
-
-    def _draft_read(self, tasks: list[ReadTask]) -> list[TaskDraft]:
-        """What is made of tasks whose bytes were read."""
         try:
             with self._streams.one():
-                return self._draft_together(tasks, self._memory)
+                return self._draft_together(read, self._memory)
         except torch.OutOfMemoryError:
             pass
-        # One after the other and in smaller steps, while no other group is there.
-        drafted: list[TaskDraft] = []
+        # One by one and in smaller steps, while no other group is there.
+        drafts: list[SpanDraft] = []
         with self._streams.all():
-            for task in tasks:
+            for span in read:
                 torch.cuda.empty_cache()
                 try:
-                    drafted += self._draft_together([task], LITTLE_MEMORY)
+                    drafts += self._draft_together([span], LITTLE_MEMORY)
                 except torch.OutOfMemoryError:
                     break
-        return drafted
+        return drafts
 
-    def _draft_together(self, tasks: list[ReadTask], memory: int) -> list[TaskDraft]:
-        """Draft tasks in about so many bytes of the device's memory, or in little besides them.
+    def _draft_together(self, spans: list[HostSpan], memory: int) -> list[SpanDraft]:
+        """Draft spans in about ``memory`` bytes of the device, or in little besides their words.
 
         Raises:
             OutOfMemoryError: The device's memory does not suffice.
         """
-        left = max(memory - sum(task.brought(self._device) for task in tasks), LITTLE_MEMORY)
-        spans = [task.placed(self._device) for task in tasks]
-        hash_all(spans)
+        left = max(memory - sum(span.upload_bytes(self._device) for span in spans), LITTLE_MEMORY)
+        there = [span.upload(self._device) for span in spans]
+        hash_all(there)
         alike: defaultdict[tuple[WordCoding, int | None], list[DeviceSpan]] = defaultdict(list)
-        for placed in spans:
-            for span in placed:
-                alike[span.span.coding, span.span.mantissa_bits].append(span)
-        for (coding, mantissa_bits), several in alike.items():
-            Drafter(self._backend, several, coding, mantissa_bits).run(left)
-        return [
-            TaskDraft([span.drafted() for span in placed], placed[0].old_leaves) for placed in spans
-        ]
+        for span in there:
+            alike[span.span.coding, span.span.mantissa_bits].append(span)
+        for (coding, mantissa_bits), group in alike.items():
+            Drafter(self._backend, group, coding, mantissa_bits).run(left)
+        return [span.drafted() for span in there]
 
 
 @cache

@@ -47,14 +47,17 @@ def _no_leaves() -> NDArray[np.uint64]:
     return np.zeros(0, np.uint64)
 
 
-def hash_all(tasks: list[list[DeviceSpan]]) -> None:
-    """Take the leaf hashes of all words, and of the base's once for all spans of it."""
-    data = [part for spans in tasks for part in (spans[0].old, *(span.new for span in spans))]
+def hash_all(spans: list[DeviceSpan]) -> None:
+    """Compute the leaf hashes of all words, but for those of the base that are known."""
+    fresh = [span for span in spans if span.span.base_leaves is None]
+    data = [span.new for span in spans] + [span.old for span in fresh]
     found = iter(hash_all_on_device(data))
-    for spans in tasks:
-        old_leaves = next(found)
-        for span in spans:
-            span.old_leaves, span.new_leaves = old_leaves, next(found)
+    for span in spans:
+        span.new_leaves = next(found)
+        if span.span.base_leaves is not None:
+            span.old_leaves = span.span.base_leaves
+    for span in fresh:
+        span.old_leaves = next(found)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +114,7 @@ class DeviceSpan:
             block = data[place - self.shared : stop - self.shared]
             self.chunks.append(BlockDraft(self.span, place, block))
             place = stop
-        return SpanDraft(self.span, self.chunks, self.new_leaves)
+        return SpanDraft(self.span, self.chunks, self.new_leaves, self.old_leaves)
 
 
 def _leaves(

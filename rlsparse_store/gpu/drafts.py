@@ -18,7 +18,6 @@ from rlsparse_store.codec.chunk import (
 from rlsparse_store.format.digests import leaf_hashes, leaves_check
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.coder import CodedTask
 from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, proof_failed
 from rlsparse_store.pipeline.threads import Batch, batched
 
@@ -37,7 +36,6 @@ __all__ = [
     "ChunkDraft",
     "ChunkPlace",
     "SpanDraft",
-    "TaskDraft",
     "store_drafts",
 ]
 
@@ -144,48 +142,31 @@ class SpanDraft:
         span: The span.
         chunks: What becomes its chunks.
         leaves: Leaf hashes of all tuned bytes.
+        base_leaves: Leaf hashes of the base's bytes.
     """
 
     span: Span
     chunks: list[ChunkDraft | BlockDraft]
     leaves: NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskDraft:
-    """A task as it came from the device.
-
-    Attributes:
-        spans: Its spans.
-        base_leaves: Leaf hashes of the base's bytes.
-    """
-
-    spans: list[SpanDraft]
     base_leaves: NDArray[np.uint64]
 
 
-def store_drafts(tasks: Sequence[TaskDraft], threads: Executor) -> list[CodedTask]:
-    """Compress all chunks of some tasks.
+def store_drafts(spans: Sequence[SpanDraft], threads: Executor) -> list[CodedSpan]:
+    """Compress all chunks of some spans.
 
     Args:
-        tasks: The tasks.
+        spans: The spans.
         threads: Runs what compresses them, a few chunks at a time.
 
     Raises:
         ResultMismatchError: A chunk does not decompress to itself.
     """
-    chunks = (chunk for task in tasks for span in task.spans for chunk in span.chunks)
+    chunks = (chunk for span in spans for chunk in span.chunks)
     pieces = batched(((chunk, chunk.nbytes) for chunk in chunks), STORED_BYTES)
     stored = (chunk for piece in threads.map(_store, pieces) for chunk in piece)
     return [
-        CodedTask(
-            [
-                CodedSpan(span.span, list(islice(stored, len(span.chunks))), span.leaves)
-                for span in task.spans
-            ],
-            task.base_leaves,
-        )
-        for task in tasks
+        CodedSpan(span.span, list(islice(stored, len(span.chunks))), span.leaves, span.base_leaves)
+        for span in spans
     ]
 
 

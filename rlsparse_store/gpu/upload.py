@@ -1,4 +1,4 @@
-"""The words of a task on their way to a device: read into main memory first, then placed there."""
+"""Spans on their way to a device: read into main memory, then copied."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rlsparse_store.gpu.launch import main_memory
 
 if TYPE_CHECKING:
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
-    from rlsparse_store.pipeline.coder import SpanTask
+    from rlsparse_store.pipeline.spans import Span
 
-__all__ = ["ReadTask", "lies_on"]
+__all__ = ["HostSpan", "lies_on"]
 
 CAST_WORDS: Final = 1 << 21
 """Words that are rounded at a time, each taking some 40 bytes of the device."""
@@ -32,71 +32,58 @@ def lies_on(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class ReadTask:
-    """A task whose bytes were read: those of tensors that live are views of them.
+class HostSpan:
+    """A span whose bytes were read: those of live tensors are views of them.
 
     Attributes:
-        task: The task.
+        span: The span.
         old: The base's bytes.
-        new: The tuned bytes of each span, in their own dtype.
+        new: The tuned bytes, in their own dtype.
     """
 
-    task: SpanTask
+    span: Span
     old: torch.Tensor
-    new: list[torch.Tensor]
+    new: torch.Tensor
 
     @classmethod
-    def of(
-        cls, task: SpanTask, base: Checkpoint, device: torch.device, old: torch.Tensor | None = None
-    ) -> ReadTask:
-        """Read a task's bytes from where they are, into memory that a device copies from.
+    def read(
+        cls, span: Span, base: Checkpoint, tuned: Checkpoint, device: torch.device
+    ) -> HostSpan:
+        """Read a span's bytes into memory that a device copies from.
 
         Args:
-            task: The task.
+            span: The span.
             base: The base.
+            tuned: The tuned checkpoint.
             device: The device.
-            old: The base's bytes, if they were read.
 
         Raises:
             RlsparseError: A checkpoint cannot be read.
             OutOfMemoryError: So much memory cannot be pinned.
         """
-        first = task.spans[0]
-        source = first.plan.source
+        source = span.plan.source
         assert source is not None  # noqa: S101 - others are not for a device
-        if old is None:
-            old = _bytes(base, source, first.start, min(first.stop, source.nbytes), device)
-        new = []
-        for span, tuned in zip(task.spans, task.tuned, strict=True):
-            scale = 2 if span.plan.is_cast else 1
-            place = scale * span.start, scale * span.tuned_stop
-            new.append(_bytes(tuned, span.plan.tuned, *place, device))
-        return cls(task, old, new)
+        old = _bytes(base, source, span.start, min(span.stop, source.nbytes), device)
+        scale = 2 if span.plan.is_cast else 1
+        place = scale * span.start, scale * span.tuned_stop
+        return cls(span, old, _bytes(tuned, span.plan.tuned, *place, device))
 
-    def brought(self, device: torch.device) -> int:
-        """Bytes that it takes of the device, once it is placed."""
-        return sum(
-            part.numel() // (2 if is_cast else 1)
-            for part, is_cast in [(self.old, False), *self._new()]
-            if is_cast or part.device != device
-        )
+    def upload_bytes(self, device: torch.device) -> int:
+        """Bytes of the device that :meth:`upload` takes."""
+        old = 0 if self.old.device == device else self.old.numel()
+        if self.span.plan.is_cast:
+            return old + self.new.numel() // 2
+        return old + (0 if self.new.device == device else self.new.numel())
 
-    def placed(self, device: torch.device) -> list[DeviceSpan]:
-        """Its spans on the device, where their words are rounded if they are to be.
+    def upload(self, device: torch.device) -> DeviceSpan:
+        """Copy it to the device, and round its words there if the plan says so.
 
         Raises:
-            OutOfMemoryError: The device has no memory for them.
+            OutOfMemoryError: The device has no memory for it.
         """
-        old = _moved(self.old, device)
-        return [
-            DeviceSpan(span, old, _rounded(part, device) if is_cast else _moved(part, device))
-            for span, (part, is_cast) in zip(self.task.spans, self._new(), strict=True)
-        ]
-
-    def _new(self) -> list[tuple[torch.Tensor, bool]]:
-        """The tuned bytes of each span, and whether they are to be rounded."""
-        casts = [span.plan.is_cast for span in self.task.spans]
-        return list(zip(self.new, casts, strict=True))
+        cast = self.span.plan.is_cast
+        new = _rounded(self.new, device) if cast else _moved(self.new, device)
+        return DeviceSpan(self.span, _moved(self.old, device), new)
 
 
 def _live(checkpoint: Checkpoint, tensor: TensorRef) -> ReadableTensor | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
 __all__ = ["HubAccess"]
 
@@ -35,9 +36,14 @@ class HubAccess:
     """
 
     token: str | bool | None = field(default=None, repr=False)
-    cache_dir: str | Path | None = None
+    cache_dir: str | PathLike[str] | None = None
     local_files_only: bool = False
     timeout: float = field(default_factory=_timeout)
+
+    @property
+    def cache(self) -> Path | None:
+        """The cache's folder; ``None`` for the Hub client's own."""
+        return None if self.cache_dir is None else Path(self.cache_dir)
 
     def api(self) -> Any:  # noqa: ANN401 - what its methods give has no common type
         """The client's interface to the Hub."""

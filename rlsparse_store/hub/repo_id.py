@@ -1,4 +1,4 @@
-"""Repository ids: ``org/name``, with a revision behind an ``@`` if one is meant."""
+"""Repository ids: ``org/name``, optionally followed by ``@`` and a revision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 __all__ = ["RepoId", "parse_repo_id"]
 
 _ID: Final = re.compile(
-    r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?", re.ASCII
+    r"(?:hf://)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?", re.ASCII
 )
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -35,10 +35,10 @@ class RepoId(NamedTuple):
 
 
 def parse_repo_id(text: str) -> RepoId | None:
-    """Read an id; ``None`` if this is none, but perhaps a path.
+    """Parse ``[hf://]org/name[@revision]``; ``None`` if the text is no id.
 
     Example:
-        >>> parse_repo_id("org/name@main")
+        >>> parse_repo_id("hf://org/name@main")
         RepoId(repo='org/name', revision='main')
         >>> parse_repo_id("./folder")
     """

@@ -146,7 +146,7 @@ def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | No
 
     def find() -> str:
         return huggingface_hub.snapshot_download(
-            repo.repo, revision=repo.revision, cache_dir=access.cache_dir, local_files_only=True
+            repo.repo, revision=repo.revision, cache_dir=access.cache, local_files_only=True
         )
 
     try:
@@ -185,7 +185,7 @@ class _Fetching:
         cached = try_to_load_from_cache(
             self._repo.repo,
             self.name,
-            cache_dir=self._access.cache_dir,
+            cache_dir=self._access.cache,
             revision=self._repo.revision,
         )
         return Path(cached) if isinstance(cached, str) else None
@@ -231,7 +231,7 @@ class _Fetching:
                 self._repo.repo,
                 self.name,
                 revision=self._repo.revision,
-                cache_dir=self._access.cache_dir,
+                cache_dir=self._access.cache,
                 token=self._access.token,
                 force_download=force,
                 library_name="rlsparse-store",
@@ -269,7 +269,7 @@ def cached_snapshots(access: HubAccess, first: str | None) -> Iterator[Snapshot]
     """
     from huggingface_hub import constants  # noqa: PLC0415 - only when a base is looked for
 
-    root = Path(access.cache_dir or constants.HF_HUB_CACHE)
+    root = Path(access.cache or constants.HF_HUB_CACHE)
     found = [
         Snapshot(path, hints)
         for path in sorted(root.glob("models--*/snapshots/*"))

@@ -32,9 +32,8 @@ class ScratchBuffer:
 
 
 class Scratch(threading.local):
-    """A thread's rooms: for base words, tuned words, and decoded ones."""
+    """A thread's buffers: for base words and for tuned words."""
 
     def __init__(self) -> None:
         self.base = ScratchBuffer()
         self.tuned = ScratchBuffer()
-        self.result = ScratchBuffer()

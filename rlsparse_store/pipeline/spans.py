@@ -8,7 +8,7 @@ how large it is, but for a few blocks that it has unless they hold very many.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,7 +23,7 @@ from rlsparse_store.codec.chunk import (
     estimate_bits,
 )
 from rlsparse_store.errors import ResultMismatchError
-from rlsparse_store.format.digests import leaf_hashes, leaves_check
+from rlsparse_store.format.digests import LEAF_BYTES, leaf_hashes, leaves_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.index.records import row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
@@ -91,6 +91,7 @@ class Span:
         coding: Word coding.
         start: First byte, a multiple of a block.
         stop: Byte after the last one, of the longer of source and tuned.
+        base_leaves: Leaf hashes of its base bytes, if they are known; else they are computed.
     """
 
     tensor: int
@@ -98,6 +99,7 @@ class Span:
     coding: WordCoding
     start: int
     stop: int
+    base_leaves: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -150,21 +152,35 @@ class SpanChunk:
 
 @dataclass(frozen=True, slots=True)
 class CodedSpan:
-    """What became of a span.
+    """A span, encoded.
 
     Attributes:
         span: The span.
         chunks: Its chunks, in order.
         tuned_leaves: Leaf hashes of the tuned tensor's bytes as they are stored.
+        base_leaves: Leaf hashes of the base's bytes.
     """
 
     span: Span
     chunks: list[SpanChunk]
     tuned_leaves: NDArray[np.uint64]
+    base_leaves: NDArray[np.uint64]
 
 
-def spans_of(tensor: int, plan: TensorPlan, coding: WordCoding) -> Iterator[Span]:
-    """The spans of one tensor, in order."""
+def spans_of(
+    tensor: int,
+    plan: TensorPlan,
+    coding: WordCoding,
+    base_leaves: NDArray[np.uint64] | None = None,
+) -> Iterator[Span]:
+    """The spans of one tensor, in order.
+
+    Args:
+        tensor: Number of the tensor.
+        plan: How it is stored.
+        coding: Word coding.
+        base_leaves: Leaf hashes of all of its source, if they are known.
+    """
     if plan.alias_of is not None:
         return
     source = 0 if plan.source is None else plan.source.nbytes
@@ -173,20 +189,23 @@ def spans_of(tensor: int, plan: TensorPlan, coding: WordCoding) -> Iterator[Span
         most = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = max(source, plan.coded_nbytes)
     for start in range(0, end, most):
-        yield Span(tensor, plan, coding, start, min(start + most, end))
+        stop = min(start + most, end)
+        known = base_leaves
+        if known is not None:
+            known = known[start // LEAF_BYTES : -(-min(stop, source) // LEAF_BYTES)]
+        yield Span(tensor, plan, coding, start, stop, known)
 
 
 class BaseWindow:
-    """The base's bytes of a span, read when they are first asked for, and hashed once.
+    """The base's bytes of a span, read block by block, and hashed unless their hashes are known.
 
     Args:
         base: The base.
         span: The span.
-        room: Where the bytes go.
-        keep: Whether bytes must stay for another tuned checkpoint, or may be overwritten.
+        buffer: Where the bytes go.
     """
 
-    def __init__(self, base: Checkpoint, span: Span, buffer: ScratchBuffer, *, keep: bool) -> None:
+    def __init__(self, base: Checkpoint, span: Span, buffer: ScratchBuffer) -> None:
         self._base = base
         self._source: TensorRef | None = span.plan.source
         self._start = span.start
@@ -195,30 +214,37 @@ class BaseWindow:
             self._stop = max(span.start, min(span.stop, self._source.nbytes))
         self._bytes = buffer.take(self._stop - self._start)
         self._origin = self._read_to = self._start
+        self._known = span.base_leaves
         self._leaves: list[NDArray[np.uint64]] = []
-        self.keep = keep
 
     def block(self, start: int, nbytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-        """The block from byte ``start`` on, or what there is of it, and its leaf hashes."""
+        """Read the next block, from byte ``start`` on, and return it with its leaf hashes.
+
+        It is shorter than ``nbytes`` where the source ends.
+        """
         stop = max(start, min(start + nbytes, self._stop))
-        if start >= self._read_to and stop > start:
+        fresh = self.view(start, stop)
+        leaves = np.zeros(0, np.uint64)
+        if stop > start:
             assert self._source is not None  # noqa: S101 - it has bytes
-            fresh = self.view(start, stop)
             self._base.read_into(self._source, start, fresh)
-            self._leaves.append(leaf_hashes(fresh))
+            leaves = leaf_hashes(fresh) if self._known is None else self._known_leaves(start, stop)
+            self._leaves.append(leaves)
             self._read_to = stop
-        if stop == start:
-            return self.view(start, start), np.zeros(0, np.uint64)
-        return self.view(start, stop), self._leaves[(start - self._start) // nbytes]
+        return fresh, leaves
+
+    def _known_leaves(self, start: int, stop: int) -> NDArray[np.uint64]:
+        assert self._known is not None  # noqa: S101 - the caller looked
+        first, end = start - self._start, stop - self._start
+        return self._known[first // LEAF_BYTES : -(-end // LEAF_BYTES)]
 
     def view(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes that were read and not forgotten."""
         return self._bytes[start - self._origin : stop - self._origin]
 
     def forget(self) -> None:
-        """Begin at the front of the room again, unless the bytes are needed once more."""
-        if not self.keep:
-            self._origin = self._read_to
+        """Begin at the front of the buffer again."""
+        self._origin = self._read_to
 
     def leaves(self) -> NDArray[np.uint64]:
         """Leaf hashes of all of the span's base bytes, once every block was asked for."""
@@ -226,14 +252,14 @@ class BaseWindow:
 
 
 def encode_span(
-    backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, scratch: Scratch
+    backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
 ) -> CodedSpan:
-    """Code a span and prove that it decodes to the same words.
+    """Encode a span and prove that it decodes to the same words.
 
     Args:
         backend: Runs the loops.
         span: The span.
-        base: Its base bytes.
+        base: The base.
         tuned: The tuned checkpoint.
         scratch: Memory of this thread.
 
@@ -355,15 +381,14 @@ class _SpanEncoder:
     """The state of coding one span."""
 
     def __init__(
-        self, backend: CpuBackend, span: Span, base: BaseWindow, tuned: Checkpoint, scratch: Scratch
+        self, backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
     ) -> None:
         self._backend = backend
         self._span = span
         self._plan = span.plan
         self._coding = span.coding
-        self._base = base
+        self._base = BaseWindow(base, span, scratch.base)
         self._tuned = tuned
-        self._scratch = scratch
         self._mantissa_bits = span.mantissa_bits
         self._row = span.row
         self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
@@ -401,7 +426,8 @@ class _SpanEncoder:
                 self._origin = stop
         self._close()
         empty = np.zeros(0, np.uint64)
-        return CodedSpan(span, self._chunks, np.concatenate([*self._tuned_leaves, empty]))
+        tuned_leaves = np.concatenate([*self._tuned_leaves, empty])
+        return CodedSpan(span, self._chunks, tuned_leaves, self._base.leaves())
 
     def _read_tuned(
         self, start: int, stop: int
@@ -458,9 +484,8 @@ class _SpanEncoder:
         tuned_leaves = np.concatenate([of_tuned for _, of_tuned in leaves])
         base_check, result_check = 0, leaves_check(tuned_leaves)
         if isinstance(coded, DeltaChunk):
+            # In place: the base's words are not needed again.
             out = base
-            if self._base.keep:
-                out = as_words(self._scratch.result.take(stop - chunk.start), coding.width)
             decode_delta(self._backend, base, coding, coded, row, out)
             base_check = leaves_check(base_leaves)
         else:

@@ -1,4 +1,4 @@
-"""Pulling: a delta, or a whole run of them, from the Hub into a folder."""
+"""Pulling a delta, or all deltas of a run, from the Hub into a folder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from rlsparse_store.hub.snapshots import FileSelection, fetch_snapshot
 from rlsparse_store.publish.card import CARD
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from rlsparse_store.hub.snapshots import Snapshot
 
 __all__ = ["PullReport", "pull_delta"]
@@ -33,7 +35,7 @@ class PullReport:
     Attributes:
         repo: The repository.
         revision: The commit.
-        deltas: The folders of the deltas within ``out``; an empty text for ``out`` itself.
+        deltas: Folders of the deltas within ``out``; an empty string for ``out`` itself.
         files: Files written.
         nbytes: Their bytes.
     """
@@ -47,26 +49,35 @@ class PullReport:
 
 def pull_delta(
     repo: str,
-    out: str | Path,
+    out: str | PathLike[str],
     *,
     subfolder: str = "",
+    revision: str | None = None,
     token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> PullReport:
-    """Bring a delta, or all deltas of a run, from the Hub into a folder.
+    """Download a delta, or all deltas of a run, from the Hub into a folder.
 
-    What is in the Hub's cache already is not downloaded again. Every file is compared with the
-    Hub's ids and every stored byte of a delta with its checks, before anything is there under the
-    final name. The base is not needed.
+    Files that the Hub's cache has are not downloaded again. Every file is compared with the Hub's
+    checksums and every stored byte with the delta's, before anything appears under the final
+    name. The base is not needed.
 
     Args:
         repo: The repository, ``org/name[@revision]``.
-        out: Folder to write, which must not exist or be empty.
-        subfolder: The folder within, of a repository with several deltas: only that one is pulled.
-        token: Access token for the Hub; by default the one that is stored.
+        out: Folder to write, which must not exist or must be empty.
+        subfolder: Pull only the delta in this folder of the repository.
+        revision: Branch, tag or commit, if the id does not name one.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
+
+    Returns:
+        What was pulled.
 
     Raises:
         NotFoundError: There is no such repository, or no delta in it.
-        ChecksumError: What came is not what the Hub says it is.
+        ChecksumError: A downloaded file does not match its checksum.
         FormatError: A delta is damaged.
         HubError: The Hub failed.
         OutputError: The folder cannot be written.
@@ -74,15 +85,16 @@ def pull_delta(
     Example:
         >>> pull_delta("me/qwen2.5-7b-grpo", "qwen-grpo-delta")  # doctest: +SKIP
     """
-    access = HubAccess(token=token)
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     asked = parse_repo_id(repo)
     if asked is None:
-        msg = "is no id of a repository: give ORG/NAME or ORG/NAME@REVISION"
+        msg = "is not a repository id: give ORG/NAME or ORG/NAME@REVISION"
         raise NotFoundError(msg, file=printable(repo))
+    asked = RepoId(asked.repo, revision or asked.revision)
     prefix = "".join(f"{part}/" for part in subfolder_parts(subfolder))
     with output_folder(Path(out)) as folder:
         snapshot = fetch_snapshot(asked, _wanted(prefix), access)
-        # Only what was fetched: the cache may have more of the repository, which nobody compared.
+        # Only what was fetched: other files of the repository in the cache were not compared.
         names = [n.removeprefix(prefix) for n in snapshot.names if n.startswith(prefix)]
         nbytes = copy_files(snapshot.path / prefix, names, folder)
         deltas = [""] if (folder / DELTA_FOLDER).is_dir() else delta_names(folder)

@@ -44,6 +44,7 @@ from rlsparse_store.publish.repo_layout import require_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from os import PathLike
 
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.pipeline.progress import Progress
@@ -107,7 +108,7 @@ class PushReport:
 
 
 def push_delta(  # noqa: PLR0913 - each says one thing of what is published
-    delta: str | Path,
+    delta: str | PathLike[str],
     repo: str,
     *,
     base_id: str | None = None,
@@ -120,36 +121,38 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     dry_run: bool = False,
     token: str | bool | None = None,
 ) -> PushReport:
-    """Publish a delta on the Hub, or all deltas of a run, in one commit.
+    """Publish a delta, or all deltas of a run, on the Hub in one commit.
 
-    The repository gets the delta, the tuned model's small files and a model card. Only what is
-    not there yet is sent; of a card that is there, only the part that this wrote is replaced.
-    Deltas of a repository lie beside each other: none is put within the folder of another.
+    The repository gets the delta, the tuned model's small files and a model card. Only new files
+    are sent. Of an existing card, only the section that this function writes is replaced. A delta
+    is never put inside the folder of another.
 
     Args:
         delta: Folder of the delta, or of a run of deltas of one base.
-        repo: The repository, ``org/name``, which is created if there is none.
-        base_id: The base on the Hub, ``org/name[@revision]``, if the delta does not name it: it was
-            read from a local folder. Its tensors are compared as far as headers and a few small
-            tensors show.
-        subfolder: The folder within the repository, if it has several deltas.
-        revision: The branch, which is created if there is none; the default one by default.
-        private: Whether a new repository is private; by default what its owner's settings say.
-        create_pr: Whether the commit is proposed in a pull request to the default branch.
-        commit_message: What the commit is for, in one line.
-        name_private_base: Whether the name of a base that not everyone may see may be published.
-        dry_run: Whether only to report what would be sent.
-        token: Access token for the Hub; by default the one that is stored.
+        repo: The repository, ``org/name``. It is created if it does not exist.
+        base_id: The base on the Hub, ``org/name[@revision]``, for a delta that was encoded from a
+            local base and does not name it. Headers and a few small tensors are compared.
+        subfolder: Folder within the repository.
+        revision: Branch; by default the default one. It is created if it does not exist.
+        private: Whether a new repository is private; by default its owner's setting.
+        create_pr: Open a pull request to the default branch instead of committing to it.
+        commit_message: One line.
+        name_private_base: Publish the name of a base that is not public.
+        dry_run: Report what would be sent, and send nothing.
+        token: Access token for the Hub; by default the stored one.
+
+    Returns:
+        What was published.
 
     Raises:
-        NotFoundError: There is no delta, or its base is not known or cannot be seen.
+        NotFoundError: There is no such delta, or its base is not known or not visible.
         FormatError: The delta is damaged.
         CheckpointError: A file beside the delta is a link.
         BaseMismatchError: ``base_id`` is not its base, or the repository has deltas of another one.
-        PrivateBaseError: The base's name is not public, and ``name_private_base`` is not set.
-        OutputError: The place is that of a run, or within that of another delta.
-        MovedBranchError: Someone else wrote to the branch in the meantime.
-        HubError: The Hub failed, or does not allow it.
+        PrivateBaseError: The base is not public, and ``name_private_base`` is not set.
+        OutputError: The folder holds a run, or lies inside that of another delta.
+        MovedBranchError: Another commit reached the branch first.
+        HubError: The Hub failed or refused.
 
     Example:
         >>> push_delta("qwen-grpo-delta", "me/qwen2.5-7b-grpo")  # doctest: +SKIP
@@ -177,36 +180,56 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
 
 
 def push_pair(
-    base: str | Path,
-    tuned: str | Path,
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
     repo: str,
     *,
     progress: Progress = no_progress,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     **options: Any,  # noqa: ANN401 - the options of push_delta
 ) -> PushReport:
     """Encode a tuned checkpoint against its base, and publish the delta.
 
     Args:
         base: The base: ``org/name[@revision]``, or a folder or file together with ``base_id``.
-        tuned: The tuned checkpoint: a folder or file.
+        tuned: The tuned checkpoint: a folder, a file or ``org/name[@revision]``.
         repo: The repository, ``org/name``.
         progress: Called with bytes encoded and bytes in all.
+        base_revision: Branch, tag or commit of the base on the Hub, if its id does not name one.
+        tuned_revision: The same of the tuned checkpoint.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
         **options: As for :func:`push_delta`.
 
+    Returns:
+        What was published.
+
     Raises:
-        NotFoundError: A checkpoint is not there.
+        NotFoundError: There is no such checkpoint.
         CheckpointError: A checkpoint is broken or holds only pickled weights.
-        DtypeMismatchError: A dtype does not fit the base's.
-        OutputError: There is no room for the delta on this machine.
-        RlsparseError: What :func:`push_delta` raises.
+        DtypeMismatchError: A dtype does not match the base's.
+        OutputError: The temporary folder cannot hold the delta.
+        RlsparseError: As for :func:`push_delta`.
 
     Example:
         >>> push_pair("Qwen/Qwen2.5-7B", "checkpoint-200", "me/qwen-grpo")  # doctest: +SKIP
     """
     with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
         delta = Path(scratch, "delta")
-        encode_delta(base, tuned, delta, progress=progress)
-        return push_delta(delta, repo, **options)
+        encode_delta(
+            base,
+            tuned,
+            delta,
+            progress=progress,
+            base_revision=base_revision,
+            tuned_revision=tuned_revision,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        return push_delta(delta, repo, token=token, **options)
 
 
 def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bool) -> RepoId:
@@ -420,7 +443,7 @@ class _Plan:
         """All deltas that the repository will have, which must be of one base."""
         found: dict[str, DeltaReport] = {}
         if self._target.head is not None:
-            found = read_reports(self._target.head, self._target.access, but=self._local)
+            found = read_reports(self._target.head, self._target.access, skip=self._local)
         found |= {name: delta.report for name, delta in self._local.items()}
         if len({report.base_digest for report in found.values()}) > 1:
             msg = "has deltas of another base: publish this one in a repository of its own"

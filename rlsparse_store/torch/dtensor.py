@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.format.dtypes import Dtype
-    from rlsparse_store.pipeline.coder import CodedTask, SpanCoder, SpanTask
+    from rlsparse_store.pipeline.coder import SpanCoder
+    from rlsparse_store.pipeline.spans import CodedSpan, Span
     from rlsparse_store.torch.process_group import Ranks
 
 __all__ = ["GatherCoder", "Gatherer", "SplitTensor", "is_split"]
@@ -221,7 +222,7 @@ class GatherCoder:
 
     def __init__(self, coder: SpanCoder, gathered: Gatherer, names: set[str]) -> None:
         self._coder = coder
-        self._contiguous_contents = gathered
+        self._gatherer = gathered
         self._names = names
 
     @property
@@ -229,21 +230,21 @@ class GatherCoder:
         """Of one task at a time: whoever holds a tensor may not ask for another."""
         return 0
 
-    def weigh(self, task: SpanTask, base: Checkpoint) -> int:  # noqa: ARG002 - a device asks
-        """Bytes that it reads: it is coded alone."""
-        return task.nbytes
+    def weigh(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> int:  # noqa: ARG002 - a device asks
+        """Bytes that the span reads."""
+        return span.nbytes
 
-    def code(self, tasks: Sequence[SpanTask], base: Checkpoint) -> list[CodedTask]:
-        """Code tasks of one tensor each.
+    def code(self, spans: Sequence[Span], base: Checkpoint, tuned: Checkpoint) -> list[CodedSpan]:
+        """Encode spans one by one.
 
         Raises:
-            RlsparseError: A rank has no room for it, a checkpoint cannot be read, or what was
-                coded does not decode.
+            RlsparseError: A rank has no room for a tensor, a checkpoint cannot be read, or a
+                chunk does not decode to itself.
         """
-        return [self._code(task, base) for task in tasks]
+        return [self._code(span, base, tuned) for span in spans]
 
-    def _code(self, task: SpanTask, base: Checkpoint) -> CodedTask:
-        name = task.spans[0].plan.tuned.name
-        held = self._contiguous_contents.hold(name) if name in self._names else nullcontext()
+    def _code(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> CodedSpan:
+        name = span.plan.tuned.name
+        held = self._gatherer.hold(name) if name in self._names else nullcontext()
         with held:
-            return self._coder.code([task], base)[0]
+            return self._coder.code([span], base, tuned)[0]

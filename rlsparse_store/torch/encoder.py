@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
-from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_opened
+from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
@@ -17,6 +17,7 @@ from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.frameworks.torch import LiveTensor, has_kernels
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
+from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_split
 from rlsparse_store.torch.model_tensors import live_tensors
@@ -25,6 +26,8 @@ from rlsparse_store.torch.sharded_encoder import encode_sharded
 from rlsparse_store.torch.state_dict import live_checkpoint, wait_for
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.files.checkpoint import TensorRef
 
@@ -61,6 +64,10 @@ class DeltaEncoder(Closeable):
         memory: Bytes of device memory to use besides the base and the model; where tensors are
             split over ranks, the writer keeps as many bytes of gathered ones.
         threads: Threads to work on; all processors by default.
+        base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Raises:
         NotFoundError: The base is not there.
@@ -71,14 +78,18 @@ class DeltaEncoder(Closeable):
         ...     encoder.encode(model.state_dict(), "run/step-100")
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what from_pretrained takes of the Hub
         self,
-        base: str | Path,
+        base: str | PathLike[str],
         *,
         device: Any = None,  # noqa: ANN401 - whatever torch takes
         keep: str = "files",
         memory: int = 1 << 30,
         threads: int | None = None,
+        base_revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
     ) -> None:
         if keep not in KEEP:
             msg = f"keep={keep!r}: choose one of {', '.join(KEEP)}"
@@ -88,7 +99,9 @@ class DeltaEncoder(Closeable):
         self._threads = threads
         self._memory = memory
         self._coder = _coder(torch.device(device), memory, threads)
-        found = open_checkpoint(find_checkpoint(base, "base", HubAccess()))
+        self._hashes = BaseHashes()
+        access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        found = open_checkpoint(find_checkpoint(base, "base", access, base_revision))
         if keep == "files":
             self._base = found
         else:
@@ -98,9 +111,9 @@ class DeltaEncoder(Closeable):
     def encode(
         self,
         model: Any,  # noqa: ANN401 - a module or a mapping
-        out: str | Path,
+        out: str | PathLike[str],
         *,
-        cast: str | None = None,
+        cast: Literal["bf16"] | None = None,
         keep_dtype: bool = False,
         shard_bytes: int = SHARD_BYTES,
         progress: Progress = no_progress,
@@ -148,10 +161,8 @@ class DeltaEncoder(Closeable):
         def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
             # Those that were not contiguous were copied since, and are read on other streams.
             wait_for(tensors.values())
-            encoder = Encoder(self._base, tuned, policy)
-            return encode_opened(
-                self._base, encoder, Path(out), self._threads, shard_bytes, progress, coder
-            )
+            encoder = Encoder(self._base, tuned, policy, self._hashes)
+            return encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
 
         if any(map(is_split, tensors.values())):
             return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)

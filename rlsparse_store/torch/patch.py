@@ -19,7 +19,7 @@ from rlsparse_store.torch.state_dict import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from os import PathLike
 
     import numpy as np
     import torch
@@ -32,7 +32,17 @@ if TYPE_CHECKING:
 __all__ = ["patch_", "patch_targets"]
 
 
-def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:  # noqa: ANN401 - any model
+def patch_(
+    model: Any,  # noqa: ANN401 - a module or a mapping
+    delta: str | PathLike[str],
+    *,
+    subfolder: str = "",
+    threads: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Any:  # noqa: ANN401 - the model
     """Turn a loaded base into the tuned model, in place.
 
     All of the model is compared with the delta's digests, and all that the delta stores with its
@@ -43,8 +53,13 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
         model: A module, a model of transformers, whose weights may be fused or renamed, or a
             state dict with the names of the checkpoint. It must hold the base's weights in the
             base's dtype, whole and in memory, on any device.
-        delta: Folder of the delta, or ``org/name[@revision]``.
+        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to work on; all processors by default.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Returns:
         The model.
@@ -59,7 +74,8 @@ def patch_(model: Any, delta: str | Path, *, threads: int | None = None) -> Any:
         >>> patch_(model, "qwen-grpo-delta")  # doctest: +SKIP
     """
     workers = resolve_threads(threads)
-    with DeltaReader(find_delta(delta, None, "", HubAccess())) as reader:
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    with DeltaReader(find_delta(delta, revision, subfolder, access)) as reader:
         targets = find_targets(reader, live_tensors(model))
         check_is_base(reader, targets, workers, {})
         # Before anything is written.

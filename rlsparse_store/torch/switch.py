@@ -22,6 +22,7 @@ from rlsparse_store.torch.state_dict import wait_for
 from rlsparse_store.torch.undo_log import SwapGroup, UndoLog, swap_groups
 
 if TYPE_CHECKING:
+    from os import PathLike
     from pathlib import Path
     from types import TracebackType
 
@@ -79,6 +80,9 @@ class DeltaSwitch:
         memory: Bytes of main memory for deltas that were visited, beyond the current one; those
             not used for longest are given up. By default as many as the model has.
         threads: Threads to work on; all processors by default.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Attributes:
         current: The delta that the model is now, as it was named; ``None`` for the base.
@@ -96,7 +100,13 @@ class DeltaSwitch:
         *,
         memory: int | None = None,
         threads: int | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
     ) -> None:
+        self._access = HubAccess(
+            token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         self._model = model
         self._places = _places(model)
         self._is_moving = False
@@ -108,9 +118,9 @@ class DeltaSwitch:
         self._digests: dict[int, bytes] = {}
         self._visited: OrderedDict[_Visit, UndoLog] = OrderedDict()
         self._here: UndoLog | None = None
-        self.current: str | Path | None = None
+        self.current: str | PathLike[str] | None = None
 
-    def to(self, delta: str | Path | None) -> None:
+    def to(self, delta: str | PathLike[str] | None) -> None:
         """Turn the model into a tuned one, or back into the base.
 
         Args:
@@ -134,11 +144,11 @@ class DeltaSwitch:
         finally:
             self._lock.release()
 
-    def _become(self, delta: str | Path | None) -> None:
+    def _become(self, delta: str | PathLike[str] | None) -> None:
         if delta is None:
             self._move(None)
         else:
-            visit = _Visit.of(find_delta(delta, None, "", HubAccess()))
+            visit = _Visit.of(find_delta(delta, None, "", self._access))
             if visit in self._visited:
                 self._visited.move_to_end(visit)
                 self._move(self._visited[visit])

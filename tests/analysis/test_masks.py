@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from models import small_llama
+from models import adamw, half_of, small_llama
 from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file, save_file
 
@@ -273,21 +273,6 @@ def test_command(work: Path, tmp_path: Path) -> None:
 
 
 # --- Training -----------------------------------------------------------------------------------
-
-
-def half_of(model: torch.nn.Module) -> Mask:
-    """A mask of half the weights of all parameters but the last, which it does not name."""
-    torch.manual_seed(5)
-    packed, shapes = {}, {}
-    for name, parameter in list(model.named_parameters())[:-1]:
-        flags = (torch.rand(parameter.numel()) < 0.5).numpy()
-        packed[name] = torch.from_numpy(np.packbits(flags, bitorder="little"))
-        shapes[name] = tuple(parameter.shape)
-    return Mask(packed, shapes)
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
-    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
 
 
 def momentum(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401

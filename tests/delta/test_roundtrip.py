@@ -43,7 +43,7 @@ from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.scratch import Scratch
-from rlsparse_store.pipeline.spans import BaseWindow, encode_span, spans_of
+from rlsparse_store.pipeline.spans import encode_span, spans_of
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, plan_tensors
 
 if TYPE_CHECKING:
@@ -164,10 +164,9 @@ def test_no_chunk_is_longer_than_the_format_allows(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "tuned.safetensors") as tuned,
     ):
         (plan,) = plan_tensors(base, tuned, DtypePolicy())
-        rooms, chunks = Scratch(), []
+        scratch, chunks = Scratch(), []
         for span in spans_of(0, plan, DTYPES["F8_E4M3"].coding):
-            window = BaseWindow(base, span, rooms.base, keep=False)
-            chunks += encode_span(get_backend(), span, window, tuned, rooms).chunks
+            chunks += encode_span(get_backend(), span, base, tuned, scratch).chunks
     assert sum(chunk.changed for chunk in chunks) == 2
     assert max(chunk.length for chunk in chunks) <= MAX_CHUNK_WORDS
 
@@ -300,7 +299,7 @@ def test_float32_that_is_no_bf16(tmp_path: Path) -> None:
     apply_delta(tmp_path / "delta", tmp_path / "out", base=base)
     assert contents(tmp_path / "out") == contents(base)
     with pytest.raises(ValueError, match="only 'bf16'"):
-        encode_delta(base, tuned, tmp_path / "other", cast="fp8")
+        encode_delta(base, tuned, tmp_path / "other", cast="fp8")  # type: ignore[arg-type]
 
 
 def test_a_dtype_that_does_not_fit(tmp_path: Path) -> None:

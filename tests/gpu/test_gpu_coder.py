@@ -45,7 +45,6 @@ from rlsparse_store.gpu import drafter, kernels, upload
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline import chunk_batches, spans
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
-from rlsparse_store.pipeline.coder import SpanTask
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, model_tensors, patch_
 from rlsparse_store.torch.state_dict import live_checkpoint
 
@@ -270,12 +269,7 @@ def test_no_memory_on_the_device(
     assert any("no memory left" in str(w.message) for w in told) == (failures > 1)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_checkpoints_of_a_run_one_by_one(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fails: bool,  # noqa: FBT001
-) -> None:
+def test_a_run_on_the_device(tmp_path: Path) -> None:
     base = {"v": bf16_tensor(0, 200, 200), "w": bf16_tensor(1, 200, 200)}
     b = save(tmp_path / "base", base)
     steps = [
@@ -283,22 +277,7 @@ def test_checkpoints_of_a_run_one_by_one(
         for i in (1, 2, 3)
     ]
     encode_run(b, steps, tmp_path / "cpu")
-    monkeypatch.setattr(coder_module, "GROUP_BYTES", 1 << 17)
-    monkeypatch.setattr(DeviceCoder, "group_bytes", 1 << 17)
-    seen: list[int] = []
-    place = upload.ReadTask.placed
-
-    def placed(self: upload.ReadTask, where: torch.device) -> Any:  # noqa: ANN401 - passed on
-        seen.append(len(self.task.spans))
-        if fails and len(seen) > 1:
-            raise torch.OutOfMemoryError
-        return place(self, where)
-
-    monkeypatch.setattr(upload.ReadTask, "placed", placed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        encode_run(b, steps, tmp_path / "device", coder=DeviceCoder("cpu"))
-    assert set(seen) == {1}
+    encode_run(b, steps, tmp_path / "device", coder=DeviceCoder("cpu"))
     assert contents(tmp_path / "device") == contents(tmp_path / "cpu")
 
 
@@ -310,14 +289,14 @@ def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
     with open_checkpoint(b) as files:
         for known in (files, tuned):
             encoder = Encoder(known, tuned, dtype_policy(None, keep=False))
-            ((_, spans),) = encoder.spans(get_backend())
-            weights.append(coder.weigh(SpanTask(spans, [tuned], [0]), known))
+            (span,) = encoder.spans(get_backend())
+            weights.append(coder.weigh(span, known, tuned))
     assert weights == [160_000, 160_000 // coder_module.HERE_WEIGHT]
     # What is rounded is made on the device anew.
     wide = live_checkpoint({"w": state(b)["w"].float()})
     encoder = Encoder(tuned, wide, dtype_policy("bf16", keep=False))
-    ((_, spans),) = encoder.spans(get_backend())
-    assert coder.weigh(SpanTask(spans, [wide], [0]), tuned) == 160_000
+    (span,) = encoder.spans(get_backend())
+    assert coder.weigh(span, tuned, wide) == 160_000
 
 
 def test_base_is_patched_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

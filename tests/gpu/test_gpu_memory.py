@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlsparse_store.delta import DeltaCheckpoint
+    from rlsparse_store.delta.open import Verify
 
 hasten()
 
@@ -107,7 +108,9 @@ def on_cpu(delta: Path, **options: Any) -> dict[str, torch.Tensor]:  # noqa: ANN
 
 
 @pytest.mark.parametrize("verify", ["touched", "none"])
-def test_every_kind_of_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str) -> None:
+def test_every_kind_of_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: Verify
+) -> None:
     base, delta = make(tmp_path)
     expected = on_cpu(delta, base=base)
     made: list[int] = []

@@ -529,7 +529,6 @@ def test_code_of_the_model(llama: Pair, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        ({"revision": "main"}, "no revision: .*base_revision or delta_revision"),
         ({"gguf_file": "x.gguf"}, "no gguf_file: .*safetensors"),
         ({"state_dict": {}}, "no state_dict: "),
         ({"variant": "fp16"}, "no variant: "),
@@ -741,7 +740,7 @@ check(from_delta("org/name", delta, local_files_only=True))
 check(from_delta("org/name@" + "a" * 40, delta))
 check(from_delta("org/name", delta, base_revision="main"))
 assert check(from_delta(None, "me/delta")).name_or_path == "me/delta"
-check(from_delta(None, "me/delta", delta_revision="b" * 40, subfolder="deep/er"))
+check(from_delta(None, "me/delta", revision="b" * 40, subfolder="deep/er"))
 for names in ((None, "me/nothing"), ("org/other", delta)):
     try:
         from_delta(*names)

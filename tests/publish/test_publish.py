@@ -661,7 +661,7 @@ def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) 
     hub.commit(NAMED, {**files, "rlsparse/delta.safetensors": bytes(delta)})
     fail(3, hub, home, "pull", NAMED, "-o", pair / "out")
     assert not (pair / "out").exists()
-    assert "no id of a repository" in fail(4, hub, home, "pull", "x", "-o", pair / "out")
+    assert "is not a repository id" in fail(4, hub, home, "pull", "x", "-o", pair / "out")
     assert "no files of a delta" in fail(4, hub, home, "pull", "org/base", "-o", pair / "out")
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlsparse_store.torch import Mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,3 +34,18 @@ def small_llama() -> LlamaForCausalLM:
     )
     model: Any = LlamaForCausalLM(config)
     return model.to(torch.bfloat16)  # type: ignore[no-any-return]
+
+
+def half_of(model: torch.nn.Module) -> Mask:
+    """A mask of half the weights of all parameters but the last, which it does not name."""
+    torch.manual_seed(5)
+    packed, shapes = {}, {}
+    for name, parameter in list(model.named_parameters())[:-1]:
+        flags = (torch.rand(parameter.numel()) < 0.5).numpy()
+        packed[name] = torch.from_numpy(np.packbits(flags, bitorder="little"))
+        shapes[name] = tuple(parameter.shape)
+    return Mask(packed, shapes)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)

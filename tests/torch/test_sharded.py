@@ -274,7 +274,7 @@ def test_a_rank_that_is_gone(forks: Forks, tmp_path: Path, gone: int) -> None:
 
 
 MASKED = """
-from test_masks import adamw, half_of
+from models import adamw, half_of
 from rlsparse_store.torch import freeze_outside
 
 model = small_llama().float()

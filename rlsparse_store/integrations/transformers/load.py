@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     delta_id: str | PathLike[str],
     *,
     base_revision: str | None = None,
-    delta_revision: str | None = None,
+    revision: str | None = None,
     subfolder: str = "",
     auto_class: str | type | None = None,
     verify: str = "touched",
@@ -59,8 +60,8 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
         base_id: The base, a folder or ``org/name[@revision]``. ``None`` takes the commit that the
             delta names, else any snapshot in the cache with its content.
         delta_id: The delta, a folder or ``org/name[@revision]``.
-        base_revision: Revision of the base on the Hub.
-        delta_revision: Revision of the delta on the Hub.
+        base_revision: The same of the base.
+        revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         subfolder: Folder of the delta within its repository or folder.
         auto_class: The class to load, or the name of one in transformers, such as
             ``"AutoModelForCausalLM"``; by default the one that the configuration names.
@@ -77,7 +78,7 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
         the information.
 
     Raises:
-        TypeError: An argument means nothing here, such as a bare ``revision``.
+        TypeError: An argument has no meaning here, such as ``state_dict``.
         NotFoundError: The delta or the base is not there.
         BaseMismatchError: The base is not the right one.
         FormatError: The delta is damaged.
@@ -86,12 +87,15 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     Example:
         >>> from_delta("Qwen/Qwen2.5-7B", "me/qwen2.5-7b-grpo")  # doctest: +SKIP
     """
+    if "delta_revision" in from_pretrained_kwargs:
+        msg = "delta_revision is deprecated: use revision"
+        warnings.warn(msg, DeprecationWarning, stacklevel=2)
+        revision = from_pretrained_kwargs.pop("delta_revision")
     check_arguments(from_pretrained_kwargs)
     check_deepspeed()
     base = None if base_id is None else _place(base_id)
-    cache = None if cache_dir is None else Path(cache_dir)
-    access = HubAccess(token=token, cache_dir=cache, local_files_only=local_files_only)
-    folder = find_delta(_place(delta_id), delta_revision, subfolder, access)
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    folder = find_delta(_place(delta_id), revision, subfolder, access)
     device = only_device(from_pretrained_kwargs.get("device_map"))
     with open_for_model(folder, base, base_revision, access, verify, device) as tuned:
         folders = [f for f in (folder, tuned.base) if f.is_dir()]

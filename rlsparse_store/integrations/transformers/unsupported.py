@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["check_arguments", "check_deepspeed", "check_quantization", "explain_mismatch"]
 
 _REFUSED: Final = {
-    "revision": "which of the two is meant? Give base_revision or delta_revision",
     "state_dict": "the weights are those of base and delta",
     "gguf_file": "a delta is applied to safetensors weights; convert the result instead",
     "variant": "a delta holds one checkpoint; give the variant of the base as a folder",
