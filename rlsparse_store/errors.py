@@ -1,7 +1,8 @@
-"""Every error this package raises on purpose.
+"""The errors of this package.
 
-One root, :class:`RlsparseError`, so that a caller can catch all of them at once; one leaf per
-thing a caller might want to tell apart. ``exit_code`` is what the command line returns for it.
+:class:`RlsparseError` is the root of all of them. Each leaf is also the standard error that a
+caller would catch for the same reason, such as ``FileNotFoundError`` or ``ValueError``.
+``exit_code`` is the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "ResultMismatchError",
     "RlsparseError",
     "StreamError",
+    "TensorNotFoundError",
     "UnsupportedDtypeError",
     "UnsupportedFeatureError",
     "UnsupportedVersionError",
@@ -42,12 +44,12 @@ __all__ = [
 
 
 class RlsparseError(Exception):
-    """Root of every error raised on purpose.
+    """Root of all errors of this package.
 
     Args:
         message: What is wrong, and the remedy, in one line.
-        file: The file concerned, if one is.
-        tensor: The tensor concerned, if one is.
+        file: The file concerned, if any.
+        tensor: The tensor concerned, if any.
     """
 
     exit_code: ClassVar[int] = 1
@@ -61,7 +63,7 @@ class RlsparseError(Exception):
         self.tensor = tensor
 
     def __str__(self) -> str:
-        """Name the place before the problem: ``file: tensor 'x': message``."""
+        """Return ``file: tensor 'x': message``."""
         place = []
         if self.file is not None:
             place.append(str(self.file))
@@ -70,28 +72,28 @@ class RlsparseError(Exception):
         return ": ".join([*place, self.message])
 
 
-class FormatError(RlsparseError):
+class FormatError(RlsparseError, ValueError):
     """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 12."""
 
     code: ClassVar[str] = "header"
     exit_code = 3
 
 
-class MissingFileError(FormatError):
-    """A file that belongs to the delta is not there."""
+class MissingFileError(FormatError, FileNotFoundError):
+    """A file of the delta is missing."""
 
     code = "missing"
 
 
 class UnsupportedVersionError(FormatError):
-    """The delta has a major version that this library does not read."""
+    """This library does not read the delta's version of the format."""
 
     code = "version"
     exit_code = 1
 
 
 class UnsupportedFeatureError(FormatError):
-    """The delta requires a feature that this library does not know."""
+    """The delta requires a feature that this library does not have."""
 
     code = "feature"
     exit_code = 1
@@ -104,7 +106,7 @@ class LimitError(FormatError):
 
 
 class ChecksumError(FormatError):
-    """Stored bytes are not the ones that were written."""
+    """Bytes do not match their checksum."""
 
     code = "checksum"
 
@@ -122,88 +124,94 @@ class StreamError(FormatError):
 
 
 class BaseMismatchError(FormatError):
-    """The checkpoint given as the base is not the one the delta was made against."""
+    """The given base is not the one that the delta was encoded against."""
 
     code = "base"
 
 
 class ResultMismatchError(FormatError):
-    """What was decoded is not what was encoded."""
+    """A decoded result does not match its digest."""
 
     code = "result"
 
 
-class VerificationError(RlsparseError):
-    """A checkpoint is not the one it was compared with."""
+class VerificationError(RlsparseError, ValueError):
+    """A checkpoint is not the one that a delta stores."""
 
     exit_code = 3
 
 
-class CheckpointError(RlsparseError):
+class CheckpointError(RlsparseError, ValueError):
     """A checkpoint cannot be read: broken header, missing shard, unsafe name."""
 
 
 class PickleRefusedError(CheckpointError):
-    """Only pickled weights were found; they are never read."""
+    """The checkpoint has only pickled weights, which are never read."""
 
 
-class DtypeMismatchError(RlsparseError):
-    """The tuned checkpoint's dtype does not fit the base's, and no option says what to do."""
+class DtypeMismatchError(RlsparseError, ValueError):
+    """A tuned dtype does not match the base's, and no option says what to do."""
 
 
-class UnsupportedDtypeError(RlsparseError):
+class UnsupportedDtypeError(RlsparseError, TypeError):
     """A framework has no dtype for a tensor."""
 
 
-class NotFoundError(RlsparseError):
-    """A file, a folder or a repository is not there."""
+class NotFoundError(RlsparseError, FileNotFoundError):
+    """A file, a folder or a repository does not exist."""
+
+    exit_code = 4
+
+
+class TensorNotFoundError(RlsparseError, KeyError):
+    """A checkpoint has no tensor of this name."""
 
     exit_code = 4
 
 
 class GatedError(NotFoundError):
-    """A repository on the Hub has terms that must be accepted first."""
+    """The terms of a repository on the Hub must be accepted first."""
 
 
 class HubError(RlsparseError):
-    """The Hub did not do what it was asked; the leaves say why."""
+    """The Hub failed or refused; the leaves say why."""
 
 
 class HubOfflineError(NotFoundError, HubError):
-    """Something is not in the cache, and the Hub cannot be reached."""
+    """The cache lacks a file, and the Hub cannot be reached."""
 
 
-class HubPermissionError(HubError):
-    """The access token does not allow this."""
+class HubPermissionError(HubError, PermissionError):
+    """The access token does not permit this."""
 
 
 class HubQuotaError(HubError):
-    """Too many requests, or no room left."""
+    """Too many requests, or the storage quota is used up."""
 
 
 class HubServerError(HubError):
-    """The Hub, or the way to it, failed; trying again later may help."""
+    """The Hub or the connection failed; retrying later may help."""
 
 
-class HubTimeoutError(HubError):
+class HubTimeoutError(HubError, TimeoutError):
     """The Hub did not answer in time."""
 
 
 class MovedBranchError(HubError):
-    """Someone else wrote to the branch in the meantime."""
+    """Another commit reached the branch first."""
 
 
 class PrivateBaseError(RlsparseError):
-    """Publishing would tell the name of a base that not everyone may see."""
+    """Publishing would reveal the name of a base that is not public."""
 
 
-class OutputError(RlsparseError):
-    """The result cannot be written: the place is taken, full or not writable."""
+class OutputError(RlsparseError, OSError):
+    """The output cannot be written: its path is taken, the disk is full or not writable."""
 
 
-class MissingDependencyError(RlsparseError):
-    """An optional dependency is needed for this; the message names the extra."""
+class MissingDependencyError(RlsparseError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
 
 
-class BackendError(RlsparseError):
-    """A backend was asked for by name that does not run on this machine."""
+class BackendError(RlsparseError, ValueError):
+    """The kernels named by ``RLSPARSE_BACKEND`` do not run on this machine."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from rlsparse_store.cli.options import (
     base_option,
+    hub_options,
     json_option,
     quiet_option,
     subfolder_option,
@@ -27,6 +29,7 @@ __all__ = ["apply_command"]
 @base_option
 @subfolder_option
 @threads_option
+@hub_options(revision="DELTA", base_revision="BASE")
 @json_option
 @quiet_option
 def apply_command(
@@ -37,17 +40,18 @@ def apply_command(
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
     """Rebuild the tuned checkpoint that DELTA stores.
 
-    DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the commit that it names
-    is used, or a snapshot in the Hub's cache with its content.
+    DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the base is the commit
+    that DELTA names, else a snapshot in the Hub's cache with its content.
 
-    Its tensors come back bit for bit and its files byte for byte; everything is checked.
+    Tensors come back bit for bit and files byte for byte, and everything is checked.
     """
     with progress_bar("apply", quiet=quiet) as progress:
         report = apply_delta(
-            delta, out, base=base, subfolder=subfolder, threads=threads, progress=progress
+            delta, out, base=base, subfolder=subfolder, threads=threads, progress=progress, **hub
         )
     if as_json:
         print_json(asdict(report))
@@ -55,7 +59,7 @@ def apply_command(
     click.echo(f"wrote {printable(out)}")
     click.echo(
         f"  {report.tensors:,} tensors, {format_bytes(report.tensor_bytes)}, in "
-        f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}, all checked"
+        f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}, all verified"
     )
     if report.cast:
-        click.echo(f"  the delta is lossy: its checkpoint had been rounded to {report.cast}")
+        click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before encoding")

@@ -1,4 +1,4 @@
-"""The group of commands, each loaded when it is called: the help of all needs one line of each."""
+"""The group of commands. Each is imported when it is called; the help needs one line of each."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ __all__ = ["rlsparse"]
 
 _COMMANDS: Final = {
     "apply": "Rebuild the tuned checkpoint that DELTA stores.",
-    "compare": "Overlap of several updates, beside chance.",
-    "demo": "Train, tune and store a tiny model: a real RL run.",
+    "compare": "Compare the updates of several deltas with chance.",
+    "demo": "Train, tune and store a tiny model.",
     "encode": "Store the checkpoint TUNED as a delta against BASE.",
     "inspect": "Show how sparse an update is.",
-    "mask": "Write which weights deltas changed.",
-    "match": "Compare a full and a subnetwork's training.",
-    "pull": "Bring a delta or a run from the Hub.",
+    "mask": "Write the changed weights of deltas as a mask.",
+    "match": "Compare full training with a subnetwork's.",
+    "pull": "Download a delta or a run from the Hub.",
     "push": "Publish a delta or a run on the Hub.",
-    "series": "Follow a run through its deltas.",
-    "verify": "Verify DELTA: its own bytes, and what else is given.",
+    "series": "Follow a run over its deltas.",
+    "verify": "Verify DELTA, its base and its tuned checkpoint.",
 }
-"""Their lines in the help, by the names of their modules."""
+"""Short help of each command, by the name of its module."""
 
 
 class _Group(click.Group):
-    """Has stand-ins for its commands, which know their line of help and nothing else."""
+    """Holds placeholders for its commands, which have their short help and nothing else."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Put the command in its stand-in's place."""
+        """Import the command and put it in place of its placeholder."""
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
             module = importlib.import_module(f"rlsparse_store.cli.{command.name}")
             command = getattr(module, f"{command.name}_command")
-        # It is loaded: what it does from now on has to be cleaned up.
+        # From now on the command may leave temporary files to clean up.
         end_in_order()
         return name, command, rest
 

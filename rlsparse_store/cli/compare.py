@@ -21,7 +21,7 @@ __all__ = ["compare_command"]
 @click.command("compare")
 @click.argument("deltas", nargs=-1, required=True, metavar="A B [C...] | RUN")
 @base_option
-@click.option("--groups", is_flag=True, help="Print each layer and kind of module, too.")
+@click.option("--groups", is_flag=True, help="Also print layers and kinds of module.")
 @threads_option
 @json_option
 @quiet_option
@@ -33,11 +33,10 @@ def compare_command(
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
 ) -> None:
-    """Compare which weights several deltas of one base changed, beside what chance would give.
+    """Compare the updates of several deltas of one base with chance.
 
-    Chance is given three ways: by the two densities alone, by those of each tensor, and by those of
-    each tensor at each magnitude of the base. The last is the one to beat: small weights change
-    in any run.
+    Chance is matched on the overall density, on the density of each tensor, and on that of each
+    tensor and magnitude of the base. The last is the strictest: small weights change in any run.
     """
     with progress_bar("compare", quiet=quiet) as progress:
         report = compare_deltas(deltas, base=base, threads=threads, progress=progress)
@@ -48,15 +47,15 @@ def compare_command(
 
 
 def _print(report: CompareReport, *, groups: bool) -> None:
-    click.echo(f"  {report.words:,} words that all have")
+    click.echo(f"  {report.words:,} words in all deltas")
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {printable(name, 80)}, which not all have")
+        click.echo(f"  not compared: {printable(name, 80)}, which some deltas lack")
     rows = [
         [printable(name, 40), f"{changed:,}", format_percent(changed / max(1, report.words))]
         for name, changed in zip(report.deltas, report.changed, strict=True)
     ]
     print_table(["delta", "changed", "density"], rows)
-    click.echo("\nPairs: overlap of what A and B changed")
+    click.echo("\nPairs: overlap of the words that A and B changed")
     print_table(
         ["A, B", "both", "of A", "of B", "Jaccard", "same sign", "same value", "cosine"],
         [
@@ -68,15 +67,15 @@ def _print(report: CompareReport, *, groups: bool) -> None:
             for pair in report.pairs
         ],
     )
-    click.echo("\nTimes as many as by chance, given …")
+    click.echo("\nOverlap ÷ chance, with chance matched on")
     print_table(
-        ["A, B", "the densities", "of each tensor", "and magnitude"],
+        ["A, B", "overall density", "tensor", "tensor and magnitude"],
         [
             [f"{printable(pair.a, 30)}, {printable(pair.b, 30)}", *_lifts(pair.overall)]
             for pair in report.pairs
         ],
     )
-    click.echo("\nChanged by how many of the deltas")
+    click.echo("\nWords by the number of deltas that changed them")
     print_table(
         ["deltas", "words", "share"],
         [

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo_command"]
 
-# Measured with version 0.1.0; `specs/rationale.md` says how. The demo cannot make them, for
-# their base cannot be trained in a minute.
+# Measured with version 0.1.0 (`specs/rationale.md`): their base cannot be trained in a minute.
 _MEASURED = (
     ("MiniLM encoder, GRPO, 10 steps (measured before)", 22_713_216, 0.01163, 45_426_432, 154_450),
     ("MiniLM encoder, GRPO, 60 steps (measured before)", 22_713_216, 0.04790, 45_426_432, 603_687),
@@ -48,17 +47,17 @@ _MEASURED = (
     show_default=True,
     help="Seed of everything random.",
 )
-@click.option("--quick", is_flag=True, help="Seconds instead of minutes: too short to learn much.")
+@click.option("--quick", is_flag=True, help="Train for seconds only, too short to learn much.")
 def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - named by click
-    """Train a tiny language model, tune it by GRPO, and store the result as a delta.
+    """Train a tiny language model, tune it with GRPO, and store the result as a delta.
 
-    Takes one to two minutes on two cores and needs no network. It is a real RL run with a
-    reward that is checked, and everything it writes stays in the folder.
+    Takes one to two minutes on two cores and needs no network. The reward is verified, and all
+    files stay in DIR.
     """
     click.echo("rlsparse demo: a tiny model learns sums, then GRPO tunes it. Loading torch …")
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = "exists; remove it or choose another folder with --out"
+        msg = "exists: remove it, or choose another folder with --out"
         raise OutputError(msg, file=printable(out))
     case = _make_case(folder, seed, quick=quick)
     _tell_rewards(case)
@@ -69,11 +68,11 @@ def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - na
     print_report(inspect_delta(delta))
     _tell_command(f"rlsparse apply {delta} --base {case.base} -o {folder / 'rebuilt'}")
     apply_delta(delta, folder / "rebuilt", base=case.base)
-    click.echo("  rebuilt, every tensor checked")
+    click.echo("  rebuilt, every tensor verified")
     _tell_command(f"rlsparse verify {delta} --base {case.base} --tuned {folder / 'rebuilt'}")
     verify_delta(delta, base=case.base, tuned=folder / "rebuilt")
     _require_equal_files(case.tuned, folder / "rebuilt")
-    click.echo("  ok; the rebuilt weight files are byte for byte the tuned ones")
+    click.echo("  ok: the rebuilt weight files equal the tuned ones byte for byte")
     _tell_sizes(case, report)
 
 
@@ -109,12 +108,12 @@ def _tell_rewards(case: DemoCase) -> None:
 def _require_equal_files(tuned: Path, rebuilt: Path) -> None:
     for path in tuned.glob("model*"):
         if path.read_bytes() != (rebuilt / path.name).read_bytes():
-            msg = "the rebuilt file is not the tuned one"
+            msg = "the rebuilt file differs from the tuned one"
             raise ResultMismatchError(msg, file=rebuilt / path.name)
 
 
 def _tell_sizes(case: DemoCase, report: DeltaReport) -> None:
-    click.echo("\nSizes (a tiny model changes more densely than a large one at equal steps)")
+    click.echo("\nSizes (at equal steps, a tiny model changes more densely than a large one)")
     rows: list[tuple[str, int, float, int, int]] = [
         ("this run", case.parameters, report.density, report.tuned_bytes, report.delta_bytes)
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlsparse_store.cli.options import json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport
@@ -32,21 +32,22 @@ __all__ = ["encode_command", "print_encoded", "print_run"]
     "-o",
     required=True,
     metavar="OUT",
-    help="Folder of the delta, or of the run, to write.",
+    help="Folder of the delta or run to write.",
 )
-@click.option("--run", "as_run", is_flag=True, help="Make a run, even of one checkpoint.")
+@click.option("--run", "as_run", is_flag=True, help="Write a run, even of one checkpoint.")
 @click.option(
     "--cast",
     type=click.Choice(["bf16"]),
-    help="Round float32 tensors of a bfloat16 base to it first. Lossy, and recorded as such.",
+    help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
 )
 @click.option(
-    "--keep-dtype", is_flag=True, help="Store tensors whose dtype does not fit the base's whole."
+    "--keep-dtype", is_flag=True, help="Store tensors whole whose dtype differs from the base's."
 )
 @click.option(
-    "--device", metavar="DEVICE", help="Encode on this device, such as cuda.  [default: the CPU]"
+    "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
 )
 @threads_option
+@hub_options(base_revision="BASE", tuned_revision="TUNED")
 @json_option
 @quiet_option
 def encode_command(
@@ -61,19 +62,22 @@ def encode_command(
 ) -> None:
     """Store the checkpoint TUNED as a delta against BASE.
 
-    Both are Hugging Face folders, single .safetensors files, or ORG/NAME[@REVISION] on the
-    Hub. Every tensor comes back bit for bit, and the files of TUNED byte for byte.
+    Each is a Hugging Face folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub. Every
+    tensor comes back bit for bit, and the files of TUNED byte for byte.
 
-    Several checkpoints, or --run, make a run: OUT gets one delta for each, in a folder of its
-    name. BASE is read once for every 16 of them, which are then there together. Deltas that are
-    there already are kept, and their checkpoints not read, so the same command goes on after an
-    interruption, and adds later checkpoints.
+    Several checkpoints, or --run, make a run: OUT gets one delta per checkpoint, in a folder of
+    its name. Each delta is complete when it appears. Existing deltas are kept and their
+    checkpoints not read, so the same command continues after an interruption and adds later
+    checkpoints.
     """
     if device is not None:
         options["coder"] = _device_coder(device, options["threads"])
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
         if as_run or len(tuned) > 1 or is_run(Path(out)):
+            if options.pop("tuned_revision") is not None:
+                msg = "--tuned-revision is for one checkpoint: give ORG/NAME@REVISION"
+                raise click.UsageError(msg)
             report = encode_run(base, tuned, out, progress=progress, **options)
         else:
             report = encode_delta(base, tuned[0], out, progress=progress, **options)
@@ -83,24 +87,24 @@ def encode_command(
     if isinstance(report, EncodeReport):
         click.echo(f"wrote {printable(out)}")
         print_encoded(report)
-        _print_names("copied beside it", report.carried_files)
-        _print_names("skipped, not read", report.skipped_files)
+        _print_names("copied", report.carried_files)
+        _print_names("skipped", report.skipped_files)
     else:
         new = sum(delta.is_new for delta in report.deltas)
-        click.echo(f"wrote {new} deltas in {printable(out)}")
+        click.echo(f"wrote {new} delta{'' if new == 1 else 's'} in {printable(out)}")
         if kept := len(report.deltas) - new:
-            click.echo(f"  kept {kept}, not compared with their checkpoints (verify --tuned does)")
+            click.echo(f"  kept {kept}, not compared with the checkpoints (verify --tuned does)")
         print_run(report)
 
 
 def _device_coder(device: str, threads: int | None) -> SpanCoder:
-    """What codes on a device.
+    """The coder of a device.
 
     Raises:
         MissingDependencyError: torch or Triton is not installed, or there is no such device.
     """
     if importlib.util.find_spec("torch") is None:
-        msg = "torch is not installed; install rlsparse-store[gpu]"
+        msg = "torch is not installed: install rlsparse-store[gpu]"
         raise MissingDependencyError(msg)
     # Only now, for it takes seconds.
     from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415
@@ -108,12 +112,12 @@ def _device_coder(device: str, threads: int | None) -> SpanCoder:
     try:
         return DeviceCoder(device, threads=threads)
     except RuntimeError as error:  # how torch refuses a name
-        msg = f"{device!r} is no device: give cuda, cuda:1, … or leave it out for the CPU."
+        msg = f"{device!r} is not a device: give cuda or cuda:1, or omit it for the CPU."
         raise click.BadParameter(msg, param_hint="'--device'") from error
 
 
 def print_run(report: RunReport) -> None:
-    """Print a line for each delta of a run, and their sum."""
+    """Print a line per delta of a run, and the totals."""
     print_table(
         ["delta", "weights", "changed", "density", "bits/changed", "size", "smaller"],
         [
@@ -131,11 +135,11 @@ def print_run(report: RunReport) -> None:
     )
     stored = sum(d.delta_bytes for d in report.deltas)
     raw = sum(d.tuned_bytes for d in report.deltas)
-    click.echo(f"  in all {format_bytes(raw)} of tensors in {format_bytes(stored)}")
+    click.echo(f"  total: {format_bytes(raw)} of tensors in {format_bytes(stored)}")
 
 
 def print_encoded(report: EncodeReport) -> None:
-    """Print what was stored, and what was carried whole and why."""
+    """Print what was stored, and what was stored whole and why."""
     click.echo(
         f"  {report.changed:,} of {report.elements:,} weights changed "
         f"({format_percent(report.density)})"
@@ -147,13 +151,13 @@ def print_encoded(report: EncodeReport) -> None:
         + _bits(report.bits_per_changed)
     )
     if report.tensors and not any(tensor.source for tensor in report.tensors):
-        click.echo("  careful: none of its tensors is one of the base's. Is that the base?")
+        click.echo("  warning: TUNED shares no tensor with BASE. Is BASE correct?")
     if report.cast:
-        click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before it was stored")
+        click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before encoding")
     if report.whole:
         raw = sum(tensor.raw_bytes for tensor in report.whole)
         stored = sum(tensor.stored_bytes for tensor in report.whole)
-        click.echo(f"  {format_bytes(raw)} carried whole, in {format_bytes(stored)}:")
+        click.echo(f"  {format_bytes(raw)} stored whole, in {format_bytes(stored)}:")
         for tensor in report.whole[:20]:
             click.echo(
                 f"    {printable(tensor.name)}: {format_bytes(tensor.raw_bytes)}, {tensor.reason}"

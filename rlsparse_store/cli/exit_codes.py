@@ -1,6 +1,6 @@
-"""Running a command, and how errors become exit codes.
+"""Running the command, and the exit code of each error.
 
-Exit codes: 0 ok, 1 a known error, 2 usage, 3 damaged or the wrong base, 4 not found,
+Exit codes: 0 success, 1 known error, 2 usage, 3 damaged delta or wrong base, 4 not found,
 128 + n ended by signal n (130 interrupted, 143 terminated).
 """
 
@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 
 def run() -> NoReturn:
-    """Run the command that the process was started with, and leave with its exit code."""
+    """Run the command of this process and exit with its exit code."""
     warnings.showwarning = _show_warning
     name_output()
     try:
@@ -35,11 +35,11 @@ def run() -> NoReturn:
     except RlsparseError as error:
         _fail(printable(str(error), most=2000), error.exit_code)
     except click.Abort:
-        _fail("stopped, for the question was not answered with yes", 1)
+        _fail("aborted: confirmation required", 1)
     except MemoryError:
-        _fail("not enough memory; try --threads 1", 1)
+        _fail("not enough memory: try --threads 1", 1)
     except BrokenPipeError:
-        # The reader left, as `head` does.
+        # The reader closed the pipe, as `head` does.
         silence_output()
         sys.exit(1)
     except OSError as error:
@@ -50,7 +50,7 @@ def run() -> NoReturn:
 
 
 def _refuse_empty(arguments: list[str]) -> None:
-    """Refuse what a variable that is not set leaves, which would mean the current folder."""
+    """Refuse empty arguments, which an unset variable leaves and which mean the current folder."""
     for argument in arguments:
         if not argument or (argument.startswith("--") and argument.endswith("=")):
             msg = f"{argument or 'an argument'} is empty; is a variable not set?"
@@ -70,6 +70,6 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Say a warning as users of a command expect it: one line, without a place in the source."""
+    """Print a warning on one line, without its place in the source."""
     del category, filename, lineno, file, line
     click.echo(f"rlsparse: warning: {message}", err=True)

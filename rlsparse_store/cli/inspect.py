@@ -35,42 +35,44 @@ if TYPE_CHECKING:
 __all__ = ["inspect_command", "print_report"]
 
 _OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "as_csv", "plots", "page")
-"""Options that have no meaning for a run."""
+"""Options that need one delta."""
 
 SHOWN_TENSORS = 20
-"""Tensors listed unless all are asked for: those with the most changes."""
+"""Tensors listed without --all: those with the most changes."""
 
 
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="DELTA | RUN | BASE TUNED")
-@click.option("--all", "show_all", is_flag=True, help="List every tensor, in order of names.")
+@click.option("--all", "show_all", is_flag=True, help="List every tensor, sorted by name.")
 @base_option
 @click.option(
     "--values",
     "with_values",
     is_flag=True,
-    help="Of a delta: measure values, too, over --base or the base that it names.",
+    help="Of a delta: also measure values, over --base or the base that it names.",
 )
 @click.option(
     "--scope",
     type=click.Choice(SCOPES),
     default="matched",
     show_default=True,
-    help="What counts: what both sides have, all of the tuned side, or matrices in layers.",
+    help="What to count: tensors of both sides, all tuned tensors, or matrices in layers.",
 )
-@click.option("--align-rows/--no-align-rows", default=True, help="Compare resized tensors' rows.")
+@click.option(
+    "--align-rows/--no-align-rows", default=True, help="Compare the common rows of resized tensors."
+)
 @click.option(
     "--preset",
     type=click.Choice(["exact", "mukherjee"]),
     default="exact",
     show_default=True,
-    help="Whose figure comes first: equal bits, or equal to 1e-5 and an unweighted mean.",
+    help="First figure: equal bits, or equality to 1e-5 and the unweighted mean.",
 )
-@click.option("--rank", is_flag=True, help="Compute the ranks of some updates.")
-@click.option("--compressed", is_flag=True, help="Measure encodings that end with zstd, too.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print a line for each tensor.")
-@click.option("--plot", "plots", metavar="DIR", help="Write pictures there, as PNG and SVG.")
-@click.option("--report", "page", metavar="FILE", help="Write one HTML page with everything.")
+@click.option("--rank", is_flag=True, help="Compute the rank of sampled updates.")
+@click.option("--compressed", is_flag=True, help="Also measure encodings compressed with zstd.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print one line per tensor.")
+@click.option("--plot", "plots", metavar="DIR", help="Write pictures into DIR, as PNG and SVG.")
+@click.option("--report", "page", metavar="FILE", help="Write a self-contained HTML page.")
 @subfolder_option
 @click.option("--cast", type=click.Choice(["bf16"]), help="For a pair: as for encode.")
 @click.option("--keep-dtype", is_flag=True, help="For a pair: as for encode.")
@@ -85,16 +87,16 @@ def inspect_command(
 ) -> None:
     """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
-    DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. A delta is read from its index
-    alone: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and
-    columns need the base: they are measured of a pair, and of a delta with --base or --values.
+    DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. Only the index of a delta is
+    read: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and columns
+    need the base: they are measured for a pair, and for a delta with --base or --values.
     """
     if len(paths) > 2:
         msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
     if len(paths) == 1 and not options["subfolder"] and is_run(paths[0]):
         if any(options[name] for name in _OF_ONE_DELTA):
-            msg = "a run is only listed: name one of its deltas (--subfolder)"
+            msg = "this option needs one delta: add --subfolder NAME"
             raise click.UsageError(msg)
         run = inspect_run(paths[0])
         if as_json:
@@ -121,7 +123,7 @@ def inspect_command(
 def _measure(
     paths: tuple[str, ...], options: dict[str, Any], *, quiet: bool
 ) -> tuple[DeltaReport, ValueReport | None]:
-    """The report of a delta or a pair, and of its values where both sides are at hand."""
+    """The report of a delta or a pair, and of its values if they are measured."""
     wanted = {
         name: options[name] for name in ("scope", "align_rows", "rank", "compressed", "threads")
     }
@@ -149,7 +151,7 @@ def _measure(
 
 
 def _require_places(plots: str | None, page: str | None) -> None:
-    """Require, before anything is measured, that what is to be written is not there."""
+    """Check that output files do not exist, before anything is measured."""
     if page is not None:
         require_new(Path(page))
     if plots is not None:
@@ -161,7 +163,7 @@ def _require_places(plots: str | None, page: str | None) -> None:
 def _draw(
     report: DeltaReport, values: ValueReport | None, plots: str | None, page: str | None
 ) -> None:
-    # Only now: what draws is not needed for anything else.
+    # Imported late: only pictures need it.
     from rlsparse_store.cli.report_files import write_pictures, write_report  # noqa: PLC0415
 
     if plots is not None:
@@ -171,7 +173,7 @@ def _draw(
 
 
 def _half(progress: Progress, number: int) -> Progress:
-    """Progress of the first or the second half of the work."""
+    """Progress of the first or second half of the work."""
     return lambda done, total: progress(number * total + done, 2 * total)
 
 
@@ -212,7 +214,9 @@ def _print_totals(report: DeltaReport) -> None:
         + ("" if bits is None else f"; {bits:.3g} bits per changed weight")
     )
     if report.cast:
-        click.echo(f"  lossy: the checkpoint was rounded to {printable(report.cast)} before")
+        click.echo(
+            f"  lossy: the checkpoint was rounded to {printable(report.cast)} before encoding"
+        )
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.kinds.items() if count)
     click.echo(
         f"  tensors: {kinds or 'none'}"
@@ -243,8 +247,8 @@ def _print_tensors(report: DeltaReport, *, show_all: bool) -> None:
     if not show_all and len(tensors) > SHOWN_TENSORS:
         tensors = sorted(tensors, key=lambda t: -t.changed)[:SHOWN_TENSORS]
         click.echo(
-            f"  the {SHOWN_TENSORS} with the most changes of {len(report.tensors):,} "
-            "(--all lists all)"
+            f"  the {SHOWN_TENSORS} of {len(report.tensors):,} with the most changes "
+            "(--all lists every one)"
         )
     print_table(
         ["tensor", "kind", "dtype", "shape", "changed", "density", "stored"],

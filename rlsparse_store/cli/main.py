@@ -1,6 +1,6 @@
-"""The ``rlsparse`` command: Ctrl-C is seen to first, then everything else is loaded.
+"""The ``rlsparse`` command: handles Ctrl-C first, then imports everything else.
 
-Nothing is imported here that is not there already: until a handler is set, Ctrl-C is an exception.
+Imports nothing that Python has not imported already: until a handler is set, Ctrl-C raises.
 """
 
 import os
@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 def main() -> "NoReturn":
-    """Run the command and leave with its exit code."""
+    """Run the command and exit with its exit code."""
     try:
         from rlsparse_store.cli.signals import end_at_once  # noqa: PLC0415 - inside the guard
 
@@ -26,5 +26,5 @@ def main() -> "NoReturn":
 
         run()
     finally:
-        # What had to be cleaned up has been, and Python's own way out is long.
+        # Everything is cleaned up, and Python takes a while to exit.
         end_at_once()

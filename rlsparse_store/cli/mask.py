@@ -18,7 +18,7 @@ __all__ = ["mask_command"]
 def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
     del context, option
     if not 0 <= value < math.inf:
-        msg = f"{value} is no difference: give a number that is 0 or more."
+        msg = f"{value} is not a tolerance: give a number of at least 0."
         raise click.BadParameter(msg)
     return value
 
@@ -32,7 +32,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
     type=click.Choice(COMBINATIONS),
     default="union",
     show_default=True,
-    help="Of several deltas: what any, all, or more than half of them changed.",
+    help="Of several deltas: weights that any, all, or a majority changed.",
 )
 @click.option(
     "--tolerance",
@@ -42,18 +42,18 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
     metavar="T",
     help="Ignore changes of floats up to T.",
 )
-@click.option("--complement", is_flag=True, help="Turn the mask round.")
+@click.option("--complement", is_flag=True, help="Invert the mask.")
 @click.option(
     "--control",
     type=click.Choice(CONTROLS),
-    help="As many weights by chance: of each tensor, or of each tensor at each exponent.",
+    help="Random control of equal size: per tensor, or per tensor and exponent.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, (1 << 63) - 1),
     default=0,
     show_default=True,
-    help="Of the control.",
+    help="Seed of the control.",
 )
 @threads_option
 @json_option
@@ -71,9 +71,9 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
 ) -> None:
-    """Write which weights deltas changed, one bit each, as a mask to train by.
+    """Write a training mask: one bit per weight, set where the deltas changed it.
 
-    From Python, rlsparse_store.torch.load_mask reads it, and freeze_outside trains by it.
+    In Python, rlsparse_store.torch.load_mask reads it, and freeze_outside trains with it.
     """
     with progress_bar("mask", quiet=quiet) as progress:
         report = write_mask(
@@ -93,8 +93,8 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
         return
     click.echo(f"wrote {printable(out)}")
     click.echo(
-        f"  {report.trainable:,} of {report.words:,} weights to train "
+        f"  {report.trainable:,} of {report.words:,} trainable weights "
         f"({format_percent(report.density)})"
     )
     for name in report.unmatched[:10]:
-        click.echo(f"  without a mask, and not trained: {printable(name, 80)}")
+        click.echo(f"  no mask, not trained: {printable(name, 80)}")

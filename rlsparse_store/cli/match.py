@@ -16,7 +16,7 @@ __all__ = ["match_command"]
 @click.command("match")
 @click.argument("full")
 @click.argument("sub")
-@click.option("--base", "-b", required=True, metavar="BASE", help="The base of both, a checkpoint.")
+@click.option("--base", "-b", required=True, metavar="BASE", help="The base of both.")
 @threads_option
 @json_option
 @quiet_option
@@ -30,7 +30,7 @@ def match_command(
 ) -> None:
     """Compare FULL, tuned in full, with SUB, tuned on a subnetwork: deltas or checkpoints.
 
-    Beside it stands what the base itself would reach, which is much where little changed.
+    The base itself is the control: it matches FULL wherever little changed.
     """
     with progress_bar("match", quiet=quiet) as progress:
         report = match_checkpoints(full, sub, base, threads=threads, progress=progress)
@@ -38,7 +38,9 @@ def match_command(
         print_json(report.as_json())
         return
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {printable(name, 80)}, which not both have alike")
+        click.echo(
+            f"  not compared: {printable(name, 80)}, which differs in dtype or shape, or is missing"
+        )
     names = {"bits": "equal bits", "1e-05": "within 1e-5", "0.0001": "within 1e-4"}
     parts = (
         ("everything", report.everything),
@@ -55,9 +57,9 @@ def match_command(
             cells = [_close(found[tolerance]) for tolerance in MATCH_TOLERANCES]
             rows.append([f"{title}: {who}", f"{shares.words:,}", *cells])
     print_table(["", *headings], rows)
-    click.echo(f"  {report.sub_outside:,} words outside were changed by SUB alone")
+    click.echo(f"  {report.sub_outside:,} words outside the mask were changed by SUB only")
 
 
 def _close(share: float | None) -> str:
-    """A share near one, with its distance from it visible."""
+    """A percentage with enough digits to tell it from 100 %."""
     return "" if share is None else f"{100 * share:.4f} %" if share < 1 else format_percent(1.0)

@@ -25,9 +25,9 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns: the first to the left, the others to the right.
+    """Print a table: the first column aligned left, the others right.
 
-    Where a terminal is too narrow for that, the first has a line of its own.
+    On a terminal that is too narrow, the first column has a line of its own.
     """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     columns = shutil.get_terminal_size().columns
@@ -45,14 +45,14 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to report bytes done and bytes in all, shown on a terminal only.
+    """Yield a function that reports bytes done and bytes in all. Draws on a terminal only.
 
-    So is what the library tells meanwhile, such as how much it is about to download.
+    Also prints the library's log messages, such as the size of a download.
     """
     if quiet or not sys.stderr.isatty():
         yield no_progress
         return
-    # Only now: it takes a while to load.
+    # Imported late because it takes a while.
     from tqdm import tqdm  # noqa: PLC0415
 
     with (
@@ -68,7 +68,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
 
 
 class _Notes(logging.Handler):
-    """Writes what the library tells above the progress bar."""
+    """Writes log messages above the progress bar."""
 
     def __init__(self, write: Callable[..., None]) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rlsparse_store.cli.options import json_option, quiet_option
+from rlsparse_store.cli.options import cache_option, json_option, quiet_option, token_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.errors import PrivateBaseError
@@ -20,19 +20,31 @@ __all__ = ["push_command"]
 @click.command("push")
 @click.argument("places", nargs=-1, required=True, metavar="DELTA|RUN REPO | REPO")
 @click.option("--base", "-b", metavar="BASE", help="With --tuned: the base to encode against.")
-@click.option("--tuned", "-t", metavar="TUNED", help="Encode this checkpoint, and publish that.")
+@click.option(
+    "--tuned", "-t", metavar="TUNED", help="Encode this checkpoint and publish the delta."
+)
 @click.option(
     "--base-id",
     metavar="ORG/BASE[@REVISION]",
-    help="The base on the Hub, if the delta was made against a local copy of it.",
+    help="The base on the Hub, if the delta was encoded against a local copy.",
 )
-@click.option("--subfolder", default="", metavar="FOLDER", help="Folder within REPO to publish in.")
-@click.option("--revision", metavar="BRANCH", help="Branch of REPO; created if there is none.")
-@click.option("--private", is_flag=True, help="If REPO is new, only you and yours may see it.")
-@click.option("--create-pr", is_flag=True, help="Propose it in a pull request.")
-@click.option("--commit-message", "-m", metavar="TEXT", help="What the commit is for, in a line.")
-@click.option("--yes", "-y", is_flag=True, help="Publish the name of a private base.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be sent.")
+@click.option("--subfolder", default="", metavar="FOLDER", help="Folder within REPO.")
+@click.option(
+    "--revision", metavar="BRANCH", help="Branch of REPO, which is created if it does not exist."
+)
+@click.option("--private", is_flag=True, help="Create REPO as private.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--commit-message", "-m", metavar="TEXT", help="Message of the commit, one line.")
+@click.option("--yes", "-y", is_flag=True, help="Publish the name of a base that is not public.")
+@click.option(
+    "--base-revision", metavar="REVISION", help="With --tuned: revision of BASE on the Hub."
+)
+@click.option(
+    "--tuned-revision", metavar="REVISION", help="With --tuned: revision of TUNED on the Hub."
+)
+@click.option("--dry-run", is_flag=True, help="Report what would be sent, and send nothing.")
+@token_option
+@cache_option
 @json_option
 @quiet_option
 def push_command(
@@ -47,22 +59,23 @@ def push_command(
 ) -> None:
     """Publish DELTA, or all deltas of RUN, in REPO (ORG/NAME) on the Hub, with a model card.
 
-    It is one commit, there completely or not at all; what is there already is not sent. With
-    --base and --tuned, the delta is encoded first. Log in with `hf auth login`.
+    All files go up in one commit. Files that REPO has are not sent again. With --base and
+    --tuned, the delta is encoded first. Log in with `hf auth login`.
     """
     encodes = base is not None and tuned is not None
     if (base is None) != (tuned is None) or len(places) != (1 if encodes else 2):
         msg = "give DELTA and REPO, or REPO with --base and --tuned"
         raise click.UsageError(msg)
     if options["create_pr"] and options["revision"] not in (None, "main"):
-        msg = "--create-pr proposes to the default branch: leave --revision out"
+        msg = "--create-pr opens a pull request to the default branch: omit --revision"
         raise click.UsageError(msg)
+    of_pair = {name: options.pop(name) for name in ("base_revision", "tuned_revision", "cache_dir")}
     options |= {"private": True if private else None, "name_private_base": yes}
 
     def push() -> PushReport:
         with progress_bar("push", quiet=quiet) as progress:
             if base is not None and tuned is not None:
-                return push_pair(base, tuned, places[0], progress=progress, **options)
+                return push_pair(base, tuned, places[0], progress=progress, **of_pair, **options)
             return push_delta(places[0], places[1], **options)
 
     try:
@@ -82,7 +95,7 @@ def push_command(
 
 def _print(report: PushReport, *, is_dry: bool) -> None:
     if not report.uploads and not report.deleted:
-        click.echo(f"{printable(report.repo)} has all of it already, at commit {report.commit}")
+        click.echo(f"{printable(report.repo)} is up to date, at commit {report.commit}")
         return
     if is_dry:
         click.echo(f"would publish in {printable(report.repo)}")
@@ -92,11 +105,11 @@ def _print(report: PushReport, *, is_dry: bool) -> None:
     rows = [[printable(upload.path, 80), format_bytes(upload.nbytes)] for upload in report.uploads]
     rows += [[printable(path, 80), "removed"] for path in report.deleted]
     print_table(["file", "size"], rows)
-    unchanged = f"; {report.unchanged} more are there already" if report.unchanged else ""
+    unchanged = f"; {report.unchanged} files unchanged" if report.unchanged else ""
     ratio = report.tuned_bytes / max(1, report.upload_bytes)
     click.echo(
-        f"  in all {format_bytes(report.upload_bytes)} for checkpoints of "
-        f"{format_bytes(report.tuned_bytes)}, {ratio:,.1f} times less{unchanged}"
+        f"  total: {format_bytes(report.upload_bytes)} for checkpoints of "
+        f"{format_bytes(report.tuned_bytes)}, {ratio:,.1f} times smaller{unchanged}"
     )
     if not report.has_picture:
-        click.echo("  the card has no picture: install rlsparse-store[plot] to draw one")
+        click.echo("  the card has no picture: install rlsparse-store[plot] to add one")

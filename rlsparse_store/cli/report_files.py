@@ -1,4 +1,4 @@
-"""Pictures of an update, and a page with all that is known of it."""
+"""Files of a report: pictures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = ["require_new_pictures", "write_pictures", "write_report"]
 _CAPTIONS: Final = {
     "map": "Changed weights by layer and kind of module",
     "depth": "Changed weights by layer",
-    "steps": "How far changed weights moved",
+    "steps": "Steps of changed weights",
     "exponents": "Probability of a change by the base's magnitude",
-    "sizes": "What the changes take",
+    "sizes": "Size of the changes",
 }
-"""What each picture shows, by the name of its files."""
+"""Caption of each picture, by the name of its files."""
 
 _FORMS: Final = ("png", "svg")
 
 
 def require_new_pictures(folder: Path) -> None:
-    """Tell before the work is done that such pictures are in a folder already.
+    """Check that a folder has none of the pictures.
 
     Raises:
-        OutputError: They are.
+        OutputError: It has one.
     """
     for name in _CAPTIONS:
         for form in _FORMS:
@@ -52,13 +52,13 @@ def require_new_pictures(folder: Path) -> None:
 
 
 def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path) -> None:
-    """Write every picture there is, as PNG and SVG.
+    """Write every picture, as PNG and SVG.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OutputError: The folder cannot be written, or has such pictures already.
+        OutputError: The folder cannot be written, or has one of the pictures.
     """
-    # All are drawn before the first one is written.
+    # Draw all before writing the first.
     pictures = [(form, _pictures(report, values, form)) for form in _FORMS]
     for form, drawn in pictures:
         for name, picture in drawn.items():
@@ -67,11 +67,11 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
 
 
 def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
-    """Write one page that needs nothing besides itself.
+    """Write one self-contained page.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OutputError: The page cannot be written, or is there already.
+        OutputError: The page cannot be written, or exists.
     """
     title = f"{format_percent(report.density)} of {report.elements:,} weights changed"
     base = report.base_repo or "not named"
@@ -86,7 +86,7 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
     if report.bits_per_changed is not None:
         facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
     if report.cast:
-        facts.append(("lossy", f"rounded to {report.cast} before it was stored"))
+        facts.append(("lossy", f"rounded to {report.cast} before encoding"))
     drawn = _pictures(report, values, "png")
     pictures = [(_CAPTIONS[name], picture) for name, picture in drawn.items()]
     text = write_page(title, facts + _value_facts(values), _tables(report, values), pictures)
@@ -101,15 +101,15 @@ def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
         ("unchanged at 1e-5", format_percent(values.unchanged_within["1e-05"])),
         ("mean density of tensors, unweighted", format_percent(values.mean_density)),
         ("norm of the update", f"{values.delta_norm:.4g}"),
-        ("tensors without a change", format_percent(values.inactive_ratio)),
+        ("unchanged tensors", format_percent(values.inactive_ratio)),
     ]
     if values.exponents is not None and values.exponents.half_magnitude is not None:
-        facts.append(("change as likely as not at", f"{values.exponents.half_magnitude:.3g}"))
-    return facts + [("careful", caution) for caution in values.cautions]
+        facts.append(("magnitude at which half changed", f"{values.exponents.half_magnitude:.3g}"))
+    return facts + [("caution", caution) for caution in values.cautions]
 
 
 def _pictures(report: DeltaReport, values: ValueReport | None, form: str) -> dict[str, bytes]:
-    """The pictures that there are, by name."""
+    """The pictures, by name."""
     labels: Sequence[str] = STEP_LABELS[3::-1] + STEP_LABELS[4:]
     counts = [*report.steps[3::-1], *report.steps[4:]]
     if values is not None:
@@ -143,7 +143,7 @@ def _tables(
         rows = [[f"≤ {t}", format_percent(s)] for t, s in values.unchanged_within.items()]
         tables.append(("Unchanged, by tolerance", ["difference", "unchanged"], rows))
         sizes = [[e.name, e.used_by, format_bytes(e.nbytes)] for e in values.encodings]
-        tables.append(("What the changes take", ["encoding", "used by", "size"], sizes))
+        tables.append(("Size of the changes", ["encoding", "used by", "size"], sizes))
     rows = [
         [t.name, t.kind, t.dtype, f"{t.elements:,}", f"{t.changed:,}", format_percent(t.density)]
         for t in report.tensors

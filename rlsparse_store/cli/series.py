@@ -26,20 +26,20 @@ def series_command(
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
 ) -> None:
-    """Follow a training run through its deltas: what changed when, and what came back.
+    """Follow a training run over its deltas: when weights changed, and which changed back.
 
-    Deltas are taken in the order given, those of a RUN in natural order of their names.
+    Deltas are taken in the given order; those of a RUN in natural order of their names.
     """
     with progress_bar("series", quiet=quiet) as progress:
         report = measure_series(deltas, base=base, threads=threads, progress=progress)
     if as_json:
         print_json(report.as_json())
         return
-    click.echo(f"  {report.words:,} words that all have")
+    click.echo(f"  {report.words:,} words in all deltas")
     for name in report.unmatched[:10]:
-        click.echo(f"  not compared: {printable(name, 80)}, which not all have")
+        click.echo(f"  not compared: {printable(name, 80)}, which some deltas lack")
     print_table(
-        ["delta", "from the base", "density", "from the last", "moved before"],
+        ["delta", "from base", "density", "from previous", "changed before"],
         [
             [
                 printable(step.name, 40),
@@ -51,9 +51,9 @@ def series_command(
             for step in report.steps
         ],
     )
-    click.echo("\nThe same in checkpoints so far apart, on average")
+    click.echo("\nEqual words by distance between checkpoints, mean")
     print_table(
-        ["apart", "the same"],
+        ["distance", "equal"],
         [[distance, format_percent(share)] for distance, share in report.sparsity.items()],
     )
     outside = (
@@ -61,5 +61,5 @@ def series_command(
     )
     click.echo(
         f"\n  {report.ever_changed:,} words ever changed; {report.finally_changed:,} differ at the "
-        f"end, {report.cancelled:,} came back{outside}"
+        f"end, {report.cancelled:,} changed back{outside}"
     )

@@ -1,4 +1,4 @@
-"""How signals end the command: at once while it loads, in order once it works."""
+"""Signal handlers: exit at once while modules load, exit in order afterwards."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SIGNALLED = 128
 INTERRUPTED = b"rlsparse: interrupted\n"
 
 AGAIN_SECONDS = 0.01
-"""After an exception was lost, it is raised once more: long enough for the loser to be left."""
+"""Delay before a lost exception is raised again, so that its frame has returned."""
 
 
 class _Ended(SystemExit):
-    """A signal ends the process, by its ordinary way out."""
+    """Raised when a signal ends the process."""
 
 
 def end_at_once() -> None:
-    """Let Ctrl-C end the process where it is, for nothing is there that has to be cleaned up.
+    """Make Ctrl-C exit at once: there is nothing to clean up yet.
 
-    An exception would not do: modules that are being imported catch some, and where Python has
-    nowhere to raise one, it prints it and goes on.
+    An exception would not do: some modules catch it while they are imported, and where Python
+    cannot raise it, it prints it and continues.
     """
     signal.setitimer(signal.ITIMER_REAL, 0)
     if _is_heard(signal.SIGINT):
@@ -39,10 +39,10 @@ def end_at_once() -> None:
 
 
 def end_in_order() -> None:
-    """Let signals end the process through the ordinary way out, which removes temporary folders.
+    """Make signals exit through an exception, so that temporary folders are removed.
 
-    It is an exception, and where Python has nowhere to raise one, as in the callback of a weak
-    reference or in `__del__`, it would be lost, and the command would go on.
+    Where Python cannot raise it, as in the callback of a weak reference or in `__del__`, the
+    exception would be lost and the command would continue.
     """
     sys.unraisablehook = _raise_again
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -51,7 +51,7 @@ def end_in_order() -> None:
 
 
 def _is_heard(number: int) -> bool:
-    """Whether the process was not started to ignore the signal, as `nohup` does it."""
+    """Whether the process was started without ignoring the signal, as `nohup` does."""
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
@@ -71,7 +71,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise_again(lost: UnraisableHookArgs) -> None:
-    """Raise the end of the process a little later, where it may not be lost; print the rest."""
+    """Raise a lost exit again after a moment; print any other lost exception."""
     ended = lost.exc_value
     if not isinstance(ended, _Ended):
         sys.__unraisablehook__(lost)

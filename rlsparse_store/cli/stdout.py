@@ -1,4 +1,4 @@
-"""Standard output: an error in writing to it names it."""
+"""Standard output whose errors name it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["name_output", "silence_output"]
 
 
 class _Named(io.FileIO):
-    """A file without a name of its own, whose errors say which it is."""
+    """A nameless file whose errors carry a name."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -25,9 +25,9 @@ class _Named(io.FileIO):
 
 
 def name_output() -> None:
-    """Write standard output such that errors name it, whoever writes.
+    """Replace standard output by a stream whose errors name it.
 
-    Only the file itself knows: an error of it looks like one of any other file.
+    Otherwise they look like errors of any other file.
     """
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):  # closed, or replaced by who calls us
@@ -35,7 +35,7 @@ def name_output() -> None:
     raw = _Named(stream.fileno(), "wb", closefd=False)
     raw.name = stream.name
     sys.stdout = io.TextIOWrapper(
-        # Not held back where Python was told not to.
+        # Unbuffered where Python was started with -u.
         raw if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
@@ -45,7 +45,7 @@ def name_output() -> None:
 
 
 def silence_output() -> None:
-    """Keep Python from complaining once more that standard output cannot be flushed."""
+    """Keep Python from reporting again that standard output cannot be flushed."""
     if sys.stdout is None:
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Printing what an update did to values."""
+"""Tables of how an update changed values."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["print_csv", "print_values"]
 
 SHOWN_GROUPS = 40
-"""Groups printed of each kind: JSON has all."""
+"""Groups printed per kind; JSON has all."""
 
 _FORMULA: Final = ("=", "+", "-", "@")
 
 
 def print_values(values: ValueReport, preset: str) -> None:
-    """Print totals, tolerances, steps, magnitudes, encodings, and what to be wary of."""
+    """Print totals, cautions, tolerances, steps, magnitudes and encodings."""
     _print_head(values, preset)
     for caution in values.cautions:
-        click.echo(f"  careful: {caution}")
+        click.echo(f"  caution: {caution}")
     _print_unmatched(values)
-    click.echo("\nUnchanged words, by what counts as a change")
+    click.echo("\nUnchanged words, by tolerance")
     rows = [["equal bits", format_percent(1 - values.density)]]
     rows += [
         [f"|difference| <= {t}", format_percent(s)] for t, s in values.unchanged_within.items()
@@ -40,7 +40,7 @@ def print_values(values: ValueReport, preset: str) -> None:
     if values.changed:
         _print_changes(values)
     _print_groups(values)
-    click.echo("\nWhat the changes take")
+    click.echo("\nSize of the changes")
     print_table(
         ["encoding", "size", "bits/changed"],
         [
@@ -62,7 +62,7 @@ def print_values(values: ValueReport, preset: str) -> None:
             ],
         )
     if values.ranks:
-        click.echo("\nRanks of some updates")
+        click.echo("\nRanks of sampled updates")
         print_table(
             ["tensor", "shape", "rank", "of the shorter side", "99 % energy", "stable"],
             [
@@ -95,15 +95,15 @@ def _print_head(values: ValueReport, preset: str) -> None:
     tied = f"; {len(values.tied):,} tied tensors count once" if values.tied else ""
     click.echo(f"  scope {values.scope}: {dtypes or 'nothing'}{tied}")
     click.echo(
-        f"  tensors without a change {format_percent(values.inactive_ratio)}, "
-        f"rows with one {format_percent(values.rows_touched)}, "
-        f"columns with one {format_percent(values.columns_touched)}"
+        f"  unchanged tensors {format_percent(values.inactive_ratio)}, "
+        f"changed rows {format_percent(values.rows_touched)}, "
+        f"changed columns {format_percent(values.columns_touched)}"
     )
 
 
 def _print_unmatched(values: ValueReport) -> None:
     if values.tail_words:
-        click.echo(f"  not compared: {values.tail_words:,} words that only the tuned side has")
+        click.echo(f"  not compared: {values.tail_words:,} words that only TUNED has")
     for tensor in values.unmatched[:10]:
         click.echo(
             f"  not compared: {printable(tensor.name, 60)}, {tensor.elements:,} elements, "
@@ -114,7 +114,7 @@ def _print_unmatched(values: ValueReport) -> None:
 
 
 def _print_changes(values: ValueReport) -> None:
-    click.echo("\nHow far (representable values moved)")
+    click.echo("\nSteps (distance in representable values)")
     rows = [
         [label, f"{count:,}", format_percent(count / max(1, sum(values.steps)))]
         for label, count in zip(values.step_labels, values.steps, strict=True)
@@ -133,7 +133,7 @@ def _print_changes(values: ValueReport) -> None:
     casts = ", ".join(
         f"{code} {format_percent(share)}" for code, share in values.cast_density.items()
     )
-    click.echo(f"  would differ if both were cast: {casts}")
+    click.echo(f"  density after a cast of both sides: {casts}")
     table = values.exponents
     if table is not None:
         click.echo("\nBy the base's magnitude")
@@ -144,7 +144,7 @@ def _print_changes(values: ValueReport) -> None:
         ]
         print_table(["from", "words", "changed", "P(change)"], rows)
         if table.half_magnitude is not None:
-            click.echo(f"  a change is as likely as not at {table.half_magnitude:.3g}")
+            click.echo(f"  half of the weights of magnitude ≈ {table.half_magnitude:.3g} changed")
 
 
 def _print_groups(values: ValueReport) -> None:
@@ -178,7 +178,7 @@ def _print_groups(values: ValueReport) -> None:
 
 
 def print_csv(report: DeltaReport, values: ValueReport | None) -> None:
-    """Print a line for each tensor, as comma-separated values with a line of headings."""
+    """Print comma-separated values: a line of headings, then a line per tensor."""
     headings = ["name", "kind", "dtype", "shape", "elements", "changed", "density", "stored_bytes"]
     measured = {} if values is None else {t.name: t for t in values.tensors}
     more = ["delta_norm", "base_norm", "largest_delta", "rows_touched", "rows"]
@@ -201,6 +201,6 @@ def _value(value: object) -> object:
 
 
 def _cell(text: str) -> str:
-    """A foreign name that no spreadsheet takes for a formula."""
+    """A foreign name that a spreadsheet does not take for a formula."""
     text = printable(text, 1000)
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from rlsparse_store.cli.options import (
     base_option,
+    hub_options,
     json_option,
     quiet_option,
     subfolder_option,
@@ -22,9 +24,10 @@ __all__ = ["verify_command"]
 @click.command("verify")
 @click.argument("delta")
 @base_option
-@click.option("--tuned", "-t", metavar="TUNED", help="A checkpoint that should be the tuned one.")
+@click.option("--tuned", "-t", metavar="TUNED", help="The tuned checkpoint to compare with.")
 @subfolder_option
 @threads_option
+@hub_options(revision="DELTA", base_revision="BASE", tuned_revision="TUNED")
 @json_option
 @quiet_option
 def verify_command(
@@ -35,11 +38,12 @@ def verify_command(
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
-    """Verify DELTA: its own bytes, and what else is given.
+    """Verify DELTA: its own bytes, and its base and tuned checkpoint if given.
 
-    With --base, that the base is the right one and that every tensor decodes to what was
-    encoded; with --tuned, that this is the checkpoint it stores. Exit code 3 if not.
+    With --base, checks all of the base and that every tensor decodes to what was encoded. With
+    --tuned, checks that DELTA stores this checkpoint. The exit code is 3 on a mismatch.
     """
     with progress_bar("verify", quiet=quiet) as progress:
         report = verify_delta(
@@ -49,16 +53,17 @@ def verify_command(
             subfolder=subfolder,
             threads=threads,
             progress=progress,
+            **hub,
         )
     if as_json:
         print_json(asdict(report))
         return
-    click.echo("ok" if report.decoded else "ok, as far as the delta alone can tell")
-    click.echo(f"  the delta's own bytes: sound, {report.chunks:,} chunks")
-    click.echo(f"  its base: {'the right one' if report.base_checked else 'not given (--base)'}")
-    decoded = "every one decodes to what was encoded" if report.decoded else "not decoded (--base)"
-    click.echo(f"  its tensors: {decoded}")
+    click.echo("ok" if report.decoded else "ok: the delta's own files")
+    click.echo(f"  stored bytes: match their checksums, {report.chunks:,} chunks")
+    click.echo(f"  base: {'matches its digest' if report.base_checked else 'not given (--base)'}")
+    decoded = "decode to what was encoded" if report.decoded else "not decoded (--base)"
+    click.echo(f"  tensors: {decoded}")
     if report.tuned_checked:
-        click.echo("  the tuned checkpoint: the one it stores")
+        click.echo("  tuned checkpoint: matches the delta")
     if report.cast:
-        click.echo(f"  it is lossy: its checkpoint had been rounded to {report.cast}")
+        click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before encoding")

@@ -1,4 +1,4 @@
-"""One encoding: from the plan of every tensor to the index of the delta."""
+"""Encoding one checkpoint: from the plan of every tensor to the index of the delta."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsparse_store.format.index.records import (
     TensorRecord,
 )
 from rlsparse_store.format.manifest import Manifest, Totals
-from rlsparse_store.format.names import is_file_name
+from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
 from rlsparse_store.pipeline.spans import CodedSpan, Span, SpanChunk, choose_word_coding, spans_of
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, TensorPlan, plan_tensors
@@ -42,17 +42,17 @@ __all__ = ["Encoder"]
 
 
 class Encoder:
-    """One encoding, from plan to index.
+    """Encodes one checkpoint, from plans to index.
 
     Args:
         base: The base.
         tuned: The tuned checkpoint.
-        policy: What to do where dtypes do not fit.
+        policy: What to do where dtypes do not match.
         hashes: Hashes of the base that are known, to which this encoding adds its own.
 
     Raises:
-        CheckpointError: The tuned checkpoint has a file name that a delta cannot keep.
-        DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
+        CheckpointError: The tuned checkpoint has a file name that the format does not allow.
+        DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
 
     def __init__(
@@ -66,8 +66,11 @@ class Encoder:
         self.tuned = tuned
         for file in tuned.files:
             if not (is_file_name(file.name) and file.name.endswith(".safetensors")):
-                msg = "a delta keeps file names of letters, digits, '.', '_' and '-' that end in "
-                raise CheckpointError(msg + ".safetensors; rename it", file=tuned.path)
+                msg = (
+                    f"has a file {printable(file.name)!r}: a delta keeps names of letters, digits, "
+                    "'.', '_' and '-' that end in .safetensors; rename it"
+                )
+                raise CheckpointError(msg, file=tuned.path)
         self._plans = plan_tensors(base, tuned, policy)
         self._codings = [plan.dtype.coding for plan in self._plans]
         self._hashes = BaseHashes() if hashes is None else hashes
@@ -83,7 +86,7 @@ class Encoder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of base and tuned that coding reads."""
+        """Bytes of base and tuned checkpoint to read."""
         return sum(
             max(plan.coded_nbytes, source) + source
             if (source := 0 if plan.source is None else plan.source.nbytes)
@@ -102,16 +105,16 @@ class Encoder:
             yield from spans_of(number, plan, coding, known)
 
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
-        """Take an encoded span. Spans come in order."""
+        """Add an encoded span. Spans come in order."""
         digests = self._digests[coded.span.tensor]
         digests.add(coded)
         for chunk in coded.chunks:
             self._add_chunk(coded.span.tensor, chunk, sink)
 
     def finish(self, sink: ChunkSink) -> int:
-        """Write the index, once every span was added, and return the bytes of the delta's files.
+        """Write the index after all spans, and return the bytes of the delta's files.
 
-        Tensors of the base that are no source are read for its state digest.
+        Reads base tensors that are no source, for the base's state digest.
 
         Args:
             sink: Where the chunks went.
@@ -204,7 +207,7 @@ class Encoder:
         return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast)
 
     def _files(self) -> FilesRecord:
-        """How the tuned files are laid out; cast ones anew, for their bytes are others."""
+        """The layout of the tuned files, which a cast changes."""
         index = describe_index(self.tuned)
         layouts = [describe_file(file) for file in self.tuned.files]
         files = [FileRecord(*layout) for layout in layouts]
@@ -219,7 +222,7 @@ class Encoder:
         return FilesRecord(files, file_of, index_layout, index_text)
 
     def report(self, delta_bytes: int) -> EncodeReport:
-        """Say what was stored and what it takes.
+        """Report what was stored, and its size.
 
         Args:
             delta_bytes: What :meth:`finish` returned.

@@ -1,4 +1,4 @@
-"""Which layer and which kind of module a tensor belongs to, read off its name."""
+"""The layer and the kind of module of a tensor, by its name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def layer_of(name: str) -> str:
 
 
 def module_of(name: str) -> str:
-    """The kind of module: its own name, without layer numbers; biases are told apart.
+    """The kind of module: its name without layer numbers, with ``.bias`` for biases.
 
     Example:
         >>> module_of("model.layers.12.self_attn.q_proj.weight")
@@ -69,6 +69,6 @@ def module_of(name: str) -> str:
     ending = parts.pop() if len(parts) > 1 and parts[-1] in _ENDING else ""
     module = parts[-1]
     if module in _GENERIC:
-        # "dense" alone names half a dozen different modules of an encoder.
+        # "dense" is the name of half a dozen modules of an encoder.
         module = ".".join([part for part in parts if part not in _STACK][-3:])
     return module if ending in ("", "weight") else f"{module}.{ending}"

@@ -1,4 +1,4 @@
-"""Opening a delta as if it were the tuned checkpoint: tensors and slices, made as they are read."""
+"""Opening a delta as if it were the tuned checkpoint. Tensors and slices are decoded when read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.resolve import find_base, find_delta
 from rlsparse_store.delta.slicing import read_selection, select
 from rlsparse_store.delta.verify import check_base
-from rlsparse_store.errors import IndexFormatError, NotFoundError, UnsupportedDtypeError
+from rlsparse_store.errors import IndexFormatError, TensorNotFoundError, UnsupportedDtypeError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.checkpoint_layout import FileLayout, LayoutError, stored_metadata
 from rlsparse_store.files.closeable import Closeable
@@ -47,14 +47,13 @@ Verify = Literal["touched", "full", "none"]
 """How much to check: every decoded chunk; all of base and result; nothing."""
 
 LEAST_MAPPED: Final = 1 << 20
-"""Bytes: a smaller tensor costs less to read than its pages cost to map."""
+"""Size in bytes below which reading a tensor is cheaper than mapping its pages."""
 
 
 class DeltaSlice:
-    """A tensor that is read when it is indexed, and then only the part asked for.
+    """A tensor that is read when it is indexed, and only as far as the index selects.
 
-    It answers what a slice of safetensors answers, and what loaders ask of a tensor that they have
-    not read yet.
+    It has the methods of a slice of safetensors, and those that loaders call on unread tensors.
 
     Attributes:
         name: The tensor's name.
@@ -68,11 +67,11 @@ class DeltaSlice:
         self.shape = record.shape
 
     def __getitem__(self, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - the framework's
-        """Read the part that ``index`` asks for: numbers, forward slices, an ellipsis.
+        """Read a selection by integers, slices with positive steps and an ellipsis.
 
         Raises:
-            IndexError: It does not fit the tensor.
-            FormatError: The delta is damaged, or the base is not the right one.
+            IndexError: The index is out of range.
+            FormatError: The delta is damaged, or the base is another checkpoint.
         """
         return self._checkpoint._read(self._record, index)  # noqa: SLF001 - two halves of one thing
 
@@ -91,7 +90,7 @@ class DeltaSlice:
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """Number of dimensions."""
         return len(self.shape)
 
     def is_floating_point(self) -> bool:
@@ -103,16 +102,15 @@ class DeltaSlice:
 
 
 class DeltaCheckpoint(Closeable, Mapping[str, Any]):
-    """The tuned checkpoint that a delta and its base hold together.
+    """The tuned checkpoint of a delta and its base, as a mapping of names to tensors.
 
-    Tensors are made when they are asked for, and anew each time: nothing is kept. Any number of
-    threads may read, and processes forked from this one. The base's files are never written to.
+    Each read decodes anew; nothing is cached. Any number of threads and forked processes may read.
+    The base's files are never written.
 
-    A tensor of at least 1 MiB that tuning left alone is a mapping of the base's file, of which
-    whoever writes to it has a copy of their own. As with safetensors itself, that file must not be
-    overwritten or cut short while such a tensor lives. Everything else lies in memory, was read by
-    position, and a file that was cut short is an error. Tensors on a CUDA device are made there,
-    none of them a mapping.
+    An unchanged tensor of at least 1 MiB is a private mapping of the base's file: writing to it
+    copies its pages. As with safetensors, the file must not be overwritten or truncated while such
+    a tensor is in use. Other tensors are read into memory, and a truncated file is an error. On a
+    CUDA device, tensors are decoded on the device and never mapped.
 
     Attributes:
         path: The delta's folder.
@@ -148,8 +146,8 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         return name in self._records
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the framework's
-        """The tensor of this name, as :meth:`get_tensor` gives it."""
-        return self._whole(self._records[name])
+        """The tensor of this name, as :meth:`get_tensor` returns it."""
+        return self.get_tensor(name)
 
     def get_tensor(self, name: str) -> Any:  # noqa: ANN401 - the framework's
         """A whole tensor.
@@ -158,32 +156,32 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
             name: Its name.
 
         Returns:
-            A tensor of torch, or NumPy words, which the caller may write to.
+            A torch tensor or a NumPy array, which the caller may write to.
 
         Raises:
-            NotFoundError: There is none of this name.
-            FormatError: The delta is damaged, or the base is not the right one.
-            RlsparseError: A file was cut short or cannot be read.
+            TensorNotFoundError: There is no such tensor.
+            FormatError: The delta is damaged, or the base is another checkpoint.
+            RlsparseError: A file was truncated or cannot be read.
         """
         return self._whole(self._record(name))
 
     def get_slice(self, name: str) -> DeltaSlice:
-        """A tensor that is read when it is indexed: ``checkpoint.get_slice(name)[rows, columns]``.
+        """An unread tensor, to be indexed: ``checkpoint.get_slice(name)[rows, columns]``.
 
-        Only the chunks are decoded that the rows asked for touch. A part is decoded on the CPU,
-        and copied if it shall lie on a device; all of it is made there.
+        Only chunks that the selected rows touch are decoded. For a device, a part is decoded on
+        the CPU and copied; a whole tensor is decoded on the device.
 
         Raises:
-            NotFoundError: There is none of this name.
+            TensorNotFoundError: There is no such tensor.
         """
         return DeltaSlice(self, self._record(name))
 
     def slices(self) -> dict[str, DeltaSlice]:
-        """Every tensor, unread: what loaders take for a state dict."""
+        """Every tensor, unread: a state dict for loaders."""
         return {name: DeltaSlice(self, record) for name, record in self._records.items()}
 
     def metadata(self) -> dict[str, str] | None:
-        """The texts in the header of the tuned checkpoint's first file, such as its format."""
+        """The metadata in the header of the tuned checkpoint's first file."""
         files = self._reader.index.files.files
         try:
             return stored_metadata(FileLayout(*files[0])) if files else None
@@ -191,7 +189,7 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
             raise IndexFormatError(str(error), file=self.path) from error
 
     def check_unchanged(self) -> None:
-        """Require that no file of the base was written to since it was opened.
+        """Check that no file of the base was written since it was opened.
 
         Raises:
             RlsparseError: One was.
@@ -199,18 +197,18 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         self._base.check_unchanged()
 
     def close(self) -> None:
-        """Close the files. Tensors that were handed out stay as they are."""
+        """Close the files. Tensors that were returned stay valid."""
         self._close()
 
     def _record(self, name: str) -> TensorRecord:
         record = self._records.get(name)
         if record is None:
-            msg = "there is no such tensor; keys() lists them"
-            raise NotFoundError(msg, file=self.path, tensor=printable(name))
+            msg = "no such tensor; keys() lists them"
+            raise TensorNotFoundError(msg, file=self.path, tensor=printable(name))
         return record
 
     def _stored(self, t: TensorRecord) -> TensorRecord:
-        """The tensor that has the bytes of this one."""
+        """The tensor that stores this one's bytes."""
         return self._records[t.origin] if t.kind is Kind.ALIAS else t
 
     def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorReader:
@@ -229,7 +227,7 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         return self._framework.array(data, t.dtype, t.shape)
 
     def _made_on_device(self, t: TensorRecord) -> Bytes | None:
-        """The tensor's bytes where they shall lie, if that is not main memory."""
+        """The tensor's bytes, decoded on the device; ``None`` if the CPU decodes them."""
         device, stored = self._framework.device, self._stored(t)
         if device is None:
             return None
@@ -254,23 +252,23 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
 
 
 def _can_be_made_in(memory: Memory, t: TensorRecord) -> bool:
-    """Whether a tensor, which is no alias, can be decoded in a memory."""
+    """Whether a tensor that is not an alias can be decoded in a memory."""
     return t.kind is not Kind.DELTA or t.coding is None or memory.takes(t.coding.width)
 
 
 def _make_in(memory: Memory, cursor: TensorReader) -> Bytes | None:
-    """Make all of a tensor in a device's memory.
+    """Decode all of a tensor in a device's memory.
 
     Args:
         memory: The memory.
-        cursor: Makes it, in that memory.
+        cursor: Reads the tensor into that memory.
 
     Returns:
-        Its bytes, or ``None``, with a warning, if the device has no memory left.
+        Its bytes, or ``None``, with a warning, if the device is out of memory.
 
     Raises:
-        FormatError: The delta is damaged, or the base is not the right one.
-        RlsparseError: A file was cut short or cannot be read.
+        FormatError: The delta is damaged, or the base is another checkpoint.
+        RlsparseError: A file was truncated or cannot be read.
     """
     try:
         return cursor.make(resolve_threads(None))
@@ -287,11 +285,11 @@ def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:
 
 
 class _Mappings:
-    """The base's files as memory, each tensor of it handed out once.
+    """Memory mappings of the base's files, of which each tensor is returned once.
 
-    Whoever writes to a mapped tensor writes to pages that later callers would see: so only the
-    first one is given them, the others read the file. Without locks, which a fork could take over
-    locked: ``setdefault`` is one step.
+    A caller may write to a mapped tensor, and later callers would see it: so only the first gets
+    the mapping, and others read the file. ``setdefault`` is atomic; a lock could be held when the
+    process forks.
     """
 
     def __init__(self, base: Checkpoint) -> None:
@@ -300,7 +298,7 @@ class _Mappings:
         self._taken: dict[str, object] = {}
 
     def take(self, t: TensorRecord) -> NDArray[np.uint8] | None:
-        """The mapped bytes of a tensor's source, or ``None`` if it has to be read."""
+        """The mapped bytes of a tensor's source, or ``None`` if the caller has to read it."""
         source = self._base.tensors[t.origin]
         is_aligned = source.offset % max(1, t.dtype.bits // 8) == 0
         taker = object()
@@ -318,7 +316,7 @@ class _Mappings:
         return mapped[source.offset : source.offset + source.nbytes]
 
     def forget(self) -> None:
-        """Let go of the files. Each stays mapped for as long as a tensor of it lives."""
+        """Drop the mappings. Each lives as long as a tensor of it."""
         self._files.clear()
 
 

@@ -1,4 +1,4 @@
-"""What encoding and inspecting tell: counts, sizes, densities."""
+"""Reports of encoding and inspecting: counts, sizes, densities."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class TensorReport:
         kind: ``same``, ``delta``, ``whole`` or ``alias``.
         dtype: Its dtype code.
         shape: Its dimensions.
-        elements: Its words: for all ordinary dtypes its elements.
-        changed: Words that differ from its source's.
+        elements: Its elements (words, where a dtype packs several numbers into one).
+        changed: Elements that differ from its source's.
         density: changed / elements; 0 for an empty tensor.
-        steps: Changed words by step, in the order of :data:`STEP_LABELS`.
+        steps: Changed elements by step, in the order of :data:`STEP_LABELS`.
         stored_bytes: Bytes of its chunks.
-        source: Name of its source in the base, or of the tensor it is an alias of.
-        tail: Elements that its source does not have.
+        source: Name of its source in the base, or of the tensor that it aliases.
+        tail: Elements beyond the end of its source.
     """
 
     name: str
@@ -73,13 +73,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeTensor:
-    """A tensor that is stored whole, or in part, and why.
+    """A tensor of which all or a part is stored whole.
 
     Attributes:
         name: Its name.
         reason: Why.
-        raw_bytes: Bytes that are stored whole, as they are in the checkpoint.
-        stored_bytes: Bytes they take in the delta.
+        raw_bytes: Bytes stored whole, as in the checkpoint.
+        stored_bytes: Their bytes in the delta.
     """
 
     name: str
@@ -90,24 +90,24 @@ class WholeTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaReport:
-    """A delta: what it holds and what it takes.
+    """What a delta holds, and its size.
 
     Attributes:
         format: Version of the format.
-        elements: Words of the tuned checkpoint.
-        changed: Words that differ from their source's.
+        elements: Elements of the tuned checkpoint.
+        changed: Elements that differ from their source's.
         density: changed / elements.
-        delta_bytes: Bytes of all files of the format; small files beside it do not count.
+        delta_bytes: Bytes of the format's files, without the small files beside them.
         bits_per_changed: 8 * delta_bytes / changed, or ``None`` if nothing changed.
         tuned_bytes: Bytes of the tuned checkpoint's tensors.
         base_digest: State digest of the base.
         tuned_digest: State digest of the tuned checkpoint.
-        base_repo: Where the base may be found, if known.
-        base_revision: Its commit there.
-        cast: Dtype the tuned checkpoint was rounded to, if it was: then the delta is lossy.
-        steps: Changed words by step, in the order of :data:`STEP_LABELS`.
+        base_repo: Repository of the base, if known.
+        base_revision: Its commit.
+        cast: Dtype to which the tuned checkpoint was rounded, if any: the delta is then lossy.
+        steps: Changed elements by step, in the order of :data:`STEP_LABELS`.
         kinds: Tensors of each kind.
-        removed: Base tensors that the tuned checkpoint does not have.
+        removed: Base tensors that the tuned checkpoint lacks.
         layers: Sums by layer.
         modules: Sums by kind of module.
         tensors: Every tensor.
@@ -143,10 +143,10 @@ class EncodeReport(DeltaReport):
 
     Attributes:
         base_bytes: Bytes of the base's tensors.
-        whole: Tensors stored whole, or in part, and why.
+        whole: Tensors of which all or a part is stored whole, and why.
         carried_files: Small files copied beside the delta.
         carried_bytes: Their bytes.
-        skipped_files: Files of the tuned folder that were neither read nor copied.
+        skipped_files: Files of the tuned folder that were not read or copied.
     """
 
     base_bytes: int

@@ -1,4 +1,4 @@
-"""Which part of a tensor an index asks for, and reading just that part."""
+"""Slicing a tensor on disk: parsing an index, and reading only what it selects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BAND_BYTES", "Selection", "read_selection", "select"]
 
 BAND_BYTES: Final = 8 << 20
-"""Bytes of whole rows that are read at a time where only parts of them are wanted."""
+"""Bytes of whole rows to read per call where only parts of rows are selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Selection:
     """A part of a tensor.
 
     Attributes:
-        ranges: What is wanted of each dimension.
-        kept: Whether the dimension is one of the result: a single number drops it.
+        ranges: Indices selected from each dimension.
+        kept: Whether the result has the dimension; an integer index drops it.
     """
 
     ranges: tuple[range, ...]
@@ -42,15 +42,15 @@ class Selection:
 
 
 def select(shape: tuple[int, ...], index: Part | tuple[Part, ...]) -> Selection:
-    """Understand an index of numbers, slices and an ellipsis, as NumPy does.
+    """Parse an index of integers, slices and an ellipsis, as NumPy does.
 
     Args:
         shape: Dimensions of the tensor.
-        index: What stands in the brackets.
+        index: The index.
 
     Raises:
-        IndexError: It does not fit the shape, or steps backwards.
-        TypeError: Something else stands in the brackets.
+        IndexError: It is out of range, or a slice has a negative step.
+        TypeError: It has another kind of element.
 
     Example:
         >>> select((8, 6), (slice(0, 2), ...)).shape
@@ -73,11 +73,11 @@ def _range(part: Part, size: int) -> range:
     if isinstance(part, slice):
         found = range(*part.indices(size))
         if found.step < 0:
-            msg = "a slice that steps backwards; flip the result instead"
+            msg = "a slice has a negative step: flip the result instead"
             raise IndexError(msg)
         return found
     if isinstance(part, bool) or not isinstance(part, SupportsIndex):
-        msg = f"{type(part).__name__} in an index; only numbers, slices and ... are understood"
+        msg = f"{type(part).__name__} in an index: only integers, slices and ... are supported"
         raise TypeError(msg)
     place = part.__index__()
     if not -size <= place < size:
@@ -89,18 +89,18 @@ def _range(part: Part, size: int) -> range:
 def read_selection(
     read: Read, shape: tuple[int, ...], selection: Selection, itemsize: int
 ) -> NDArray[np.uint8]:
-    """Read a part of a tensor, row by row, with at most a band of rows beside the result.
+    """Read a selection row by row, buffering at most ``BAND_BYTES``.
 
     Args:
-        read: Fills memory with the tensor's bytes from a place on; called front to back.
+        read: Fills memory with the tensor's bytes from an offset on; called front to back.
         shape: Dimensions of the tensor.
-        selection: The part.
+        selection: The selection.
         itemsize: Bytes of an element.
 
     Returns:
-        The bytes of the part, row by row.
+        The selected bytes, row by row.
     """
-    # Elements become a last dimension of bytes, of which all is wanted.
+    # Bytes become the last dimension, and all of it is selected.
     ranges = (*selection.ranges, range(itemsize))
     out = np.empty([len(r) for r in ranges], np.uint8)
     if out.size:
@@ -115,7 +115,7 @@ def _read_rows(
     ranges: tuple[range, ...],
     out: NDArray[np.uint8],
 ) -> None:
-    """Fill ``out`` with what is wanted of the rows that begin at byte ``start``."""
+    """Fill ``out`` with the selection from the rows that begin at byte ``start``."""
     rows, row_bytes = ranges[0], math.prod(shape[1:])
     whole_rows = all(r == range(size) for r, size in zip(ranges[1:], shape[1:], strict=True))
     if whole_rows and rows.step == 1:
@@ -134,7 +134,7 @@ def _read_bands(
     ranges: tuple[range, ...],
     out: NDArray[np.uint8],
 ) -> None:
-    """Read whole rows, some at a time, and keep what is wanted of them."""
+    """Read bands of whole rows, and keep the selected parts."""
     rows, row_bytes = ranges[0], math.prod(shape[1:])
     inner = tuple(slice(r.start, r.stop, r.step) for r in ranges[1:])
     many = max(1, BAND_BYTES // (row_bytes * rows.step))

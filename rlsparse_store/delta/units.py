@@ -1,4 +1,4 @@
-"""Sizes and shares, as people read them."""
+"""Sizes and percentages for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["format_bytes", "format_percent"]
 
 
 def format_bytes(nbytes: float) -> str:
-    """Bytes with a decimal unit and three digits, as disks and the Hub count them.
+    """Bytes in decimal units with three digits, as disks and the Hub show them.
 
     Example:
         >>> format_bytes(45_400_000)
@@ -22,7 +22,7 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A share with three significant digits. Only all is 100 %: close to it, what is missing shows.
+    """A percentage with three significant digits, or as many as tell it from 100 %.
 
     Example:
         >>> format_percent(0.01234), format_percent(0.99987), format_percent(1)

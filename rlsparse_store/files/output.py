@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from rlsparse_store.errors import OutputError
+from rlsparse_store.errors import OutputError, RlsparseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,9 @@ def output_errors(place: Path) -> Iterator[None]:
     """Turn errors of the file system into :class:`OutputError`, which names the place."""
     try:
         yield
+    except RlsparseError:
+        # Some of these are errors of the operating system, too, and name their file.
+        raise
     except OSError as error:
         remedies = {
             errno.ENOSPC: "no space left on the device; free some or choose another place",

@@ -1,4 +1,4 @@
-"""The model card: what a repository of deltas says of itself, to people and to the Hub."""
+"""The model card of a repository of deltas."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ END: Final = "<!-- rlsparse: end -->"
 
 TAGS: Final = ("rlsparse", "sparse-delta", "rl")
 MOST_MODULES: Final = 12
-"""Kinds of module in the table of a single delta: those with the most weights."""
+"""Kinds of module in the table of a delta: those with the most weights."""
 
 _FRONT: Final = re.compile(
     r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE
 )
 _SECTION: Final = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-# Fields of the base's card that hold for the tuned model, and what they may look like.
+# Fields of the base's card that also hold for the tuned model, and their syntax.
 _TAKEN: Final = {
     "license": re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}"),
     "license_name": re.compile(r"[A-Za-z0-9][\w .+-]{0,80}"),
@@ -57,16 +57,16 @@ def write_card(
     """The card of a repository of deltas.
 
     Args:
-        old: The card that is there: what it says besides is kept.
+        old: The existing card, of which text outside the marks is kept.
         repo: The repository.
         base: The base of the deltas.
-        reports: The deltas by their folders; an empty text for the repository itself.
-        has_picture: Whether there is a heat map to show.
+        reports: The deltas by folder; an empty string for the repository itself.
+        has_picture: Whether the repository has a heat map.
 
     Raises:
-        RlsparseError: The card that is there has a front that cannot be read.
+        RlsparseError: The front matter of the existing card cannot be parsed.
     """
-    import yaml  # noqa: PLC0415 - a tenth of what starting a command takes, for this alone
+    import yaml  # noqa: PLC0415 - a tenth of a command's start-up
 
     fields, body = _split(old or "", repo)
     _update(fields, base, reports)
@@ -82,7 +82,7 @@ def write_card(
 
 
 def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
-    """The fields at the front of a card, and the rest of it."""
+    """The front matter of a card, and its body."""
     import yaml  # noqa: PLC0415 - as above
 
     found = _FRONT.match(card)
@@ -91,10 +91,10 @@ def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
     try:
         fields = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
-        msg = "the fields at the front of README.md are no YAML: correct them, and push again"
+        msg = "the front matter of README.md is not YAML: correct it and push again"
         raise RlsparseError(msg, file=printable(str(repo))) from error
     if fields is not None and not isinstance(fields, dict):
-        msg = "the front of README.md has no fields: correct it, and push again"
+        msg = "the front matter of README.md has no fields: correct it and push again"
         raise RlsparseError(msg, file=printable(str(repo)))
     return fields or {}, card[found.end() :]
 
@@ -102,7 +102,7 @@ def _split(card: str, repo: RepoId) -> tuple[dict[str, Any], str]:
 def _update(
     fields: dict[str, Any], base: PublishedBase, reports: Mapping[str, DeltaReport]
 ) -> None:
-    """Set the fields that are ours to set; of the others, only add what is missing."""
+    """Set the fields of this package, and add missing ones of the base's card."""
     fields["base_model"] = base.repo.repo
     fields["base_model_relation"] = "finetune"
     fields["library_name"] = "rlsparse-store"
@@ -145,8 +145,8 @@ def _section(
     what = "a **sparse delta**" if len(ordered) == 1 else f"{len(ordered)} **sparse deltas**"
     against = f"[{base.repo.repo}](/{base.repo.repo}) at commit `{base.repo.revision}`"
     lines = [
-        f"This repository holds {what} against {against}: only the weights that tuning changed.",
-        "The tuned checkpoint comes back bit for bit.",
+        f"This repository holds {what} of {against}: only the weights that tuning changed.",
+        "The tuned checkpoint is restored bit for bit. Optimizer state is not included.",
         "",
         "## Use",
         "",
@@ -156,7 +156,7 @@ def _section(
         f'model = from_delta("{base.repo.repo}", "{repo.repo}"{within})',
         "```",
         "",
-        "The full checkpoint, its files byte for byte as they were saved, with everything checked:",
+        "To restore the full checkpoint, byte for byte and verified:",
         "",
         "```sh",
         f"rlsparse apply {repo.repo}{option} -o OUT",
@@ -171,11 +171,11 @@ def _section(
         "",
     ]
     if len(ordered) > 1:
-        lines += [f"In all, {format_bytes(raw)} of tensors in {format_bytes(stored)}.", ""]
+        lines += [f"Total: {format_bytes(raw)} of tensors in {format_bytes(stored)}.", ""]
     else:
         lines += [*_modules(last), ""]
     if any(report.cast for report in reports.values()):
-        lines += ["**Lossy**: the checkpoint was rounded to bfloat16 before it was stored.", ""]
+        lines += ["**Lossy**: the checkpoint was rounded to bfloat16 before encoding.", ""]
     if has_picture:
         caption = f" of {_plain(folder)}" if folder else ""
         lines += [f"![Changed weights by layer and module{caption}]({PICTURE})", ""]
@@ -210,6 +210,6 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Foreign text as Markdown that shows it and means nothing."""
+    """Foreign text, escaped for Markdown."""
     text = printable(text, 80).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The base as others find it: its repository, its commit, and what its card says."""
+"""The base on the Hub: its repository, commit and card."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["PublishedBase", "find_published_base", "recorded_base", "require_base"]
 
 SAMPLE: Final = 4
-"""Tensors of a base that are read to tell it from others of the same architecture."""
+"""Tensors of a base to read, to tell it from others of the same architecture."""
 
 SAMPLE_BYTES: Final = 2 << 20
-"""Bytes of the largest of them."""
+"""Largest tensor to read, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class PublishedBase:
 
     Attributes:
         repo: Its repository and commit.
-        listing: What is there; ``None`` if it cannot be seen.
+        listing: Its files; ``None`` if the repository is not visible.
     """
 
     repo: RepoId
@@ -47,12 +47,12 @@ class PublishedBase:
 
     @property
     def is_public(self) -> bool:
-        """Whether everyone may know of it."""
+        """Whether the repository is public."""
         return self.listing is not None and not self.listing.is_private
 
     @property
     def card(self) -> dict[str, Any]:
-        """The fields at the front of its card."""
+        """The front matter of its card."""
         return {} if self.listing is None else self.listing.card
 
 
@@ -61,7 +61,7 @@ def recorded_base(reports: Iterable[DeltaReport], place: Path) -> RepoId:
 
     Args:
         reports: Their reports.
-        place: Where they lie, for errors.
+        place: Their folder, for errors.
 
     Raises:
         NotFoundError: A delta names none.
@@ -71,27 +71,27 @@ def recorded_base(reports: Iterable[DeltaReport], place: Path) -> RepoId:
     for report in reports:
         if not report.base_repo or not report.base_revision or not parse_repo_id(report.base_repo):
             msg = (
-                "the delta does not say where its base is on the Hub, so nobody could load it: "
-                "name it (--base-id ORG/BASE@COMMIT)"
+                "the delta does not name its base on the Hub, so nobody could load it: give "
+                "--base-id ORG/BASE@COMMIT"
             )
             raise NotFoundError(msg, file=printable(str(place)))
         found.add(RepoId(report.base_repo, report.base_revision))
     if len(found) != 1:
-        msg = "the deltas name different bases: publish them in repositories of their own"
+        msg = "the deltas name different bases: publish them in different repositories"
         raise BaseMismatchError(msg, file=printable(str(place)))
     return found.pop()
 
 
 def find_published_base(repo: RepoId, access: HubAccess, *, must_exist: bool) -> PublishedBase:
-    """Look a base up, and pin its revision.
+    """Find a base on the Hub and pin its revision.
 
     Args:
         repo: The repository and its revision.
         access: How to reach the Hub.
-        must_exist: Whether it is an error if it cannot be seen: it may be someone else's.
+        must_exist: Whether a base that is not visible is an error.
 
     Raises:
-        NotFoundError: It cannot be seen.
+        NotFoundError: It does not exist or is not visible.
     """
     try:
         listing = list_repo(repo, "base", access)
@@ -105,15 +105,14 @@ def find_published_base(repo: RepoId, access: HubAccess, *, must_exist: bool) ->
 
 
 def require_base(reader: DeltaReader, listing: Listing, access: HubAccess) -> None:
-    """Require that a repository is the base of a delta, as far as that shows without a download.
+    """Check that a repository is the base of a delta, without downloading it.
 
-    Read are the headers of its files, which must have every tensor in the right dtype and length,
-    and a few tensors, which must have the digests that the delta gives. Whoever loads the delta
-    compares everything.
+    Compares dtype and length of every tensor by the headers of the files, and the digests of a few
+    small tensors. Loading the delta compares everything.
 
     Raises:
-        NotFoundError: It has no safetensors files.
-        BaseMismatchError: It is another one.
+        NotFoundError: The repository has no safetensors files.
+        BaseMismatchError: It is another base.
     """
     wanted = FileSelection("base", ("model*.safetensors",))
     names = [name for name in wanted.among(listing.files) if "/" not in name]

@@ -1,4 +1,4 @@
-"""Pushing: a delta, or a run of them, as one commit with a card beside its base."""
+"""Pushing a delta or a run to the Hub: one commit, with a model card."""
 
 from __future__ import annotations
 
@@ -70,21 +70,21 @@ class FileUpload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushReport:
-    """What was published, or would be.
+    """What was published, or would be after a dry run.
 
     Attributes:
         repo: The repository.
         branch: The branch; ``None`` for the default one.
-        commit: The commit that has it; ``None`` after a dry run that would make one.
-        url: The page of the commit or pull request, if one was made.
+        commit: The commit with the delta; ``None`` after a dry run that would make one.
+        url: Page of the commit or pull request, if one was made.
         base_repo: The base's repository.
         base_revision: Its commit.
-        base_is_public: Whether everyone may see the base.
-        uploads: Files that were sent, or would be.
-        deleted: Files that were removed, or would be.
-        unchanged: How many files were there already.
+        base_is_public: Whether the base is public.
+        uploads: Files to send.
+        deleted: Files to remove.
+        unchanged: Number of files that the repository had.
         upload_bytes: Bytes of the files to send.
-        tuned_bytes: Bytes of the tensors of the checkpoints that the deltas stand for.
+        tuned_bytes: Bytes of the tensors of the stored checkpoints.
         has_picture: Whether the card shows a heat map.
     """
 
@@ -236,23 +236,23 @@ def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bo
     """The repository and branch to publish in."""
     asked = parse_repo_id(repo)
     if asked is None:
-        msg = "is no id of a repository: give ORG/NAME"
+        msg = "is not a repository id: give ORG/NAME"
         raise NotFoundError(msg, file=printable(repo))
     asked = RepoId(asked.repo, revision or asked.revision)
     if asked.is_pinned:
-        msg = "a commit cannot be added to: give a branch, or none"
+        msg = "is a commit, which cannot be added to: give a branch, or none"
         raise NotFoundError(msg, file=printable(str(asked)))
     if create_pr and asked.revision not in (None, "main"):
-        msg = "a pull request is made to the default branch: leave the revision out"
+        msg = "a pull request goes to the default branch: omit the revision"
         raise ValueError(msg)
     if access.is_offline:
-        msg = "publishing needs the Hub, and the client is set to stay offline (HF_HUB_OFFLINE)"
+        msg = "publishing needs the Hub, but HF_HUB_OFFLINE is set"
         raise HubOfflineError(msg, file=printable(str(asked)))
     return asked
 
 
 def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
-    """The folders of what is published, by their folders in the repository."""
+    """The local folders of the deltas, by their folders in the repository."""
     inside = subfolder_parts(subfolder)
     folders = {"": delta}
     if is_run(delta):
@@ -260,14 +260,14 @@ def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
     named = {"/".join([*inside, *([name] if name else [])]): p for name, p in folders.items()}
     for name in named:
         if not all(is_file_name(part) for part in name.split("/") if part):
-            msg = "its name cannot be that of a folder on every system: rename it"
+            msg = "cannot be a folder's name on every system: rename it"
             raise NotFoundError(msg, file=printable(name))
     return named
 
 
 @dataclass(frozen=True, slots=True)
 class _Local:
-    """A delta to publish: its report, and its files by their paths beside the repository's root."""
+    """A delta to publish: its report, and its files by their paths in its folder."""
 
     report: DeltaReport
     files: dict[str, Path]
@@ -277,7 +277,7 @@ class _Local:
 def _named(
     folders: dict[str, Path], base_id: str | None, access: HubAccess
 ) -> Iterator[tuple[dict[str, _Local], PublishedBase]]:
-    """The deltas, checked and naming their base on the Hub, and that base."""
+    """The deltas, verified and with their base named, and that base."""
     with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
         if base_id is None:
             local = {name: _open(folder) for name, folder in folders.items()}
@@ -287,7 +287,7 @@ def _named(
             return
         asked = parse_repo_id(base_id)
         if asked is None:
-            msg = "is no id of a repository: give ORG/BASE or ORG/BASE@COMMIT"
+            msg = "is not a repository id: give ORG/BASE or ORG/BASE@COMMIT"
             raise NotFoundError(msg, file=printable(base_id))
         base = find_published_base(asked, access, must_exist=True)
         local = {
@@ -303,7 +303,7 @@ def _open(
     base: PublishedBase | None = None,
     access: HubAccess | None = None,
 ) -> _Local:
-    """A delta and its files; where a base is given, it is checked and named in a copy."""
+    """A delta and its files. A given base is compared, and named in a copy of the last file."""
     with DeltaReader(folder) as reader:
         check_alone(reader, resolve_threads(None))
         report = report_delta(reader)
@@ -324,16 +324,16 @@ def _open(
 def _require_public(base: PublishedBase) -> None:
     if base.is_public:
         return
-    state = "is private" if base.listing else "cannot be seen"
+    state = "is private" if base.listing else "is not visible"
     msg = (
-        f"the base {printable(str(base.repo))} {state}, and publishing the delta would "
-        "tell its name: say that it may (--yes, or name_private_base=True)"
+        f"the base {printable(str(base.repo))} {state}, and the delta would reveal its name: "
+        "confirm with --yes or name_private_base=True"
     )
     raise PrivateBaseError(msg)
 
 
 class _Target:
-    """The repository to publish in, as it is, if it is.
+    """The repository to publish in, which may not exist yet.
 
     Args:
         asked: The repository and branch.
@@ -356,11 +356,11 @@ class _Target:
             return None
 
     def is_private(self, *, private: bool | None) -> bool:
-        """Whether only some may see it, or will."""
+        """Whether the repository is private, or will be."""
         return bool(private) if self._default is None else self._default.is_private
 
     def ready(self, *, private: bool | None) -> Listing:
-        """Its head, made if there was none."""
+        """Its head. Creates repository and branch if needed."""
         if self._default is None:
             create_repo(self.asked, private=private, access=self.access)
             self._default = list_repo(RepoId(self.asked.repo), "delta", self.access)
@@ -375,7 +375,7 @@ class _Target:
 
 
 class _Plan:
-    """What a commit would have to change."""
+    """The changes of a commit."""
 
     def __init__(
         self,
@@ -402,18 +402,18 @@ class _Plan:
         self.deleted = self._stale(wanted)
         self.unchanged = len(wanted) - len(self.files)
         self.has_picture = PICTURE in self._there
-        # Another version of this library or of matplotlib would write them differently: they are
-        # left alone unless what they show is new.
+        # Other versions of this package or of matplotlib write card and picture differently: leave
+        # them alone unless a delta changed.
         if not self.is_empty or CARD not in self._there:
             self._add_card()
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is there already."""
+        """Whether there is nothing to change."""
         return not self.files and not self.deleted
 
     def _stale(self, wanted: dict[str, Path]) -> list[str]:
-        """Files of an earlier delta in the same place, which would make it two."""
+        """Files of an earlier delta in the same folder."""
         folders = [f"{name}/{DELTA_FOLDER}/".lstrip("/") for name in self._local]
         return [
             path
@@ -440,13 +440,13 @@ class _Plan:
             self.files[CARD] = card
 
     def _reports(self) -> dict[str, DeltaReport]:
-        """All deltas that the repository will have, which must be of one base."""
+        """All deltas of the repository after the commit, which must have one base."""
         found: dict[str, DeltaReport] = {}
         if self._target.head is not None:
             found = read_reports(self._target.head, self._target.access, skip=self._local)
         found |= {name: delta.report for name, delta in self._local.items()}
         if len({report.base_digest for report in found.values()}) > 1:
-            msg = "has deltas of another base: publish this one in a repository of its own"
+            msg = "has deltas of another base: publish this one in another repository"
             raise BaseMismatchError(msg, file=printable(str(self._repo)))
         return found
 
@@ -458,7 +458,7 @@ class _Plan:
         )
 
     def report(self) -> PushReport:
-        """The plan, as it is reported."""
+        """The report of this plan."""
         uploads = [
             FileUpload(path=path, nbytes=len(c) if isinstance(c, bytes) else c.stat().st_size)
             for path, c in sorted(self.files.items())

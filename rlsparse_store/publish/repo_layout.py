@@ -1,7 +1,7 @@
-"""Where deltas lie in a repository: beside each other, none within the folder of another.
+"""The layout of a repository: no delta inside the folder of another.
 
-Who reads a folder that is a delta takes it for that one delta, whatever lies further down: the
-repository of a run with a delta at its root is no run any more, and its steps are not listed.
+A folder with a delta is read as that delta, whatever its subfolders hold: with a delta at its root,
+the repository of a run would no longer be a run.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ if TYPE_CHECKING:
 __all__ = ["require_apart"]
 
 _NAMED: Final = 3
-"""Deltas of a run that an error names."""
+"""Deltas of a run that an error message lists."""
 
 
 def require_apart(repo: RepoId, new: Iterable[str], there: Listing) -> None:
-    """Require that no delta will lie within the folder of another.
+    """Check that no new delta is inside the folder of another, or holds one.
 
     Args:
         repo: The repository, for errors.
-        new: Folders of the deltas to publish; an empty text for the repository itself.
-        there: The repository as it is.
+        new: Folders of the deltas to publish; an empty string for the repository itself.
+        there: The repository's present content.
 
     Raises:
-        OutputError: One would.
+        OutputError: One is.
     """
     found = delta_folders(there)
     for place in new:
         if inner := [folder for folder in found if _lies_within(folder, place)]:
             msg = (
-                f"holds a run, with deltas in {_listed(inner)}: give a place within it "
+                f"holds a run, with deltas in {_listed(inner)}: choose a folder within it "
                 "(--subfolder), or another repository"
             )
             raise OutputError(msg, file=printable(f"{repo}/{place}".rstrip("/")))
         if outer := [folder for folder in found if _lies_within(place, folder)]:
-            elsewhere = "a place beside it (--subfolder), or another" if outer[0] else "another"
-            msg = f"holds a single delta, which others cannot join: give {elsewhere} repository"
+            elsewhere = "a folder beside it (--subfolder) or another" if outer[0] else "another"
+            msg = (
+                f"holds a single delta, inside which no other can be: choose {elsewhere} repository"
+            )
             raise OutputError(msg, file=printable(f"{repo}/{outer[0]}".rstrip("/")))
 
 
@@ -55,7 +57,7 @@ def _lies_within(folder: str, other: str) -> bool:
 
 
 def _listed(folders: list[str]) -> str:
-    """The first of them, in natural order, and how many more."""
+    """The first names in natural order, and the number of others."""
     ordered = sorted(folders, key=natural_order)
     more = f" and {len(ordered) - _NAMED:,} more" if len(ordered) > _NAMED else ""
     return printable(", ".join(ordered[:_NAMED])) + more

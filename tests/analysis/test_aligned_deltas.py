@@ -337,11 +337,11 @@ def test_commands(work: Path) -> None:
     found = json.loads(command("compare", work / "run", *base, "--json"))
     assert (found["schema_version"], len(found["pairs"])) == (1, 3)
     text = command("compare", work / "run/step-9", work / "run/step-10", *base, "--groups")
-    for words in ("step-9, step-10", "and magnitude", "q_proj", "Changed by how many"):
+    for words in ("step-9, step-10", "and magnitude", "q_proj", "Words by the number of deltas"):
         assert words in text
     found = json.loads(command("series", work / "run", *base, "--json"))
     assert [step["name"] for step in found["steps"]] == ["step-9", "step-10", "step-11"]
-    assert "came back" in command("series", work / "run", *base)
+    assert "changed back" in command("series", work / "run", *base)
     pair = (work / "run/step-9", work / "step-10")
     assert json.loads(command("match", *pair, *base, "--json"))["schema_version"] == 1
     assert "base and full" in command("match", *pair, *base)

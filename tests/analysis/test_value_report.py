@@ -348,7 +348,7 @@ def test_command_over_the_base(work: Path) -> None:
     assert pair["values"]["steps"] == found["values"]["steps"]
     assert pair["values"]["encodings"][0]["nbytes"] == found["delta_bytes"]
     text = inspect(work / "delta", "--base", work / "base", "--rank")
-    for heading in ("By the base's magnitude", "What the changes take", "Ranks of some updates"):
+    for heading in ("By the base's magnitude", "Size of the changes", "Ranks of sampled updates"):
         assert heading in text
     assert "not compared: added, 49 elements" in text
     first = inspect(work / "base", work / "tuned", "--preset", "mukherjee")

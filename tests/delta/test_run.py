@@ -252,7 +252,7 @@ def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
     # One more checkpoint for a folder that is a run joins it.
     more = save(tmp_path / "step-300", later(base_tensors(), 8))
     done = command("-m", "rlsparse_store", "encode", training.base, more, "-o", run, "-q")
-    assert f"wrote 1 deltas in {run}\n  kept 3, not compared" in done.stdout
+    assert f"wrote 1 delta in {run}\n  kept 3, not compared" in done.stdout
 
 
 def test_a_run_may_begin_with_one_checkpoint(training: Training, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_the_command_refuses_what_it_cannot_do_for_a_run(
         "-m", "rlsparse_store", "inspect", tmp_path / "run", "--report", tmp_path / "page.html"
     )
     assert done.returncode == 2
-    assert "name one of its deltas" in done.stderr
+    assert "add --subfolder NAME" in done.stderr
     assert not (tmp_path / "page.html").exists()
 
 
