@@ -1,27 +1,45 @@
 """Store RL-tuned checkpoints as lossless sparse deltas against their base model.
 
-Names are imported when they are first used: importing the package itself takes next to nothing.
+Names are imported when they are first used: importing the package itself loads nothing.
 """
 
 TYPE_CHECKING = False  # as type checkers know it; importing `typing` takes milliseconds
 if TYPE_CHECKING:
-    from rlsparse_store.analysis import compare_deltas
+    from rlsparse_store.analysis import CompareReport, compare_deltas
     from rlsparse_store.delta import (
+        ApplyReport,
+        DeltaCheckpoint,
+        DeltaReport,
+        DeltaSlice,
+        EncodeReport,
+        RunReport,
+        VerifyReport,
         apply_delta,
         encode_delta,
         encode_run,
         inspect_delta,
+        inspect_run,
         open_delta,
         verify_delta,
     )
     from rlsparse_store.errors import RlsparseError
     from rlsparse_store.integrations.transformers import enable_transformers, from_delta
-    from rlsparse_store.publish import pull_delta, push_delta
+    from rlsparse_store.publish import PullReport, PushReport, pull_delta, push_delta
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApplyReport",
+    "CompareReport",
+    "DeltaCheckpoint",
+    "DeltaReport",
+    "DeltaSlice",
+    "EncodeReport",
+    "PullReport",
+    "PushReport",
     "RlsparseError",
+    "RunReport",
+    "VerifyReport",
     "apply_delta",
     "compare_deltas",
     "enable_transformers",
@@ -29,6 +47,7 @@ __all__ = [
     "encode_run",
     "from_delta",
     "inspect_delta",
+    "inspect_run",
     "open_delta",
     "pull_delta",
     "push_delta",
@@ -36,23 +55,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CompareReport": "analysis",
+    "PullReport": "publish",
+    "PushReport": "publish",
     "RlsparseError": "errors",
-    "apply_delta": "delta",
     "compare_deltas": "analysis",
     "enable_transformers": "integrations.transformers",
-    "encode_delta": "delta",
-    "encode_run": "delta",
     "from_delta": "integrations.transformers",
-    "inspect_delta": "delta",
-    "open_delta": "delta",
     "pull_delta": "publish",
     "push_delta": "publish",
-    "verify_delta": "delta",
 }
-"""Where the names come from."""
+"""Modules of the public names; ``delta`` is the module of the others."""
 
 _PACKAGES = ("analysis", "container", "delta", "errors", "publish")
-"""What can be used as attributes without having been imported by name."""
+"""Modules that are attributes without having been imported."""
 
 if not TYPE_CHECKING:  # so that type checkers find misspelt names
 
@@ -61,17 +77,17 @@ if not TYPE_CHECKING:  # so that type checkers find misspelt names
 
         if name in _PACKAGES:
             return importlib.import_module(f"{__name__}.{name}")
-        if name not in _HOMES:
+        if name not in __all__:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
         try:
-            home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+            home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'delta')}")
         except ModuleNotFoundError as error:
             if error.name not in {"torch", "transformers"}:
                 raise
             from rlsparse_store.errors import MissingDependencyError  # noqa: PLC0415 - as above
 
-            msg = f"{error.name} is not installed; install rlsparse-store[transformers]"
+            msg = f"{error.name} is not installed: install rlsparse-store[transformers]"
             raise MissingDependencyError(msg) from error
         globals()[name] = found = getattr(home, name)
         return found

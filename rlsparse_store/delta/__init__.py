@@ -14,6 +14,7 @@ from rlsparse_store.delta.report import (
 from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run
 from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
+from rlsparse_store.deprecated import moved
 
 __all__ = [
     "ApplyReport",
@@ -36,3 +37,38 @@ __all__ = [
     "open_delta",
     "verify_delta",
 ]
+
+__getattr__ = moved(
+    __name__,
+    {
+        "BLOCK_WORDS": "pipeline.spans.BLOCK_WORDS",
+        "SHARD_BYTES": "delta.encode.SHARD_BYTES",
+        "SPAN_BYTES": "pipeline.spans.SPAN_BYTES",
+        "STEP_LABELS": "delta.report.STEP_LABELS",
+        "ChunkDecoder": "pipeline.chunk_decoder.ChunkDecoder",
+        "CodedSpan": "pipeline.spans.CodedSpan",
+        "CpuCoder": "pipeline.coder.CpuCoder",
+        "Encoder": "delta.encoder.Encoder",
+        "Progress": "pipeline.progress.Progress",
+        "Span": "pipeline.spans.Span",
+        "SpanCoder": "pipeline.coder.SpanCoder",
+        "TensorCursor": "pipeline.tensor_reader.TensorReader",
+        "TensorPlan": "pipeline.tensor_matching.TensorPlan",
+        "block_of": "delta.module_names.block_of",
+        "delta_names": "delta.run.delta_names",
+        "find_base": "delta.resolve.find_base",
+        "find_checkpoint": "delta.resolve.find_checkpoint",
+        "find_delta": "delta.resolve.find_delta",
+        "is_run": "delta.run.is_run",
+        "layer_of": "delta.module_names.layer_of",
+        "module_of": "delta.module_names.module_of",
+        "natural_order": "delta.run.natural_order",
+        "open_found": "delta.open.open_local",
+        "percent": "delta.units.format_percent",
+        "plan_tensors": "pipeline.tensor_matching.plan_tensors",
+        "report_delta": "delta.inspect.report_delta",
+        "resolve_threads": "pipeline.threads.resolve_threads",
+        "silent": "pipeline.progress.no_progress",
+        "size": "delta.units.format_bytes",
+    },
+)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import find_base, find_delta
 from rlsparse_store.errors import IndexFormatError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.header import HeaderEntry
 
 __all__ = ["ApplyReport", "RebuiltFile", "apply_delta", "rebuild_files"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ApplyReport(SummaryRepr):
     """The checkpoint that was rebuilt.
 
     Attributes:
@@ -61,6 +63,13 @@ class ApplyReport:
     carried_files: list[str]
     tuned_digest: str
     cast: str | None
+
+    def _summary(self) -> Rows:
+        yield "tensors", self.tensors
+        yield "tensor_bytes", self.tensor_bytes
+        yield "files", len(self.files)
+        yield "cast", self.cast
+        yield "tuned_digest", self.tuned_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 
 from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.html_table import html_table
 from rlsparse_store.delta.resolve import find_base, find_delta
 from rlsparse_store.delta.slicing import read_selection, select
 from rlsparse_store.delta.verify import check_base
@@ -144,6 +145,16 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._records
+
+    def __repr__(self) -> str:
+        return f"DeltaCheckpoint({str(self.path)!r}, base={str(self.base)!r}, {len(self)} tensors)"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (t.name, f"{t.dtype.code} {list(t.shape)}, {t.kind.name.lower()}")
+            for t in self._records.values()
+        )
+        return html_table(repr(self), rows)
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the framework's
         """The tensor of this name, as :meth:`get_tensor` returns it."""

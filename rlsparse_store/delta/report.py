@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import layer_of, module_of
 from rlsparse_store.format.index.records import Index, Kind, TensorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.manifest import Manifest
 
 __all__ = [
@@ -29,8 +31,8 @@ SCHEMA_VERSION = 1
 STEP_LABELS = ("-1", "-2", "-3", "<=-4", "+1", "+2", "+3", ">=+4")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TensorReport(SummaryRepr):
     """One tensor.
 
     Attributes:
@@ -59,9 +61,17 @@ class TensorReport:
     source: str
     tail: int
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "kind", self.kind
+        yield "dtype", self.dtype
+        yield "shape", " x ".join(map(str, self.shape))
+        yield "density", self.density
+        yield "changed", self.changed
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Group(SummaryRepr):
     """Sums over the tensors of one layer or one kind of module."""
 
     name: str
@@ -70,9 +80,15 @@ class Group:
     changed: int
     density: float
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "tensors", self.tensors
+        yield "changed", self.changed
+        yield "density", self.density
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeTensor:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class WholeTensor(SummaryRepr):
     """A tensor of which all or a part is stored whole.
 
     Attributes:
@@ -87,9 +103,14 @@ class WholeTensor:
     raw_bytes: int
     stored_bytes: int
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "reason", self.reason
+        yield "stored_bytes", self.stored_bytes
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaReport:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DeltaReport(SummaryRepr):
     """What a delta holds, and its size.
 
     Attributes:
@@ -136,8 +157,18 @@ class DeltaReport:
         """The report as JSON values, under a versioned schema."""
         return {"schema_version": SCHEMA_VERSION, "step_labels": STEP_LABELS, **asdict(self)}
 
+    def _summary(self) -> Rows:
+        yield "density", self.density
+        yield "changed", self.changed
+        yield "elements", self.elements
+        yield "delta_bytes", self.delta_bytes
+        yield "tuned_bytes", self.tuned_bytes
+        yield "base_repo", self.base_repo
+        yield "cast", self.cast
+        yield from ((f"density, {g.name}", g.density) for g in self.modules)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EncodeReport(DeltaReport):
     """What encoding stored.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
 from rlsparse_store.errors import NotFoundError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from os import PathLike
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport
 
 __all__ = [
@@ -38,8 +40,8 @@ SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunEntry:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunEntry(SummaryRepr):
     """One delta of a run.
 
     Attributes:
@@ -82,9 +84,16 @@ class RunEntry:
             is_new=is_new,
         )
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "density", self.density
+        yield "changed", self.changed
+        yield "delta_bytes", self.delta_bytes
+        yield "is_new", self.is_new
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunReport(SummaryRepr):
     """The deltas of a run.
 
     Attributes:
@@ -96,6 +105,13 @@ class RunReport:
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values, under a versioned schema."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def _summary(self) -> Rows:
+        yield "deltas", len(self.deltas)
+        yield "new", sum(entry.is_new for entry in self.deltas)
+        yield "delta_bytes", sum(entry.delta_bytes for entry in self.deltas)
+        yield "tuned_bytes", sum(entry.tuned_bytes for entry in self.deltas)
+        yield from ((f"density, {entry.name}", entry.density) for entry in self.deltas)
 
 
 def is_run(run: str | PathLike[str], access: HubAccess | None = None) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import find_base, find_checkpoint, find_delta
 from rlsparse_store.errors import IndexFormatError, VerificationError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
@@ -23,11 +24,13 @@ from rlsparse_store.pipeline.threads import resolve_threads
 if TYPE_CHECKING:
     from os import PathLike
 
+    from rlsparse_store.delta.html_table import Rows
+
 __all__ = ["VerifyReport", "check_alone", "check_base", "verify_delta"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class VerifyReport(SummaryRepr):
     """What was verified. A failure raises instead.
 
     Attributes:
@@ -43,6 +46,13 @@ class VerifyReport:
     decoded: bool
     tuned_checked: bool
     cast: str | None
+
+    def _summary(self) -> Rows:
+        yield "chunks", self.chunks
+        yield "base_checked", self.base_checked
+        yield "decoded", self.decoded
+        yield "tuned_checked", self.tuned_checked
+        yield "cast", self.cast
 
 
 def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, three times

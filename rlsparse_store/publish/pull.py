@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import subfolder_parts
 from rlsparse_store.delta.run import delta_names
 from rlsparse_store.delta.verify import verify_delta
@@ -23,13 +24,14 @@ from rlsparse_store.publish.card import CARD
 if TYPE_CHECKING:
     from os import PathLike
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.hub.snapshots import Snapshot
 
 __all__ = ["PullReport", "pull_delta"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PullReport(SummaryRepr):
     """What was pulled.
 
     Attributes:
@@ -45,6 +47,13 @@ class PullReport:
     deltas: list[str]
     files: int
     nbytes: int
+
+    def _summary(self) -> Rows:
+        yield "repo", self.repo
+        yield "revision", self.revision
+        yield "deltas", len(self.deltas)
+        yield "files", self.files
+        yield "nbytes", self.nbytes
 
 
 def pull_delta(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.analysis.plots.heatmap import density_map
 from rlsparse_store.delta.encode import encode_delta
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.resolve import subfolder_parts
 from rlsparse_store.delta.run import delta_names, is_run, natural_order, read_reports
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.pipeline.progress import Progress
 
@@ -55,8 +57,8 @@ SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileUpload:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FileUpload(SummaryRepr):
     """A file to send, or sent.
 
     Attributes:
@@ -67,9 +69,13 @@ class FileUpload:
     path: str
     nbytes: int
 
+    def _summary(self) -> Rows:
+        yield "path", self.path
+        yield "nbytes", self.nbytes
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushReport:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PushReport(SummaryRepr):
     """What was published, or would be after a dry run.
 
     Attributes:
@@ -105,6 +111,14 @@ class PushReport:
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values, under a versioned schema."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def _summary(self) -> Rows:
+        yield "repo", self.repo
+        yield "commit", self.commit
+        yield "uploads", len(self.uploads)
+        yield "upload_bytes", self.upload_bytes
+        yield "unchanged", self.unchanged
+        yield "base_repo", self.base_repo
 
 
 def push_delta(  # noqa: PLR0913 - each says one thing of what is published

@@ -82,6 +82,20 @@ def test_names_in_a_fresh_process() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_old_names_warn_and_work() -> None:
+    from rlsparse_store import container, delta  # noqa: PLC0415 - old homes
+
+    for module in (container, delta):
+        homes = module.__getattr__.__closure__
+        assert homes is not None
+        (names,) = [cell.cell_contents for cell in homes if isinstance(cell.cell_contents, dict)]
+        for name in names:
+            with pytest.warns(DeprecationWarning, match=rf"{name} is deprecated .* use rlsparse"):
+                assert getattr(module, name) is not None
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            module.nothing  # noqa: B018
+
+
 def test_errors_can_be_sent_to_another_process() -> None:
     again = pickle.loads(pickle.dumps(RlsparseError("wrong", file="a")))  # noqa: S301 - our own
     assert (type(again), str(again)) == (RlsparseError, "a: wrong")
