@@ -39,8 +39,8 @@ class Target(Protocol):
     def device_bytes(self) -> torch.Tensor:
         """Its bytes, one-dimensional, shared with it."""
 
-    def place(self, chunk: ChunkRecord) -> tuple[int, int]:
-        """The first byte of a chunk in its data, and how many bytes it has."""
+    def extent(self, chunk: ChunkRecord) -> tuple[int, int]:
+        """Return the offset of a chunk's first byte in the tensor, and its length in bytes."""
 
 
 AT_A_TIME: Final = 2
@@ -116,7 +116,7 @@ class _ChunkRun:
 def _runs(batch: list[tuple[Target, OpenChunk]]) -> list[_ChunkRun]:
     runs: list[_ChunkRun] = []
     for target, opened in batch:
-        start, nbytes = target.place(opened.chunk)
+        start, nbytes = target.extent(opened.chunk)
         if not runs or runs[-1].target is not target or runs[-1].stop != start:
             runs.append(_ChunkRun(target, start, start, []))
         runs[-1].sizes.append(nbytes)

@@ -51,6 +51,8 @@ from rlsparse_store.torch.state_dict import live_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlsparse_store.torch.encoder import Keep
+
 hasten()
 
 
@@ -134,7 +136,7 @@ def test_files_give_the_same_bytes(
 def test_state_dict_gives_the_bytes_of_its_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    keep: str,
+    keep: Keep,
     on_device: bool,  # noqa: FBT001
 ) -> None:
     base, tuned = everything()
@@ -144,7 +146,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
     save_file(live, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
     encode_delta(b, tmp_path / "tuned", tmp_path / "expected")
     if on_device:
-        monkeypatch.setattr(rlsparse_store.torch.encoder, "STAGED_BYTES", 10_000)
+        monkeypatch.setattr(rlsparse_store.torch.encoder, "STAGING_BYTES", 10_000)
         monkeypatch.setattr(
             rlsparse_store.torch.encoder,
             "_coder",
@@ -162,7 +164,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
 
 @pytest.mark.parametrize("keep", ["host", "device"])
 def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep
 ) -> None:
     base = {name: bf16_tensor(i, 100, 200) for i, name in enumerate("abc")}
     b, t = save(tmp_path / "base", base), tmp_path / "tuned"
@@ -184,7 +186,7 @@ def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch, "empty", refusing)
-        with pytest.warns(RuntimeWarning, match="be pinned"):
+        with pytest.warns(RuntimeWarning, match="cannot pin more main memory"):
             encoder = DeltaEncoder(b, device="cpu", keep=keep)
     assert len(pinned) == (2 if keep == "host" else 1)
     with encoder:
@@ -239,8 +241,9 @@ def test_strided_tensors_and_others(tmp_path: Path) -> None:
             with pytest.raises(UnsupportedDtypeError, match="'w'"):
                 encoder.encode({"w": odd}, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match="keep"):
-        DeltaEncoder(b, keep="elsewhere")
+    unknown: Any = "elsewhere"
+    with pytest.raises(ValueError, match="keep='elsewhere': choose one of files, host, device"):
+        DeltaEncoder(b, keep=unknown)
 
 
 @pytest.mark.parametrize("failures", [1, 1000])
