@@ -353,8 +353,8 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
             the commit that the delta names, else a snapshot in the Hub's cache with its content.
-        framework: ``"pt"`` for torch tensors, ``"np"`` for NumPy arrays, ``"bits"`` for NumPy arrays
-            of unsigned words. NumPy has no bfloat16 and no 8-bit floats: use one of the others.
+        framework: ``"pt"`` for torch tensors; ``"np"`` for NumPy arrays, which cannot hold bfloat16
+            and 8-bit floats; ``"bits"`` for NumPy arrays of unsigned words, for all dtypes.
         device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
             words of 8, 16 and 32 bits are copied to the device and patched there, with the same
             checks; other tensors are decoded on the CPU and copied.
