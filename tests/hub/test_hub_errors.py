@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub import errors
@@ -13,6 +12,9 @@ from rlsparse_store.errors import GatedError, HubOfflineError, HubPermissionErro
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.errors import not_cached, redact, translate_error
 from rlsparse_store.hub.repo_id import RepoId
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REPO = RepoId("org/name")
 
