@@ -237,10 +237,10 @@ class _Slabs:
         return taken
 
     def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.gpu.launch import main_memory  # noqa: PLC0415 - needs Triton
+        from rlsparse_store.gpu.launch import host_buffer  # noqa: PLC0415 - needs Triton
 
         try:
-            return main_memory(nbytes, torch.device("cuda"))
+            return host_buffer(nbytes, torch.device("cuda"))
         except torch.OutOfMemoryError:
             msg = "cannot pin more main memory; copying the base to the device will be slower"
             warnings.warn(msg, RuntimeWarning, stacklevel=5)

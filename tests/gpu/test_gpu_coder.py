@@ -119,7 +119,7 @@ def test_files_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     # With little memory, every chunk is drafted alone.
-    monkeypatch.setattr(coder_module, "LITTLE_MEMORY", 1)
+    monkeypatch.setattr(coder_module, "MIN_MEMORY", 1)
     base, tuned = everything()
     b = save_sharded(tmp_path / "base", dict(list(base.items())[:5]), dict(list(base.items())[5:]))
     t = save(tmp_path / "tuned", tuned)
@@ -256,7 +256,7 @@ def test_no_memory_on_the_device(
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "cpu")
     left = [failures]
-    draft = DeviceCoder._draft_together
+    draft = DeviceCoder._draft_batch
 
     def failing(self: DeviceCoder, *arguments: Any) -> Any:  # noqa: ANN401 - passed on
         if left[0]:
@@ -264,12 +264,12 @@ def test_no_memory_on_the_device(
             raise torch.OutOfMemoryError
         return draft(self, *arguments)
 
-    monkeypatch.setattr(DeviceCoder, "_draft_together", failing)
+    monkeypatch.setattr(DeviceCoder, "_draft_batch", failing)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         encode_delta(b, t, tmp_path / "device", threads=1, coder=DeviceCoder("cpu"))
     assert contents(tmp_path / "device") == contents(tmp_path / "cpu")
-    assert any("no memory left" in str(w.message) for w in told) == (failures > 1)
+    assert any("is out of memory" in str(w.message) for w in told) == (failures > 1)
 
 
 def test_a_run_on_the_device(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
             encoder = Encoder(known, tuned, dtype_policy(None, keep=False))
             (span,) = encoder.spans(get_backend())
             weights.append(coder.weigh(span, known, tuned))
-    assert weights == [160_000, 160_000 // coder_module.HERE_WEIGHT]
+    assert weights == [160_000, 160_000 // coder_module.RESIDENT_WEIGHT]
     # What is rounded is made on the device anew.
     wide = live_checkpoint({"w": state(b)["w"].float()})
     encoder = Encoder(tuned, wide, dtype_policy("bf16", keep=False))
@@ -349,7 +349,7 @@ def test_no_memory_to_patch_on_the_device(
     monkeypatch.setattr(ChunkDecoder, "join", joining)
     model = state(b)
     if not most:
-        with pytest.raises(RlsparseError, match="no memory left"):
+        with pytest.raises(RlsparseError, match="is out of memory"):
             patch_(model, tmp_path / "delta", threads=1)
         return
     patch_(model, tmp_path / "delta", threads=1)
@@ -437,10 +437,10 @@ def test_benchmark_runs(
     assert [row["stage"] for row in report["rows"]][:3] == ["copy", "encode", "apply"]
     assert all(row["seconds"] is None for row in report["rows"])
     assert {name for name, _ in launched} == set(kernels.__all__)
-    for name in ("count_bins", "mark_contexts", "patch_changes"):
+    for name in ("count_bins", "map_contexts", "patch_changes"):
         assert launched[name, "HAS_ROWS"] == {False, True}
         assert launched[name, "WIDTH"] == {8, 16, 32}
-    assert launched["patch_changes", "PROVES"] == {False, True}
+    assert launched["patch_changes", "VERIFIES"] == {False, True}
 
 
 class Noted:

@@ -48,6 +48,12 @@ def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[An
     return base, np.where(hit, moved, base).astype(kind)
 
 
+def changes_on_device(base: torch.Tensor, tuned: torch.Tensor, coding: WordCoding) -> Changes:
+    """Compare a chunk of at most 2**20 words."""
+    (changes,) = GPU.diff([(base, tuned)], coding).blocks(0, 1 << 20)
+    return changes
+
+
 def contexts(top: int, number: int) -> NDArray[np.uint64]:
     """So many bounds, of which the last is at least ``top``."""
     inner = np.linspace(0, top, number + 1)[1:-1].astype(np.uint64)
