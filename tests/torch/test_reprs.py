@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rlsparse_store.delta import encode_delta
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.torch import DeltaEncoder, DeltaSwitch, Mask, freeze_outside
+from rlsparse_store.torch import DeltaEncoder, DeltaSwitch, DeviceCoder, Mask, freeze_outside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,3 +55,7 @@ def test_hub_access_hides_its_token() -> None:
     assert repr(HubAccess(token="secret", timeout=5)) == (  # noqa: S106 - a made-up token
         "HubAccess(cache_dir=None, local_files_only=False, timeout=5)"
     )
+
+
+def test_device_coder() -> None:
+    assert repr(DeviceCoder("cpu")) == "DeviceCoder('cpu')"
