@@ -277,7 +277,7 @@ def _ends(streams: Streams) -> list[int]:
 
 
 def estimate_bits(
-    backend: Backend, base: Words, tuned: Words, coding: WordCoding, mantissa_bits: int | None
+    backend: CpuBackend, base: Words, tuned: Words, coding: WordCoding, mantissa_bits: int | None
 ) -> int:
     """About how many bits the changes of these words would take under this word coding."""
     changes = backend.changes(base, tuned, coding)

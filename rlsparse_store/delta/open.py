@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.delta.slicing import Part
-    from rlsparse_store.frameworks.framework import Framework
+    from rlsparse_store.frameworks.framework import Framework, FrameworkName
     from rlsparse_store.pipeline.memory import Bytes, Memory
 
 __all__ = ["DeltaCheckpoint", "DeltaSlice", "Verify", "open_delta", "open_local"]
@@ -335,7 +335,7 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     delta: str | PathLike[str],
     *,
     base: str | PathLike[str] | None = None,
-    framework: Literal["pt", "bits"] = "pt",
+    framework: FrameworkName = "pt",
     device: object = None,
     subfolder: str = "",
     verify: Verify = "touched",
@@ -353,7 +353,8 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
             the commit that the delta names, else a snapshot in the Hub's cache with its content.
-        framework: ``"pt"`` for torch tensors, ``"bits"`` for NumPy arrays of unsigned words.
+        framework: ``"pt"`` for torch tensors; ``"np"`` for NumPy arrays, which cannot hold bfloat16
+            and 8-bit floats; ``"bits"`` for NumPy arrays of unsigned words, for all dtypes.
         device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
             words of 8, 16 and 32 bits are copied to the device and patched there, with the same
             checks; other tensors are decoded on the CPU and copied.

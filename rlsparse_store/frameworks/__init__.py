@@ -1,1 +1,1 @@
-"""Arrays that share a tensor's bytes: NumPy words, or torch tensors."""
+"""Arrays over a tensor's bytes: NumPy arrays or torch tensors."""

@@ -1,27 +1,30 @@
-"""Which frameworks there are, each imported only when it is asked for."""
+"""The frameworks whose arrays a delta is read into. Each is imported on first use."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 from rlsparse_store.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import Dtype
 
-__all__ = ["FRAMEWORKS", "Framework", "get_framework"]
+__all__ = ["FRAMEWORKS", "Framework", "FrameworkName", "get_framework"]
 
-FRAMEWORKS: Final = ("pt", "bits")
-"""Names of the frameworks: torch, and NumPy arrays of unsigned words."""
+FrameworkName = Literal["pt", "np", "bits"]
+"""``"pt"``: torch tensors. ``"np"``: NumPy arrays, for the dtypes that NumPy has. ``"bits"``: NumPy
+arrays of unsigned words, for all dtypes."""
+
+FRAMEWORKS: Final[tuple[str, ...]] = get_args(FrameworkName)
 
 
 class Framework(Protocol):
-    """Makes arrays that share the memory of bytes.
+    """Creates arrays that share the memory of bytes.
 
     Attributes:
-        device: The device whose kernels make its arrays, as torch names it; ``None`` if they are
-            made in main memory.
+        device: The device whose kernels write the arrays' bytes, as torch names it; ``None`` if
+            they are decoded in main memory.
     """
 
     @property
@@ -29,12 +32,12 @@ class Framework(Protocol):
         """See the class."""
 
     def array(self, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - of its own type
-        """An array that shares the memory of ``data``.
+        """Return an array that shares the memory of ``data``.
 
         Args:
-            data: One-dimensional, contiguous bytes, little-endian and row by row: of main memory,
-                or of :attr:`device`.
-            dtype: Their dtype.
+            data: One-dimensional contiguous bytes, little-endian, row-major, in main memory or on
+                :attr:`device`.
+            dtype: Dtype of the elements.
             shape: Dimensions, in elements.
 
         Raises:
@@ -42,37 +45,37 @@ class Framework(Protocol):
         """
 
     def dtype(self, dtype: Dtype) -> Any:  # noqa: ANN401 - of its own type
-        """What the framework calls this dtype.
+        """Return the framework's dtype.
 
         Raises:
-            UnsupportedDtypeError: It has none.
+            UnsupportedDtypeError: The framework has no such dtype.
         """
 
 
 def get_framework(name: str, device: object = None) -> Framework:
-    """The framework with this name.
+    """Return the framework with this name.
 
     Args:
         name: One of :data:`FRAMEWORKS`.
-        device: Where its arrays shall lie; torch only.
+        device: The device of the arrays; only for ``"pt"``.
 
     Raises:
-        ValueError: There is no such framework, or it knows no devices.
-        MissingDependencyError: It is not installed.
+        ValueError: The name is unknown, or a device is given for NumPy arrays.
+        MissingDependencyError: The framework is not installed.
     """
-    if name == "bits":
-        if device is not None and str(device) != "cpu":
-            msg = 'framework="bits" gives NumPy arrays, which lie in main memory: leave out device'
-            raise ValueError(msg)
-        from rlsparse_store.frameworks.numpy import NumpyWords  # noqa: PLC0415 - only when asked for
-
-        return NumpyWords()
+    if name not in FRAMEWORKS:
+        msg = f"framework {name!r}: choose one of {', '.join(FRAMEWORKS)}"
+        raise ValueError(msg)
     if name == "pt":
         if importlib.util.find_spec("torch") is None:
             msg = "torch is not installed; install rlsparse-store[torch], or use framework='bits'"
             raise MissingDependencyError(msg)
-        from rlsparse_store.frameworks.torch import Torch  # noqa: PLC0415 - only when asked for
+        from rlsparse_store.frameworks.torch import Torch  # noqa: PLC0415 - optional dependency
 
         return Torch(device)
-    msg = f"framework {name!r}: choose one of {', '.join(FRAMEWORKS)}"
-    raise ValueError(msg)
+    if device is not None and str(device) != "cpu":
+        msg = f'framework="{name}" returns NumPy arrays in main memory: leave out device'
+        raise ValueError(msg)
+    from rlsparse_store.frameworks.numpy import Numpy, NumpyWords  # noqa: PLC0415 - see the module
+
+    return Numpy() if name == "np" else NumpyWords()

@@ -1,4 +1,4 @@
-"""Torch tensors over the bytes of a checkpoint. Importing this module imports torch."""
+"""Torch tensors over the bytes of a checkpoint. This module imports torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Torch:
     """Tensors on a device.
 
     Args:
-        device: The device, as torch names it; main memory by default.
+        device: A torch device or its name; main memory by default.
 
     Example:
         >>> import numpy as np
@@ -56,7 +56,7 @@ class Torch:
         tensor([1.], dtype=torch.bfloat16)
     """
 
-    def __init__(self, device: Any = None) -> None:  # noqa: ANN401 - whatever torch takes
+    def __init__(self, device: Any = None) -> None:  # noqa: ANN401 - anything that torch.device accepts
         self._device = torch.device("cpu" if device is None else device)
 
     def array(
@@ -65,29 +65,29 @@ class Torch:
         dtype: Dtype,
         shape: tuple[int, ...],
     ) -> torch.Tensor:
-        """A tensor over these bytes, or a copy of them on another device.
+        """Return a tensor over these bytes, or a copy of them on another device.
 
-        Two elements of F4 are one of torch's, as safetensors has it.
+        As in safetensors, a torch element holds two F4 elements.
         """
-        # Wherever torch makes tensors by default.
+        # device="cpu": torch's default device may be another one.
         flat = torch.empty(0, dtype=self.dtype(dtype), device="cpu")
-        if len(data):  # an empty array's strides are not what torch's view requires
+        if len(data):  # view() rejects the strides of an empty array
             flat = data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
             flat = flat.view(self.dtype(dtype))
         if dtype.code == "F4":
             if not shape or shape[-1] % 2:
-                msg = "an odd number of 4-bit elements in a row; use framework='bits'"
+                msg = "rows have an odd number of 4-bit elements; use framework='bits'"
                 raise UnsupportedDtypeError(msg)
             shape = (*shape[:-1], shape[-1] // 2)
         return flat.reshape(shape).to(self._device)
 
     @property
     def device(self) -> torch.device | None:
-        """The device, if kernels run on it."""
+        """The device, if the GPU kernels run on it."""
         return self._device if has_kernels(self._device) else None
 
     def dtype(self, dtype: Dtype) -> torch.dtype:
-        """The dtype of torch."""
+        """Return torch's dtype."""
         found = _DTYPES.get(dtype.code)
         if found is None:
             msg = f"torch has no dtype for {dtype.code}; use framework='bits'"
@@ -96,11 +96,11 @@ class Torch:
 
 
 class ReadableTensor(ABC):
-    """A tensor in memory, read as the bytes that a checkpoint holds of it.
+    """A tensor in memory that is read as checkpoint bytes.
 
     Attributes:
-        dtype: Its dtype.
-        shape: Its dimensions, in elements.
+        dtype: Dtype of the elements.
+        shape: Dimensions, in elements.
     """
 
     dtype: Dtype
@@ -109,20 +109,20 @@ class ReadableTensor(ABC):
     @property
     @abstractmethod
     def data(self) -> torch.Tensor:
-        """Its bytes, row by row: one-dimensional ``torch.uint8``, on its device."""
+        """The row-major bytes: one-dimensional ``torch.uint8``, on the tensor's device."""
 
     def read_into(self, out: NDArray[np.uint8], start: int) -> None:
-        """Fill ``out`` with its bytes from byte ``start`` on."""
+        """Fill ``out`` with the tensor's bytes, starting at byte ``start``."""
         torch.from_numpy(out).copy_(self.data[start : start + out.size])
 
 
 class LiveTensor(ReadableTensor):
-    """A whole tensor of the CPU or a device.
+    """A whole tensor on the CPU or another device.
 
     Args:
-        data: Its bytes, row by row: one-dimensional ``torch.uint8``.
-        dtype: Its dtype.
-        shape: Its dimensions, in elements.
+        data: Row-major bytes: one-dimensional ``torch.uint8``.
+        dtype: Dtype of the elements.
+        shape: Dimensions, in elements.
     """
 
     def __init__(self, data: torch.Tensor, dtype: Dtype, shape: tuple[int, ...]) -> None:
@@ -132,17 +132,17 @@ class LiveTensor(ReadableTensor):
 
     @property
     def data(self) -> torch.Tensor:
-        """Its bytes, where the tensor is."""
+        """The bytes, shared with the tensor."""
         return self._data
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether kernels run on a device."""
+    """Return whether the GPU kernels run on a device."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def code_of(dtype: torch.dtype) -> str | None:
-    """The safetensors code of a dtype of torch, if there is one.
+    """Return the safetensors code of a torch dtype, or ``None``.
 
     Example:
         >>> code_of(torch.bfloat16)
@@ -152,7 +152,7 @@ def code_of(dtype: torch.dtype) -> str | None:
 
 
 def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """The bytes of a contiguous tensor in main memory, shared with it.
+    """Return the bytes of a contiguous tensor in main memory, without a copy.
 
     Example:
         >>> bytes_of(torch.ones(1, dtype=torch.bfloat16))

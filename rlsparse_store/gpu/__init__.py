@@ -1,1 +1,1 @@
-"""Everything that runs on a device. Its modules import torch and Triton."""
+"""Encoding and decoding on a GPU. The modules import torch and Triton."""

@@ -1,7 +1,7 @@
-"""The loops of a backend over words on a device.
+"""The kernels of a device, with the interface of a backend.
 
-What touches every word, or every changed one, is a kernel of Triton, launched for several chunks at
-a time. What is chosen from a histogram is chosen on the CPU, by the same code as everywhere.
+Work on every word or on every changed word runs in Triton kernels, launched for several chunks at
+once. Choices that depend on a histogram are made on the CPU by the shared code.
 """
 
 from __future__ import annotations
@@ -12,14 +12,6 @@ from rlsparse_store.gpu.diff import Diff, diff, diff_chunks, flag_rows, histogra
 from rlsparse_store.gpu.join import join_chunks
 from rlsparse_store.gpu.split import partitions
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import (
-    Changes,
-    ChunkWords,
-    CodedWords,
-    Histogram,
-    Rows,
-    Streams,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,17 +22,18 @@ if TYPE_CHECKING:
 
     from rlsparse_store.errors import StreamError
     from rlsparse_store.format.dtypes import WordCoding
+    from rlsparse_store.kernels.interface import ChunkWords, CodedWords, Histogram, Rows, Streams
 
 __all__ = ["WIDTHS", "GpuBackend"]
 
 WIDTHS: Final = (8, 16, 32)
-"""Widths of words, in bits, that the kernels take."""
+"""Word widths that the kernels support, in bits."""
 
 
 class GpuBackend:
     """A backend whose words are one-dimensional torch tensors of int8, int16 or int32.
 
-    It gives the streams of the NumPy backend bit for bit. Words of other widths are refused.
+    Its streams equal those of the NumPy backend bit for bit.
     """
 
     name = "gpu"
@@ -48,14 +41,9 @@ class GpuBackend:
     def __init__(self) -> None:
         self._cpu = get_backend()
 
-    def diff(self, runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
-        """Compare runs of base and tuned words, all of them in one pass."""
-        return diff(runs, coding)
-
-    def changes(self, base: torch.Tensor, tuned: torch.Tensor, coding: WordCoding) -> Changes:
-        """Count the words that differ and find the largest key among them."""
-        found = diff([(base, tuned)], coding)
-        return Changes(int(found.numbers.sum()), int(found.top_keys.max()))
+    def diff(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
+        """Compare pairs of base and tuned words in one pass."""
+        return diff(pairs, coding)
 
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
         """Find the rows of each chunk that hold a changed word."""
@@ -83,17 +71,17 @@ class GpuBackend:
         return partitions(diff_chunks(chunks, coding), coding, bounds, rows)
 
     def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
-        """Decode the streams of chunks, in place. If any is wrong, no word is written."""
+        """Decode the streams of chunks in place. If one is invalid, no word is written."""
         return join_chunks(chunks, [chunk.words for chunk in chunks], coding)
 
-    def prove(
+    def verify(
         self, chunks: Sequence[CodedWords], tuned: Sequence[torch.Tensor], coding: WordCoding
     ) -> list[StreamError | None]:
-        """Say of which chunks decoding would not give the tuned words. Nothing is written.
+        """Decode chunks without writing, and report those that differ from the tuned words.
 
-        Every word that changed is compared; the others were compared by the diff.
+        Only changed words are compared: the diff has compared the others.
         """
-        return join_chunks(chunks, tuned, coding, proves=True)
+        return join_chunks(chunks, tuned, coding, verifies=True)
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Several chunks as the kernels are told of them."""
+"""The chunk descriptor table that is passed to the kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlsparse_store.gpu.kernels import sizes
-from rlsparse_store.gpu.launch import on_device
+from rlsparse_store.gpu.launch import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 __all__ = ["ALIGNMENT", "ChunkTable", "aligned", "coding_constants"]
 
 ALIGNMENT: Final = 16
-"""What divides the address of a chunk's first word, so that kernels load several at a time."""
+"""Alignment of a chunk's first word in bytes, which allows vector loads."""
 
 
 def aligned(words: torch.Tensor) -> torch.Tensor:
-    """Words where kernels take them: a copy, if they lie at an odd address."""
+    """Return the words, copied if their address is not aligned."""
     return words.clone() if words.data_ptr() % ALIGNMENT else words
 
 
 def coding_constants(coding: WordCoding) -> dict[str, int]:
-    """What kernels are compiled for of a word coding."""
+    """Return the compile-time constants of a word coding."""
     return {"WIDTH": coding.width, "ORDER": int(coding.order)}
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkTable:
-    """Chunks of one device, cut into tiles.
+    """Chunks on one device, cut into tiles.
 
     Attributes:
-        table: What ``sizes.CHUNK_COLUMNS`` lists of each chunk, int64.
-        chunk_of_tile: The chunk of each tile, int32.
-        tiles_before: The first tile of each chunk, and the number of all, int64.
-        first_tiles: The same in main memory.
-        flags: Flags of the rows of those chunks whose rows count, uint8.
-        has_rows: Whether there are such chunks.
-        words: Words of each chunk.
+        table: The columns of ``sizes.CHUNK_COLUMNS`` for each chunk, int64.
+        chunk_of_tile: Chunk of each tile, int32.
+        tiles_before: First tile of each chunk, then the number of all tiles, int64.
+        first_tiles: Copy of ``tiles_before`` in main memory.
+        flags: Row flags of the chunks that have them, uint8.
+        has_rows: Whether any chunk has row flags.
+        words: Number of words of each chunk.
     """
 
     table: torch.Tensor
@@ -66,13 +66,13 @@ class ChunkTable:
         rows: Sequence[Rows | None] | None = None,
         first_groups: Sequence[int] | None = None,
     ) -> ChunkTable:
-        """The table of some chunks.
+        """Build the table.
 
         Args:
-            base: Their base words.
-            others: Their tuned words, or where those go.
-            rows: The active rows of each whose rows count.
-            first_groups: Where each begins among the bits of changed words.
+            base: Base words of each chunk.
+            others: Tuned words of each chunk, as input or as output.
+            rows: Active rows of each chunk; ``None`` for a chunk without row flags.
+            first_groups: First group of each chunk in the bits of changed words.
         """
         device = base[0].device
         number = len(base)
@@ -88,33 +88,33 @@ class ChunkTable:
         if first_groups is not None:
             table[:, 7] = first_groups
         flags: list[NDArray[np.bool_]] = []
-        place = 0
+        first_flag = 0
         for i, active in enumerate(rows or []):
             if active is not None:
-                table[i, 4:7] = active.length, active.offset, place
-                place += active.active.size
+                table[i, 4:7] = active.length, active.offset, first_flag
+                first_flag += active.active.size
                 flags.append(active.active)
-        joined = np.concatenate([*flags, np.zeros(1, np.bool_)]).astype(np.uint8)
+        all_flags = np.concatenate([*flags, np.zeros(1, np.bool_)]).astype(np.uint8)
         chunk_of_tile = np.repeat(np.arange(number, dtype=np.int32), tiles)
-        told = on_device(device, table, chunk_of_tile, first_tiles, joined)
-        return cls(told[0], told[1], told[2], first_tiles, told[3], bool(flags), words)
+        copies = to_device(device, table, chunk_of_tile, first_tiles, all_flags)
+        return cls(copies[0], copies[1], copies[2], first_tiles, copies[3], bool(flags), words)
 
     @property
     def device(self) -> torch.device:
-        """Where the chunks lie."""
+        """Device of the chunks."""
         return self.table.device
 
     @property
     def tiles(self) -> int:
-        """Tiles of all chunks."""
+        """Number of tiles of all chunks."""
         return int(self.first_tiles[-1])
 
     @property
     def groups(self) -> int:
-        """Groups of all tiles."""
+        """Number of groups of all tiles."""
         return self.tiles * sizes.GROUPS
 
-    def cut_flags(self, flags: NDArray[Any], rows: Sequence[Rows | None]) -> list[NDArray[Any]]:
-        """Flags of rows, chunk by chunk; of a chunk whose rows do not count, none."""
+    def split_flags(self, flags: NDArray[Any], rows: Sequence[Rows | None]) -> list[NDArray[Any]]:
+        """Split row flags by chunk; a chunk without row flags gets an empty array."""
         ends = list(accumulate(0 if own is None else own.active.size for own in rows))
         return [flags[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,4 +1,4 @@
-"""Which words of some chunks are in which context, marked and counted on the device."""
+"""The context of each word of several chunks, computed and counted on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.chunk_table import ChunkTable, coding_constants
 from rlsparse_store.gpu.kernels import sizes
-from rlsparse_store.gpu.launch import WIDE, launch, on_device, to_main
+from rlsparse_store.gpu.launch import NUM_WARPS, launch, to_device, to_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["ContextMap"]
 
 _COMPILED: Final = {3: 2, 7: 3, 12: 4, 15: 4, 16: 5}
-"""Numbers of contexts that kernels are compiled for, and planes of bits that tell them and words
-in none apart."""
+"""By number of contexts that kernels are compiled for: the bit planes that encode a context number,
+or that a word has no context."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextMap:
-    """The context of every word of some chunks.
+    """The context of every word of several chunks.
 
     Attributes:
         chunks: The chunks.
         coding: Width and order map.
-        number: Contexts that kernels tell apart: as many as any chunk has, or some more.
-        planes: The number of each word's context in planes of bits, ``[planes, groups]`` of int32.
-        firsts: Of each tile and context, the words of the chunk's tiles before; and behind them
-            the changed ones, ``[tiles, 2 * SLOTS]`` of int32.
+        number: Number of contexts that the kernels distinguish: at least that of every chunk.
+        planes: Context numbers of the words as bit planes, int32 ``[planes, groups]``.
+        firsts: For each tile and context, the words in the chunk's earlier tiles, then the position
+            of the first changed word, int32 ``[tiles, 2 * SLOTS]``.
         counts: Words of each chunk and context, ``[chunks, SLOTS]``.
-        changed: Changed words of each, if changes were marked.
+        changed: Changed words of each chunk and context, if ``bits`` were given.
     """
 
     chunks: ChunkTable
@@ -58,21 +58,21 @@ class ContextMap:
         bounds: Sequence[NDArray[np.uint64]],
         bits: torch.Tensor | None,
     ) -> ContextMap:
-        """Mark and count.
+        """Find and count the contexts.
 
         Args:
             chunks: The chunks.
             coding: Width and order map.
             bounds: Inclusive upper keys of each chunk's contexts.
-            bits: Which words changed, as in a diff, if that is to be counted.
+            bits: Bits of the changed words, as in a diff, to count changed words, too.
         """
         device = chunks.device
         most = max(len(own) for own in bounds)
         number = next(n for n in _COMPILED if n >= most)
         shape = _COMPILED[number], chunks.groups
         planes = torch.empty(shape, dtype=torch.int32, device=device)
-        (padded,) = on_device(device, _padded(bounds, 1 << len(planes)))
-        launch(kernels.mark_contexts, chunks.tiles * sizes.PARTS)(
+        (padded,) = to_device(device, _padded(bounds, 1 << len(planes)))
+        launch(kernels.map_contexts, chunks.tiles * sizes.PARTS)(
             *(chunks.table, chunks.chunk_of_tile, padded),
             *(chunks.flags, planes.view(torch.uint8), 4 * chunks.groups),
             **coding_constants(coding),
@@ -81,11 +81,11 @@ class ContextMap:
             PARTS=sizes.PARTS,
             PART=sizes.PART,
             COLUMNS=sizes.CHUNK_COLUMNS,
-            num_warps=WIDE,
+            num_warps=NUM_WARPS,
         )
-        tally = torch.zeros((chunks.tiles, 2 * sizes.SLOTS), dtype=torch.int32, device=device)
-        launch(kernels.tally_marks, chunks.tiles)(
-            *(chunks.table, chunks.chunk_of_tile, planes, planes if bits is None else bits, tally),
+        counts = torch.zeros((chunks.tiles, 2 * sizes.SLOTS), dtype=torch.int32, device=device)
+        launch(kernels.count_context_words, chunks.tiles)(
+            *(chunks.table, chunks.chunk_of_tile, planes, planes if bits is None else bits, counts),
             chunks.groups,
             CONTEXTS=number,
             PLANES=len(planes),
@@ -94,25 +94,25 @@ class ContextMap:
             COLUMNS=sizes.CHUNK_COLUMNS,
             SLOTS=sizes.SLOTS,
         )
-        # Over all chunks: what comes before a chunk's first tile is taken off again. And along rows
-        # of memory: down its columns torch adds up tile after tile, on few threads.
-        ends = torch.cumsum(tally.t().contiguous(), 1, dtype=torch.int64).t().contiguous()
-        before = ends - tally
-        begun = before[chunks.tiles_before[:-1]]
-        totals = ends[chunks.tiles_before[1:] - 1] - begun
-        firsts = before - begun[chunks.chunk_of_tile]
-        # Changed words lie by chunk and context: each begins where the ones before end.
-        hits = totals[:, sizes.SLOTS :]
-        places = (torch.cumsum(hits.reshape(-1), 0).view(hits.shape) - hits)[chunks.chunk_of_tile]
-        firsts[:, sizes.SLOTS :] += places
-        (found,) = to_main(totals)
-        counts, changed = found[:, : sizes.SLOTS], found[:, sizes.SLOTS :]
+        # A prefix sum over the tiles of all chunks, minus that of each chunk's first tile.
+        # Transposed, because torch's cumsum along columns uses few threads.
+        ends = torch.cumsum(counts.t().contiguous(), 1, dtype=torch.int64).t().contiguous()
+        before = ends - counts
+        before_chunk = before[chunks.tiles_before[:-1]]
+        totals = ends[chunks.tiles_before[1:] - 1] - before_chunk
+        firsts = before - before_chunk[chunks.chunk_of_tile]
+        # Changed words are ordered by chunk, then by context.
+        changed = totals[:, sizes.SLOTS :]
+        starts = torch.cumsum(changed.reshape(-1), 0).view(changed.shape) - changed
+        firsts[:, sizes.SLOTS :] += starts[chunks.chunk_of_tile]
+        (found,) = to_host(totals)
         firsts = firsts.to(torch.int32)
-        return cls(chunks, coding, number, planes, firsts, counts, changed)
+        by_context, changed_by_context = found[:, : sizes.SLOTS], found[:, sizes.SLOTS :]
+        return cls(chunks, coding, number, planes, firsts, by_context, changed_by_context)
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What the kernels are compiled for that read the marks."""
+        """Compile-time constants of the kernels that read the map."""
         return {
             **coding_constants(self.coding),
             "CONTEXTS": self.number,
@@ -121,12 +121,12 @@ class ContextMap:
             "GROUPS": sizes.GROUPS,
             "COLUMNS": sizes.CHUNK_COLUMNS,
             "SLOTS": sizes.SLOTS,
-            "num_warps": WIDE,
+            "num_warps": NUM_WARPS,
         }
 
 
 def _padded(bounds: Sequence[NDArray[np.uint64]], size: int) -> NDArray[np.int32]:
-    """Bounds as the kernels read them, 32 bits each; behind the last one, it again and again."""
+    """Return the bounds of each chunk as int32, padded with the last one."""
     numbers = np.array([len(own) for own in bounds])
     firsts = np.cumsum(numbers) - numbers
     within = np.minimum(np.arange(size), numbers[:, None] - 1)

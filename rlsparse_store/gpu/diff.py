@@ -1,4 +1,4 @@
-"""What changed in words on a device, before it is decided how to store it."""
+"""Comparing base and tuned words on a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.chunk_table import ChunkTable, aligned, coding_constants
 from rlsparse_store.gpu.kernels import sizes
-from rlsparse_store.gpu.launch import WIDE, launch, on_device, to_main, zeros
+from rlsparse_store.gpu.launch import NUM_WARPS, launch, to_device, to_host, zeros
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     TILE,
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Diff", "DiffWords", "diff", "diff_chunks", "flag_rows", "histograms", "table_of"]
 
-# A histogram takes every so manieth tile of so many words: a part is such a tile.
-assert TILE == sizes.PART  # noqa: S101 - two numbers of ours
+# A histogram samples tiles of TILE words, which are the kernels' parts.
+assert TILE == sizes.PART  # noqa: S101 - two constants of this package
 
 _CUT: Final = {"PARTS": sizes.PARTS, "PART": sizes.PART, "COLUMNS": sizes.CHUNK_COLUMNS}
 
 
 @dataclass(frozen=True, slots=True)
 class DiffWords(ChunkWords):
-    """A chunk whose changed words are marked.
+    """A chunk and the bits of its changed words.
 
     Attributes:
-        bits: One bit per word of all that was compared with it, as int32.
-        first_group: Where its own begin.
+        bits: One bit per word of all pairs of the diff, as int32.
+        first_group: First group of this chunk in ``bits``.
     """
 
     bits: torch.Tensor
@@ -53,63 +53,63 @@ class DiffWords(ChunkWords):
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What changed in some runs of words.
+    """The differences of several pairs of base and tuned words.
 
     Attributes:
-        runs: Base and tuned words of each run.
-        bits: One bit per word, set where it changed: an int32 for each 32 words, the runs one
-            behind the other, each from a tile on.
-        first_tiles: The first tile of each run.
+        pairs: Base and tuned words of each pair.
+        bits: One bit per word, set if it changed: an int32 per 32 words. Each pair starts at a
+            tile.
+        first_tiles: First tile of each pair.
         numbers: Changed words of each part of a tile.
-        top_keys: The largest key of a base word that changed, 0 if none did, of each part.
+        top_keys: Largest key of a changed base word of each part; 0 without changes.
     """
 
-    runs: list[tuple[torch.Tensor, torch.Tensor]]
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
     bits: torch.Tensor
     first_tiles: NDArray[np.int64]
     numbers: NDArray[np.int64]
     top_keys: NDArray[np.int64]
 
-    def blocks(self, run: int, block: int) -> list[Changes]:
-        """What changed in each block of a run.
+    def blocks(self, pair: int, block: int) -> list[Changes]:
+        """Return the changes of each block of a pair.
 
         Args:
-            run: The run.
-            block: Words of a block, a multiple of a part's.
+            pair: Number of the pair.
+            block: Words of a block, a multiple of ``sizes.PART``.
         """
-        words = self.runs[run][0].numel()
-        # The last block is shorter, and parts behind the run's words have no changes.
-        own = slice(*(self.first_tiles[run : run + 2] * sizes.PARTS).tolist())
+        words = self.pairs[pair][0].numel()
+        # The last block may be shorter; parts after the pair's last word have no changes.
+        own = slice(*(self.first_tiles[pair : pair + 2] * sizes.PARTS).tolist())
         starts = np.arange(0, -(-words // sizes.PART), block // sizes.PART)
         numbers = np.add.reduceat(self.numbers[own], starts)
         top_keys = np.maximum.reduceat(self.top_keys[own], starts)
         return [Changes(*both) for both in zip(numbers.tolist(), top_keys.tolist(), strict=True)]
 
     def chunk(
-        self, run: int, part: slice, row: tuple[int, int] | None, changes: Changes
+        self, pair: int, part: slice, row: tuple[int, int] | None, changes: Changes
     ) -> DiffWords:
-        """A chunk of a run.
+        """Return a chunk of a pair.
 
         Args:
-            run: The run.
-            part: Its words, from the first word of a tile on.
-            row: Words of a row, and the place of the chunk's first word in its row.
-            changes: What changed in it.
+            pair: Number of the pair.
+            part: Words of the chunk; it starts at a tile.
+            row: Words of a row, and the position of the chunk's first word in its row.
+            changes: Changes of the chunk.
         """
-        base, tuned = self.runs[run]
-        group = int(self.first_tiles[run]) * sizes.GROUPS + part.start // sizes.GROUP
+        base, tuned = self.pairs[pair]
+        group = int(self.first_tiles[pair]) * sizes.GROUPS + part.start // sizes.GROUP
         return DiffWords(base[part], tuned[part], row, changes, self.bits, group)
 
 
-def diff(runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
-    """Compare runs of words, all of them in one pass.
+def diff(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
+    """Compare pairs of words in one pass.
 
     Args:
-        runs: Base and tuned words of each run, as many of both, on one device.
+        pairs: Base and tuned words of the same number, all on one device.
         coding: Width and order map.
     """
-    placed = [(aligned(base), aligned(tuned)) for base, tuned in runs]
-    table = ChunkTable.of([base for base, _ in placed], [tuned for _, tuned in placed])
+    words = [(aligned(base), aligned(tuned)) for base, tuned in pairs]
+    table = ChunkTable.of([base for base, _ in words], [tuned for _, tuned in words])
     bits = torch.empty(table.groups, dtype=torch.int32, device=table.device)
     found = torch.empty((2, table.tiles * sizes.PARTS), dtype=torch.int32, device=table.device)
     launch(kernels.compare_words, table.tiles * sizes.PARTS)(
@@ -117,25 +117,25 @@ def diff(runs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) 
         **coding_constants(coding),
         **_CUT,
     )
-    (both,) = to_main(found)
+    (both,) = to_host(found)
     top_keys = both[1].view(np.uint32).astype(np.int64)
-    return Diff(placed, bits, table.first_tiles, both[0].astype(np.int64), top_keys)
+    return Diff(words, bits, table.first_tiles, both[0].astype(np.int64), top_keys)
 
 
 def diff_chunks(chunks: Sequence[ChunkWords], coding: WordCoding) -> list[DiffWords]:
-    """Chunks whose changed words are marked, together."""
-    found = [chunk for chunk in chunks if isinstance(chunk, DiffWords)]
-    if len(found) == len(chunks) and all(chunk.bits is found[0].bits for chunk in found):
-        return found
-    marked = diff([(chunk.base, chunk.tuned) for chunk in chunks], coding)
+    """Return the chunks with the bits of one diff; compare them unless they have them."""
+    compared = [chunk for chunk in chunks if isinstance(chunk, DiffWords)]
+    if len(compared) == len(chunks) and all(c.bits is compared[0].bits for c in compared):
+        return compared
+    found = diff([(chunk.base, chunk.tuned) for chunk in chunks], coding)
     return [
-        marked.chunk(i, slice(0, len(chunk.base)), chunk.row, chunk.changes)
+        found.chunk(i, slice(0, len(chunk.base)), chunk.row, chunk.changes)
         for i, chunk in enumerate(chunks)
     ]
 
 
 def table_of(chunks: Sequence[DiffWords], rows: Sequence[Rows | None]) -> ChunkTable:
-    """The table of chunks that were compared together."""
+    """Return the table of chunks of one diff."""
     return ChunkTable.of(
         [chunk.base for chunk in chunks],
         [chunk.tuned for chunk in chunks],
@@ -145,10 +145,10 @@ def table_of(chunks: Sequence[DiffWords], rows: Sequence[Rows | None]) -> ChunkT
 
 
 def flag_rows(chunks: Sequence[DiffWords]) -> list[Rows]:
-    """The rows of each chunk that hold a changed word. Every chunk has rows."""
+    """Find the rows of each chunk that hold a changed word. Every chunk has rows."""
     rows: list[Rows] = []
     for chunk in chunks:
-        assert chunk.row is not None  # noqa: S101 - every chunk has rows
+        assert chunk.row is not None  # noqa: S101 - see the docstring
         number = rows_touched(len(chunk.base), *chunk.row)
         rows.append(Rows(np.zeros(number, np.bool_), *chunk.row))
     if not rows:
@@ -160,23 +160,22 @@ def flag_rows(chunks: Sequence[DiffWords]) -> list[Rows]:
         GROUPS=sizes.GROUPS,
         COLUMNS=sizes.CHUNK_COLUMNS,
     )
-    (flags,) = to_main(table.flags)
-    found = table.cut_flags(flags.view(np.bool_), rows)
+    (flags,) = to_host(table.flags)
+    found = table.split_flags(flags.view(np.bool_), rows)
     return [
-        Rows(active, before.length, before.offset)
-        for active, before in zip(found, rows, strict=True)
+        Rows(active, empty.length, empty.offset) for active, empty in zip(found, rows, strict=True)
     ]
 
 
 @cache
-def _ends(coding: WordCoding, ends: bytes, device: torch.device) -> torch.Tensor:
-    """The bin of each key, or of wide words, the largest key of each bin."""
-    told = np.frombuffer(ends, np.uint64).astype(np.uint32)
+def _bin_table(coding: WordCoding, ends: bytes, device: torch.device) -> torch.Tensor:
+    """Return the bin of each key; for 32-bit words, the largest key of each bin."""
+    table = np.frombuffer(ends, np.uint64).astype(np.uint32)
     if coding.width <= 16:
         keys = np.arange(1 << coding.key_bits, dtype=np.uint32)
-        told = np.searchsorted(told, keys).astype(np.uint32)
-    # Waited for: the threads that share it work on streams of their own.
-    return torch.from_numpy(told.view(np.int32)).to(device)
+        table = np.searchsorted(table, keys).astype(np.uint32)
+    # A blocking copy: threads share the table and work on their own streams.
+    return torch.from_numpy(table.view(np.int32)).to(device)
 
 
 def histograms(
@@ -186,7 +185,7 @@ def histograms(
     rows: Sequence[Rows | None],
     every: Sequence[int],
 ) -> list[Histogram]:
-    """Words and steps of each chunk by bin of the base word's key, as a backend counts them."""
+    """Count words and steps of each chunk by bin of the base word's key."""
     if not chunks:
         return []
     table = table_of(chunks, rows)
@@ -199,8 +198,8 @@ def histograms(
     counts = zeros(number * bins.size * cells, torch.int32, table.device)
     words, moved = counts[: number * bins.size], counts[number * bins.size :]
     launch(kernels.count_bins, len(pairs))(
-        *(table.table, *on_device(table.device, pairs), table.flags),
-        _ends(coding, bins.tobytes(), table.device),
+        *(table.table, *to_device(table.device, pairs), table.flags),
+        _bin_table(coding, bins.tobytes(), table.device),
         *(words, moved, bins.size),
         **coding_constants(coding),
         HAS_ROWS=table.has_rows,
@@ -208,9 +207,9 @@ def histograms(
         CLASSES=MAGNITUDE_CLASSES,
         PART=sizes.PART,
         COLUMNS=sizes.CHUNK_COLUMNS,
-        num_warps=2 * WIDE,
+        num_warps=2 * NUM_WARPS,
     )
-    (found,) = to_main(counts)
+    (found,) = to_host(counts)
     scaled = np.array(every, np.int64)[:, None]
     by_bin = found[: number * bins.size].reshape(number, -1) * scaled
     by_step = found[number * bins.size :].reshape(number, -1) * scaled

@@ -1,4 +1,4 @@
-"""What comes from a device: streams to be compressed, and what they are checked by."""
+"""Chunks that a device has encoded up to compression, which runs on CPU threads."""
 
 from __future__ import annotations
 
@@ -34,29 +34,30 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockDraft",
     "ChunkDraft",
-    "ChunkPlace",
+    "ChunkLocation",
     "SpanDraft",
     "store_drafts",
 ]
 
-STORED_BYTES: Final = 1 << 19
-"""Bytes of streams that a thread is given at a time: it compresses them in a millisecond or so."""
+BATCH_BYTES: Final = 1 << 19
+"""Bytes of streams that a thread compresses in one piece of work, in about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkPlace:
-    """Where a chunk lies.
+class ChunkLocation:
+    """The location of a chunk in its tensor.
 
     Attributes:
-        span: Its span.
-        stretch: Its bytes of the span.
-        first: Its first word in the tensor.
-        words: How many words it has.
-        row: Words of a row and the place of its first word in its row, or ``None``.
+        span: Span of the chunk.
+        extent: Bytes of the chunk in the span.
+        first: First word in the tensor.
+        words: Number of words.
+        row: Words of a row and the position of the first word in its row; ``None`` without row
+            flags.
     """
 
     span: Span
-    stretch: ChunkExtent
+    extent: ChunkExtent
     first: int
     words: int
     row: tuple[int, int] | None
@@ -64,17 +65,17 @@ class ChunkPlace:
 
 @dataclass(frozen=True, slots=True)
 class ChunkDraft:
-    """A chunk as it came from the device.
+    """A chunk before compression.
 
     Attributes:
-        place: Where it lies.
-        draft: Its streams.
-        base_check: Check of its base words.
-        leaves: Leaf hashes of its result.
-        tuned: Its tuned bytes, if it may be smaller whole.
+        location: Location of the chunk.
+        draft: Streams of the chunk.
+        base_check: Check of the base words.
+        leaves: Leaf hashes of the result.
+        tuned: Tuned bytes, if storing them whole may be smaller.
     """
 
-    place: ChunkPlace
+    location: ChunkLocation
     draft: Draft
     base_check: int
     leaves: NDArray[np.uint64]
@@ -82,37 +83,37 @@ class ChunkDraft:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes until it is stored."""
+        """Bytes of main memory in use."""
         return len(self.draft.streams.content) + self.tuned.size
 
     def store(self) -> SpanChunk:
-        """Compress it, and prove that it decompresses to what the device proved."""
-        place, coding = self.place, self.place.span.coding
+        """Compress the chunk and verify that it decompresses to what the device verified."""
+        location, coding = self.location, self.location.span.coding
         tuned = as_words(self.tuned, coding.width)
-        stored = store_draft(get_backend(), self.draft, coding, place.words, tuned)
+        stored = store_draft(get_backend(), self.draft, coding, location.words, tuned)
         base_check = 0
         if isinstance(stored, DeltaChunk):
-            rows, content = open_chunk(stored, place.words, coding, place.row)
+            rows, content = open_chunk(stored, location.words, coding, location.row)
             if not (
                 _same_bytes(content, self.draft.streams.content)
                 and _same_flags(rows, self.draft.rows)
             ):
-                raise proof_failed(place.span.plan)
+                raise proof_failed(location.span.plan)
             base_check = self.base_check
         else:
-            _require_whole(stored, place.words, place.span, self.leaves)
-        check, number = leaves_check(self.leaves), place.stretch.number
-        return SpanChunk(place.first, place.words, stored, base_check, check, number)
+            _verify_whole(stored, location.words, location.span, self.leaves)
+        check, number = leaves_check(self.leaves), location.extent.number
+        return SpanChunk(location.first, location.words, stored, base_check, check, number)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockDraft:
-    """A block that the base does not have, and that is stored whole.
+    """A block without base words, which is stored whole.
 
     Attributes:
-        span: Its span.
-        start: Its first byte in the span.
-        data: Its tuned bytes.
+        span: Span of the block.
+        start: Offset of the first byte in the span.
+        data: Tuned bytes.
     """
 
     span: Span
@@ -121,27 +122,27 @@ class BlockDraft:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes until it is stored."""
+        """Bytes of main memory in use."""
         return self.data.size
 
     def store(self) -> SpanChunk:
-        """Compress it, and prove that it decompresses to itself."""
+        """Compress the block and verify that it decompresses to itself."""
         coding = self.span.coding
         words = as_words(self.data, coding.width)
         chunk, leaves = encode_whole(get_backend(), words, coding), leaf_hashes(self.data)
-        _require_whole(chunk, words.size, self.span, leaves)
+        _verify_whole(chunk, words.size, self.span, leaves)
         first = coding.num_words(self.span.start + self.start)
         return SpanChunk(first, words.size, chunk, 0, leaves_check(leaves), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SpanDraft:
-    """A span as it came from the device.
+    """A span before compression.
 
     Attributes:
         span: The span.
-        chunks: What becomes its chunks.
-        leaves: Leaf hashes of all tuned bytes.
+        chunks: Chunks and whole blocks of the span.
+        leaves: Leaf hashes of the tuned bytes.
         base_leaves: Leaf hashes of the base's bytes.
     """
 
@@ -152,30 +153,30 @@ class SpanDraft:
 
 
 def store_drafts(spans: Sequence[SpanDraft], threads: Executor) -> list[CodedSpan]:
-    """Compress all chunks of some spans.
+    """Compress all chunks of several spans.
 
     Args:
         spans: The spans.
-        threads: Runs what compresses them, a few chunks at a time.
+        threads: Executor that compresses batches of chunks.
 
     Raises:
         ResultMismatchError: A chunk does not decompress to itself.
     """
     chunks = (chunk for span in spans for chunk in span.chunks)
-    pieces = batched(((chunk, chunk.nbytes) for chunk in chunks), STORED_BYTES)
-    stored = (chunk for piece in threads.map(_store, pieces) for chunk in piece)
+    batches = batched(((chunk, chunk.nbytes) for chunk in chunks), BATCH_BYTES)
+    stored = (chunk for batch in threads.map(_store, batches) for chunk in batch)
     return [
         CodedSpan(span.span, list(islice(stored, len(span.chunks))), span.leaves, span.base_leaves)
         for span in spans
     ]
 
 
-def _store(piece: Batch[ChunkDraft | BlockDraft]) -> list[SpanChunk]:
-    return [chunk.store() for chunk in piece.items]
+def _store(batch: Batch[ChunkDraft | BlockDraft]) -> list[SpanChunk]:
+    return [chunk.store() for chunk in batch.items]
 
 
 def _same_bytes(one: bytes | memoryview, other: bytes | memoryview) -> bool:
-    # NumPy compares without the interpreter's lock.
+    # NumPy compares without the GIL.
     return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
 
@@ -185,8 +186,8 @@ def _same_flags(one: Rows | None, other: Rows | None) -> bool:
     return np.array_equal(one.active, other.active)
 
 
-def _require_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np.uint64]) -> None:
-    """Require that a chunk that is stored whole has these leaf hashes when it is decoded."""
+def _verify_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np.uint64]) -> None:
+    """Require that a whole chunk decodes to bytes with these leaf hashes."""
     decoded = to_bytes(decode_whole(chunk.stored, words, span.coding), span.coding.width)
     if not np.array_equal(leaf_hashes(decoded), leaves):
         raise proof_failed(span.plan)

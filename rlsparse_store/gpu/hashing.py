@@ -1,4 +1,4 @@
-"""Leaf hashes where the words are: XXH3 of every 16384 bytes (``specs/format.md`` section 9)."""
+"""Leaf hashes on a device: XXH3 of every 16384 bytes (``specs/format.md`` section 9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from rlsparse_store.format.digests import LEAF_BYTES, leaf_hashes
 from rlsparse_store.gpu import kernels
-from rlsparse_store.gpu.launch import launch, on_device, parts_of, programs_for, to_main
+from rlsparse_store.gpu.launch import launch, num_programs, parts_of, to_device, to_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["hash_all_on_device", "hash_on_device"]
 
-AT_A_TIME: Final = 16
-"""Leaves that a program hashes."""
+LEAVES_PER_PROGRAM: Final = 16
+"""Leaves that one program hashes."""
 
-# The default secret and constants of XXH3, as its specification gives them.
+# Default secret and initial accumulators of the XXH3 specification.
 _SECRET: Final = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
     "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
@@ -44,22 +44,22 @@ _START: Final = (
 )
 
 
-def _words(place: int) -> tuple[int, ...]:
-    return struct.unpack_from("<8q", _SECRET, place)
+def _words(offset: int) -> tuple[int, ...]:
+    return struct.unpack_from("<8q", _SECRET, offset)
 
 
 @cache
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The secret as each stripe and stage sees it, and what the lanes begin with."""
-    places = [*range(0, 128, 8), 128, 121, 11]
-    words = np.array([word for place in places for word in _words(place)], np.int64)
+    """Return the secret's words for each stripe and stage, and the initial accumulators."""
+    offsets = [*range(0, 128, 8), 128, 121, 11]
+    words = np.array([word for offset in offsets for word in _words(offset)], np.int64)
     secret = torch.from_numpy(words)
     start = torch.from_numpy(np.array(_START, np.uint64).view(np.int64))
     return secret.to(device), start.to(device)
 
 
 def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
-    """The leaf hashes of bytes on a device.
+    """Return the leaf hashes of bytes on a device.
 
     Args:
         data: One-dimensional, contiguous ``torch.uint8``.
@@ -68,36 +68,36 @@ def hash_on_device(data: torch.Tensor) -> NDArray[np.uint64]:
 
 
 def hash_all_on_device(data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]:
-    """The leaf hashes of several byte strings on one device, in one pass.
+    """Return the leaf hashes of several byte strings on one device, in one pass.
 
     Args:
-        data: One-dimensional, contiguous ``torch.uint8`` each. One is copied if its address is no
-            multiple of 8.
+        data: One-dimensional, contiguous ``torch.uint8``. Strings at addresses that are not a
+            multiple of 8 are copied.
     """
     if not data:
         return []
     device = data[0].device
-    placed = [part.clone() if part.data_ptr() % 8 else part for part in data]
-    nbytes = np.array([part.numel() for part in placed])
+    parts = [part.clone() if part.data_ptr() % 8 else part for part in data]
+    nbytes = np.array([part.numel() for part in parts])
     owner, number = parts_of(nbytes // LEAF_BYTES, 1).T.astype(np.int64)
-    addresses = np.array([part.data_ptr() for part in placed])[owner] + number * LEAF_BYTES
+    addresses = np.array([part.data_ptr() for part in parts])[owner] + number * LEAF_BYTES
     hashes = torch.empty(addresses.size, dtype=torch.int64, device=device)
-    launch(kernels.hash_leaves, programs_for(addresses.size, AT_A_TIME))(
-        *(*on_device(device, addresses), *_tables(device), hashes, addresses.size),
-        LEAVES=AT_A_TIME,
+    launch(kernels.hash_leaves, num_programs(addresses.size, LEAVES_PER_PROGRAM))(
+        *(*to_device(device, addresses), *_tables(device), hashes, addresses.size),
+        LEAVES=LEAVES_PER_PROGRAM,
     )
-    # The last leaf of some is short; XXH3 of short inputs takes other ways.
-    short = [i for i, part in enumerate(placed) if part.numel() % LEAF_BYTES]
-    rests = [placed[i][nbytes[i] // LEAF_BYTES * LEAF_BYTES :] for i in short]
-    found, read = to_main(hashes, torch.cat([*rests, data[0][:0]]))
-    # Copied, for they are kept: pinned memory goes back at once.
+    # The CPU hashes short last leaves: XXH3 has other algorithms for short inputs.
+    short = [i for i, part in enumerate(parts) if part.numel() % LEAF_BYTES]
+    rests = [parts[i][nbytes[i] // LEAF_BYTES * LEAF_BYTES :] for i in short]
+    found, read = to_host(hashes, torch.cat([*rests, data[0][:0]]))
+    # Copied because callers keep the hashes: pinned memory is released early.
     found = found.copy()
     ends = np.cumsum(nbytes // LEAF_BYTES).tolist()
     leaves = [
         found[start:end].view(np.uint64) for start, end in zip([0, *ends], ends, strict=False)
     ]
-    place = 0
+    offset = 0
     for i, rest in zip(short, rests, strict=True):
-        leaves[i] = np.append(leaves[i], leaf_hashes(read[place : place + len(rest)]))
-        place += len(rest)
+        leaves[i] = np.append(leaves[i], leaf_hashes(read[offset : offset + len(rest)]))
+        offset += len(rest)
     return leaves

@@ -1,4 +1,4 @@
-"""Streams of chunks read back on a device: changed words written there, or proven."""
+"""Decoding streams on a device, to write or to verify changed words."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rlsparse_store.gpu.chunk_table import ChunkTable, aligned
 from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.kernels import sizes
 from rlsparse_store.gpu.launch import (
-    WIDE,
+    NUM_WARPS,
     firsts_of,
     launch,
-    on_device,
+    num_programs,
     parts_of,
-    programs_for,
-    to_main,
+    to_device,
+    to_host,
     zeros,
 )
 from rlsparse_store.gpu.stream_layout import StreamLayout
@@ -41,111 +41,111 @@ def join_chunks(
     others: Sequence[torch.Tensor],
     coding: WordCoding,
     *,
-    proves: bool = False,
+    verifies: bool = False,
 ) -> list[StreamError | None]:
-    """Decode chunks and write their changed words, or prove that they are what is there.
+    """Decode chunks, and write their changed words or compare them with the tuned words.
 
     Args:
         chunks: The chunks.
-        others: Where the changed words of each go, which may be its own words; or are, already.
+        others: For each chunk, the output, which may be the chunk's own words, or the tuned words.
         coding: Width and order map.
-        proves: Whether changed words are compared instead of written.
+        verifies: Whether to compare instead of writing.
 
     Returns:
-        What is wrong with each chunk, if anything. If anything is, nothing was written, unless it
-        is that a row without changes is flagged.
+        The error of each chunk or ``None``. If there is an error, nothing was written, except for
+        the error of a flagged row without changes.
     """
     if not chunks:
         return []
-    # Kernels only have their addresses: copies must live until the last one was launched.
+    # The kernels hold only addresses: this list keeps copies alive until the last launch.
     bases = [aligned(chunk.words) for chunk in chunks]
     table = ChunkTable.of(bases, others, [chunk.rows for chunk in chunks])
-    marks = ContextMap.of(table, coding, [chunk.bounds for chunk in chunks], None)
-    reading = StreamLayout(chunks, marks)
-    if any(reading.problems):
-        return reading.problems
-    content = reading.load()
-    masks, steps = _DeviceMasks(content, reading), _DeviceSteps(content, reading)
-    found = to_main(masks.wrong, masks.unequal, steps.far, steps.lows, steps.wrong)
-    reading.judge_masks(found[0], found[1])
-    reading.judge_steps(*found[2:])
-    if any(reading.problems):
-        return reading.problems
+    contexts = ContextMap.of(table, coding, [chunk.bounds for chunk in chunks], None)
+    layout = StreamLayout(chunks, contexts)
+    if any(layout.problems):
+        return layout.problems
+    content = layout.load()
+    masks, steps = _DeviceMasks(content, layout), _DeviceSteps(content, layout)
+    found = to_host(masks.wrong, masks.unequal, steps.far, steps.lows, steps.wrong)
+    layout.check_masks(found[0], found[1])
+    layout.check_steps(*found[2:])
+    if any(layout.problems):
+        return layout.problems
     touched = torch.zeros_like(table.flags)
     differ = zeros(len(chunks), torch.int32, table.device)
     launch(kernels.patch_changes, table.tiles)(
-        *(table.table, table.chunk_of_tile, marks.planes, marks.firsts),
-        *on_device(table.device, reading.mask_bits, reading.firsts),
+        *(table.table, table.chunk_of_tile, contexts.planes, contexts.firsts),
+        *to_device(table.device, layout.mask_bits, layout.firsts),
         *(content, masks.ones_before, steps.steps, touched, differ, table.groups),
-        **marks.constants,
+        **contexts.constants,
         HAS_ROWS=table.has_rows,
-        PROVES=proves,
+        VERIFIES=verifies,
     )
-    if table.has_rows or proves:
-        _judge_result(reading, *to_main(touched, differ))
-    return reading.problems
+    if table.has_rows or verifies:
+        _check_result(layout, *to_host(touched, differ))
+    return layout.problems
 
 
-def _judge_result(
-    reading: StreamLayout, touched: NDArray[np.uint8], differ: NDArray[np.int32]
+def _check_result(
+    layout: StreamLayout, touched: NDArray[np.uint8], differ: NDArray[np.int32]
 ) -> None:
-    """Look at which rows have changes, and at which words are not what they should be."""
-    rows = [chunk.rows for chunk in reading.chunks]
-    flags = reading.marks.chunks.cut_flags(touched.view(np.bool_), rows)
+    """Report flagged rows without changes, and words that differ from the tuned ones."""
+    rows = [chunk.rows for chunk in layout.chunks]
+    flags = layout.contexts.chunks.split_flags(touched.view(np.bool_), rows)
     for i, (own, changed) in enumerate(zip(rows, flags, strict=True)):
         if own is not None and (own.active & ~changed).any():
-            reading.blame(i, "a row without changes is flagged")
+            layout.add_problem(i, "a row without changes is flagged")
         elif differ[i]:
-            reading.blame(i, "words are not what was coded")
+            layout.add_problem(i, "decoded words differ from the encoded ones")
 
 
 class _DeviceMasks:
-    """All masks as bits in the content, and how many bits are set before each word of it.
+    """All masks as bits in the content, and the set bits before each of its words.
 
     Attributes:
         ones_before: Bits set before each int32 of the content.
-        wrong: Of each mask of gaps, whether one leaves its context.
-        unequal: Of each mask of bits, whether it does not mark as many words as it should.
+        wrong: For each gap-coded mask, whether its gaps overrun the context.
+        unequal: For each dense mask, whether its number of set bits is wrong.
     """
 
-    def __init__(self, content: torch.Tensor, reading: StreamLayout) -> None:
+    def __init__(self, content: torch.Tensor, layout: StreamLayout) -> None:
         device = content.device
-        self.wrong = zeros(len(reading.gaps), torch.int32, device)
-        self._set_gaps(content, reading)
+        self.wrong = zeros(len(layout.gaps), torch.int32, device)
+        self._set_gaps(content, layout)
         counts = torch.empty_like(content)
-        launch(kernels.count_ones, programs_for(content.numel(), sizes.RANKS))(
+        launch(kernels.count_ones, num_programs(content.numel(), sizes.RANKS))(
             content, counts, content.numel(), SIZE=sizes.RANKS
         )
         self.ones_before = torch.cumsum(counts, 0, dtype=torch.int32) - counts
-        number = len(reading.dense)
+        number = len(layout.dense)
         self.unequal = zeros(number, torch.int32, device)
-        launch(kernels.compare_marks, programs_for(number, sizes.RANKS))(
-            *(content, self.ones_before, *on_device(device, reading.dense), self.unequal, number),
+        launch(kernels.check_dense_masks, num_programs(number, sizes.RANKS))(
+            *(content, self.ones_before, *to_device(device, layout.dense), self.unequal, number),
             SIZE=sizes.RANKS,
         )
 
-    def _set_gaps(self, content: torch.Tensor, reading: StreamLayout) -> None:
-        if not len(reading.gaps):
+    def _set_gaps(self, content: torch.Tensor, layout: StreamLayout) -> None:
+        if not len(layout.gaps):
             return
-        parts = parts_of(reading.gaps[:, 1], sizes.RANKS)
+        parts = parts_of(layout.gaps[:, 1], sizes.RANKS)
         before = np.zeros(len(parts), np.int32)
         firsts = np.flatnonzero(parts[:, 1] == 0)
-        for first, k, escaped in zip(firsts, reading.gaps[:, 1], reading.escaped, strict=True):
+        for first, k, escaped in zip(firsts, layout.gaps[:, 1], layout.escaped, strict=True):
             if escaped.size:
                 starts = np.arange(0, k, sizes.RANKS)
                 before[first : first + starts.size] = np.searchsorted(escaped, starts)
-        *told, begins = on_device(content.device, reading.gaps, parts, before, firsts_of(parts))
+        *tables, begins = to_device(content.device, layout.gaps, parts, before, firsts_of(parts))
         sums = torch.empty(len(parts), dtype=torch.int64, device=content.device)
         constants = {"SIZE": sizes.RANKS, "COLUMNS": sizes.SEGMENT_COLUMNS, "ESCAPE": ESCAPE}
-        launch(kernels.sum_gaps, len(parts))(content, *told, sums, **constants)
+        launch(kernels.sum_gaps, len(parts))(content, *tables, sums, **constants)
         ranks = _before(sums, begins)
-        launch(kernels.set_gaps, len(parts))(content, *told, ranks, self.wrong, **constants)
+        launch(kernels.set_gaps, len(parts))(content, *tables, ranks, self.wrong, **constants)
 
 
 def _before(values: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-    """The sum of the values of an owner's parts before each."""
-    begun = torch.cumsum(values, 0) - values
-    return begun - begun[firsts]
+    """Return, for each part, the sum of the values of its owner's earlier parts."""
+    before = torch.cumsum(values, 0) - values
+    return before - before[firsts]
 
 
 class _DeviceSteps:
@@ -153,36 +153,36 @@ class _DeviceSteps:
 
     Attributes:
         steps: The steps.
-        far: Far steps of each chunk.
-        lows: Bits that their low bits take.
-        wrong: Whether a step or an exponent is none.
+        far: Number of far steps of each chunk.
+        lows: Number of low bits of each chunk.
+        wrong: Whether a chunk has an invalid step or exponent.
     """
 
-    def __init__(self, content: torch.Tensor, reading: StreamLayout) -> None:
+    def __init__(self, content: torch.Tensor, layout: StreamLayout) -> None:
         device = content.device
-        number = len(reading.chunks)
-        width = reading.marks.coding.width
-        parts = parts_of(reading.streams[:, 1], sizes.STEPS)
-        self.steps = torch.empty(reading.total, dtype=torch.int32, device=device)
+        number = len(layout.chunks)
+        width = layout.contexts.coding.width
+        parts = parts_of(layout.streams[:, 1], sizes.STEPS)
+        self.steps = torch.empty(layout.total, dtype=torch.int32, device=device)
         self.wrong = zeros(number, torch.int32, device)
         owners = parts[:, 0].astype(np.int64)
-        *told, owner, firsts = on_device(device, reading.streams, parts, owners, firsts_of(parts))
+        *tables, owner, firsts = to_device(device, layout.streams, parts, owners, firsts_of(parts))
         constants: dict[str, Any] = {"SIZE": sizes.STEPS, "COLUMNS": sizes.STREAM_COLUMNS}
-        constants["num_warps"] = WIDE
+        constants["num_warps"] = NUM_WARPS
 
         far = torch.empty(len(parts), dtype=torch.int64, device=device)
-        launch(kernels.tally_far, len(parts))(content, *told, far, **constants)
+        launch(kernels.count_far_steps, len(parts))(content, *tables, far, **constants)
         far_before = _before(far, firsts)
         self.far = zeros(number, torch.int64, device).index_add_(0, owner, far)
         lows = torch.empty_like(far)
-        launch(kernels.tally_lows, len(parts))(
-            *(content, *told, far, far_before, lows, self.wrong), WIDTH=width, **constants
+        launch(kernels.count_low_bits, len(parts))(
+            *(content, *tables, far, far_before, lows, self.wrong), WIDTH=width, **constants
         )
         self.lows = zeros(number, torch.int64, device).index_add_(0, owner, lows)
         exponents = (self.far + 1) // 2 if width <= 16 else self.far
-        low_bits = 8 * (told[0].view(number, -1)[:, 4] + exponents)
+        low_bits = 8 * (tables[0].view(number, -1)[:, 4] + exponents)
         launch(kernels.read_steps, len(parts))(
-            *(content, *told, far_before, _before(lows, firsts), low_bits),
+            *(content, *tables, far_before, _before(lows, firsts), low_bits),
             *(self.steps, self.wrong),
             WIDTH=width,
             **constants,

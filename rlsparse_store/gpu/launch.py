@@ -1,4 +1,4 @@
-"""Launching kernels, and moving what they are told and what they find."""
+"""Launching kernels, and copying their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "WIDE",
+    "NUM_WARPS",
     "firsts_of",
+    "host_buffer",
     "launch",
-    "main_memory",
-    "on_device",
+    "num_programs",
     "parts_of",
-    "programs_for",
-    "to_main",
+    "to_device",
+    "to_host",
     "zeros",
 ]
 
-WIDE: Final = 8
-"""Warps of kernels that hold much of each item: with four, registers would spill."""
+NUM_WARPS: Final = 8
+"""Warps of kernels with many live values: with the default of 4, registers would spill."""
 
-_LAUNCHING: Final = threading.Lock()
-"""Triton readies a kernel at its first launch, and lets go of the interpreter while it loads it: a
-thread that launches the same kernel meanwhile would find it half ready. Its own interpreter, too,
-runs one kernel at a time."""
+_LAUNCH_LOCK: Final = threading.Lock()
+"""Triton prepares a kernel at its first launch and releases the GIL meanwhile: another thread would
+find it half prepared. Triton's interpreter runs one kernel at a time, too."""
 
-_APART: Final = 64
-"""What divides the place of each of several arrays that are sent together."""
+_ALIGNMENT: Final = 64
+"""Alignment, in bytes, of arrays that are copied together."""
 
-_KINDS: Final = {
+_DTYPES: Final = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
     np.dtype(np.uint8): torch.uint8,
@@ -45,43 +44,43 @@ _KINDS: Final = {
 
 
 def launch(kernel: Any, programs: int) -> Callable[..., None]:  # noqa: ANN401 - Triton's
-    """A kernel over so many programs; over none it does nothing."""
+    """Return a function that launches a kernel with this number of programs, unless it is 0."""
 
     def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - the kernel's
         if programs:
-            # Triton launches on the current device, whichever the arguments are on.
+            # Triton launches on the current device, not on that of the arguments.
             device = arguments[0].device
-            here = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-            # Memory may run out while Triton loads a kernel.
-            with _memory_errors(), _LAUNCHING, here:
+            current = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+            # Loading a kernel may exhaust the device's memory.
+            with _memory_errors(), _LAUNCH_LOCK, current:
                 kernel[(programs,)](*arguments, **constants)
 
     return run
 
 
-def programs_for(items: int, size: int) -> int:
-    """Programs that handle so many items, so many each."""
+def num_programs(items: int, size: int) -> int:
+    """Return the number of programs for this number of items, ``size`` items each."""
     return -(-items // size)
 
 
-def main_memory(nbytes: int, device: torch.device) -> torch.Tensor:
-    """Main memory that a device copies from or to, as bytes: pinned, for others the driver waits.
+def host_buffer(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Allocate bytes of main memory for copies to or from a device; pinned, so copies do not block.
 
     Raises:
-        OutOfMemoryError: So much cannot be pinned.
+        OutOfMemoryError: The memory cannot be pinned.
     """
     pins = device.type == "cuda"
     with _memory_errors():
-        # Wherever torch makes tensors by default.
+        # device="cpu": torch's default device may be another one.
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pins)
 
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Tell by their kind that memory ran out: the driver's refusals come without one.
+    """Raise the driver's out-of-memory errors, plain ``RuntimeError``, as ``OutOfMemoryError``.
 
     Raises:
-        OutOfMemoryError: It did.
+        OutOfMemoryError: Memory is exhausted.
     """
     try:
         yield
@@ -91,18 +90,18 @@ def _memory_errors() -> Iterator[None]:
         raise torch.OutOfMemoryError(str(error)) from error
 
 
-def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:
-    """Copies of small arrays on a device, flat, sent there together. Nothing waits for them."""
+def to_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]:
+    """Copy small arrays to a device, flattened, in one asynchronous transfer."""
     starts, size = [], 0
     for array in arrays:
         starts.append(size)
-        size += -(-array.nbytes // _APART) * _APART
-    host = main_memory(size, device)
+        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    host = host_buffer(size, device)
     data = host.numpy()
     for start, array in zip(starts, arrays, strict=True):
         data[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
     sent = host.to(device, non_blocking=True)
-    views = {kind: sent.view(_KINDS[kind]) for kind in {array.dtype for array in arrays}}
+    views = {kind: sent.view(_DTYPES[kind]) for kind in {array.dtype for array in arrays}}
     return [
         views[array.dtype].narrow(0, start // array.itemsize, array.size)
         for start, array in zip(starts, arrays, strict=True)
@@ -110,15 +109,15 @@ def on_device(device: torch.device, *arrays: NDArray[Any]) -> list[torch.Tensor]
 
 
 def zeros(size: int | tuple[int, ...], kind: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed memory of a device."""
+    """Allocate zeroed memory on a device."""
     return torch.zeros(size, dtype=kind, device=device)
 
 
-def to_main(*tensors: torch.Tensor) -> list[NDArray[Any]]:
-    """Copies of tensors of a device in main memory, once everything before them is done."""
+def to_host(*tensors: torch.Tensor) -> list[NDArray[Any]]:
+    """Copy tensors to main memory and wait for the copies."""
     if not tensors or tensors[0].device.type != "cuda":
         return [tensor.numpy().copy() for tensor in tensors]
-    pinned = [main_memory(t.nbytes, t.device).view(t.dtype).view(t.shape) for t in tensors]
+    pinned = [host_buffer(t.nbytes, t.device).view(t.dtype).view(t.shape) for t in tensors]
     for copy, tensor in zip(pinned, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()
@@ -126,10 +125,10 @@ def to_main(*tensors: torch.Tensor) -> list[NDArray[Any]]:
 
 
 def parts_of(sizes: NDArray[np.int64], size: int) -> NDArray[np.int32]:
-    """The parts of several things, so many items each: whose each is, and which of its parts.
+    """Cut several owners into parts of ``size`` items; return each part's owner and number.
 
     Args:
-        sizes: Items of each thing.
+        sizes: Items of each owner.
         size: Items of a part.
 
     Example:
@@ -143,5 +142,5 @@ def parts_of(sizes: NDArray[np.int64], size: int) -> NDArray[np.int32]:
 
 
 def firsts_of(parts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The place of the first part of each part's owner, as :func:`parts_of` lists them."""
+    """Return, for each part of :func:`parts_of`, the position of its owner's first part."""
     return np.arange(len(parts)) - parts[:, 1]

@@ -1,4 +1,4 @@
-"""The memory of a device that runs kernels. Importing this module imports torch and Triton."""
+"""Device memory in which tensors are decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rlsparse_store.format.words import Widening, widen
 from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
 from rlsparse_store.gpu.hashing import hash_all_on_device
-from rlsparse_store.gpu.launch import main_memory
+from rlsparse_store.gpu.launch import host_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceMemory", "words_of"]
 
-AT_A_TIME: Final = 1 << 22
-"""Words widened at a time, so that their places stay within megabytes."""
+WIDEN_WORDS: Final = 1 << 22
+"""Words widened in one step: limits the memory of their int32 indices to 16 MiB."""
 
 _INTS: Final = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 
 
 class DeviceMemory:
-    """A device's memory, where bytes are tensors of ``torch.uint8``.
+    """A device's memory. Its bytes are ``torch.uint8`` tensors.
 
-    Within :meth:`working`, threads work on the stream that is current where it is made, so that
-    whoever asked finds their work done in order.
+    Inside :meth:`working`, threads work on the stream that was current when the object was created,
+    so that the results are ordered for the caller.
 
     Args:
-        device: A CUDA device; under Triton's interpreter, the CPU.
+        device: A CUDA device; the CPU under Triton's interpreter.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,11 +42,11 @@ class DeviceMemory:
         self.backend: Any = GpuBackend()
         self._is_cuda = device.type == "cuda"
         self._stream = torch.cuda.current_stream(device) if self._is_cuda else None
-        # With its number: on other threads, another device may be the current one.
+        # With its index: on other threads, another device may be the current one.
         self._device = device if self._stream is None else self._stream.device
 
     def takes(self, width: int) -> bool:
-        """The widths that the kernels take."""
+        """Return whether the kernels support a word width."""
         return width in WIDTHS
 
     @contextmanager
@@ -54,7 +54,7 @@ class DeviceMemory:
         """Work on the stream.
 
         Raises:
-            MemoryError: The device has no memory left.
+            MemoryError: The device is out of memory.
         """
         try:
             with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
@@ -64,54 +64,54 @@ class DeviceMemory:
             raise MemoryError(str(error)) from error
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """New bytes."""
+        """Allocate bytes."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def from_main(self, data: NDArray[np.uint8]) -> torch.Tensor:
-        """A copy on the device."""
-        # Torch shares the memory of an array, and warns of arrays that cannot be written to.
+        """Copy bytes to the device."""
+        # copy(): torch warns about arrays that are not writable.
         return torch.from_numpy(data.copy()).to(self._device)
 
     def fill(self, out: torch.Tensor, read: Callable[[NDArray[np.uint8]], None]) -> None:
-        """Read into pinned memory, which torch keeps for the next time, and copy from there."""
-        host = main_memory(len(out), self._device)
+        """Read into pinned memory, which torch caches, and copy to ``out``."""
+        host = host_buffer(len(out), self._device)
         read(host.numpy())
         out.copy_(host, non_blocking=True)
 
     def put(self, out: torch.Tensor, data: torch.Tensor) -> None:
-        """Copy what does not lie there."""
+        """Copy ``data`` to ``out`` unless they share memory."""
         if data.data_ptr() != out.data_ptr():
             out.copy_(data)
 
     def leaf_hashes(self, data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]:
-        """The hash of each leaf, taken on the device, all of them in one pass."""
+        """Hash the leaves of several byte strings in one pass."""
         return hash_all_on_device(data)
 
     def words(self, data: torch.Tensor, width: int) -> torch.Tensor:
-        """A view."""
+        """View bytes as words."""
         return words_of(data, width)
 
     def to_bytes(self, words: torch.Tensor, width: int) -> torch.Tensor:  # noqa: ARG002 - as others
-        """A view."""
+        """View words as bytes."""
         return words.view(torch.uint8)
 
     def widen(self, data: torch.Tensor, widening: Widening, out: torch.Tensor) -> None:
-        """Look every 16-bit word up among all of them, widened on the CPU."""
-        table = _widened(widening, self._device)
+        """Widen words by a lookup table of all 16-bit words, computed on the CPU."""
+        table = _widening_table(widening, self._device)
         halves, wide = data.view(torch.int16), out.view(torch.int32)
-        for start in range(0, len(halves), AT_A_TIME):
-            part = slice(start, start + AT_A_TIME)
-            places = halves[part].to(torch.int32) & 0xFFFF
-            torch.index_select(table, 0, places, out=wide[part])
+        for start in range(0, len(halves), WIDEN_WORDS):
+            part = slice(start, start + WIDEN_WORDS)
+            indices = halves[part].to(torch.int32) & 0xFFFF
+            torch.index_select(table, 0, indices, out=wide[part])
 
 
 def words_of(data: torch.Tensor, width: int) -> torch.Tensor:
-    """Bytes on a device as words of this width, as the kernels take them."""
+    """View bytes on a device as words of the kernels' signed type."""
     return data.view(_INTS[width])
 
 
 @cache
-def _widened(widening: Widening, device: torch.device) -> torch.Tensor:
-    """Every 16-bit word, widened."""
+def _widening_table(widening: Widening, device: torch.device) -> torch.Tensor:
+    """Return the widened value of every 16-bit word."""
     every = widen(np.arange(1 << 16, dtype=np.uint16), widening)
     return torch.from_numpy(every.view(np.int32)).to(device)

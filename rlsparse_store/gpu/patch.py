@@ -1,4 +1,4 @@
-"""Patching tensors that lie on a device, many of their chunks at a time."""
+"""Patching tensors on a device, many chunks at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.gpu.memory import DeviceMemory
-from rlsparse_store.gpu.streams import DeviceStreams
+from rlsparse_store.gpu.stream_pool import StreamPool
 from rlsparse_store.pipeline.chunk_batches import open_batches
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenChunk
 from rlsparse_store.pipeline.threads import Batch, ordered_map
@@ -25,81 +25,81 @@ __all__ = ["patch_on_device"]
 
 
 class Target(Protocol):
-    """A tensor on a device and what a delta makes of it."""
+    """A tensor on a device and the part of a delta that applies to it."""
 
     @property
     def record(self) -> TensorRecord:
-        """What the delta says of it."""
+        """The delta's record of the tensor."""
 
     @property
     def chunks(self) -> list[ChunkRecord]:
-        """The chunks that change it."""
+        """The delta's chunks of the tensor."""
 
     @property
     def device_bytes(self) -> torch.Tensor:
-        """Its bytes, one-dimensional, shared with it."""
+        """The tensor's bytes, one-dimensional, without a copy."""
 
-    def place(self, chunk: ChunkRecord) -> tuple[int, int]:
-        """The first byte of a chunk in its data, and how many bytes it has."""
+    def extent(self, chunk: ChunkRecord) -> tuple[int, int]:
+        """Return the offset of a chunk's first byte in the tensor, and its length in bytes."""
 
 
-AT_A_TIME: Final = 2
-"""Batches that are joined at a time: while one waits for the device, Python works for the other."""
+CONCURRENT_BATCHES: Final = 2
+"""Batches in progress: while one waits for the device, Python prepares the other."""
 
 
 def patch_on_device(
     reader: DeltaReader, targets: Sequence[Target], device: torch.device, threads: int
 ) -> None:
-    """Change tensors of one device as a delta says.
+    """Apply a delta to tensors on one device.
 
-    Chunks are read and decompressed on threads of the CPU, while those before them are joined on
-    the device, which is to be waited for afterwards.
+    CPU threads read and decompress chunks while the device decodes earlier ones. The caller must
+    synchronize the device afterwards.
 
     Args:
-        reader: The delta, whose stored bytes were checked.
-        targets: The tensors, which were compared with the base.
-        device: Where they lie.
-        threads: Threads to decompress on.
+        reader: The delta. Its stored bytes must have been checked.
+        targets: The tensors. They must have been compared with the base.
+        device: Device of the tensors.
+        threads: Number of decompression threads.
 
     Raises:
-        FormatError: The delta is damaged. What was written before that is right.
-        RlsparseError: The device has no memory for a chunk besides.
+        FormatError: The delta is damaged. Earlier writes are correct.
+        RlsparseError: The device is out of memory.
     """
     decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
-    streams = _streams(device)
+    streams = _stream_pool(device)
 
     def patch(batch: Batch[tuple[Target, OpenChunk]]) -> None:
-        with streams.one():
+        with streams.acquire():
             if _patch(decoder, batch.items):
                 return
-        # Nothing was written yet: chunk by chunk, and while no other batch is there, it takes less.
-        with streams.all():
+        # Nothing was written yet. Retry chunk by chunk, while the device has no other batch.
+        with streams.acquire_all():
             torch.cuda.empty_cache()
-            for one in batch.items:
-                if not _patch(decoder, [one]):
-                    msg = f"no memory left on {device} to patch a chunk beside the model"
+            for item in batch.items:
+                if not _patch(decoder, [item]):
+                    msg = f"{device} is out of memory: it holds the model but no chunk beside it"
                     raise RlsparseError(msg)
 
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    for _ in ordered_map(patch, open_batches(decoder, chunks, threads), AT_A_TIME):
+    for _ in ordered_map(patch, open_batches(decoder, chunks, threads), CONCURRENT_BATCHES):
         pass
 
 
 @cache
-def _streams(device: torch.device) -> DeviceStreams:
-    """The streams on which batches are joined, of whichever delta."""
-    return DeviceStreams(device, AT_A_TIME)
+def _stream_pool(device: torch.device) -> StreamPool:
+    """Return the streams that all patches of a device share."""
+    return StreamPool(device, CONCURRENT_BATCHES)
 
 
 @dataclass(slots=True)
-class _ChunkRun:
-    """Chunks of a tensor without gaps between them, which are copied at once.
+class _AdjacentChunks:
+    """Consecutive chunks of a tensor, which are copied together.
 
     Attributes:
         target: The tensor.
-        start: Place of their first byte in its data.
-        stop: Place after their last.
-        sizes: Bytes of each.
+        start: Offset of the first byte in the tensor.
+        stop: Offset after the last byte.
+        sizes: Bytes of each chunk.
     """
 
     target: Target
@@ -108,38 +108,38 @@ class _ChunkRun:
     sizes: list[int]
 
     @property
-    def place(self) -> torch.Tensor:
-        """Their bytes where they are, shared with the tensor."""
+    def data(self) -> torch.Tensor:
+        """The bytes in the tensor, without a copy."""
         return self.target.device_bytes[self.start : self.stop]
 
 
-def _runs(batch: list[tuple[Target, OpenChunk]]) -> list[_ChunkRun]:
-    runs: list[_ChunkRun] = []
+def _find_adjacent(batch: list[tuple[Target, OpenChunk]]) -> list[_AdjacentChunks]:
+    found: list[_AdjacentChunks] = []
     for target, opened in batch:
-        start, nbytes = target.place(opened.chunk)
-        if not runs or runs[-1].target is not target or runs[-1].stop != start:
-            runs.append(_ChunkRun(target, start, start, []))
-        runs[-1].sizes.append(nbytes)
-        runs[-1].stop += nbytes
-    return runs
+        start, nbytes = target.extent(opened.chunk)
+        if not found or found[-1].target is not target or found[-1].stop != start:
+            found.append(_AdjacentChunks(target, start, start, []))
+        found[-1].sizes.append(nbytes)
+        found[-1].stop += nbytes
+    return found
 
 
 def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenChunk]]) -> bool:
-    """Patch chunks together, or say that the device's memory does not suffice."""
-    runs = _runs(batch)
+    """Patch a batch of chunks; return ``False`` if the device is out of memory."""
+    adjacent = _find_adjacent(batch)
     try:
-        # Decoded beside them: nothing that is not checked is ever in the model.
-        copies = [run.place.clone() for run in runs]
+        # Decoded in copies: the model never holds unchecked words.
+        copies = [chunks.data.clone() for chunks in adjacent]
         parts = [
             part
-            for run, copy in zip(runs, copies, strict=True)
-            for part in torch.split(copy, run.sizes)
+            for chunks, copy in zip(adjacent, copies, strict=True)
+            for part in torch.split(copy, chunks.sizes)
         ]
-        made = decoder.join([chunk for _, chunk in batch], parts)
-        for part, (after, _) in zip(parts, made, strict=True):
+        decoded = decoder.join([chunk for _, chunk in batch], parts)
+        for part, (after, _) in zip(parts, decoded, strict=True):
             decoder.memory.put(part, after)
     except torch.OutOfMemoryError:
         return False
-    for run, copy in zip(runs, copies, strict=True):
-        run.place.copy_(copy)
+    for chunks, copy in zip(adjacent, copies, strict=True):
+        chunks.data.copy_(copy)
     return True

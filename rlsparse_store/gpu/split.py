@@ -1,4 +1,4 @@
-"""Chunks on a device split into their streams, which come back to main memory."""
+"""Splitting chunks on a device into streams, which are copied to main memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
 from rlsparse_store.gpu.kernels import sizes
-from rlsparse_store.gpu.launch import WIDE, firsts_of, launch, on_device, parts_of, to_main, zeros
+from rlsparse_store.gpu.launch import (
+    NUM_WARPS,
+    firsts_of,
+    launch,
+    parts_of,
+    to_device,
+    to_host,
+    zeros,
+)
 from rlsparse_store.kernels.interface import Rows, Streams
 
 if TYPE_CHECKING:
@@ -33,72 +41,74 @@ def partitions(
     bounds: Sequence[NDArray[np.uint64]],
     rows: Sequence[Rows | None],
 ) -> list[Streams]:
-    """Split chunks into the streams of their contexts, as a backend does."""
+    """Split chunks into the streams of their contexts."""
     if not chunks:
         return []
     table = table_of(chunks, rows)
-    marks = ContextMap.of(table, coding, bounds, chunks[0].bits)
-    ranks, steps = scatter(marks, chunks[0].bits)
-    masks = _Masks.of(marks, ranks)
-    values = _Values.of(marks, steps)
+    contexts = ContextMap.of(table, coding, bounds, chunks[0].bits)
+    ranks, steps = scatter(contexts, chunks[0].bits)
+    masks = _Masks.of(contexts, ranks)
+    values = _Values.of(contexts, steps)
     masks.count()
     values.count()
-    counted = to_main(masks.escapes, values.far, values.lows, values.kinds)
-    layout = _Layout.of(marks, masks.sizes(counted[0]), values.sizes(counted[1], counted[2]))
+    counted = to_host(masks.escapes, values.far, values.lows, values.kinds)
+    layout = _Layout.of(contexts, masks.sizes(counted[0]), values.sizes(counted[1], counted[2]))
     content = zeros(-(-layout.nbytes // 4) + 2, torch.int32, table.device)
     masks.write(content, layout, counted[0])
     values.write(content, layout, counted[1], counted[2])
-    (words,) = to_main(content)
+    (words,) = to_host(content)
     return layout.streams(words.view(np.uint8).data, list(map(len, bounds)), counted[3])
 
 
-def scatter(marks: ContextMap, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rank within its context and the step of each changed word, as int32.
+def scatter(contexts: ContextMap, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rank in its context and the step of each changed word, as int32.
 
-    They are ordered by chunk, context and position.
+    The words are ordered by chunk, context and position.
     """
-    table = marks.chunks
-    ranks = torch.empty(int(marks.changed.sum()), dtype=torch.int32, device=table.device)
+    table = contexts.chunks
+    ranks = torch.empty(int(contexts.changed.sum()), dtype=torch.int32, device=table.device)
     steps = torch.empty_like(ranks)
     launch(kernels.scatter_changes, table.tiles)(
-        *(table.table, table.chunk_of_tile, marks.planes, bits, marks.firsts),
+        *(table.table, table.chunk_of_tile, contexts.planes, bits, contexts.firsts),
         *(ranks, steps, table.groups),
-        **marks.constants,
+        **contexts.constants,
     )
     return ranks, steps
 
 
 def low_widths(n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Low bits of the gaps of contexts, as :func:`rlsparse_store.format.masks.low_width`.
+    """Return the low bits per gap of each context; a vectorized ``format.masks.low_width``.
 
     Example:
         >>> low_widths(np.array([12, 24, 23]), np.array([1, 1, 1])).tolist()
         [1, 2, 1]
     """
-    # The exponent of a number that float64 holds exactly is its bit length.
+    # The binary exponent of an exact float64 is the bit length of the integer.
     return np.frexp((n // (DENSE * k)).astype(np.float64))[1].astype(np.int64) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where each stream lies in the content of all chunks, which lie one behind the other.
+    """The position of each stream in the concatenated contents of all chunks.
 
     Attributes:
         starts: First byte of each chunk's streams: a mask for each slot, signs, classes,
             exponents, low bits; ``[chunks, SLOTS + 4]``.
-        sizes: Bytes of each.
-        marks: What is stored.
+        sizes: Bytes of each stream.
+        contexts: The contexts.
     """
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    marks: ContextMap
+    contexts: ContextMap
 
     @classmethod
-    def of(cls, marks: ContextMap, masks: NDArray[np.int64], values: NDArray[np.int64]) -> _Layout:
-        """One stream behind the other, chunk by chunk."""
+    def of(
+        cls, contexts: ContextMap, masks: NDArray[np.int64], values: NDArray[np.int64]
+    ) -> _Layout:
+        """Lay the streams out one after the other, chunk by chunk."""
         nbytes = np.concatenate([masks, values], 1)
-        return cls((np.cumsum(nbytes) - nbytes.ravel()).reshape(nbytes.shape), nbytes, marks)
+        return cls((np.cumsum(nbytes) - nbytes.ravel()).reshape(nbytes.shape), nbytes, contexts)
 
     @property
     def nbytes(self) -> int:
@@ -106,18 +116,25 @@ class _Layout:
         return int(self.sizes.sum())
 
     def streams(
-        self, data: memoryview, contexts: list[int], kinds: NDArray[np.int32]
+        self, data: memoryview, num_contexts: list[int], kinds: NDArray[np.int32]
     ) -> list[Streams]:
-        """The streams of each chunk.
+        """Return the streams of each chunk.
 
         Args:
-            data: The content of all.
-            contexts: Contexts of each.
-            kinds: Steps of each by kind.
+            data: Contents of all chunks.
+            num_contexts: Number of contexts of each chunk.
+            kinds: Number of steps of each chunk by kind.
         """
         totals = self.sizes.sum(1)
         ends = np.cumsum(totals)
-        numbers = (self.marks.counts, self.marks.changed, self.sizes, ends - totals, ends, kinds)
+        numbers = (
+            self.contexts.counts,
+            self.contexts.changed,
+            self.sizes,
+            ends - totals,
+            ends,
+            kinds,
+        )
         return [
             Streams(
                 counts=counts[:own],
@@ -127,95 +144,95 @@ class _Layout:
                 steps=steps,
             )
             for own, counts, changed, nbytes, start, end, steps in zip(
-                contexts, *(each.tolist() for each in numbers), strict=True
+                num_contexts, *(each.tolist() for each in numbers), strict=True
             )
         ]
 
 
 def _sums(values: NDArray[Any], parts: NDArray[np.int32], owners: int) -> NDArray[np.int64]:
-    """Sums of the values of each owner's parts."""
+    """Return the sum of the values of each owner's parts."""
     return np.bincount(parts[:, 0], values, owners).astype(np.int64)
 
 
 def _before(values: NDArray[Any], parts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The sum of the values of an owner's parts before each; parts lie owner by owner."""
-    begun = np.cumsum(values, dtype=np.int64) - values
-    before: NDArray[np.int64] = begun - begun[firsts_of(parts)]
+    """Return, for each part, the sum of the values of its owner's earlier parts."""
+    total = np.cumsum(values, dtype=np.int64) - values
+    before: NDArray[np.int64] = total - total[firsts_of(parts)]
     return before
 
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """The masks of contexts of which some words changed, but not all.
+    """The masks of contexts in which some but not all words changed.
 
     Attributes:
         ranks: Ranks of all changed words.
-        places: Which slots of which chunks they are, as an index of a matrix of both.
-        n: Words of each.
-        table: What ``sizes.SEGMENT_COLUMNS`` lists of each, where streams lie still zero.
-        parts: Parts of changed words, as the kernels are told of them.
-        told: Both of these, on the device.
-        escapes: Gaps of each part whose high bits take more than a byte.
-        shape: Chunks and slots.
+        slots: Chunk and slot of each mask, as an index of a ``[chunks, SLOTS]`` array.
+        n: Words of each context.
+        table: The columns of ``sizes.SEGMENT_COLUMNS`` for each mask; positions are still 0.
+        parts: Owner and number of each part of the changed words.
+        tables: Copies of ``table`` and ``parts`` on the device.
+        escapes: Number of escaped gaps of each part.
+        shape: Number of chunks and slots.
     """
 
     ranks: torch.Tensor
-    places: tuple[NDArray[np.intp], ...]
+    slots: tuple[NDArray[np.intp], ...]
     n: NDArray[np.int64]
     table: NDArray[np.int64]
     parts: NDArray[np.int32]
-    told: list[torch.Tensor]
+    tables: list[torch.Tensor]
     escapes: torch.Tensor
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, marks: ContextMap, ranks: torch.Tensor) -> _Masks:
-        """The masks that there are."""
-        n, k = marks.counts, marks.changed
+    def of(cls, contexts: ContextMap, ranks: torch.Tensor) -> _Masks:
+        """Find the masks."""
+        n, k = contexts.counts, contexts.changed
         firsts = (np.cumsum(k) - k.ravel()).reshape(k.shape)
-        places = np.nonzero((k > 0) & (k < n))
-        own_n, own_k = n[places], k[places]
+        slots = np.nonzero((k > 0) & (k < n))
+        own_n, own_k = n[slots], k[slots]
         table = np.zeros((own_n.size, sizes.SEGMENT_COLUMNS), np.int64)
-        table[:, 0], table[:, 1] = firsts[places], own_k
+        table[:, 0], table[:, 1] = firsts[slots], own_k
         table[:, 2] = np.where(own_k * DENSE >= own_n, -1, low_widths(own_n, own_k))
         parts = parts_of(own_k, sizes.RANKS)
         device = ranks.device
         escapes = zeros(len(parts), torch.int32, device)
-        told = on_device(device, table, parts)
-        return cls(ranks, places, own_n, table, parts, told, escapes, k.shape)
+        tables = to_device(device, table, parts)
+        return cls(ranks, slots, own_n, table, parts, tables, escapes, k.shape)
 
     @property
     def constants(self) -> dict[str, int]:
-        """What the kernels are compiled for."""
+        """Compile-time constants of the kernels."""
         return {"SIZE": sizes.RANKS, "COLUMNS": sizes.SEGMENT_COLUMNS, "ESCAPE": ESCAPE}
 
     def count(self) -> None:
-        """Count the gaps that escape."""
-        launch(kernels.tally_gaps, len(self.parts))(
-            *(self.ranks, *self.told, self.escapes),
+        """Count the escaped gaps."""
+        launch(kernels.count_escapes, len(self.parts))(
+            *(self.ranks, *self.tables, self.escapes),
             **self.constants,
         )
 
     def sizes(self, escapes: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Bytes of each mask, once it is known what escapes."""
+        """Return the bytes of each mask, given the escaped gaps."""
         k, width = self.table[:, 1], self.table[:, 2]
         gaps = -(-k * width // 8) + k + 4 * _sums(escapes, self.parts, k.size)
-        found = np.zeros(self.shape, np.int64)
-        found[self.places] = np.where(width < 0, -(-self.n // 8), gaps)
-        return found
+        nbytes = np.zeros(self.shape, np.int64)
+        nbytes[self.slots] = np.where(width < 0, -(-self.n // 8), gaps)
+        return nbytes
 
     def write(self, content: torch.Tensor, layout: _Layout, escapes: NDArray[np.int32]) -> None:
-        """Write the masks to their places."""
+        """Write the masks to the content."""
         k, width = self.table[:, 1], self.table[:, 2]
-        start = layout.starts[self.places]
+        start = layout.starts[self.slots]
         table = self.table.copy()
         table[:, 3] = 8 * start
         table[:, 4] = start + -(-k * width // 8)
         table[:, 5] = table[:, 4] + k
         before = _before(escapes, self.parts).astype(np.int32)
-        places, escaped = on_device(content.device, table, before)
+        segments, escapes_before = to_device(content.device, table, before)
         launch(kernels.write_masks, len(self.parts))(
-            *(self.ranks, places, self.told[1], escaped, content),
+            *(self.ranks, segments, self.tables[1], escapes_before, content),
             **self.constants,
         )
 
@@ -227,48 +244,48 @@ class _Values:
     Attributes:
         steps: All steps.
         width: Bits of a word.
-        table: What ``sizes.STREAM_COLUMNS`` lists of each chunk, where streams lie still zero.
-        parts: Parts of steps, as the kernels are told of them.
-        told: Both of these, on the device.
-        far: Far steps of each part.
-        lows: What their low bits take.
-        kinds: Steps of each chunk by kind.
+        table: The columns of ``sizes.STREAM_COLUMNS`` for each chunk; positions are still 0.
+        parts: Owner and number of each part of the steps.
+        tables: Copies of ``table`` and ``parts`` on the device.
+        far: Number of far steps of each part.
+        lows: Number of low bits of each part.
+        kinds: Number of steps of each chunk by kind.
     """
 
     steps: torch.Tensor
     width: int
     table: NDArray[np.int64]
     parts: NDArray[np.int32]
-    told: list[torch.Tensor]
+    tables: list[torch.Tensor]
     far: torch.Tensor
     lows: torch.Tensor
     kinds: torch.Tensor
 
     @classmethod
-    def of(cls, marks: ContextMap, steps: torch.Tensor) -> _Values:
-        """The steps of each chunk."""
-        numbers = marks.changed.sum(1)
+    def of(cls, contexts: ContextMap, steps: torch.Tensor) -> _Values:
+        """Prepare the steps of each chunk."""
+        numbers = contexts.changed.sum(1)
         table = np.zeros((numbers.size, sizes.STREAM_COLUMNS), np.int64)
         table[:, 0], table[:, 1] = np.cumsum(numbers) - numbers, numbers
         parts = parts_of(numbers, sizes.STEPS)
         device = steps.device
         far, lows = (zeros(len(parts), torch.int32, device) for _ in range(2))
         kinds = zeros((numbers.size, 8), torch.int32, device)
-        told = on_device(device, table, parts)
-        return cls(steps, marks.coding.width, table, parts, told, far, lows, kinds)
+        tables = to_device(device, table, parts)
+        return cls(steps, contexts.coding.width, table, parts, tables, far, lows, kinds)
 
     def count(self) -> None:
-        """Count the kinds of steps."""
-        launch(kernels.tally_steps, len(self.parts))(
-            *(self.steps, *self.told),
+        """Count the steps by kind, and the low bits."""
+        launch(kernels.count_steps, len(self.parts))(
+            *(self.steps, *self.tables),
             *(self.far, self.lows, self.kinds),
             SIZE=sizes.STEPS,
             COLUMNS=sizes.STREAM_COLUMNS,
-            num_warps=WIDE,
+            num_warps=NUM_WARPS,
         )
 
     def sizes(self, far: NDArray[np.int32], lows: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Bytes of signs, classes, exponents and low bits of each chunk."""
+        """Return the bytes of signs, classes, exponents and low bits of each chunk."""
         number = self.table[:, 1]
         m, bits = (_sums(found, self.parts, number.size) for found in (far, lows))
         exponents = -(-m // 2) if self.width <= 16 else m
@@ -281,16 +298,16 @@ class _Values:
         far: NDArray[np.int32],
         lows: NDArray[np.int32],
     ) -> None:
-        """Write the streams to their places."""
+        """Write the streams to the content."""
         table = self.table.copy()
         table[:, 2:6] = layout.starts[:, sizes.SLOTS :]
         table[:, 5] *= 8
         before = [_before(found, self.parts) for found in (far, lows)]
-        places, *sums = on_device(content.device, table, *before)
+        streams, *sums = to_device(content.device, table, *before)
         launch(kernels.write_steps, len(self.parts))(
-            *(self.steps, places, self.told[1], *sums, content),
+            *(self.steps, streams, self.tables[1], *sums, content),
             WIDTH=self.width,
             SIZE=sizes.STEPS,
             COLUMNS=sizes.STREAM_COLUMNS,
-            num_warps=WIDE,
+            num_warps=NUM_WARPS,
         )

@@ -1,4 +1,4 @@
-"""Spans on their way to a device: read into main memory, then copied."""
+"""Reading spans into main memory and copying them to a device."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rlsparse_store.files.memory_checkpoint import TensorsSource
 from rlsparse_store.frameworks.torch import LiveTensor, ReadableTensor
 from rlsparse_store.gpu.chunk_table import ALIGNMENT
 from rlsparse_store.gpu.drafter import DeviceSpan
-from rlsparse_store.gpu.launch import main_memory
+from rlsparse_store.gpu.launch import host_buffer
 
 if TYPE_CHECKING:
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.pipeline.spans import Span
 
-__all__ = ["HostSpan", "lies_on"]
+__all__ = ["HostSpan", "is_on_device"]
 
 CAST_WORDS: Final = 1 << 21
-"""Words that are rounded at a time, each taking some 40 bytes of the device."""
+"""Words rounded in one step, at about 40 bytes of device memory each."""
 
 
-def lies_on(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> bool:
-    """Whether a tensor of a checkpoint is on a device already, where kernels take it."""
+def is_on_device(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> bool:
+    """Return whether a tensor is on a device and aligned for the kernels."""
     live = _live(checkpoint, tensor)
     if not isinstance(live, LiveTensor) or live.data.device != device:
         return False
@@ -33,12 +33,12 @@ def lies_on(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> 
 
 @dataclass(frozen=True, slots=True)
 class HostSpan:
-    """A span whose bytes were read: those of live tensors are views of them.
+    """The bytes of a span, in main memory or as views of tensors in memory.
 
     Attributes:
         span: The span.
         old: The base's bytes.
-        new: The tuned bytes, in their own dtype.
+        new: The tuned bytes, before a cast.
     """
 
     span: Span
@@ -49,7 +49,7 @@ class HostSpan:
     def read(
         cls, span: Span, base: Checkpoint, tuned: Checkpoint, device: torch.device
     ) -> HostSpan:
-        """Read a span's bytes into memory that a device copies from.
+        """Read a span's bytes into pinned memory.
 
         Args:
             span: The span.
@@ -59,63 +59,63 @@ class HostSpan:
 
         Raises:
             RlsparseError: A checkpoint cannot be read.
-            OutOfMemoryError: So much memory cannot be pinned.
+            OutOfMemoryError: The memory cannot be pinned.
         """
         source = span.plan.source
-        assert source is not None  # noqa: S101 - others are not for a device
-        old = _bytes(base, source, span.start, min(span.stop, source.nbytes), device)
+        assert source is not None  # noqa: S101 - the CPU encodes spans without a source
+        old = _read(base, source, span.start, min(span.stop, source.nbytes), device)
         scale = 2 if span.plan.is_cast else 1
-        place = scale * span.start, scale * span.tuned_stop
-        return cls(span, old, _bytes(tuned, span.plan.tuned, *place, device))
+        new = _read(tuned, span.plan.tuned, scale * span.start, scale * span.tuned_stop, device)
+        return cls(span, old, new)
 
     def upload_bytes(self, device: torch.device) -> int:
-        """Bytes of the device that :meth:`upload` takes."""
+        """Return the bytes of device memory that :meth:`upload` allocates."""
         old = 0 if self.old.device == device else self.old.numel()
         if self.span.plan.is_cast:
             return old + self.new.numel() // 2
         return old + (0 if self.new.device == device else self.new.numel())
 
     def upload(self, device: torch.device) -> DeviceSpan:
-        """Copy it to the device, and round its words there if the plan says so.
+        """Copy the words to the device and round them there if the plan is a cast.
 
         Raises:
-            OutOfMemoryError: The device has no memory for it.
+            OutOfMemoryError: The device is out of memory.
         """
         cast = self.span.plan.is_cast
-        new = _rounded(self.new, device) if cast else _moved(self.new, device)
-        return DeviceSpan(self.span, _moved(self.old, device), new)
+        new = _round_to_bf16(self.new, device) if cast else _to_device(self.new, device)
+        return DeviceSpan(self.span, _to_device(self.old, device), new)
 
 
 def _live(checkpoint: Checkpoint, tensor: TensorRef) -> ReadableTensor | None:
-    """The tensor itself, if it is in memory."""
+    """Return the tensor if it is in memory."""
     source = checkpoint.files[tensor.file].source
     live = source.tensors.get(tensor.name) if isinstance(source, TensorsSource) else None
     return live if isinstance(live, ReadableTensor) else None
 
 
-def _bytes(
+def _read(
     checkpoint: Checkpoint, tensor: TensorRef, start: int, stop: int, device: torch.device
 ) -> torch.Tensor:
     live = _live(checkpoint, tensor)
     if live is not None:
         return live.data[start:stop]
-    host = main_memory(max(0, stop - start), device)
+    host = host_buffer(max(0, stop - start), device)
     checkpoint.read_into(tensor, start, host.numpy())
     return host
 
 
-def _moved(data: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _to_device(data: torch.Tensor, device: torch.device) -> torch.Tensor:
     return data.to(device, non_blocking=True)
 
 
-def _rounded(data: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Bytes of float32 words as those of the nearest bfloat16, ties to even; a NaN stays a NaN."""
+def _round_to_bf16(data: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Round float32 to the nearest bfloat16, ties to even; NaN stays NaN."""
     words = data.view(torch.int32)
     narrow = torch.empty(words.shape, dtype=torch.int16, device=device)
-    # Piece by piece, so that the wide words are never all on the device.
+    # In steps, so that the float32 words are never all on the device.
     for start in range(0, len(words), CAST_WORDS):
         part = slice(start, start + CAST_WORDS)
-        wide = _moved(words[part], device).to(torch.int64) & 0xFFFFFFFF
+        wide = _to_device(words[part], device).to(torch.int64) & 0xFFFFFFFF
         rounded = (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16
         is_nan = (wide & 0x7FFFFFFF) > 0x7F800000
         narrow[part] = torch.where(is_nan, (wide >> 16) | 0x40, rounded)

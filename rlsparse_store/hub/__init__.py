@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: ids, listings, snapshots, ranges, uploads."""
+"""The Hugging Face Hub: repository ids, listings, snapshots, range requests, uploads."""

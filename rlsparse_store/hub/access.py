@@ -1,4 +1,4 @@
-"""How the Hub is reached, and how long it is waited for."""
+"""How to reach the Hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["HubAccess"]
 
 TIMEOUT: Final = "RLSPARSE_HUB_TIMEOUT"
-"""Environment variable: seconds."""
+"""Environment variable: timeout in seconds."""
 
 
-def _timeout() -> float:
+def _default_timeout() -> float:
     try:
         return max(0.1, float(os.environ.get(TIMEOUT, "")))
     except ValueError:
@@ -28,32 +28,32 @@ class HubAccess:
     """How to reach the Hub.
 
     Attributes:
-        token: An access token, ``False`` for none; by default the one that is stored.
-        cache_dir: The cache; by default the Hub client's.
-        local_files_only: Whether only the cache is looked at.
-        timeout: Seconds after which an answer, or the next part of a file, is given up on; by
-            default those of ``RLSPARSE_HUB_TIMEOUT``, else 60.
+        token: Access token; ``None`` for the stored one, ``False`` for none.
+        cache_dir: Cache folder; defaults to that of ``huggingface_hub``.
+        local_files_only: Use only the cache and make no requests.
+        timeout: Seconds to wait for a response, or for the next part of a file. Defaults to
+            ``RLSPARSE_HUB_TIMEOUT``, else 60.
     """
 
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | PathLike[str] | None = None
     local_files_only: bool = False
-    timeout: float = field(default_factory=_timeout)
+    timeout: float = field(default_factory=_default_timeout)
 
-    @property
-    def cache(self) -> Path | None:
-        """The cache's folder; ``None`` for the Hub client's own."""
-        return None if self.cache_dir is None else Path(self.cache_dir)
-
-    def api(self) -> Any:  # noqa: ANN401 - what its methods give has no common type
-        """The client's interface to the Hub."""
-        import huggingface_hub  # noqa: PLC0415 - only when an id is given
+    def api(self) -> Any:  # noqa: ANN401 - its methods have no common return type
+        """Return a client of the Hub's API."""
+        import huggingface_hub  # noqa: PLC0415 - only for repository ids
 
         return huggingface_hub.HfApi(token=self.token, library_name="rlsparse-store")
 
     @property
+    def cache(self) -> Path | None:
+        """The cache folder; ``None`` for that of ``huggingface_hub``."""
+        return None if self.cache_dir is None else Path(self.cache_dir)
+
+    @property
     def is_offline(self) -> bool:
-        """Whether only the cache is looked at, here or by the client's own setting."""
-        from huggingface_hub import constants  # noqa: PLC0415 - only when an id is given
+        """Whether requests are disabled, by ``local_files_only`` or by ``HF_HUB_OFFLINE``."""
+        from huggingface_hub import constants  # noqa: PLC0415 - only for repository ids
 
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)

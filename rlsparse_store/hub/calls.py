@@ -1,7 +1,7 @@
-"""Calls of the Hub's client: within a time of ours, repeated where that is safe, errors translated.
+"""Calls of the Hub client with timeouts, retries and translated errors.
 
-The client waits for a silent server without an end. So each call runs on a thread of its own that
-is left behind when its time is over, and does not keep the process from ending.
+``huggingface_hub`` waits forever for a silent server. So each call runs on a daemon thread: it is
+abandoned after a timeout and does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from rlsparse_store.errors import HubTimeoutError, RlsparseError
 from rlsparse_store.format.names import printable
-from rlsparse_store.hub.errors import is_passing, redact_record, translated
+from rlsparse_store.hub.errors import is_transient, redact_record, translate_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,19 +27,19 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 ATTEMPTS: Final = 3
-AT_A_TIME: Final = 4
-"""Files that are transferred at a time."""
-PART: Final = 10 << 20
-"""Bytes after which the client says that a transfer goes on."""
-SLOWEST: Final = 100_000
-"""Bytes per second: a slower transfer is taken to hang."""
+MAX_TRANSFERS: Final = 4
+"""Concurrent transfers."""
+PROGRESS_BYTES: Final = 10 << 20
+"""Bytes between two progress reports of the client."""
+MIN_BYTES_PER_SECOND: Final = 100_000
+"""A slower transfer times out."""
 
 
 class Deadline:
-    """How long to wait for a sign of life.
+    """A timeout that restarts at each sign of progress.
 
     Args:
-        seconds: How long.
+        seconds: Timeout in seconds.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -47,160 +47,160 @@ class Deadline:
         self._until = time.monotonic() + seconds
 
     def renew(self) -> None:
-        """There was one."""
+        """Restart the timeout."""
         self._until = time.monotonic() + self.seconds
 
     @property
-    def is_over(self) -> bool:
-        """Whether there was none for too long."""
+    def has_passed(self) -> bool:
+        """Whether the timeout has elapsed."""
         return time.monotonic() > self._until
 
 
-def transfer_deadline(access: HubAccess, nbytes: int, *, is_watched: bool) -> Deadline:
-    """Time for a transfer.
+def transfer_deadline(access: HubAccess, nbytes: int, *, reports_progress: bool) -> Deadline:
+    """Return the deadline of a transfer.
 
     Args:
-        access: Says how long an answer may take.
-        nbytes: How many bytes are to be transferred.
-        is_watched: Whether the patience is renewed as they are.
+        access: Gives the timeout of a response.
+        nbytes: Bytes to transfer.
+        reports_progress: Whether the deadline is renewed during the transfer.
     """
-    part = min(nbytes, PART) if is_watched else nbytes
-    return Deadline(access.timeout + part / SLOWEST)
+    part = min(nbytes, PROGRESS_BYTES) if reports_progress else nbytes
+    return Deadline(access.timeout + part / MIN_BYTES_PER_SECOND)
 
 
-class _Work(threading.Thread, Generic[T]):
-    """A call on a thread that a process does not wait for when it ends.
+class _CallThread(threading.Thread, Generic[T]):
+    """A daemon thread that runs one call.
 
     Attributes:
-        result: What the call returned.
-        error: What it raised.
-        is_left: Whether nobody waits for it any more.
+        result: The call's return value.
+        error: The call's exception.
+        is_abandoned: Whether the caller has stopped waiting.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(daemon=True, name="rlsparse-hub")
         self._function = function
-        self._waiting = threading.current_thread()
+        self._caller = threading.current_thread()
         self.result: T | None = None
         self.error: Exception | None = None
-        self.is_left = False
+        self.is_abandoned = False
 
     @property
-    def is_heard(self) -> bool:
-        """Whether someone waits for it, and for whoever waits for it."""
-        return not self.is_left and _is_heard(self._waiting)
+    def has_caller(self) -> bool:
+        """Whether the caller, and its own caller, still wait."""
+        return not self.is_abandoned and _has_caller(self._caller)
 
     def run(self) -> None:
-        """Make the call."""
+        """Run the call."""
         try:
             self.result = self._function()
-        except Exception as error:  # noqa: BLE001 - raised again by whoever waits
+        except Exception as error:  # noqa: BLE001 - the caller raises it
             self.error = error
 
 
-def _is_heard(thread: threading.Thread) -> bool:
-    return not isinstance(thread, _Work) or thread.is_heard
+def _has_caller(thread: threading.Thread) -> bool:
+    return not isinstance(thread, _CallThread) or thread.has_caller
 
 
-def _is_for_someone(_: logging.LogRecord) -> bool:
-    """Whether the thread that logs is one that someone waits for.
+def _is_relevant(_: logging.LogRecord) -> bool:
+    """Return whether the logging thread still has a caller.
 
-    When a process ends, the client closes its connections; a call that was left behind would then
-    say that it failed and is tried again, below the error that was the reason to end.
+    When the process exits, the client closes its connections. An abandoned call would then log that
+    it failed and retries, after the error that ended the process.
     """
-    return _is_heard(threading.current_thread())
+    return _has_caller(threading.current_thread())
 
 
-def _watch_logs() -> None:
+def _filter_client_logs() -> None:
     for handler in logging.getLogger("huggingface_hub").handlers:
-        # Adding a filter again changes nothing.
-        handler.addFilter(_is_for_someone)
+        # Adding a filter twice has no effect.
+        handler.addFilter(_is_relevant)
         handler.addFilter(redact_record)
 
 
-def call(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
+def call(function: Callable[[], T], what: str, repo: RepoId, deadline: Deadline) -> T:
     """Call the client once.
 
     Raises:
-        HubTimeoutError: It took too long.
-        RlsparseError: What the client raised, translated.
+        HubTimeoutError: The deadline passed.
+        RlsparseError: The client's error, translated.
     """
     try:
-        return _within(function, what, repo, patience)
+        return _run(function, what, repo, deadline)
     except RlsparseError:
         raise
     except Exception as error:
-        raise translated(error, what, repo) from error
+        raise translate_error(error, what, repo) from error
 
 
-def retry(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
-    """Call the client for what may be done again if it fails: reading, or sending by content.
+def retry(function: Callable[[], T], what: str, repo: RepoId, deadline: Deadline) -> T:
+    """Call the client and retry transient errors. The call must be idempotent.
 
     Raises:
-        HubTimeoutError: All attempts together took too long.
-        RlsparseError: What the client raised at last, translated.
+        HubTimeoutError: The deadline of all attempts together passed.
+        RlsparseError: The client's last error, translated.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _within(function, what, repo, patience)
+            return _run(function, what, repo, deadline)
         except RlsparseError:
             raise
         except Exception as error:
-            if attempt == ATTEMPTS or not is_passing(error):
-                raise translated(error, what, repo) from error
-        time.sleep(min(2.0 ** (attempt - 1), patience.seconds / 4))
+            if attempt == ATTEMPTS or not is_transient(error):
+                raise translate_error(error, what, repo) from error
+        time.sleep(min(2.0 ** (attempt - 1), deadline.seconds / 4))
     raise AssertionError
 
 
-def _within(function: Callable[[], T], what: str, repo: RepoId, patience: Deadline) -> T:
-    _watch_logs()
-    work = _Work(function)
-    work.start()
+def _run(function: Callable[[], T], what: str, repo: RepoId, deadline: Deadline) -> T:
+    _filter_client_logs()
+    thread = _CallThread(function)
+    thread.start()
     try:
-        while work.is_alive():
-            work.join(0.05)
-            if patience.is_over and work.is_alive():
+        while thread.is_alive():
+            thread.join(0.05)
+            if deadline.has_passed and thread.is_alive():
                 msg = (
-                    f"the Hub did not answer within {patience.seconds:.0f} s for the {what}; "
-                    "try again later"
+                    f"the Hub did not answer within {deadline.seconds:.0f} s (the {what}); try "
+                    "again later"
                 )
                 raise HubTimeoutError(msg, file=printable(str(repo)))
     finally:
-        work.is_left = True
-    if work.error is not None:
-        raise work.error
-    return cast("T", work.result)  # there was no error, so it is a result
+        thread.is_abandoned = True
+    if thread.error is not None:
+        raise thread.error
+    return cast("T", thread.result)  # without an error there is a result
 
 
 def map_concurrently(function: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
-    """Call a function of every item, a few at a time. The first error is raised at once.
+    """Apply a function to all items on a few threads. Raises the first error immediately.
 
     Returns:
         The results, in the order of the items.
     """
     results: dict[int, T] = {}
     pending = iter(list(enumerate(items)))
-    taking = threading.Lock()
-    workers: list[_Work[Any]] = []
+    lock = threading.Lock()
+    threads: list[_CallThread[Any]] = []
 
     def work() -> None:
-        while not any(worker.error for worker in workers):
-            with taking:
-                place, item = next(pending, (None, None))
-            if place is None:
+        while not any(thread.error for thread in threads):
+            with lock:
+                position, item = next(pending, (None, None))
+            if position is None:
                 return
-            results[place] = function(cast("Item", item))
+            results[position] = function(cast("Item", item))
 
-    workers += [_Work(work) for _ in range(AT_A_TIME)]
-    for worker in workers:
-        worker.start()
+    threads += [_CallThread(work) for _ in range(MAX_TRANSFERS)]
+    for thread in threads:
+        thread.start()
     try:
-        while not any(w.error for w in workers) and (alive := [w for w in workers if w.is_alive()]):
+        while not any(t.error for t in threads) and (alive := [t for t in threads if t.is_alive()]):
             alive[0].join(0.02)
     finally:
-        for worker in workers:
-            worker.is_left = True
-    for worker in workers:
-        if worker.error is not None:
-            raise worker.error
-    return [results[place] for place in sorted(results)]
+        for thread in threads:
+            thread.is_abandoned = True
+    for thread in threads:
+        if thread.error is not None:
+            raise thread.error
+    return [results[position] for position in sorted(results)]

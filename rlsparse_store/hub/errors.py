@@ -1,4 +1,4 @@
-"""What went wrong on the Hub, in words of ours: one line with the remedy, and no secrets."""
+"""Errors of ``huggingface_hub`` as errors of this package: one line, a remedy, no secrets."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ if TYPE_CHECKING:
 
     from rlsparse_store.hub.repo_id import RepoId
 
-__all__ = ["is_passing", "redact_record", "redacted", "translated"]
+__all__ = ["is_transient", "not_cached", "redact", "redact_record", "translate_error"]
+
+_LOG_IN: Final = "log in with `hf auth login`"
 
 _SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?i:bearer\s+\S+)")
 _QUOTA: Final = re.compile(r"quota|storage limit|rate limit|too large|exceed", re.IGNORECASE)
 
 
-def redacted(text: str) -> str:
-    """Foreign text without access tokens and signed addresses, safe for a terminal.
+def redact(text: str) -> str:
+    """Remove access tokens and URL signatures from text and make it safe for a terminal.
 
     Example:
-        >>> redacted("GET http://host/x?Signature=abc with hf_abcdefgh1234")
+        >>> redact("GET http://host/x?Signature=abc with hf_abcdefgh1234")
         'GET http://host/x?… with …'
     """
     return printable(_SECRETS.sub("…", text), 300)
 
 
 def redact_record(record: logging.LogRecord) -> bool:
-    """Keep secrets out of what is logged: the client names signed addresses when it tries again.
+    """Remove secrets from a log record: the client logs signed URLs when it retries.
 
     Returns:
-        True, for it is a filter, and every record may pass.
+        True: the filter passes every record.
     """
-    record.msg, record.args = redacted(record.getMessage()), ()
+    record.msg, record.args = redact(record.getMessage()), ()
     return True
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it: the client wraps the answers of the Hub."""
+    """Yield an error and its causes: the client wraps HTTP errors."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -59,7 +61,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, if the Hub answered."""
+    """Return the HTTP status of an error, or ``None`` without a response."""
     for cause in _chain(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -68,7 +70,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether the connection failed. The HTTP library differs between versions of the client."""
+    """Return whether the connection failed. Versions of the client use different HTTP libraries."""
     modules = ("httpx", "httpcore", "h11", "requests")
     return any(
         isinstance(cause, ConnectionError | TimeoutError)
@@ -77,9 +79,9 @@ def _is_network(error: BaseException) -> bool:
     )
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    from huggingface_hub import errors  # noqa: PLC0415 - after it was used
+def is_transient(error: BaseException) -> bool:
+    """Return whether a retry of the request may succeed."""
+    from huggingface_hub import errors  # noqa: PLC0415 - only for repository ids
 
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in _chain(error)):
         return False
@@ -87,15 +89,15 @@ def is_passing(error: BaseException) -> bool:
     return _is_network(error) if status is None else status in {408, 429} or status >= 500
 
 
-def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
-    """The error of ours for one of the Hub's client.
+def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
+    """Translate an error of the Hub client.
 
     Args:
         error: The client's error.
-        what: What was asked for: the base or the delta.
+        what: What the request was for, such as "base" or "delta".
         repo: The repository.
     """
-    from huggingface_hub import constants, errors  # noqa: PLC0415 - after it was used
+    from huggingface_hub import constants, errors  # noqa: PLC0415 - only for repository ids
 
     chain = list(_chain(error))
 
@@ -103,64 +105,66 @@ def translated(error: Exception, what: str, repo: RepoId) -> RlsparseError:
         return any(isinstance(cause, kinds) for cause in chain)
 
     name = printable(str(repo))
-    # A mistyped path with one slash looks like an id.
-    nor_folder = "" if repo.revision else "no such folder here, and "
     if is_a(errors.GatedRepoError):
         msg = (
-            f"the {what} is gated: accept its terms at {constants.ENDPOINT}/{repo.repo} "
-            "and log in (hf auth login)"
+            f"the {what} is gated: accept its terms at {constants.ENDPOINT}/{repo.repo}, then "
+            f"{_LOG_IN}"
         )
         return GatedError(msg, file=name)
+    # A mistyped path with one slash looks like a repository id.
+    no_folder = "" if repo.revision else "no such local folder, and "
     if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         msg = (
-            f"{nor_folder}no such repository or revision for the {what}, or it is private: check "
-            "the name, and log in if it is yours (hf auth login)"
+            f"{no_folder}no such Hub repository or revision (the {what}): check the name; if the "
+            f"repository is private, {_LOG_IN}"
         )
         return NotFoundError(msg, file=name)
     status = _status(error)
     if status is not None:
-        return _of_status(status, error, what, name)
+        return _http_error(status, error, what, name)
     is_absent = is_a(errors.EntryNotFoundError) and not _is_network(error)
     if is_absent or is_a(errors.OfflineModeIsEnabled):
         return not_cached(what, name)
     if _is_network(error):
-        msg = f"{nor_folder}the Hub cannot be reached for the {what}, or hung up; try again later"
+        msg = f"{no_folder}the Hub is unreachable (the {what}); try again later"
         return HubOfflineError(msg, file=name)
-    msg = f"the Hub's client failed on the {what}: {redacted(f'{type(error).__name__}: {error}')}"
-    return HubError(msg, file=name)
+    cause = redact(f"{type(error).__name__}: {error}")
+    return HubError(f"the Hub client failed (the {what}): {cause}", file=name)
 
 
 def not_cached(what: str, name: str) -> HubOfflineError:
-    """What to say of something that is not here while offline."""
+    """Return the error for a repository that is neither reachable nor cached."""
     msg = (
-        f"the {what} is not in the cache and the Hub cannot be reached: go online once, or "
-        "give a local folder, which must exist (there is none of this name)"
+        f"no such local folder, and the {what} is not in the cache while offline: pass an existing "
+        "folder, or download it once while online"
     )
     return HubOfflineError(msg, file=name)
 
 
-def _of_status(status: int, error: Exception, what: str, name: str) -> RlsparseError:
-    said = next((str(m) for e in _chain(error) if (m := getattr(e, "server_message", None))), "")
-    told = f" ({redacted(said)})" if said else ""
-    if status in {402, 413, 429} or (status in {403, 422} and _QUOTA.search(said)):
-        remedy = "wait a while" if status == 429 else "make room, or ask for more"
-        msg = f"a limit of the Hub was hit on the {what}, status {status}{told}: {remedy}"
-        return HubQuotaError(msg, file=name)
+def _http_error(status: int, error: Exception, what: str, name: str) -> RlsparseError:
+    reason = next((str(m) for e in _chain(error) if (m := getattr(e, "server_message", None))), "")
+    details = f"the {what}, HTTP {status}"
+    if reason:
+        details += f": {redact(reason)}"
+    if status in {402, 413, 429} or (status in {403, 422} and _QUOTA.search(reason)):
+        remedy = (
+            "try again later" if status == 429 else "free storage on the Hub or raise the limit"
+        )
+        return HubQuotaError(f"a limit of the Hub is exceeded ({details}); {remedy}", file=name)
     if status in {401, 403}:
         msg = (
-            f"your access token does not allow this for the {what}, status {status}{told}: log "
-            "in with one that does (hf auth login)"
+            f"the access token does not allow this ({details}); log in with another token: "
+            "`hf auth login`"
         )
         return HubPermissionError(msg, file=name)
     if status == 404:
-        return NotFoundError(f"the Hub does not have this of the {what}{told}", file=name)
+        return NotFoundError(f"not found on the Hub ({details})", file=name)
     if status in {409, 412}:
         msg = (
-            "someone else wrote to the branch in the meantime, and nothing was published: "
-            "look at what is there, and push again"
+            "someone else wrote to the branch and nothing was published: review the branch and "
+            "push again"
         )
         return MovedBranchError(msg, file=name)
     if status >= 500:
-        msg = f"the Hub failed on the {what}, status {status}{told}; try again later"
-        return HubServerError(msg, file=name)
-    return HubError(f"the Hub refused the {what}, status {status}{told}", file=name)
+        return HubServerError(f"the Hub failed ({details}); try again later", file=name)
+    return HubError(f"the Hub refused the request ({details})", file=name)

@@ -1,4 +1,4 @@
-"""What a repository holds at one commit: asked for once, and then everything by that commit."""
+"""Listing a repository at one commit, so that all later requests use that commit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["HubFile", "Listing", "content_id", "list_repo"]
 
-_PIECE: Final = 4 << 20
+_READ_BYTES: Final = 4 << 20
 
 
 class HubFile(NamedTuple):
     """A file of a repository.
 
     Attributes:
-        nbytes: Its length.
-        content: Its sha256 if it is stored as a large file, else git's id of it, in hex.
+        nbytes: Size in bytes.
+        content: In hex, the SHA-256 of a large file, or the git blob id of another file.
     """
 
     nbytes: int
@@ -37,10 +37,10 @@ class Listing:
     """A repository at one commit.
 
     Attributes:
-        repo: The repository, and the commit as its revision.
-        files: Its files by path.
-        is_private: Whether only some may see it.
-        card: The fields at the front of its card.
+        repo: The repository, with the commit as revision.
+        files: Files by path.
+        is_private: Whether the repository is private.
+        card: Metadata of the model card.
     """
 
     repo: RepoId
@@ -50,15 +50,15 @@ class Listing:
 
 
 def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
-    """List a repository, and pin its revision to a commit.
+    """List a repository and resolve its revision to a commit.
 
     Args:
         repo: The repository and its revision.
-        what: What it is asked for as, for errors: the base or the delta.
+        what: What the repository is, for errors: "base" or "delta".
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: There is none, or it may not be seen.
+        NotFoundError: The repository or revision does not exist or is not accessible.
         HubError: The Hub failed.
     """
     api = access.api()
@@ -66,18 +66,18 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
         lambda: api.model_info(repo.repo, revision=repo.revision, files_metadata=True),
         what,
         repo,
-        transfer_deadline(access, 0, is_watched=False),
+        transfer_deadline(access, 0, reports_progress=False),
     )
     pinned = RepoId(repo.repo, info.sha)
     if not pinned.is_pinned or info.siblings is None:
-        msg = f"the Hub did not say which files the {what} has at which commit"
+        msg = f"the Hub's listing of the {what} has no commit or no files; try again later"
         raise HubServerError(msg, file=printable(str(repo)))
     files = {
         sibling.rfilename: HubFile(
             sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or ""
         )
         for sibling in info.siblings
-        # A name that is no plain path on every system is nothing that we know.
+        # Ignore names that are not plain paths on every system.
         if all(is_file_name(part) for part in sibling.rfilename.lstrip(".").split("/"))
     }
     card = info.card_data.to_dict() if info.card_data else {}
@@ -85,11 +85,11 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
 
 
 def content_id(content: Path | bytes, like: str) -> str:
-    """What the Hub calls a content: its sha256, or git's id of it.
+    """Return the Hub's id of a file's content: its SHA-256 or its git blob id.
 
     Args:
-        content: A file or its bytes.
-        like: An id of the kind that is wanted: of 64 digits, or of 40.
+        content: The file or its bytes.
+        like: An id of the same kind: 64 hex digits for SHA-256, 40 for a git blob id.
 
     Example:
         >>> content_id(b"", "0" * 40)
@@ -104,6 +104,6 @@ def content_id(content: Path | bytes, like: str) -> str:
         digest.update(content)
         return digest.hexdigest()
     with content.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Reading files on the Hub by ranges: the front and the index of a delta, without its chunks."""
+"""Range requests for files on the Hub: the header and index of a delta, without its chunks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HubFolder", "read_small_file"]
 
-FRONT: Final = 16 << 10
-"""Bytes asked for at first: the header of a delta, and all of a small one."""
+HEAD_BYTES: Final = 16 << 10
+"""Bytes of the first request: the header of a delta, or all of a small delta."""
 
-LARGEST: Final = 16 << 20
-"""Bytes: nothing larger is a small file."""
+MAX_SMALL_FILE: Final = 16 << 20
+"""Bytes of the largest file that is read into memory."""
 
 
 class HubFolder:
@@ -33,7 +33,7 @@ class HubFolder:
 
     Args:
         listing: The repository at one commit.
-        folder: The folder within; empty for the repository itself.
+        folder: Path of the folder; empty for the root.
         access: How to reach the Hub.
     """
 
@@ -43,14 +43,14 @@ class HubFolder:
         self._access = access
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether the folder has a file of this name."""
         return self._prefix + name in self._listing.files
 
     def open(self, name: str) -> RemoteSource:
-        """A file. Nothing of it is read yet.
+        """Open a file without a request.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: The file does not exist.
         """
         path = self._prefix + name
         file = self._listing.files.get(path)
@@ -60,30 +60,29 @@ class HubFolder:
 
 
 def read_small_file(listing: Listing, path: str, access: HubAccess) -> bytes:
-    """A small file of a repository, compared with the Hub's id of it.
+    """Read a small file of a repository and compare it with its content id.
 
     Raises:
-        NotFoundError: There is none.
-        HubError: The Hub failed, or the file is not small.
-        ChecksumError: What came is not what the Hub says it is.
+        NotFoundError: The file does not exist.
+        HubError: The Hub failed, or the file is too large.
+        ChecksumError: The received bytes do not match the content id.
     """
     with HubFolder(listing, "", access).open(path) as source:
-        if source.nbytes > LARGEST:
-            msg = f"{printable(path)} has {source.nbytes} bytes; at most {LARGEST} are read"
+        if source.nbytes > MAX_SMALL_FILE:
+            msg = f"{printable(path)} has {source.nbytes} bytes; the limit is {MAX_SMALL_FILE}"
             raise HubServerError(msg, file=printable(str(listing.repo)))
         data = source.read(0, source.nbytes)
     content = listing.files[path].content
     if content and content_id(data, content) != content:
-        msg = f"{printable(path)}: what came is not what the Hub says it is; try again later"
+        msg = f"{printable(path)}: the download does not match the Hub's checksum; try again later"
         raise ChecksumError(msg, file=printable(str(listing.repo)))
     return data
 
 
 class RemoteSource(Source):
-    """A file on the Hub, each read of which is a request, but for those of its front.
+    """A file on the Hub. Each read is a request, except for reads of the first bytes.
 
-    The Hub's ids cover whole files, so they cannot be compared with parts: who reads parts has to
-    have checks of its own.
+    The Hub's content ids cover whole files and cannot verify parts: readers need their own checks.
     """
 
     def __init__(self, listing: Listing, name: str, file: HubFile, access: HubAccess) -> None:
@@ -92,49 +91,49 @@ class RemoteSource(Source):
         self._name = name
         self._nbytes = file.nbytes
         self._access = access
-        self._front = b""
+        self._head = b""
 
     @property
     def nbytes(self) -> int:
-        """Its length, as the Hub lists it."""
+        """Size in bytes, as listed by the Hub."""
         return self._nbytes
 
     def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
         """Fill ``out`` with the bytes from ``offset`` on.
 
         Raises:
-            HubError: The Hub failed, or does not give parts of files.
+            HubError: The Hub failed.
         """
         end = offset + out.size
-        if end <= FRONT and not self._front:
-            self._front = self._fetch(0, min(FRONT, self._nbytes))
-        part = self._front[offset:end] if end <= len(self._front) else self._fetch(offset, end)
+        if end <= HEAD_BYTES and not self._head:
+            self._head = self._fetch(0, min(HEAD_BYTES, self._nbytes))
+        part = self._head[offset:end] if end <= len(self._head) else self._fetch(offset, end)
         out[:] = np.frombuffer(part, np.uint8)
 
     def _fetch(self, start: int, end: int) -> bytes:
-        patience = transfer_deadline(self._access, end - start, is_watched=False)
-        return retry(lambda: self._request(start, end), "file", self._repo, patience)
+        deadline = transfer_deadline(self._access, end - start, reports_progress=False)
+        return retry(lambda: self._request(start, end), "file", self._repo, deadline)
 
     def _request(self, start: int, end: int) -> bytes:
-        import huggingface_hub  # noqa: PLC0415 - an id was given
+        import huggingface_hub  # noqa: PLC0415 - only for repository ids
         from huggingface_hub import utils as exported  # noqa: PLC0415 - as above
 
-        utils: Any = exported  # it does not say that it exports these
+        utils: Any = exported  # the functions below are not in its __all__
 
         url = huggingface_hub.hf_hub_url(self._repo.repo, self._name, revision=self._repo.revision)
         headers = utils.build_hf_headers(token=self._access.token, library_name="rlsparse-store")
         headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        parts, got = [], 0
+        parts, received = [], 0
         with utils.get_session().stream(
             "GET", url, headers=headers, follow_redirects=True
         ) as response:
             utils.hf_raise_for_status(response)
-            # A server may ignore ranges and send everything: then no more is taken than the range.
+            # A server may ignore the range and send the whole file: skip and stop early.
             skip = start if response.status_code == 200 else 0
             for part in response.iter_bytes(1 << 16):
-                parts.append(part[max(0, skip - got) :] if got < skip else part)
-                got += len(part)
-                if got >= skip + end - start:
+                parts.append(part[max(0, skip - received) :] if received < skip else part)
+                received += len(part)
+                if received >= skip + end - start:
                     break
         data = b"".join(parts)[: end - start]
         if len(data) != end - start:
@@ -143,4 +142,4 @@ class RemoteSource(Source):
         return data
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection stays open."""

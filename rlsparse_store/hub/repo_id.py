@@ -27,7 +27,7 @@ class RepoId(NamedTuple):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which never changes."""
+        """Whether the revision is a commit hash, which never moves."""
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class RepoId(NamedTuple):
 
 
 def parse_repo_id(text: str) -> RepoId | None:
-    """Parse ``[hf://]org/name[@revision]``; ``None`` if the text is no id.
+    """Parse ``[hf://]org/name[@revision]``; return ``None`` if the text is not an id.
 
     Example:
         >>> parse_repo_id("hf://org/name@main")

@@ -1,4 +1,4 @@
-"""Snapshots of repositories: downloaded and compared with the Hub's ids, or in the cache."""
+"""Snapshots of repositories: downloaded and verified, or found in the cache."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FILES: Final = ("model*.safetensors", "model.safetensors.index.json", *CARRIED_FILES)
-"""Patterns of what is needed of a base: its safetensors weights and its small files."""
+"""Patterns of the files needed from a base: safetensors weights and small files."""
 
 
 class Snapshot(NamedTuple):
-    """The files of one commit in the cache.
+    """A commit in the cache.
 
     Attributes:
-        path: Their folder.
-        hints: Which repository and commit it is, as the cache's folders say it.
-        names: Those files that were fetched; none of a snapshot that was only found.
+        path: Folder of the snapshot.
+        hints: Repository and commit, from the names of the cache's folders.
+        names: Files that were selected and fetched; empty for a snapshot found in the cache.
     """
 
     path: Path
@@ -52,14 +52,14 @@ class Snapshot(NamedTuple):
 
 
 class FileSelection(NamedTuple):
-    """Which files of a repository are fetched, and what of them is compared.
+    """The files of a repository to fetch.
 
     Attributes:
-        what: What they are fetched as, for errors: the base or the delta.
-        allow: Patterns of the files.
-        ignore: Patterns of files not to fetch even so.
-        is_checked: Whether files that are in the cache already are compared with the Hub's ids,
-            too. What was just downloaded always is, for the client does not look.
+        what: What the files are, for errors: "base" or "delta".
+        allow: Patterns of files to fetch.
+        ignore: Patterns of files not to fetch; they override ``allow``.
+        is_checked: Whether to verify files that were cached before. New downloads are always
+            verified, because the client does not.
     """
 
     what: str
@@ -68,7 +68,7 @@ class FileSelection(NamedTuple):
     is_checked: bool = True
 
     def among(self, names: Iterable[str]) -> list[str]:
-        """Those of these names that are wanted."""
+        """Return the selected names."""
         return [
             name
             for name in names
@@ -77,72 +77,72 @@ class FileSelection(NamedTuple):
         ]
 
 
-def fetch_snapshot(repo: RepoId, wanted: FileSelection, access: HubAccess) -> Snapshot:
-    """Download the files of a repository that are not in the cache yet.
+def fetch_snapshot(repo: RepoId, selection: FileSelection, access: HubAccess) -> Snapshot:
+    """Download the selected files that are not in the cache.
 
     Args:
         repo: The repository and its revision.
-        wanted: Which files.
+        selection: The files.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: There is no such repository or revision, it is gated, it has none of these
-            files, or it is not in the cache and the Hub cannot be asked.
-        ChecksumError: What was downloaded is not what the Hub says.
+        NotFoundError: The repository or revision does not exist, is gated, has none of the files,
+            or is not in the cache while offline.
+        ChecksumError: A file does not match the Hub's checksum.
         HubError: The Hub failed.
     """
     if access.is_offline:
-        return _fetch_offline(repo, wanted, access)
-    listing = list_repo(repo, wanted.what, access)
-    names = wanted.among(listing.files)
+        return _find_offline(repo, selection, access)
+    listing = list_repo(repo, selection.what, access)
+    names = selection.among(listing.files)
     if not names:
-        msg = f"the repository has no files of a {wanted.what}"
+        msg = f"the repository has no files of a {selection.what}"
         raise NotFoundError(msg, file=printable(str(repo)))
-    fetching = [_Fetching(listing, name, wanted, access) for name in names]
-    missing = [one for one in fetching if not one.is_cached]
+    downloads = [_Download(listing, name, selection, access) for name in names]
+    missing = [download for download in downloads if not download.is_cached]
     if missing:
-        nbytes = sum(listing.files[one.name].nbytes for one in missing)
+        nbytes = sum(listing.files[download.name].nbytes for download in missing)
         log.info(
             "fetching %d of %d files of the %s, %s MB, from %s",
-            *(len(missing), len(names), wanted.what, f"{nbytes / 1e6:,.1f}"),
+            *(len(missing), len(names), selection.what, f"{nbytes / 1e6:,.1f}"),
             printable(str(listing.repo)),
         )
-    paths = map_concurrently(_Fetching.fetch, fetching)
+    paths = map_concurrently(_Download.fetch, downloads)
     folder = paths[0].parents[names[0].count("/")]
     return Snapshot(folder, base_hint_from_path(folder), names)
 
 
-def _fetch_offline(repo: RepoId, wanted: FileSelection, access: HubAccess) -> Snapshot:
-    snapshot = cached_snapshot(repo, wanted.what, access)
+def _find_offline(repo: RepoId, selection: FileSelection, access: HubAccess) -> Snapshot:
+    snapshot = cached_snapshot(repo, selection.what, access)
     if snapshot is None:
-        raise not_cached(wanted.what, printable(str(repo)))
+        raise not_cached(selection.what, printable(str(repo)))
     folder = snapshot.path
-    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    names = wanted.among(found)
-    if wanted.is_checked:
+    cached = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = selection.among(cached)
+    if selection.is_checked:
         for name in names:
-            _check_cached(folder / name, repo)
+            _check_cached(folder / name, name, repo)
     return snapshot._replace(names=names)
 
 
-def _check_cached(path: Path, repo: RepoId) -> None:
-    """Compare a file with the id that the cache keeps it under: where links work, its name."""
+def _check_cached(path: Path, name: str, repo: RepoId) -> None:
+    """Compare a cached file with its content id, the name of the blob that it links to."""
     blob = path.resolve().name
     if path.is_symlink() and len(blob) in {40, 64} and content_id(path, blob) != blob:
         msg = (
-            "the file in the cache is damaged: run `hf cache verify` on its repository, or "
-            "remove it from the cache and download it again"
+            f"{printable(name)} is damaged in the cache: run `hf cache verify {repo.repo}`, or "
+            "delete the file from the cache and download it again"
         )
-        raise ChecksumError(f"{printable(path.name)}: {msg}", file=printable(str(repo)))
+        raise ChecksumError(msg, file=printable(str(repo)))
 
 
 def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | None:
-    """What the cache has of a repository at a revision; whether that is all, it does not know.
+    """Return the cached snapshot of a revision, if any. It may lack files.
 
     Raises:
         HubError: The client failed.
     """
-    import huggingface_hub  # noqa: PLC0415 - only when an id is given
+    import huggingface_hub  # noqa: PLC0415 - only for repository ids
 
     def find() -> str:
         return huggingface_hub.snapshot_download(
@@ -152,12 +152,12 @@ def cached_snapshot(repo: RepoId, what: str, access: HubAccess) -> Snapshot | No
     try:
         path = Path(call(find, what, repo, Deadline(access.timeout)))
     except NotFoundError:
-        return _newest(repo, access) if repo.revision is None else None
+        return _latest_snapshot(repo, access) if repo.revision is None else None
     return Snapshot(path, base_hint_from_path(path))
 
 
-def _newest(repo: RepoId, access: HubAccess) -> Snapshot | None:
-    """What was fetched last of a repository: commits are fetched, so no branch may be known."""
+def _latest_snapshot(repo: RepoId, access: HubAccess) -> Snapshot | None:
+    """Return the last snapshot in the cache: downloads by commit leave no branch reference."""
     found = [
         snapshot
         for snapshot in cached_snapshots(access, repo.repo)
@@ -166,21 +166,21 @@ def _newest(repo: RepoId, access: HubAccess) -> Snapshot | None:
     return max(found, key=lambda snapshot: snapshot.path.stat().st_mtime_ns, default=None)
 
 
-class _Fetching:
-    """One file on its way into the cache."""
+class _Download:
+    """Downloads one file into the cache."""
 
     def __init__(
-        self, listing: Listing, name: str, wanted: FileSelection, access: HubAccess
+        self, listing: Listing, name: str, selection: FileSelection, access: HubAccess
     ) -> None:
         self._repo = listing.repo
         self._file: HubFile = listing.files[name]
         self.name = name
-        self._wanted = wanted
+        self._selection = selection
         self._access = access
         self._cached = self._find()
 
     def _find(self) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - an id was given
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - only for repository ids
 
         cached = try_to_load_from_cache(
             self._repo.repo,
@@ -192,29 +192,29 @@ class _Fetching:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the cache has the file, sound or not."""
+        """Whether the file is in the cache, intact or not."""
         return self._cached is not None
 
     def fetch(self) -> Path:
-        """The file in the cache. What is damaged there is downloaded once more."""
+        """Return the path of the file in the cache. A damaged file is downloaded again."""
         if self._cached is not None:
             path = self._cached
-            if not self._wanted.is_checked or self._is_right(path):
+            if not self._selection.is_checked or self._is_intact(path):
                 return path
         else:
             path = self._download(force=False)
-            if self._is_right(path):
+            if self._is_intact(path):
                 return path
         path = self._download(force=True)
-        if not self._is_right(path):
+        if not self._is_intact(path):
             msg = (
-                f"{printable(self.name)}: what was downloaded twice is not what the Hub says it "
-                "is; the connection or the Hub is at fault, try again later"
+                f"{printable(self.name)}: two downloads did not match the Hub's checksum; try "
+                "again later"
             )
             raise ChecksumError(msg, file=printable(str(self._repo)))
         return path
 
-    def _is_right(self, path: Path) -> bool:
+    def _is_intact(self, path: Path) -> bool:
         if path.stat().st_size != self._file.nbytes:
             return False
         return not self._file.content or (
@@ -222,9 +222,9 @@ class _Fetching:
         )
 
     def _download(self, *, force: bool) -> Path:
-        import huggingface_hub  # noqa: PLC0415 - an id was given
+        import huggingface_hub  # noqa: PLC0415 - only for repository ids
 
-        patience = transfer_deadline(self._access, self._file.nbytes, is_watched=True)
+        deadline = transfer_deadline(self._access, self._file.nbytes, reports_progress=True)
 
         def download() -> str:
             return huggingface_hub.hf_hub_download(
@@ -235,39 +235,39 @@ class _Fetching:
                 token=self._access.token,
                 force_download=force,
                 library_name="rlsparse-store",
-                tqdm_class=_watching_bar(patience.renew),
+                tqdm_class=_progress_bar(deadline.renew),
             )
 
-        return Path(retry(download, self._wanted.what, self._repo, patience))
+        return Path(retry(download, self._selection.what, self._repo, deadline))
 
 
-def _watching_bar(renew: Callable[[], None]) -> type[Any]:
-    """The client's progress bar, on a terminal only, which tells whenever something arrives."""
-    from huggingface_hub import utils  # noqa: PLC0415 - an id was given
+def _progress_bar(renew: Callable[[], None]) -> type[Any]:
+    """Return the client's progress bar, shown only on a terminal, that calls ``renew`` on data."""
+    from huggingface_hub import utils  # noqa: PLC0415 - only for repository ids
 
     bar: Any = getattr(utils, "tqdm")  # noqa: B009 - the client exports it without types
 
-    class WatchingBar(bar):  # type: ignore[misc]
+    class ProgressBar(bar):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
             kwargs["disable"] = bool(kwargs.get("disable")) or not sys.stderr.isatty()
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> bool | None:
             renew()
-            printable: bool | None = super().update(n)
-            return printable
+            is_displayed: bool | None = super().update(n)
+            return is_displayed
 
-    return WatchingBar
+    return ProgressBar
 
 
 def cached_snapshots(access: HubAccess, first: str | None) -> Iterator[Snapshot]:
-    """Every snapshot of a model in the cache, those of one repository before the others.
+    """Yield every model snapshot in the cache, those of one repository first.
 
     Args:
-        access: Says which cache.
-        first: The repository to begin with, ``org/name``.
+        access: Names the cache.
+        first: The repository to start with, ``org/name``.
     """
-    from huggingface_hub import constants  # noqa: PLC0415 - only when a base is looked for
+    from huggingface_hub import constants  # noqa: PLC0415 - only for repository ids
 
     root = Path(access.cache or constants.HF_HUB_CACHE)
     found = [

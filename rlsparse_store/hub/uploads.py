@@ -1,4 +1,4 @@
-"""Publishing: large files first, then one commit, which is there completely or not at all."""
+"""Publishing files: large files first, then one atomic commit."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 __all__ = ["Commit", "Published", "create_branch", "create_repo", "is_unchanged", "publish"]
 
 WHAT: Final = "delta"
-"""What is published, for errors."""
+"""What the requests are for, in error messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What a commit changes.
+    """The changes of a commit.
 
     Attributes:
-        files: New contents by path in the repository: files, or their bytes.
-        deleted: Paths of files to remove.
-        message: What the commit is for, in one line.
+        files: New contents by path in the repository: local files or bytes.
+        deleted: Paths of files to delete.
+        message: Commit message, one line.
     """
 
     files: Mapping[str, Path | bytes]
@@ -52,11 +52,11 @@ class Commit:
 
 
 class Published(NamedTuple):
-    """A commit that was made.
+    """A published commit.
 
     Attributes:
-        commit: Its hash.
-        url: The page of the commit, or of the pull request.
+        commit: Commit hash.
+        url: Page of the commit or of the pull request.
     """
 
     commit: str
@@ -64,15 +64,15 @@ class Published(NamedTuple):
 
 
 def create_repo(repo: RepoId, *, private: bool | None, access: HubAccess) -> None:
-    """Create a repository, unless it exists.
+    """Create a repository if it does not exist.
 
     Args:
         repo: The repository.
-        private: Whether only some may see it; by default what its owner's settings say.
+        private: Whether the repository is private; defaults to the owner's setting.
         access: How to reach the Hub.
 
     Raises:
-        HubError: The Hub failed, or does not allow it.
+        HubError: The Hub failed or refused.
     """
     api = access.api()
     retry(
@@ -84,15 +84,15 @@ def create_repo(repo: RepoId, *, private: bool | None, access: HubAccess) -> Non
 
 
 def create_branch(head: RepoId, branch: str, access: HubAccess) -> None:
-    """Create a branch, unless it exists.
+    """Create a branch if it does not exist.
 
     Args:
-        head: The repository, and the commit where the branch begins.
-        branch: Its name.
+        head: The repository, with the branch's first commit as revision.
+        branch: Name of the branch.
         access: How to reach the Hub.
 
     Raises:
-        HubError: The Hub failed, or does not allow it.
+        HubError: The Hub failed or refused.
     """
     api = access.api()
     retry(
@@ -103,38 +103,40 @@ def create_branch(head: RepoId, branch: str, access: HubAccess) -> None:
     )
 
 
-def is_unchanged(content: Path | bytes, there: HubFile | None) -> bool:
-    """Whether the Hub has this content already."""
-    if there is None or not there.content:
+def is_unchanged(content: Path | bytes, published: HubFile | None) -> bool:
+    """Return whether a published file has this content."""
+    if published is None or not published.content:
         return False
     nbytes = content.stat().st_size if isinstance(content, Path) else len(content)
-    return nbytes == there.nbytes and content_id(content, there.content) == there.content
+    return (
+        nbytes == published.nbytes and content_id(content, published.content) == published.content
+    )
 
 
 def publish(
     head: Listing, branch: str | None, changes: Commit, access: HubAccess, *, create_pr: bool
 ) -> Published:
-    """Upload files, then make one commit of them on top of what was listed.
+    """Upload files and create one commit with them on top of the listed one.
 
-    What was uploaded and never committed is on nobody's way: the Hub keeps large files by their
-    content, so that the same call, made again, does not send them again.
+    The Hub stores large files by content: after a failure, a second call does not send the uploaded
+    ones again.
 
     Args:
-        head: The branch as it is.
-        branch: Its name; the default one by default.
-        changes: What the commit changes.
+        head: The current state of the branch.
+        branch: Name of the branch; ``None`` for the default branch.
+        changes: The changes of the commit.
         access: How to reach the Hub.
-        create_pr: Whether the commit is proposed in a pull request.
+        create_pr: Whether to open a pull request instead of committing to the branch.
 
     Raises:
-        MovedBranchError: Someone else wrote to the branch in the meantime.
-        HubError: The Hub failed, or does not allow it.
+        MovedBranchError: Someone else wrote to the branch.
+        HubError: The Hub failed or refused.
     """
-    return _Publishing(head, branch, changes, access, create_pr=create_pr).publish()
+    return _Publisher(head, branch, changes, access, create_pr=create_pr).publish()
 
 
-class _Publishing:
-    """One commit on its way."""
+class _Publisher:
+    """Publishes one commit."""
 
     def __init__(
         self,
@@ -153,32 +155,32 @@ class _Publishing:
         self._api = access.api()
 
     def publish(self) -> Published:
-        with _quiet():
+        with _no_progress_bars():
             additions = map_concurrently(self._upload, self._changes.files.items())
             published = self._commit(additions)
         for addition in additions:
-            if isinstance(addition.path_or_fileobj, _WatchedFile):
+            if isinstance(addition.path_or_fileobj, _ProgressFile):
                 addition.path_or_fileobj.close()
-        there = RepoId(self._repo.repo, published.commit)
-        if not self._holds(list_repo(there, WHAT, self._access)):
+        commit = RepoId(self._repo.repo, published.commit)
+        if not self._is_applied(list_repo(commit, WHAT, self._access)):
             msg = (
-                f"the Hub does not have what was sent, in commit {published.commit}: look at it, "
-                "and publish again"
+                f"commit {published.commit} does not hold the files that were sent: review it and "
+                "push again"
             )
             raise HubServerError(msg, file=printable(str(self._repo)))
         return published
 
     def _upload(self, file: tuple[str, Path | bytes]) -> Any:  # noqa: ANN401 - the client's
-        """Send a file, if it is one that the Hub keeps apart from commits."""
-        from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - an id was given
+        """Upload a file if the Hub stores it apart from commits."""
+        from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - only for repository ids
 
         path, content = file
         nbytes = content.stat().st_size if isinstance(content, Path) else len(content)
-        patience = transfer_deadline(self._access, nbytes, is_watched=not _sends_by_xet())
+        deadline = transfer_deadline(self._access, nbytes, reports_progress=not _uses_xet())
 
         def send() -> Any:  # noqa: ANN401 - the client's
-            # A new operation each time: the client keeps in it how far it came.
-            addition = CommitOperationAdd(path, _watched(content, patience.renew))
+            # A new operation for each attempt: the client stores its progress in it.
+            addition = CommitOperationAdd(path, _with_progress(content, deadline.renew))
             self._api.preupload_lfs_files(
                 self._repo.repo,
                 [addition],
@@ -189,30 +191,30 @@ class _Publishing:
             )
             return addition
 
-        return retry(send, WHAT, self._repo, patience)
+        return retry(send, WHAT, self._repo, deadline)
 
     def _commit(self, additions: list[Any]) -> Published:
-        """Make the commit once, even if the answer to it is lost."""
+        """Create the commit exactly once, even if a response is lost."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._commit_once(additions)
             except (HubServerError, HubTimeoutError, HubOfflineError) as error:
-                found = self._made_all_the_same(error)
-                if found is not None:
-                    return found
+                published = self._find_commit(error)
+                if published is not None:
+                    return published
                 if attempt == ATTEMPTS:
                     raise
             except MovedBranchError as error:
-                # It may have been an earlier attempt of ours that moved it.
-                found = self._made_all_the_same(error) if attempt > 1 else None
-                if found is None:
+                # The branch may have been moved by an earlier attempt.
+                published = self._find_commit(error) if attempt > 1 else None
+                if published is None:
                     raise
-                return found
+                return published
             time.sleep(2.0 ** (attempt - 1))
         raise AssertionError
 
     def _commit_once(self, additions: list[Any]) -> Published:
-        from huggingface_hub import CommitOperationDelete  # noqa: PLC0415 - an id was given
+        from huggingface_hub import CommitOperationDelete  # noqa: PLC0415 - only for repository ids
 
         removals = [CommitOperationDelete(path) for path in self._changes.deleted]
 
@@ -227,79 +229,81 @@ class _Publishing:
             )
             return Published(str(info.oid), str(info.pr_url or info.commit_url))
 
-        # Small files are sent with the commit itself.
+        # The commit request itself carries the small files.
         sent = sum(len(c) for c in self._changes.files.values() if isinstance(c, bytes))
-        patience = transfer_deadline(self._access, sent, is_watched=False)
-        return call(commit, WHAT, self._repo, patience)
+        deadline = transfer_deadline(self._access, sent, reports_progress=False)
+        return call(commit, WHAT, self._repo, deadline)
 
-    def _made_all_the_same(self, error: RlsparseError) -> Published | None:
-        """The commit, if it was made and only the answer was lost; ``None`` if nothing was.
+    def _find_commit(self, error: RlsparseError) -> Published | None:
+        """Return the commit if only its response was lost; ``None`` if it was not created.
 
         Raises:
             MovedBranchError: Someone else wrote to the branch.
         """
         if self._create_pr:
             msg = (
-                "the answer was lost: look at the repository's pull requests before you publish "
-                "again, for there may be one already"
+                "the response was lost and the pull request may exist: look at the repository's "
+                "pull requests before pushing again"
             )
             raise HubServerError(msg, file=printable(str(self._repo))) from error
-        now = list_repo(self._repo, WHAT, self._access)
-        if now.repo.revision == self._parent:
+        branch = list_repo(self._repo, WHAT, self._access)
+        if branch.repo.revision == self._parent:
             return None
-        if self._holds(now):
-            commit = str(now.repo.revision)
+        if self._is_applied(branch):
+            commit = str(branch.repo.revision)
             return Published(commit, f"{self._api.endpoint}/{self._repo.repo}/commit/{commit}")
-        msg = "someone else wrote to the branch in the meantime: look at it, and publish again"
+        msg = "someone else wrote to the branch: review the branch and push again"
         raise MovedBranchError(msg, file=printable(str(self._repo))) from error
 
-    def _holds(self, now: Listing) -> bool:
-        """Whether a commit has what is published."""
+    def _is_applied(self, listing: Listing) -> bool:
+        """Return whether a commit holds the changes."""
         return all(
-            is_unchanged(content, now.files.get(path))
+            is_unchanged(content, listing.files.get(path))
             for path, content in self._changes.files.items()
-        ) and not any(path in now.files for path in self._changes.deleted)
+        ) and not any(path in listing.files for path in self._changes.deleted)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the client from drawing bars that nobody watches, or of nothing."""
-    from huggingface_hub import utils as exported  # noqa: PLC0415 - an id was given
+def _no_progress_bars() -> Iterator[None]:
+    """Disable the client's progress bars, except for Xet transfers on a terminal."""
+    from huggingface_hub import utils as exported  # noqa: PLC0415 - only for repository ids
 
-    utils: Any = exported  # it does not say that it exports these
-    is_ours = not utils.are_progress_bars_disabled()
-    is_ours = is_ours and not (sys.stderr.isatty() and _sends_by_xet())
-    if is_ours:
+    utils: Any = exported  # the functions below are not in its __all__
+    disables = not utils.are_progress_bars_disabled()
+    disables = disables and not (sys.stderr.isatty() and _uses_xet())
+    if disables:
         utils.disable_progress_bars()
     try:
         yield
     finally:
-        if is_ours:
+        if disables:
             utils.enable_progress_bars()
 
 
-def _sends_by_xet() -> bool:
-    """Whether the client sends large files by its newer protocol, with deadlines of its own."""
-    from huggingface_hub import constants  # noqa: PLC0415 - an id was given
+def _uses_xet() -> bool:
+    """Return whether the client transfers large files by Xet, which has its own timeouts."""
+    from huggingface_hub import constants  # noqa: PLC0415 - only for repository ids
 
     return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 
-def _watched(content: Path | bytes, renew: Callable[[], None]) -> Path | bytes | io.BufferedReader:
-    """Something to send, which tells whenever a part of it is taken."""
-    if isinstance(content, bytes) or _sends_by_xet():
+def _with_progress(
+    content: Path | bytes, renew: Callable[[], None]
+) -> Path | bytes | io.BufferedReader:
+    """Return content that calls ``renew`` while the client reads it."""
+    if isinstance(content, bytes) or _uses_xet():
         return content
-    return _WatchedFile(content, renew)
+    return _ProgressFile(content, renew)
 
 
-class _WatchedFile(io.BufferedReader):
-    """A file that tells whenever a part of it is read."""
+class _ProgressFile(io.BufferedReader):
+    """A file that calls ``renew`` at each read."""
 
     def __init__(self, path: Path, renew: Callable[[], None]) -> None:
         super().__init__(io.FileIO(path))
         self._renew = renew
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read on."""
+        """Read the next bytes."""
         self._renew()
         return super().read(size)

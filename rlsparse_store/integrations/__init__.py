@@ -1,1 +1,1 @@
-"""Where deltas plug into other libraries, each of them imported only when it is used."""
+"""Integrations with other libraries. Each library is imported on first use."""

@@ -199,9 +199,6 @@ class Backend(Protocol):
 
     name: str
 
-    def changes(self, base: BackendWords, tuned: BackendWords, coding: WordCoding) -> Changes:
-        """Count the words that differ and find the largest key among them."""
-
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
         """Find the rows of each chunk that hold a changed word. Every chunk has rows."""
 
@@ -269,6 +266,10 @@ class Backend(Protocol):
 
 class CpuBackend(Backend, ABC):
     """A backend of the CPU, whose words are NumPy's: it looks at one chunk after the other."""
+
+    @abstractmethod
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the words that differ and find the largest key among them."""
 
     @abstractmethod
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:

@@ -1,4 +1,4 @@
-"""What works on tensors that are in memory already. Importing this module imports torch."""
+"""Encoding, patching and masking tensors in memory. This module imports torch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - the class below
-    # It needs Triton, which only builds of torch for CUDA bring along.
+    # DeviceCoder needs Triton, which only torch's CUDA builds install.
     if name == "DeviceCoder":
         try:
-            from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415 - see above
+            from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415 - needs Triton
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise

@@ -1,10 +1,10 @@
-"""``DeltaEncoder``: deltas of a model in training, made where its weights are."""
+"""``DeltaEncoder``: encodes a model in training against its base."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 
@@ -19,11 +19,11 @@ from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
 from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
-from rlsparse_store.torch.dtensor import is_split
-from rlsparse_store.torch.model_tensors import live_tensors
+from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
 from rlsparse_store.torch.sharded_encoder import encode_sharded
-from rlsparse_store.torch.state_dict import live_checkpoint, wait_for
+from rlsparse_store.torch.state_dict import live_checkpoint, synchronize
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,57 +33,56 @@ if TYPE_CHECKING:
 
 __all__ = ["DeltaEncoder"]
 
-KEEP: Final = ("files", "host", "device")
+Keep = Literal["files", "host", "device"]
 
 SLAB_BYTES: Final = 1 << 30
-"""Bytes of main memory that small tensors share."""
+"""Bytes of a slab of main memory, which small tensors share."""
 
-STAGED_BYTES: Final = 1 << 26
-"""Bytes of main memory through which the base is read to a device."""
+STAGING_BYTES: Final = 1 << 26
+"""Bytes of the main-memory buffer through which the base is copied to a device."""
 
 ALIGNMENT: Final = 64
-"""What divides the place of a tensor in a slab."""
+"""Alignment of tensors in a slab, in bytes."""
 
 _BYTE: Final = torch.uint8
 
 
 class DeltaEncoder(Closeable):
-    """Stores a model in training as deltas against its base, again and again.
+    """Encodes a model in training against its base, any number of times.
 
-    The delta has the same bytes as :func:`rlsparse_store.encode_delta` gives for the state dict
-    saved by safetensors in one file, with ``{"format": "pt"}``; for one that is saved in several,
-    the tensors are equal.
+    The delta is byte for byte the one that :func:`rlsparse_store.encode_delta` writes for the state
+    dict saved by safetensors in one file with ``{"format": "pt"}``.
 
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
-        device: Where deltas are made: a CUDA device, or ``"cpu"``; by default the first CUDA device
-            if there is one.
-        keep: Where the base stays between deltas: ``"files"`` reads it each time, ``"host"`` holds
-            it in main memory (pinned, if there is a CUDA device and as much can be), ``"device"``
-            on the device.
-        memory: Bytes of device memory to use besides the base and the model; where tensors are
-            split over ranks, the writer keeps as many bytes of gathered ones.
-        threads: Threads to work on; all processors by default.
+        device: The device that encodes: a CUDA device or ``"cpu"``; defaults to the current CUDA
+            device if there is one.
+        keep: Where the base is kept between deltas: ``"files"`` reads it each time, ``"host"``
+            keeps it in main memory (pinned if possible), ``"device"`` keeps it on the device.
+        memory: Bytes of device memory to use in addition to the base and the model. With DTensors,
+            also the bytes of gathered tensors that the writer caches.
+        threads: Number of threads; defaults to all processors.
         base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
-        token: Access token for the Hub; by default the stored one.
-        cache_dir: Cache of the Hub's files; by default the Hub client's.
-        local_files_only: Read only what the cache has.
+        token: Access token for the Hub; defaults to the stored one.
+        cache_dir: Cache folder of the Hub; defaults to that of ``huggingface_hub``.
+        local_files_only: Use only the cache and make no requests.
 
     Raises:
-        NotFoundError: The base is not there.
-        CheckpointError: It is broken.
+        NotFoundError: The base does not exist.
+        CheckpointError: The base cannot be read.
+        MissingDependencyError: The device needs a package that is not installed.
 
     Example:
         >>> with DeltaEncoder("Qwen/Qwen2.5-7B", keep="device") as encoder:  # doctest: +SKIP
         ...     encoder.encode(model.state_dict(), "run/step-100")
     """
 
-    def __init__(  # noqa: PLR0913 - what from_pretrained takes of the Hub
+    def __init__(  # noqa: PLR0913 - Hub options as in from_pretrained
         self,
         base: str | PathLike[str],
         *,
-        device: Any = None,  # noqa: ANN401 - whatever torch takes
-        keep: str = "files",
+        device: Any = None,  # noqa: ANN401 - anything that torch.device accepts
+        keep: Keep = "files",
         memory: int = 1 << 30,
         threads: int | None = None,
         base_revision: str | None = None,
@@ -91,22 +90,28 @@ class DeltaEncoder(Closeable):
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> None:
-        if keep not in KEEP:
-            msg = f"keep={keep!r}: choose one of {', '.join(KEEP)}"
+        if keep not in get_args(Keep):
+            msg = f"keep={keep!r}: choose one of {', '.join(get_args(Keep))}"
             raise ValueError(msg)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        self._keep = keep
         self._threads = threads
         self._memory = memory
-        self._coder = _coder(torch.device(device), memory, threads)
+        self._coder = _coder(self._device, memory, threads)
         self._hashes = BaseHashes()
         access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        found = open_checkpoint(find_checkpoint(base, "base", access, base_revision))
+        opened = open_checkpoint(find_checkpoint(base, "base", access, base_revision))
+        self._name = str(base)
         if keep == "files":
-            self._base = found
+            self._base = opened
         else:
-            with found:
-                self._base = _resident(found, torch.device(device) if keep == "device" else None)
+            with opened:
+                self._base = _load_base(opened, self._device if keep == "device" else None)
+
+    def __repr__(self) -> str:
+        return f"DeltaEncoder({self._name!r}, device='{self._device}', keep={self._keep!r})"
 
     def encode(
         self,
@@ -119,33 +124,32 @@ class DeltaEncoder(Closeable):
         progress: Progress = no_progress,
         group: Any = None,  # noqa: ANN401 - a process group of torch
     ) -> EncodeReport:
-        """Store the model as it is now. Nothing may write to it meanwhile.
+        """Encode the model's current weights. Nothing may write to them during the call.
 
-        Configuration and tokenizer are not part of a state dict: save them into ``out`` afterwards.
+        A state dict holds no configuration and no tokenizer: save them into ``out`` afterwards.
 
-        Tensors may be split over ranks, in any way that DTensor knows (FSDP2, tensor parallelism).
-        Then every rank calls this with its state dict. Tensors are gathered one by one, so that no
-        rank needs memory for more than one besides its model (twice that for one that is not split
-        by rows), and the first rank encodes and writes: the others only take part in gathering. The
-        delta is the one that the whole state dict gives, byte for byte. If one rank fails, all do,
-        and nothing is left behind; a rank that ends without a word is noticed after the process
-        group's timeout at the latest.
+        The state dict may hold DTensors with any placements (FSDP2, tensor parallelism). Then every
+        rank calls this method with its state dict. The ranks gather one tensor at a time, so that a
+        rank needs memory for one full tensor in addition to its model (two if the tensor is not
+        sharded by rows). The first rank encodes and writes. The delta is byte for byte that of the
+        full state dict. If one rank fails, all ranks raise and no output remains; a rank that dies
+        is noticed after the process group's timeout at the latest.
 
         Args:
-            model: A state dict, or a module. Tensors lie on any device, whole or as DTensors.
-            out: Folder of the delta, which must not exist or be empty.
-            cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base first. Lossy, and recorded.
-            keep_dtype: Store tensors whose dtype does not fit the base's whole.
-            shard_bytes: Bytes of chunks after which a new file is begun.
-            progress: Called with bytes done and bytes in all.
-            group: The process group of the ranks that call this; the default one if left out.
+            model: A state dict or a module. Tensors may be on any device, whole or DTensors.
+            out: Folder of the delta; it must be empty or not exist.
+            cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base. Lossy, and recorded.
+            keep_dtype: Store a tensor whole if its dtype does not fit the base's.
+            shard_bytes: Bytes of chunks per file.
+            progress: Called with the bytes done and the total.
+            group: Process group of the calling ranks; defaults to the default group.
 
         Returns:
-            What was stored and what it takes, on every rank.
+            The size and contents of the delta, on every rank.
 
         Raises:
-            UnsupportedDtypeError: A tensor is of a kind or dtype that no checkpoint has.
-            DtypeMismatchError: A dtype does not fit, and neither option says what to do.
+            UnsupportedDtypeError: A checkpoint cannot hold a tensor of this type or dtype.
+            DtypeMismatchError: A dtype does not fit the base's; pass ``cast`` or ``keep_dtype``.
             OutputError: The delta cannot be written.
             CheckpointError: The ranks hold different state dicts.
             RlsparseError: Another rank failed.
@@ -154,37 +158,37 @@ class DeltaEncoder(Closeable):
             >>> encoder.encode(fsdp_model.state_dict(), "run/step-100")  # doctest: +SKIP
         """
         policy = dtype_policy(cast, keep=keep_dtype)
-        tensors = live_tensors(model)
-        # What the trainer began on any stream is in the weights.
-        wait_for(tensors.values())
+        tensors = named_tensors(model)
+        # The trainer's work on any stream must be complete.
+        synchronize(tensors.values())
 
         def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
-            # Those that were not contiguous were copied since, and are read on other streams.
-            wait_for(tensors.values())
+            # Copies of non-contiguous tensors must be complete: other streams read them.
+            synchronize(tensors.values())
             encoder = Encoder(self._base, tuned, policy, self._hashes)
             return encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
 
-        if any(map(is_split, tensors.values())):
+        if any(map(is_dtensor, tensors.values())):
             return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)
         return write(live_checkpoint(tensors), self._coder)
 
     def close(self) -> None:
-        """Close the base's files, and let go of what is kept of it."""
+        """Close the base's files and free its memory."""
         self._base.close()
 
 
 def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
     if device.type == "cpu":
         return CpuCoder()
-    from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415 - needs Triton
+    from rlsparse_store.torch import DeviceCoder  # noqa: PLC0415 - needs Triton, and says so
 
     return DeviceCoder(device, memory=memory, threads=threads)
 
 
-def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
-    """The base's tensors on a device, or in main memory."""
-    slabs = _Slabs(base.nbytes if device is None else STAGED_BYTES)
-    staging = None if device is None else slabs.take(STAGED_BYTES)
+def _load_base(base: Checkpoint, device: torch.device | None) -> Checkpoint:
+    """Load the base's tensors to a device, or to main memory if it is ``None``."""
+    slabs = _Slabs(base.nbytes if device is None else STAGING_BYTES)
+    staging = None if device is None else slabs.take(STAGING_BYTES)
     tensors = {}
     for name, ref in base.tensors.items():
         if staging is None:
@@ -200,7 +204,7 @@ def _resident(base: Checkpoint, device: torch.device | None) -> Checkpoint:
 def _read_through(
     staging: torch.Tensor, base: Checkpoint, ref: TensorRef, out: torch.Tensor
 ) -> None:
-    """Read a tensor to a device, part by part, through main memory that it copies from."""
+    """Copy a tensor to a device, part by part, through a buffer in main memory."""
     for start in range(0, ref.nbytes, len(staging)):
         part = staging[: ref.nbytes - start]
         base.read_into(ref, start, part.numpy())
@@ -208,10 +212,10 @@ def _read_through(
 
 
 class _Slabs:
-    """Main memory for many tensors, pinned if there is a CUDA device for kernels.
+    """An allocator of main memory for many tensors, pinned if a CUDA device runs kernels.
 
-    torch rounds each piece that it pins up to a power of two: tensors share large ones. What cannot
-    be pinned is held all the same.
+    Tensors share large slabs because torch rounds each pinned allocation up to a power of two. If
+    pinning fails, memory is allocated without it.
 
     Args:
         nbytes: Bytes of all tensors.
@@ -223,7 +227,7 @@ class _Slabs:
         self._pins = torch.cuda.is_available() and has_kernels(torch.device("cuda"))
 
     def take(self, nbytes: int) -> torch.Tensor:
-        """Memory for a tensor."""
+        """Allocate memory for a tensor."""
         if nbytes > len(self._slab):
             size = max(nbytes, min(SLAB_BYTES, self._left))
             self._slab = self._pinned(size) if self._pins else self._unpinned(size)
@@ -233,12 +237,12 @@ class _Slabs:
         return taken
 
     def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.gpu.launch import main_memory  # noqa: PLC0415 - needs Triton
+        from rlsparse_store.gpu.launch import host_buffer  # noqa: PLC0415 - needs Triton
 
         try:
-            return main_memory(nbytes, torch.device("cuda"))
+            return host_buffer(nbytes, torch.device("cuda"))
         except torch.OutOfMemoryError:
-            msg = "no more main memory can be pinned: the base is copied from it more slowly"
+            msg = "cannot pin more main memory; copying the base to the device will be slower"
             warnings.warn(msg, RuntimeWarning, stacklevel=5)
             self._pins = False
             return self._unpinned(nbytes)

@@ -1,4 +1,4 @@
-"""Masks as files, which may come from strangers."""
+"""Reading mask files. They are untrusted."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from rlsparse_store.format.strict_json import StrictJsonError, parse
 from rlsparse_store.torch.masks import Mask
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
 
 __all__ = ["load_mask"]
 
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
+_REMEDY: Final = "create it again with `rlsparse mask`"
 
 
-def load_mask(path: str | Path) -> Mask:
+def load_mask(path: str | PathLike[str]) -> Mask:
     """Read a mask that ``rlsparse mask`` wrote.
 
     Args:
         path: The file.
 
     Raises:
-        NotFoundError: There is no such file.
-        CheckpointError: It is no mask, or does not say of its bits what they are.
+        NotFoundError: The file does not exist.
+        CheckpointError: The file is not a mask, or its metadata and bits disagree.
 
     Example:
         >>> load_mask("mask.safetensors").density  # doctest: +SKIP
@@ -42,76 +45,76 @@ def load_mask(path: str | Path) -> Mask:
     """
     path = Path(path)
     with open_files(path, LocalFolder(path.parent), [path.name]) as stored:
-        told = _error_to_message(stored)
+        metadata = _read_metadata(stored)
         shapes, bits = {}, {}
         for name, tensor in stored.tensors.items():
-            about = told["tensors"][name]
-            shapes[name] = _shape(stored, name, about)
-            words, ones = math.prod(shapes[name]), about.get("trainable")
-            bits[name] = _stored_bits(stored, tensor, words, ones)
-    return Mask(bits, shapes, told["base"])
+            entry = metadata["tensors"][name]
+            shapes[name] = _read_shape(stored, name, entry)
+            words, ones = math.prod(shapes[name]), entry.get("trainable")
+            bits[name] = _read_bits(stored, tensor, words, ones)
+    return Mask(bits, shapes, metadata["base"])
 
 
-def _error_to_message(stored: Checkpoint) -> dict[str, Any]:
-    """What the metadata of a mask say.
+def _read_metadata(stored: Checkpoint) -> dict[str, Any]:
+    """Read the metadata of a mask.
 
     Raises:
-        CheckpointError: They are not those of a mask.
+        CheckpointError: The file has no metadata of a mask, or they are invalid.
     """
     file = printable(str(stored.path))
     text = (stored.files[0].parsed.metadata or {}).get(MASK_KEY, "")
     try:
-        told = parse(text.encode(), most_objects=MAX_TENSORS + 3, any_number=True)
+        metadata = parse(text.encode(), most_objects=MAX_TENSORS + 3, any_number=True)
     except StrictJsonError as error:
-        msg = "is no mask: make one with `rlsparse mask`"
+        msg = "not a mask file; create one with `rlsparse mask`"
         raise CheckpointError(msg, file=file) from error
-    if not isinstance(told, dict) or told.get("version") != 1:
-        msg = "is a mask of a version that is not known here: make it again with `rlsparse mask`"
+    if not isinstance(metadata, dict) or metadata.get("version") != 1:
+        msg = f"unknown version of the mask format; {_REMEDY}"
         raise CheckpointError(msg, file=file)
-    base, tensors = told.get("base"), told.get("tensors")
-    knows_base = base is None or (isinstance(base, str) and _DIGEST.fullmatch(base))
-    names_all = isinstance(tensors, dict) and tensors.keys() == stored.tensors.keys()
-    if not knows_base or not names_all or told.get("polarity") != "1 = trainable":
-        msg = "does not say what its bits are about: make it again with `rlsparse mask`"
+    base, tensors = metadata.get("base"), metadata.get("tensors")
+    base_is_valid = base is None or (isinstance(base, str) and _DIGEST.fullmatch(base))
+    names_match = isinstance(tensors, dict) and tensors.keys() == stored.tensors.keys()
+    if not base_is_valid or not names_match or metadata.get("polarity") != "1 = trainable":
+        msg = f"invalid mask metadata; {_REMEDY}"
         raise CheckpointError(msg, file=file)
-    return told
+    return metadata
 
 
-def _shape(stored: Checkpoint, name: str, about: object) -> tuple[int, ...]:
-    """The dimensions of a tensor that a mask is about.
+def _read_shape(stored: Checkpoint, name: str, entry: object) -> tuple[int, ...]:
+    """Read the dimensions of a masked tensor.
 
     Raises:
-        CheckpointError: No tensor has such dimensions.
+        CheckpointError: The dimensions are invalid.
     """
-    shape = about.get("shape") if isinstance(about, dict) else None
+    shape = entry.get("shape") if isinstance(entry, dict) else None
     if not _is_shape(shape):
-        msg = "the mask gives it dimensions that no tensor has: make it again with `rlsparse mask`"
+        msg = f"invalid dimensions in the mask metadata; {_REMEDY}"
         raise CheckpointError(msg, file=printable(str(stored.path)), tensor=printable(name))
     return tuple(shape)
 
 
 def _is_shape(value: object) -> TypeGuard[list[int]]:
-    """Whether these are dimensions that a tensor can have."""
+    """Return whether a tensor can have these dimensions."""
     if not isinstance(value, list) or len(value) > MAX_RANK:
         return False
     if not all(type(size) is int and size >= 0 for size in value):
         return False
-    # Torch multiplies them, also where one of them is zero.
+    # torch multiplies the dimensions even if one of them is 0.
     return math.prod(size or 1 for size in value) <= MAX_DIMENSION
 
 
-def _stored_bits(stored: Checkpoint, tensor: TensorRef, words: int, ones: object) -> torch.Tensor:
-    """The bits of a tensor's mask, one for each word.
+def _read_bits(stored: Checkpoint, tensor: TensorRef, words: int, ones: object) -> torch.Tensor:
+    """Read the bits of a tensor's mask, one per word.
 
     Raises:
-        CheckpointError: They are not, or are not as many ones as are told.
+        CheckpointError: The number of bits, or of set bits, is not the expected one.
     """
     data = stored.read(tensor, 0, tensor.nbytes)
-    sound = tensor.dtype.code == "U8" and data.size == -(-words // 8)
-    if sound and words % 8:
-        # Bits behind the last weight belong to none.
-        sound = not data[-1] >> words % 8
-    if not sound or count_ones(data) != ones:
-        msg = "the mask's bits are not those that it tells of: make it again with `rlsparse mask`"
+    is_sound = tensor.dtype.code == "U8" and data.size == -(-words // 8)
+    if is_sound and words % 8:
+        # Padding bits after the last weight must be 0.
+        is_sound = not data[-1] >> words % 8
+    if not is_sound or count_ones(data) != ones:
+        msg = f"the mask's bits disagree with its metadata; {_REMEDY}"
         raise CheckpointError(msg, file=printable(str(stored.path)), tensor=printable(tensor.name))
     return torch.from_numpy(data)

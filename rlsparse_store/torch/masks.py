@@ -1,10 +1,10 @@
-"""Masks in memory, and training of what they allow."""
+"""Masks of trainable weights, and training restricted to a mask."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Frozen", "Mask", "freeze_outside"]
 
+_WHEN: Final = "call freeze_outside after wrapping, sharding and casting the model"
+
 
 class Mask(Mapping[str, torch.Tensor]):
-    """Which weights are to be trained: a mapping of names to boolean tensors, held as bits.
+    """The trainable weights of a model: a mapping from names to boolean tensors, stored as bits.
 
-    ``|``, ``&``, ``-`` and ``~`` work on the bits; tensors that only one side has count as without
-    trainable weights on the other.
+    ``|``, ``&``, ``-`` and ``~`` combine masks. A tensor that is missing in one mask has no
+    trainable weights there.
 
     Args:
-        bits: One bit per weight, the least significant first, by name: ``torch.uint8``.
-        shapes: The dimensions of the tensors.
+        bits: By name, one bit per weight, least significant bit first: ``torch.uint8``.
+        shapes: By name, the dimensions of the tensor.
         base_digest: State digest of the base, if known.
     """
 
@@ -40,8 +42,14 @@ class Mask(Mapping[str, torch.Tensor]):
         self.shapes = dict(shapes)
         self.base_digest = base_digest
 
+    def __repr__(self) -> str:
+        # Without the density: counting bits reads the whole mask.
+        weights = self._num_weights()
+        base = "" if self.base_digest is None else f", base_digest='{self.base_digest[:8]}…'"
+        return f"Mask(tensors={len(self)}, {weights=}{base})"
+
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The mask of a tensor, of its shape, as ``torch.bool``; made anew each time."""
+        """Return the mask of a tensor as a new ``torch.bool`` tensor of its shape."""
         shape = self.shapes[name]
         bits = self._bits[name]
         flags = bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
@@ -54,64 +62,67 @@ class Mask(Mapping[str, torch.Tensor]):
         return len(self._bits)
 
     def count(self, name: str | None = None) -> int:
-        """Trainable weights of a tensor, or of all."""
+        """Return the number of trainable weights of a tensor, or of all tensors."""
         names = self._bits if name is None else [name]
         return sum(count_ones(self._bits[n].cpu().numpy()) for n in names)
 
     @property
     def density(self) -> float:
-        """Trainable weights over all weights that the mask is about."""
-        words = sum(torch.Size(shape).numel() for shape in self.shapes.values())
-        return self.count() / words if words else 0.0
+        """Trainable weights ÷ all weights of the mask's tensors."""
+        weights = self._num_weights()
+        return self.count() / weights if weights else 0.0
+
+    def _num_weights(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     def __or__(self, other: Mask) -> Mask:
-        """What either allows."""
-        return self._combined(other, torch.bitwise_or)
+        """Weights that are trainable in either mask."""
+        return self._combine(other, torch.bitwise_or)
 
     def __and__(self, other: Mask) -> Mask:
-        """What both allow."""
-        return self._combined(other, torch.bitwise_and)
+        """Weights that are trainable in both masks."""
+        return self._combine(other, torch.bitwise_and)
 
     def __sub__(self, other: Mask) -> Mask:
-        """What this one allows and the other does not."""
-        return self._combined(other, lambda a, b: a & ~b)
+        """Weights that are trainable in this mask and not in the other."""
+        return self._combine(other, lambda a, b: a & ~b)
 
     def __invert__(self) -> Mask:
-        """What this one does not allow."""
+        """Weights that are not trainable in this mask."""
         flipped = {}
         for name, bits in self._bits.items():
             flipped[name] = ~bits
             used = torch.Size(self.shapes[name]).numel() % 8
             if used:
-                # Bits behind the last weight stay zero.
+                # Padding bits stay 0.
                 flipped[name][-1] &= (1 << used) - 1
         return Mask(flipped, self.shapes, self.base_digest)
 
-    def _combined(
+    def _combine(
         self, other: Mask, operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ) -> Mask:
         known_bases = {self.base_digest, other.base_digest} - {None}
         if len(known_bases) > 1:
-            msg = "the masks are of different bases"
+            msg = "the masks belong to different bases"
             raise BaseMismatchError(msg)
         shapes = {**other.shapes, **self.shapes}
         bits = {}
         for name, shape in shapes.items():
             if other.shapes.get(name, shape) != shape:
-                msg = "has other dimensions in the two masks"
+                msg = f"is {list(shape)} in one mask, {list(other.shapes[name])} in the other"
                 raise CheckpointError(msg, tensor=printable(name))
-            mine, theirs = self._bits.get(name), other._bits.get(name)
-            known = mine if mine is not None else theirs
-            assert known is not None  # noqa: S101 - one of them has the name
-            nothing = torch.zeros_like(known)
+            left, right = self._bits.get(name), other._bits.get(name)
+            either = left if left is not None else right
+            assert either is not None  # noqa: S101 - one of the masks has the name
+            empty = torch.zeros_like(either)
             bits[name] = operation(
-                nothing if mine is None else mine, nothing if theirs is None else theirs
+                empty if left is None else left, empty if right is None else right
             )
         return Mask(bits, shapes, self.base_digest or other.base_digest)
 
 
 class Frozen:
-    """A model of which only part is trained. Made by :func:`freeze_outside`."""
+    """A model whose weights outside a mask are frozen. Created by :func:`freeze_outside`."""
 
     def __init__(
         self,
@@ -123,68 +134,73 @@ class Frozen:
     ) -> None:
         self._model = model
         names = _names(model)
-        # Buffers are no weights: no optimizer steps them.
+        # The mask may name buffers: optimizers do not update them.
         buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         unknown = set(mask).difference(buffers, *names.values())
         if unknown:
-            msg = "the mask names it, but it is no parameter of the model (give it unwrapped)"
+            msg = "is in the mask but is not a parameter of the model; pass the unwrapped model"
             raise CheckpointError(msg, tensor=printable(min(unknown)))
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not stepped & names.keys():
-            msg = "the optimizer steps none of the model's parameters; make it of these"
+        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not optimized & names.keys():
+            msg = "the optimizer has none of the model's parameters; pass the model's own optimizer"
             raise CheckpointError(msg)
-        self._parts = [_Part(names[id(p)], p, mask) for p in model.parameters()]
+        self._parameters = [_FrozenParameter(names[id(p)], p, mask) for p in model.parameters()]
         self._hooks: list[Any] = []
-        for part in self._parts:
-            parameter: Any = part.parameter  # the hooks of tensors have no types
+        for frozen in self._parameters:
+            parameter: Any = frozen.parameter  # torch's tensor hooks have no types
             if before_clipping and parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(part.mask_gradient)
+                hook = parameter.register_post_accumulate_grad_hook(frozen.mask_gradient)
                 self._hooks.append(hook)
-        self._hooks.append(optimizer.register_step_pre_hook(self._before))
-        self._hooks.append(optimizer.register_step_post_hook(self._after))
+        self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
 
-    def _before(self, *_: Any) -> None:  # noqa: ANN401 - what optimizers hand over
-        # Gradients may have been written to since they were accumulated.
-        for part in self._parts:
-            part.mask_gradient(part.parameter)
+    def __repr__(self) -> str:
+        model, parameters = type(self._model).__name__, len(self._parameters)
+        return f"Frozen({model}, {parameters=}, released={not self._hooks})"
 
-    def _after(self, *_: Any) -> None:  # noqa: ANN401 - as above
-        # Weight decay and momentum move weights whose gradient is zero.
-        for part in self._parts:
-            part.restore()
+    def _before_step(self, *_: Any) -> None:  # noqa: ANN401 - arguments of optimizer hooks
+        # Gradients may have changed since they were accumulated.
+        for frozen in self._parameters:
+            frozen.mask_gradient(frozen.parameter)
+
+    def _after_step(self, *_: Any) -> None:  # noqa: ANN401 - as above
+        # Weight decay and momentum also change weights with zero gradient.
+        for frozen in self._parameters:
+            frozen.restore()
 
     def check(self) -> None:
-        """Require that every weight outside the mask has the bits that it had.
+        """Require that every weight outside the mask has its original bits.
 
         Raises:
-            VerificationError: One has not.
-            CheckpointError: The model has other parameters by now (it was wrapped, sharded, cast,
-                or added to): what happened to those is not known.
+            VerificationError: A weight outside the mask changed.
+            CheckpointError: The model's parameters were replaced or extended (wrapped, sharded,
+                cast), so they cannot be compared.
         """
         _reshard(self._model)
-        there = _names(self._model)
-        for part in self._parts:
-            if id(part.parameter) not in there:
-                raise _replaced(part.name)
-            part.check_alike()
-        added = there.keys() - {id(part.parameter) for part in self._parts}
+        names = _names(self._model)
+        for frozen in self._parameters:
+            if id(frozen.parameter) not in names:
+                raise _replaced(frozen.name)
+            frozen.check_not_replaced()
+        added = names.keys() - {id(frozen.parameter) for frozen in self._parameters}
         if added:
-            msg = "was added since: call freeze_outside when the model is as it is trained"
-            raise CheckpointError(msg, tensor=printable(min(there[one][0] for one in added)))
-        for part in self._parts:
-            moved = part.moved()
-            if moved:
-                msg = f"{moved} weights outside the mask have changed"
-                raise VerificationError(msg, tensor=printable(part.name))
+            msg = f"was added since; {_WHEN}"
+            raise CheckpointError(msg, tensor=printable(min(names[key][0] for key in added)))
+        for frozen in self._parameters:
+            changed = frozen.count_changed()
+            if changed:
+                msg = f"{changed} weights outside the mask have changed"
+                raise VerificationError(msg, tensor=printable(frozen.name))
 
     def release(self) -> None:
-        """Train everything again."""
+        """Stop freezing: all weights are trainable again."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
 
 
-class _Part:
-    """One parameter, or this rank's part of it, and what of it is not trained."""
+class _FrozenParameter:
+    """A parameter, or this rank's part of it, with the original bits of its frozen weights."""
 
     def __init__(self, names: list[str], parameter: torch.nn.Parameter, mask: Mask) -> None:
         self.name = names[0]
@@ -196,51 +212,50 @@ class _Part:
                 msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
                 raise CheckpointError(msg, tensor=printable(name))
             whole |= mask[name].cpu()
-        # What is not in the mask at all is not trained.
+        # A parameter that the mask does not name is frozen.
         self._outside = ~_local_part(whole, parameter)
-        # All of it: to pick out what is outside takes an index for each weight, at every step.
-        self._base = _local(parameter.detach()).clone()
+        # A full copy: storing only the frozen weights would take an index per weight at each step.
+        self._original = _local(parameter.detach()).clone()
 
     def mask_gradient(self, parameter: torch.Tensor) -> None:
-        """Leave no gradient outside the mask."""
+        """Set the gradient outside the mask to 0."""
         if parameter.grad is not None:
-            # Not multiplied: a NaN times zero is a NaN.
+            # masked_fill_ also clears NaN, which a product with 0 would keep.
             _local(parameter.grad).masked_fill_(self._outside, 0)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back the bits outside the mask.
+        """Restore the original bits outside the mask.
 
         Raises:
-            CheckpointError: The parameter is not as it was.
+            CheckpointError: The parameter was replaced.
         """
-        self.check_alike()
+        self.check_not_replaced()
         now = _bits(_local(self.parameter.detach()))
-        torch.where(self._outside, _bits(self._base), now, out=now)
+        torch.where(self._outside, _bits(self._original), now, out=now)
 
-    def check_alike(self) -> None:
-        """Require that the parameter still has its dtype and its dimensions.
+    def check_not_replaced(self) -> None:
+        """Require that the parameter kept its dtype and shape.
 
         Raises:
-            CheckpointError: It has not.
+            CheckpointError: The parameter was replaced.
         """
         now = _local(self.parameter.detach())
-        if (now.dtype, now.shape) != (self._base.dtype, self._base.shape):
+        if (now.dtype, now.shape) != (self._original.dtype, self._original.shape):
             raise _replaced(self.name)
 
-    def moved(self) -> int:
-        """Weights outside the mask whose bits are others."""
+    def count_changed(self) -> int:
+        """Return the number of weights outside the mask whose bits changed."""
         now = _local(self.parameter.detach())
-        return int(((_bits(now) != _bits(self._base)) & self._outside).sum())
+        return int(((_bits(now) != _bits(self._original)) & self._outside).sum())
 
 
 def _replaced(name: str) -> CheckpointError:
-    msg = "was replaced since: call freeze_outside when the model is as it is trained"
-    return CheckpointError(msg, tensor=printable(name))
+    return CheckpointError(f"was replaced since; {_WHEN}", tensor=printable(name))
 
 
 def _names(model: torch.nn.Module) -> dict[int, list[str]]:
-    """The names of each parameter by its identity: tied ones have several."""
+    """Return the names of each parameter by object id; tied parameters have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -248,7 +263,7 @@ def _names(model: torch.nn.Module) -> dict[int, list[str]]:
 
 
 def _reshard(model: torch.nn.Module) -> None:
-    """Have FSDP2 put back the sharded parameters, which a pass without gradients takes away."""
+    """Reshard FSDP2 modules: a forward pass without gradients leaves unsharded parameters."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     for module in model.modules():
         if fsdp is not None and isinstance(module, fsdp.FSDPModule):
@@ -256,27 +271,27 @@ def _reshard(model: torch.nn.Module) -> None:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that is sharded; the tensor itself otherwise."""
+    """Return this rank's part of a DTensor, or another tensor itself."""
     to_local = getattr(tensor, "to_local", None)
-    found: torch.Tensor = tensor if to_local is None else to_local()
-    return found
+    local: torch.Tensor = tensor if to_local is None else to_local()
+    return local
 
 
 def _local_part(mask: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The part of a mask that belongs to this rank's part of a parameter."""
+    """Return the part of a mask for this rank's part of a parameter."""
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
         return mask.to(parameter.device)
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - only where it is used
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - slow import
 
-    # As numbers, for not every backend moves booleans.
-    placed: Any = parameter
-    sharded = distribute_tensor(mask.to(torch.uint8).to(mesh.device_type), mesh, placed.placements)
+    # As uint8: some communication backends do not support booleans.
+    dtensor: Any = parameter
+    sharded = distribute_tensor(mask.to(torch.uint8).to(mesh.device_type), mesh, dtensor.placements)
     return sharded.to_local().to(torch.bool)
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:
-    """The bits of values where they are, contiguous or not, as integers."""
+    """View a tensor, contiguous or not, as integers of the same size."""
     ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return values.view(ints[values.element_size()])
 
@@ -288,27 +303,27 @@ def freeze_outside(
     *,
     before_clipping: bool = True,
 ) -> Frozen:
-    """Train only what a mask allows: every other weight keeps its bits, whatever the optimizer.
+    """Train only the weights of a mask; all others keep their bits under any optimizer.
 
-    Gradients are masked as they are accumulated, so that clipping by norm sees the subnetwork's
-    only, and before the step, for what was written to them since. After the step, the bits outside
-    are put back: weight decay and momentum move weights without a gradient. Call it when the model
-    is where it will be trained (device, FSDP2), before the first step.
+    Gradients are masked when they are accumulated, so that gradient clipping sees only the
+    subnetwork, and again before each optimizer step. After the step the bits outside the mask are
+    restored, because weight decay and momentum also change weights with zero gradient. Call this
+    after the model is moved and sharded (device, FSDP2) and before the first step.
 
     Args:
-        model: The model, at the base. Parameters that the mask does not name are not trained.
-        mask: What is trained. Buffers that it names are left to the model.
-        optimizer: Steps the model's parameters, which may be float32 masters of a 16-bit base.
-            Where several do, call it for each.
-        before_clipping: Whether gradients are masked as they are accumulated; otherwise only right
-            before the step, and clipping sees all of them.
+        model: The model, holding the base. Parameters that the mask does not name are frozen.
+        mask: The trainable weights. Buffers in the mask are ignored.
+        optimizer: Optimizer of the model's parameters, which may be float32 masters of a 16-bit
+            base. If there are several optimizers, call this for each.
+        before_clipping: Whether to mask gradients when they are accumulated. If false, they are
+            masked only before the step, and clipping sees all gradients.
 
     Returns:
-        What checks that nothing else moved (``check``), and ends it (``release``).
+        An object that checks the frozen weights (``check``) and removes the hooks (``release``).
 
     Raises:
-        CheckpointError: The mask names what the model does not have, or of another shape; or the
-            optimizer steps other parameters than the model's.
+        CheckpointError: The mask and the model disagree on names or shapes, or the optimizer has
+            none of the model's parameters.
 
     Example:
         >>> frozen = freeze_outside(model, load_mask("mask"), optimizer)  # doctest: +SKIP

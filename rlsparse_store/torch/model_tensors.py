@@ -1,4 +1,4 @@
-"""The tensors of a loaded base, each with what a delta changes in it."""
+"""The tensors of a loaded base, matched with the tensors of a delta."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import bytes_of, code_of, has_kernels
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
-from rlsparse_store.torch.state_dict import wait_for
+from rlsparse_store.torch.state_dict import synchronize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,29 +28,26 @@ if TYPE_CHECKING:
     from rlsparse_store.files.delta_reader import DeltaReader
     from rlsparse_store.format.index.records import ChunkRecord, TensorRecord
 
-__all__ = ["Live", "Target", "check_is_base", "find_targets", "live_tensors"]
+__all__ = ["Target", "check_is_base", "find_targets", "named_tensors"]
 
 _WRAPPERS: Final = {
-    "_orig_mod.": "what torch.compile was given",
-    "module.": "what was wrapped",
+    "_orig_mod.": "the model that torch.compile was given",
+    "module.": "the model inside the wrapper",
 }
-"""What wrappers put before the names of all weights, and which model to give instead."""
+"""By the prefix that a wrapper adds to all weight names: the model to pass instead."""
 
-HASHED_BYTES: Final = 1 << 28
-"""Bytes of tensors on a device that a thread has hashed at a time."""
-
-Live = dict[str, torch.Tensor]
-"""Tensors by the names they have in a checkpoint, which share the model's memory."""
+HASH_BATCH_BYTES: Final = 1 << 28
+"""Bytes of tensors on a device that are hashed in one pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A tensor in memory and what a delta makes of it.
+    """A tensor in memory and the part of a delta that applies to it.
 
     Attributes:
-        record: What the delta says of it.
+        record: The delta's record of the tensor.
         tensor: The tensor.
-        chunks: The chunks that change it.
+        chunks: The delta's chunks of the tensor.
     """
 
     record: TensorRecord
@@ -59,142 +56,143 @@ class Target:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Bytes of the tensor."""
         return self.record.nbytes
 
     @property
     def is_direct(self) -> bool:
-        """Whether its bytes can be changed where they are."""
+        """Whether the CPU can change the tensor's bytes in place."""
         t = self.tensor
         is_aligned = t.data_ptr() % t.element_size() == 0
         return t.device.type == "cpu" and t.is_contiguous() and is_aligned
 
     @property
     def runs_kernels(self) -> bool:
-        """Whether its words can be hashed and patched on the device where they are."""
+        """Whether the GPU kernels can hash and patch the tensor in place."""
         coding = self.record.coding or self.record.dtype.coding
         return runs_kernels(self.tensor) and coding.width in (8, 16, 32)
 
     @property
     def device_bytes(self) -> torch.Tensor:
-        """Its bytes where they are, shared with it."""
+        """The tensor's bytes on its device, without a copy."""
         return self.tensor.detach().view(-1).view(torch.uint8)
 
-    def place(self, chunk: ChunkRecord) -> tuple[int, int]:
-        """The first byte of a chunk in its data, and how many bytes it has."""
+    def extent(self, chunk: ChunkRecord) -> tuple[int, int]:
+        """Return the offset of a chunk's first byte in the tensor, and its length in bytes."""
         coding = self.record.coding
         assert coding is not None  # noqa: S101 - a tensor with chunks has a coding
         return coding.nbytes(chunk.first), coding.nbytes(chunk.length)
 
     def load(self) -> NDArray[np.uint8]:
-        """Its bytes, row by row: its own memory if it is direct, else a copy."""
+        """Return the row-major bytes: the tensor's own memory if it is direct, else a copy."""
         tensor = self.tensor.detach()
         return bytes_of(tensor if self.is_direct else tensor.to("cpu", copy=True).contiguous())
 
     def store(self, data: NDArray[np.uint8]) -> None:
-        """Write back what :meth:`load` gave. Nothing to do if it is direct."""
+        """Write back the bytes of :meth:`load`. A direct tensor needs no write."""
         if not self.is_direct:
             tensor = self.tensor.detach()
             tensor.copy_(torch.from_numpy(data).view(tensor.dtype).view(tensor.shape))
 
 
 def runs_kernels(tensor: torch.Tensor) -> bool:
-    """Whether kernels run on the memory of a tensor as it is."""
+    """Return whether the GPU kernels can run on a tensor's memory."""
     return tensor.is_contiguous() and has_kernels(tensor.device)
 
 
-def live_tensors(model: Any) -> Live:  # noqa: ANN401 - a module or a mapping
-    """The tensors of a model, or of its state dict, under their names in a checkpoint.
+def named_tensors(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a module or a mapping
+    """Return the tensors of a model or state dict by checkpoint name, without copies.
 
     Raises:
-        TypeError: It is neither.
-        RlsparseError: It is a wrapper, and so its weights have other names.
+        TypeError: The argument is neither a model nor a state dict.
+        RlsparseError: The model is wrapped, which changes the names of its weights.
     """
     if isinstance(model, Mapping):
         _check_names(model)
         return dict(model)
     if not isinstance(model, torch.nn.Module):
-        msg = f"a {type(model).__name__} is neither a model nor a state dict"
+        msg = f"{type(model).__name__} is neither a model nor a state dict"
         raise TypeError(msg)
     transformers = sys.modules.get("transformers")
     if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         from rlsparse_store.torch.weight_views import checkpoint_views  # noqa: PLC0415 - takes seconds
 
-        live = checkpoint_views(model)
+        tensors = checkpoint_views(model)
     else:
-        live = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
-    _check_names(live)
-    _check_is_memory_of(model, live)
-    return live
+        tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    _check_names(tensors)
+    _check_no_copies(model, tensors)
+    return tensors
 
 
-def _check_names(live: Mapping[str, torch.Tensor]) -> None:
-    """Require that the names are those of a checkpoint, not of a model that was wrapped."""
+def _check_names(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Require the names of a checkpoint, not those of a wrapped model."""
     for prefix, inner in _WRAPPERS.items():
-        if live and all(name.startswith(prefix) for name in live):
-            msg = f"the names of all weights begin with {prefix!r}: give {inner}"
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            msg = f"all weight names begin with {prefix!r}: pass {inner}"
             raise RlsparseError(msg)
 
 
-def _check_is_memory_of(model: torch.nn.Module, live: Live) -> None:
-    """Require that tensors share the memory of a model: wrappers may hand out copies.
+def _check_no_copies(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Require that tensors share the model's memory: some wrappers return copies.
 
     Raises:
-        RlsparseError: One does not.
+        RlsparseError: A tensor is a copy.
     """
-    own = {
+    storages = {
         t.untyped_storage().data_ptr()
         for t in (*model.parameters(), *model.buffers())
         if type(t) in {torch.Tensor, torch.nn.Parameter}
     }
-    for name, t in live.items():
-        plain = type(t) in {torch.Tensor, torch.nn.Parameter} and not t.is_meta
-        if plain and t.numel() and t.untyped_storage().data_ptr() not in own:
-            msg = "is a copy of the model's weights (FSDP?): patch the model before it is wrapped"
+    for name, t in tensors.items():
+        is_plain = type(t) in {torch.Tensor, torch.nn.Parameter} and not t.is_meta
+        if is_plain and t.numel() and t.untyped_storage().data_ptr() not in storages:
+            msg = "is a copy of the model's weights (FSDP?): patch the model before wrapping it"
             raise RlsparseError(msg, tensor=printable(name))
 
 
-def find_targets(reader: DeltaReader, live: Live) -> list[Target]:
-    """What a delta is to change, and what it leaves alone, each found in memory.
+def find_targets(reader: DeltaReader, tensors: Mapping[str, torch.Tensor]) -> list[Target]:
+    """Find the tensors of a delta in memory, changed or not.
 
-    A tensor that stands under several names is one target.
+    Tied names are one target.
 
     Raises:
-        BaseMismatchError: A tensor is missing, or has another shape or dtype than the base's.
-        RlsparseError: The delta makes something of a tensor that cannot be made in its place.
+        BaseMismatchError: A tensor is missing, or differs from the base's in shape or dtype.
+        RlsparseError: The delta changes a tensor in a way that is impossible in place.
     """
     chunks = reader.index.chunks_of_tensors()
     records = {t.name: t for t in reader.index.tensors}
     found: dict[tuple[Any, ...], Target] = {}
     for t in reader.index.tensors:
         record = records[t.origin] if t.kind is Kind.ALIAS else t
-        tensor = live.get(t.name, live.get(t.origin) if t.kind is not Kind.WHOLE else None)
+        original = tensors.get(t.origin) if t.kind is not Kind.WHOLE else None
+        tensor = tensors.get(t.name, original)
         if tensor is None:
             raise wrong_base(reader, None, t.name, "is not in the model")
         _check_fits(reader, record, t.name, tensor)
         target = Target(record, tensor, chunks.get(record.name, []))
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        other = found.setdefault(place, target) if tensor.numel() else target
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        other = found.setdefault(memory, target) if tensor.numel() else target
         if other.record.tuned_digest != record.tuned_digest:
             msg = (
-                f"shares its memory with {printable(other.record.name)!r} in the model, but not "
-                "its values in the tuned checkpoint: load the model from the delta instead"
+                f"shares its memory with {printable(other.record.name)!r} in the model but has "
+                "different values in the tuned checkpoint: load the model from the delta instead"
             )
             raise RlsparseError(msg, file=reader.path, tensor=printable(t.name))
     return list(found.values())
 
 
 def _check_fits(reader: DeltaReader, t: TensorRecord, name: str, tensor: torch.Tensor) -> None:
-    """Require that the tuned tensor can stand where this one stands."""
+    """Require that the tuned tensor fits into the memory of this tensor."""
     if type(tensor) not in {torch.Tensor, torch.nn.Parameter} or tensor.is_meta:
         msg = (
             f"is a {type(tensor).__name__} on {tensor.device}: only whole tensors in memory can "
-            "be patched, so patch before they are split, quantised or offloaded"
+            "be patched; patch the model before it is sharded, quantised or offloaded"
         )
         raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     if t.widening or t.tail:
         what = "widens" if t.widening else "resizes"
-        msg = f"the delta {what} it, which cannot be done in place: load the model from the delta"
+        msg = f"the delta {what} it, which is impossible in place: load the model from the delta"
         raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     code = code_of(tensor.dtype)
     if code != t.dtype.code:
@@ -210,48 +208,48 @@ def _check_fits(reader: DeltaReader, t: TensorRecord, name: str, tensor: torch.T
 def check_is_base(
     reader: DeltaReader, targets: list[Target], threads: int, known: dict[int, bytes]
 ) -> None:
-    """Require that tensors in memory have the values that the delta was made against.
+    """Require that the tensors in memory have the base's digests.
 
     Args:
         reader: The delta.
-        targets: What it changes and leaves alone.
-        threads: Threads to read on.
-        known: Digests of tensors by the address of their memory, which grows.
+        targets: The tensors of the delta.
+        threads: Number of threads.
+        known: Cache of digests by the address of a tensor's memory; this function extends it.
 
     Raises:
-        BaseMismatchError: One has other values.
+        BaseMismatchError: A tensor has other values.
     """
 
-    def digest(some: Batch[Target]) -> list[Target]:
-        unknown = [t for t in some.items if t.tensor.data_ptr() not in known]
+    def digest(batch: Batch[Target]) -> list[Target]:
+        unknown = [t for t in batch.items if t.tensor.data_ptr() not in known]
         for target, digester in zip(unknown, _digesters(unknown), strict=True):
             known[target.tensor.data_ptr()] = digester.digest()
-        return some.items
+        return batch.items
 
-    based = [t for t in targets if t.record.kind is not Kind.WHOLE]
-    # Threads read and write them on other streams than the one that wrote them.
-    wait_for(target.tensor for target in targets)
-    for some in ordered_map(digest, _together(based), threads):
-        for target in some:
+    from_base = [t for t in targets if t.record.kind is not Kind.WHOLE]
+    # The threads use other streams than the one that wrote the tensors.
+    synchronize(target.tensor for target in targets)
+    for batch in ordered_map(digest, _hash_batches(from_base), threads):
+        for target in batch:
             t = target.record
             if known[target.tensor.data_ptr()] != (t.base_digest or t.tuned_digest):
                 raise wrong_base(reader, reader.path, t.name, "has other values in the model")
 
 
-def _together(targets: list[Target]) -> Iterator[Batch[Target]]:
-    """Tensors that are hashed together: many of a device, one of main memory."""
+def _hash_batches(targets: list[Target]) -> Iterator[Batch[Target]]:
+    """Yield batches of tensors on one device, and single tensors in main memory."""
     on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
     for target in targets:
         if target.runs_kernels:
             on_devices[target.tensor.device].append(target)
         else:
             yield Batch([target], target.nbytes)
-    for there in on_devices.values():
-        yield from batched(((target, target.nbytes) for target in there), HASHED_BYTES)
+    for on_device in on_devices.values():
+        yield from batched(((target, target.nbytes) for target in on_device), HASH_BATCH_BYTES)
 
 
 def _digesters(targets: list[Target]) -> list[TensorDigester]:
-    """The digesters of tensors that are hashed together, once they have all of their bytes."""
+    """Return the completed digesters of a batch."""
     leaves = _device_leaves(targets) if targets and targets[0].runs_kernels else None
     digesters = [TensorDigester(target.nbytes) for target in targets]
     for i, (target, digester) in enumerate(zip(targets, digesters, strict=True)):
@@ -263,7 +261,7 @@ def _digesters(targets: list[Target]) -> list[TensorDigester]:
 
 
 def _device_leaves(targets: list[Target]) -> list[NDArray[np.uint64]] | None:
-    """The leaf hashes of tensors on a device, taken there, unless its memory does not suffice."""
+    """Hash tensors on their device; return ``None`` if the device is out of memory."""
     from rlsparse_store.gpu.hashing import hash_all_on_device  # noqa: PLC0415 - needs Triton
 
     try:

@@ -1,4 +1,4 @@
-"""``patch_``: a loaded base becomes the tuned model, in place."""
+"""``patch_``: turns a loaded base into the tuned model, in place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
-from rlsparse_store.torch.model_tensors import Target, check_is_base, find_targets, live_tensors
-from rlsparse_store.torch.state_dict import wait_for
+from rlsparse_store.torch.model_tensors import Target, check_is_base, find_targets, named_tensors
+from rlsparse_store.torch.state_dict import synchronize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.index.records import ChunkRecord
 
-    Watch = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
+    OnChange = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 
 __all__ = ["patch_", "patch_targets"]
 
@@ -45,30 +45,30 @@ def patch_(
 ) -> Any:  # noqa: ANN401 - the model
     """Turn a loaded base into the tuned model, in place.
 
-    All of the model is compared with the delta's digests, and all that the delta stores with its
-    checks, before the first weight is written. If it is interrupted after that, the model is partly
-    patched. Only weights change: the configuration stays the base's.
+    Before the first write, the whole model is compared with the delta's digests and all stored
+    bytes with their checksums. An interruption after that leaves the model partly patched. Only
+    weights change: the configuration stays the base's.
 
     Args:
-        model: A module, a model of transformers, whose weights may be fused or renamed, or a
-            state dict with the names of the checkpoint. It must hold the base's weights in the
-            base's dtype, whole and in memory, on any device.
+        model: A module, a transformers model (its weights may be fused or renamed), or a state dict
+            with the checkpoint's names. It must hold the base's weights in the base's dtype, whole
+            and in memory, on any device.
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         subfolder: Folder of the delta within a repository or folder of several deltas.
-        threads: Threads to work on; all processors by default.
+        threads: Number of threads; defaults to all processors.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
-        token: Access token for the Hub; by default the stored one.
-        cache_dir: Cache of the Hub's files; by default the Hub client's.
-        local_files_only: Read only what the cache has.
+        token: Access token for the Hub; defaults to the stored one.
+        cache_dir: Cache folder of the Hub; defaults to that of ``huggingface_hub``.
+        local_files_only: Use only the cache and make no requests.
 
     Returns:
         The model.
 
     Raises:
-        NotFoundError: The delta is not there.
+        NotFoundError: The delta does not exist.
         FormatError: The delta is damaged.
         BaseMismatchError: The model is not the base.
-        RlsparseError: The delta makes something of a tensor that cannot be made in place.
+        RlsparseError: The delta cannot be applied in place.
 
     Example:
         >>> patch_(model, "qwen-grpo-delta")  # doctest: +SKIP
@@ -76,9 +76,8 @@ def patch_(
     workers = resolve_threads(threads)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with DeltaReader(find_delta(delta, revision, subfolder, access)) as reader:
-        targets = find_targets(reader, live_tensors(model))
+        targets = find_targets(reader, named_tensors(model))
         check_is_base(reader, targets, workers, {})
-        # Before anything is written.
         check_stored_bytes(reader, workers)
         try:
             patch_targets(reader, targets, workers)
@@ -92,8 +91,8 @@ def patch_(
 
 
 @dataclass(frozen=True, slots=True)
-class _ChunkGroup:
-    """Chunks of a tensor that are decoded together."""
+class _ChunkBatch:
+    """Chunks of a tensor that one thread decodes."""
 
     target: Target
     chunks: list[ChunkRecord]
@@ -101,69 +100,68 @@ class _ChunkGroup:
 
 
 def patch_targets(
-    reader: DeltaReader, targets: list[Target], threads: int, watch: Watch | None = None
+    reader: DeltaReader, targets: list[Target], threads: int, on_change: OnChange | None = None
 ) -> None:
-    """Change tensors in memory as a delta says.
+    """Apply a delta to tensors in memory.
 
     Args:
-        reader: The delta, whose stored bytes were checked.
-        targets: The tensors, which were compared with the base.
-        threads: Threads to work on.
-        watch: Told of each change before it is made: the tensor, the place of the first byte, the
-            bytes before and after. Called from several threads.
+        reader: The delta. Its stored bytes must have been checked.
+        targets: The tensors. They must have been compared with the base.
+        threads: Number of threads.
+        on_change: Called before each change with the tensor, the offset of the first byte, and the
+            bytes before and after; called on several threads.
 
     Raises:
-        FormatError: The delta is damaged. What was written before that is right.
+        FormatError: The delta is damaged. Earlier writes are correct.
     """
     decoder, scratch = ChunkDecoder(reader, None), Scratch()
 
-    def patch(piece: _ChunkGroup) -> None:
-        _patch(decoder, scratch, piece, watch)
+    def patch(batch: _ChunkBatch) -> None:
+        _patch(decoder, scratch, batch, on_change)
 
     on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
     for target in targets:
-        if watch is None and target.runs_kernels:
+        if on_change is None and target.runs_kernels:
             on_devices[target.tensor.device].append(target)
-    rest = [t for t in targets if watch is not None or not t.runs_kernels]
+    others = [t for t in targets if on_change is not None or not t.runs_kernels]
     try:
-        for device, there in on_devices.items():
+        for device, device_targets in on_devices.items():
             from rlsparse_store.gpu.patch import patch_on_device  # noqa: PLC0415 - needs Triton
 
-            patch_on_device(reader, there, device, threads)
-        for _ in ordered_map(patch, _chunk_groups(rest), threads):
+            patch_on_device(reader, device_targets, device, threads)
+        for _ in ordered_map(patch, _chunk_batches(others), threads):
             pass
     finally:
-        # Whoever uses the model, on whichever stream, finds it patched; and if it is only partly
-        # so, nothing is written to its memory any more once it is given back.
-        wait_for(target.tensor for target in targets)
+        # The caller may use the model on any stream, or free its memory after an error.
+        synchronize(target.tensor for target in targets)
 
 
-def _chunk_groups(targets: list[Target]) -> Iterator[_ChunkGroup]:
-    """Chunk by chunk where memory is changed where it is, else tensor by tensor."""
+def _chunk_batches(targets: list[Target]) -> Iterator[_ChunkBatch]:
+    """Yield single chunks of tensors that change in place, and all chunks of other tensors."""
     for target in targets:
         if target.is_direct:
             for chunk in target.chunks:
-                yield _ChunkGroup(target, [chunk], target.place(chunk)[1])
+                yield _ChunkBatch(target, [chunk], target.extent(chunk)[1])
         elif target.chunks:
-            yield _ChunkGroup(target, target.chunks, target.nbytes)
+            yield _ChunkBatch(target, target.chunks, target.nbytes)
 
 
 def _patch(
-    decoder: ChunkDecoder, scratch: Scratch, piece: _ChunkGroup, watch: Watch | None
+    decoder: ChunkDecoder, scratch: Scratch, batch: _ChunkBatch, on_change: OnChange | None
 ) -> None:
-    target = piece.target
-    whole = target.load()
+    target = batch.target
+    data = target.load()
     try:
-        for chunk in piece.chunks:
-            start, nbytes = target.place(chunk)
-            place = whole[start : start + nbytes]
-            # Decoded beside it: nothing that is not checked is ever in the model.
-            room = scratch.tuned.take(place.size)
-            room[:] = place
-            after, _ = decoder.decode(target.record, chunk, room)
-            if watch is not None:
-                watch(target, start, place, after)
-            place[:] = after
+        for chunk in batch.chunks:
+            start, nbytes = target.extent(chunk)
+            before = data[start : start + nbytes]
+            # Decoded in a copy: the model never holds unchecked words.
+            copy = scratch.tuned.take(before.size)
+            copy[:] = before
+            after, _ = decoder.decode(target.record, chunk, copy)
+            if on_change is not None:
+                on_change(target, start, before, after)
+            before[:] = after
     finally:
-        # What was watched is in the model, where undoing it expects it.
-        target.store(whole)
+        # Also after an error: on_change has already seen these changes.
+        target.store(data)

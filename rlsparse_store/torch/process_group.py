@@ -1,4 +1,4 @@
-"""The processes that hold one model together, and how they speak to each other."""
+"""Communication between the ranks that hold one model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """The ranks of a process group, of which the first one writes.
+    """The ranks of a process group. The first rank is the writer.
 
-    What they send each other is pickled, as torch does it, and comes from no one but them.
+    Messages are pickled by torch.distributed and come only from ranks of the group.
 
     Args:
         group: The process group; the default one if it is ``None``.
 
     Attributes:
-        is_writer: Whether this rank is the first one.
+        is_writer: Whether this rank is the writer.
 
     Raises:
         RlsparseError: There is no process group.
@@ -33,48 +33,51 @@ class Ranks:
 
     def __init__(self, group: Any = None) -> None:  # noqa: ANN401 - torch's
         if not (dist.is_available() and dist.is_initialized()):
-            msg = "tensors are split over ranks, but torch.distributed has no process group here"
+            msg = (
+                "the state dict holds DTensors, but torch.distributed is not initialized in this "
+                "process; call torch.distributed.init_process_group first"
+            )
             raise RlsparseError(msg)
         self._group = group
-        self._first = 0 if group is None else dist.get_global_rank(group, 0)
+        self._writer = 0 if group is None else dist.get_global_rank(group, 0)
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self.is_writer = dist.get_rank(group) == 0
 
-    def say(self, word: Any) -> Any:  # noqa: ANN401 - any word
-        """Hand every rank the writer's word; what another rank gives is not sent.
+    def broadcast(self, message: Any) -> Any:  # noqa: ANN401 - any picklable object
+        """Send the writer's message to every rank; other ranks' arguments are ignored.
 
         Raises:
-            RlsparseError: A rank is gone.
+            RlsparseError: A rank has ended.
         """
-        words = [word]
-        with self.speaking():
-            dist.broadcast_object_list(words, src=self._first, group=self._group)
-        return words[0]
+        messages = [message]
+        with self.collective():
+            dist.broadcast_object_list(messages, src=self._writer, group=self._group)
+        return messages[0]
 
-    def collect(self, mine: Any) -> list[Any]:  # noqa: ANN401 - any word
-        """What every rank gives, in the order of ranks, on each of them.
+    def all_gather(self, message: Any) -> list[Any]:  # noqa: ANN401 - any picklable object
+        """Return every rank's message, in rank order, on every rank.
 
         Raises:
-            RlsparseError: A rank is gone.
+            RlsparseError: A rank has ended.
         """
-        found: list[Any] = [None] * dist.get_world_size(self._group)
-        with self.speaking():
-            dist.all_gather_object(found, mine, group=self._group)
-        return found
+        messages: list[Any] = [None] * dist.get_world_size(self._group)
+        with self.collective():
+            dist.all_gather_object(messages, message, group=self._group)
+        return messages
 
     @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """Speak from this rank's device, which is not the one that a new thread begins with.
+    def collective(self) -> Iterator[None]:
+        """Run a collective on this rank's device, which new threads do not inherit.
 
         Raises:
-            RlsparseError: A rank is gone, or this one has no memory for what it is sent.
+            RlsparseError: A rank has ended, or this rank is out of memory.
         """
         try:
             with nullcontext() if self._device is None else torch.cuda.device(self._device):
                 yield
         except RuntimeError as error:
-            msg = f"the ranks cannot reach each other any more: has one ended? ({error})"
-            # Of main memory, torch has no error of its own kind.
+            msg = f"communication between the ranks failed; a rank may have ended ({error})"
+            # torch reports exhausted main memory as a plain RuntimeError.
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                msg = f"no memory left on this rank for what the others send it: {error}"
+                msg = f"this rank is out of memory for a collective: {error}"
             raise RlsparseError(msg) from error

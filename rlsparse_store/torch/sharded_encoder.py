@@ -1,4 +1,4 @@
-"""Encoding a state dict that is split over ranks: all of them hold it, the first one writes."""
+"""Encoding a state dict of DTensors: every rank takes part, the first rank writes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rlsparse_store.errors import CheckpointError, RlsparseError
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.format.names import printable
-from rlsparse_store.torch.dtensor import GatherCoder, Gatherer, SplitTensor, is_split
-from rlsparse_store.torch.state_dict import describe, live_tensor
+from rlsparse_store.torch.dtensor import DTensorReader, GatherCoder, Gatherer, is_dtensor
+from rlsparse_store.torch.state_dict import dtype_and_shape, live_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,90 +25,90 @@ __all__ = ["encode_sharded"]
 
 
 def encode_sharded(
-    ranks: Ranks, tensors: Mapping[str, Any], coder: SpanCoder, room: int, write: Write
+    ranks: Ranks, tensors: Mapping[str, Any], coder: SpanCoder, capacity: int, write: Write
 ) -> EncodeReport:
-    """Encode a state dict that is split over ranks. Every rank calls it.
+    """Encode a state dict that holds DTensors. Every rank calls this function.
 
     Args:
         ranks: The ranks.
-        tensors: The state dict, the same on every rank but for the parts that each has.
-        coder: Codes on the writer.
-        room: Bytes of gathered tensors to keep.
+        tensors: The state dict: the same names, dtypes and shapes on every rank.
+        coder: Codes spans on the writer.
+        capacity: Bytes of gathered tensors to cache on the writer.
         write: Writes the delta of a checkpoint; called on the writer only.
 
     Returns:
-        What was stored, on every rank.
+        The writer's report, on every rank.
 
     Raises:
-        RlsparseError: Any rank failed, or is gone; on every rank.
+        RlsparseError: A rank failed or has ended; raised on every rank.
     """
-    _agree(ranks, tensors)
-    split = {name: tensor for name, tensor in tensors.items() if is_split(tensor)}
-    gathered = Gatherer(ranks, split, room)
+    _check_agreement(ranks, tensors)
+    dtensors = {name: tensor for name, tensor in tensors.items() if is_dtensor(tensor)}
+    gatherer = Gatherer(ranks, dtensors, capacity)
     if not ranks.is_writer:
-        return _error_from_message(gathered.serve())
+        return _report_or_raise(gatherer.serve())
     try:
         checkpoint = checkpoint_in_memory(
-            {name: _readable(name, tensor, gathered) for name, tensor in tensors.items()}
+            {name: _readable(name, tensor, gatherer) for name, tensor in tensors.items()}
         )
-        report = write(checkpoint, GatherCoder(coder, gathered, set(split)))
+        report = write(checkpoint, GatherCoder(coder, gatherer, set(dtensors)))
     except BaseException as error:
-        # Whatever it is, the others wait for a last word.
-        ranks.say(_error_to_message(error))
+        # The other ranks wait for a last message, whatever the error.
+        ranks.broadcast(_error_message(error))
         raise
-    ranks.say(report)
+    ranks.broadcast(report)
     return report
 
 
-def _readable(name: str, tensor: Any, gathered: Gatherer) -> TensorBytes:  # noqa: ANN401 - a tensor
-    if is_split(tensor):
-        return SplitTensor(name, *describe(name, tensor), gathered)
+def _readable(name: str, tensor: Any, gatherer: Gatherer) -> TensorBytes:  # noqa: ANN401 - a tensor
+    if is_dtensor(tensor):
+        return DTensorReader(name, *dtype_and_shape(name, tensor), gatherer)
     return live_tensor(name, tensor)
 
 
-def _agree(ranks: Ranks, tensors: Mapping[str, Any]) -> None:
-    """Require that the tensors of every rank can be encoded, and are the same ones.
+def _check_agreement(ranks: Ranks, tensors: Mapping[str, Any]) -> None:
+    """Require that every rank holds the same tensors and that all can be encoded.
 
     Raises:
-        RlsparseError: One cannot be; on every rank.
+        RlsparseError: A rank's tensor cannot be encoded; raised on every rank.
         CheckpointError: The ranks hold different state dicts.
     """
-    found = ranks.collect(_described(tensors))
-    for word in found:
-        if isinstance(word, RlsparseError):
-            raise word
-    for rank, other in enumerate(found):
-        differing = dict(found[0].items() ^ other.items())
+    summaries = ranks.all_gather(_summary(tensors))
+    for summary in summaries:
+        if isinstance(summary, RlsparseError):
+            raise summary
+    for rank, summary in enumerate(summaries):
+        differing = dict(summaries[0].items() ^ summary.items())
         if differing:
-            msg = f"differs between ranks 0 and {rank}: every rank encodes the same state dict"
+            msg = f"differs between ranks 0 and {rank}: pass the same state dict on every rank"
             raise CheckpointError(msg, tensor=printable(min(differing)))
 
 
-def _described(
+def _summary(
     tensors: Mapping[str, Any],
 ) -> dict[str, tuple[str, tuple[int, ...], bool]] | RlsparseError:
-    """What this rank has, or what is wrong with it."""
+    """Return the dtype, shape and kind of this rank's tensors, or the error of one of them."""
     try:
         for name, tensor in tensors.items():
-            if not is_split(tensor):
+            if not is_dtensor(tensor):
                 live_tensor(name, tensor)
-        described = {name: describe(name, tensor) for name, tensor in tensors.items()}
+        found = {name: dtype_and_shape(name, tensor) for name, tensor in tensors.items()}
     except RlsparseError as error:
         return error
     return {
-        name: (dtype.code, shape, is_split(tensors[name]))
-        for name, (dtype, shape) in described.items()
+        name: (dtype.code, shape, is_dtensor(tensors[name]))
+        for name, (dtype, shape) in found.items()
     }
 
 
-def _error_to_message(error: BaseException) -> RlsparseError:
-    """An error as the other ranks are told it."""
+def _error_message(error: BaseException) -> RlsparseError:
+    """Return an error as the other ranks receive it."""
     if isinstance(error, RlsparseError):
         return error
-    return RlsparseError(f"the writing rank failed: {type(error).__name__}: {error}")
+    return RlsparseError(f"rank 0 failed: {type(error).__name__}: {error}")
 
 
-def _error_from_message(word: EncodeReport | RlsparseError) -> EncodeReport:
-    if isinstance(word, RlsparseError):
-        raise word
-    return word
+def _report_or_raise(message: EncodeReport | RlsparseError) -> EncodeReport:
+    if isinstance(message, RlsparseError):
+        raise message
+    return message

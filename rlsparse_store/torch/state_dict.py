@@ -1,4 +1,4 @@
-"""Live tensors as the bytes of a checkpoint, read where they are."""
+"""A state dict in memory as the checkpoint that saving it would write."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.checkpoint import Checkpoint
 
-__all__ = ["describe", "live_checkpoint", "live_tensor", "wait_for"]
+__all__ = ["dtype_and_shape", "live_checkpoint", "live_tensor", "synchronize"]
 
 
-def wait_for(tensors: Iterable[Any]) -> None:
-    """Wait for the devices that tensors lie on: what was begun there, on any stream, is done."""
+def synchronize(tensors: Iterable[Any]) -> None:
+    """Wait until the tensors' devices have finished all work, on every stream."""
     for device in {t.device for t in tensors if isinstance(t, torch.Tensor) and t.is_cuda}:
         torch.cuda.synchronize(device)
 
 
 def live_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
-    """A state dict as the checkpoint that saving it in one file would give.
+    """Return the checkpoint that saving a state dict in one file would write.
 
     Args:
-        tensors: Tensors by name, whole, on any device. One that is not contiguous is copied.
+        tensors: Whole tensors by name, on any device. Non-contiguous tensors are copied.
 
     Raises:
-        UnsupportedDtypeError: A tensor is of a kind or dtype that no checkpoint has.
+        UnsupportedDtypeError: A checkpoint cannot hold a tensor of this type or dtype.
     """
     return checkpoint_in_memory({name: live_tensor(name, t) for name, t in tensors.items()})
 
 
-def live_tensor(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - anything a state dict holds
-    """A tensor of a state dict, to be read where it is.
+def live_tensor(name: str, tensor: Any) -> LiveTensor:  # noqa: ANN401 - any value of a state dict
+    """Wrap a tensor of a state dict so that its bytes can be read.
 
     Raises:
-        UnsupportedDtypeError: It is of a kind or dtype that no checkpoint has.
+        UnsupportedDtypeError: A checkpoint cannot hold a tensor of this type or dtype.
     """
     is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_meta
     if not is_plain or tensor.layout is not torch.strided:
         msg = (
-            f"is a {type(tensor).__name__}, not a whole tensor in memory: gather what is sharded "
-            "(full_tensor()), and leave out what is no tensor"
+            f"is a {type(tensor).__name__}, not a whole dense tensor in memory: gather sharded "
+            "tensors (full_tensor()) and remove values that are not tensors"
         )
         raise UnsupportedDtypeError(msg, tensor=printable(name))
-    dtype, shape = describe(name, tensor)
+    dtype, shape = dtype_and_shape(name, tensor)
     return LiveTensor(tensor.detach().contiguous().view(-1).view(torch.uint8), dtype, shape)
 
 
-def describe(name: str, tensor: Any) -> tuple[Dtype, tuple[int, ...]]:  # noqa: ANN401 - a tensor
-    """The dtype and the dimensions that a tensor has in a checkpoint.
+def dtype_and_shape(name: str, tensor: Any) -> tuple[Dtype, tuple[int, ...]]:  # noqa: ANN401 - a tensor
+    """Return the dtype and the dimensions of a tensor in a checkpoint.
 
     Raises:
-        UnsupportedDtypeError: No checkpoint has its dtype.
+        UnsupportedDtypeError: safetensors has no such dtype.
     """
     code = code_of(tensor.dtype)
     if code is None:
@@ -67,6 +67,6 @@ def describe(name: str, tensor: Any) -> tuple[Dtype, tuple[int, ...]]:  # noqa: 
         raise UnsupportedDtypeError(msg, tensor=printable(name))
     shape = tuple(tensor.shape)
     if code == "F4":
-        # Two of its elements are one of torch's.
+        # A torch element holds two F4 elements.
         shape = (*shape[:-1], 2 * shape[-1])
     return DTYPES[code], shape

@@ -16,10 +16,10 @@ from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
-from rlsparse_store.torch.model_tensors import check_is_base, find_targets, live_tensors
+from rlsparse_store.torch.model_tensors import check_is_base, find_targets, named_tensors
 from rlsparse_store.torch.patch import patch_targets
-from rlsparse_store.torch.state_dict import wait_for
-from rlsparse_store.torch.undo_log import SwapGroup, UndoLog, swap_groups
+from rlsparse_store.torch.state_dict import synchronize
+from rlsparse_store.torch.undo_log import SwapBatch, UndoLog, swap_batches
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -29,63 +29,61 @@ if TYPE_CHECKING:
 __all__ = ["DeltaSwitch"]
 
 
-class _Visit(NamedTuple):
-    """A delta as it was on disk: one that is written anew is another one.
+class _DeltaFiles(NamedTuple):
+    """The files of a delta on disk. A delta that is rewritten has other ones.
 
     Attributes:
-        folder: Its folder.
-        files: Name, length and time of change of each of its files.
+        folder: Folder of the delta.
+        files: Name, size and modification time of each file.
     """
 
     folder: Path
     files: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, folder: Path) -> _Visit:
-        """The delta in a folder, as it is now."""
+    def of(cls, folder: Path) -> _DeltaFiles:
+        """Return the current files of a delta."""
         folder = folder.resolve()
-        found = sorted((folder / DELTA_FOLDER).glob("*"))
-        states = [(path.name, path.stat()) for path in found]
-        return cls(folder, tuple((name, s.st_size, s.st_mtime_ns) for name, s in states))
+        paths = sorted((folder / DELTA_FOLDER).glob("*"))
+        stats = [(path.name, path.stat()) for path in paths]
+        return cls(folder, tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats))
 
 
-def _places(model: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - a module or a mapping
-    """Where the weights of a model lie."""
+def _addresses(model: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - a module or a mapping
+    """Return the device, dtype and address of each weight."""
     weights = model.values() if isinstance(model, Mapping) else model.parameters()
     return [(t.device, t.dtype, t.data_ptr()) for t in weights]
 
 
-def _wait_for(groups: list[SwapGroup]) -> None:
-    wait_for(group.target.tensor for group in groups)
+def _synchronize(batches: list[SwapBatch]) -> None:
+    synchronize(batch.target.tensor for batch in batches)
 
 
 class DeltaSwitch:
-    """Holds a loaded base and turns it into tuned models and back, in place and bit for bit.
+    """Turns a loaded base into tuned models and back, in place and bit for bit.
 
-    A delta is decoded when it is visited for the first time, and what it changed is kept: one bit
-    per weight for the places, and the words themselves; together about 11 % of a bfloat16 model at
-    5 % density. Coming back later exchanges those words, without decoding.
+    The first switch to a delta decodes it and keeps the replaced words: a mask of one bit per
+    weight and the words themselves, together about 11 % of a bfloat16 model at 5 % density. Later
+    switches exchange these words without decoding.
 
-    Make it when the model is where it will stay, before it is wrapped (FSDP, torch.compile), and
-    use it from one thread. Only weights change: the configuration stays the base's.
+    Create the switch after the model is on its final device and before it is wrapped (FSDP,
+    torch.compile), and use it from one thread. Only weights change: the configuration stays the
+    base's. Words are exchanged in main memory: a tensor on another device is copied there and back.
 
-    Words are exchanged in main memory: of a model on a device, each tensor that a delta changes is
-    copied there and back.
-
-    While it is in use, nothing else may write to the weights. That is noticed where words that a
-    delta changes are not what they were left as.
+    While the switch is in use, nothing else may write to the weights. The switch detects such a
+    write if it touches a word that a delta changes.
 
     Args:
         model: As for :func:`rlsparse_store.torch.patch_`. It must hold the base's weights.
-        memory: Bytes of main memory for deltas that were visited, beyond the current one; those
-            not used for longest are given up. By default as many as the model has.
-        threads: Threads to work on; all processors by default.
-        token: Access token for the Hub; by default the stored one.
-        cache_dir: Cache of the Hub's files; by default the Hub client's.
-        local_files_only: Read only what the cache has.
+        memory: Bytes of main memory for the words of deltas other than the current one. The least
+            recently used delta is dropped first. Defaults to the size of the model.
+        threads: Number of threads; defaults to all processors.
+        token: Access token for the Hub; defaults to the stored one.
+        cache_dir: Cache folder of the Hub; defaults to that of ``huggingface_hub``.
+        local_files_only: Use only the cache and make no requests.
 
     Attributes:
-        current: The delta that the model is now, as it was named; ``None`` for the base.
+        current: The delta that the model holds, as passed to :meth:`to`; ``None`` for the base.
 
     Example:
         >>> with DeltaSwitch(model) as switch:  # doctest: +SKIP
@@ -108,17 +106,22 @@ class DeltaSwitch:
             token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         self._model = model
-        self._places = _places(model)
-        self._is_moving = False
+        self._initial_addresses = _addresses(model)
+        self._is_switching = False
         self._lock = threading.Lock()
-        self._live = live_tensors(model)
-        own = sum(t.numel() * t.element_size() for t in self._live.values())
-        self._memory = own if memory is None else memory
+        self._tensors = named_tensors(model)
+        model_bytes = sum(t.numel() * t.element_size() for t in self._tensors.values())
+        self._memory = model_bytes if memory is None else memory
         self._threads = resolve_threads(threads)
         self._digests: dict[int, bytes] = {}
-        self._visited: OrderedDict[_Visit, UndoLog] = OrderedDict()
-        self._here: UndoLog | None = None
+        self._logs: OrderedDict[_DeltaFiles, UndoLog] = OrderedDict()
+        self._current_log: UndoLog | None = None
         self.current: str | PathLike[str] | None = None
+
+    def __repr__(self) -> str:
+        model, nbytes = type(self._model).__name__, sum(log.nbytes for log in self._logs.values())
+        current = None if self.current is None else str(self.current)
+        return f"DeltaSwitch({model}, {current=}, deltas={len(self._logs)}, {nbytes=})"
 
     def to(self, delta: str | PathLike[str] | None) -> None:
         """Turn the model into a tuned one, or back into the base.
@@ -127,33 +130,25 @@ class DeltaSwitch:
             delta: Folder of the delta, or ``org/name[@revision]``; ``None`` for the base.
 
         Raises:
-            NotFoundError: The delta is not there.
+            NotFoundError: The delta does not exist.
             FormatError: The delta is damaged.
             BaseMismatchError: The model is not the delta's base.
-            RlsparseError: The delta makes something of a tensor that cannot be made in place, or
-                something else wrote to the weights. The model is then as it was before.
+            RlsparseError: The delta cannot be applied in place, or something else wrote to the
+                weights. The model then holds the same weights as before the call.
         """
         if not self._lock.acquire(blocking=False):
             msg = "another thread is switching this model; use a switch from one thread"
             raise RlsparseError(msg)
         try:
-            self._check_in_place()
-            self._become(delta)
+            self._check_weights_in_place()
+            if delta is None:
+                self._exchange(None)
+            else:
+                self._switch_to(find_delta(delta, None, "", self._access))
             self.current = delta
-            self._forget()
+            self._evict()
         finally:
             self._lock.release()
-
-    def _become(self, delta: str | PathLike[str] | None) -> None:
-        if delta is None:
-            self._move(None)
-        else:
-            visit = _Visit.of(find_delta(delta, None, "", self._access))
-            if visit in self._visited:
-                self._visited.move_to_end(visit)
-                self._move(self._visited[visit])
-            else:
-                self._visit(visit)
 
     def __enter__(self) -> Self:
         """Return the switch itself."""
@@ -168,71 +163,80 @@ class DeltaSwitch:
         """Turn the model back into the base."""
         self.to(None)
 
-    def _visit(self, visit: _Visit) -> None:
-        """Decode a delta for the first time, from the base."""
-        with DeltaReader(visit.folder) as reader:
-            targets = find_targets(reader, self._live)
-            before, changes = self._here, UndoLog()
-            self._move(None)
+    def _switch_to(self, folder: Path) -> None:
+        files = _DeltaFiles.of(folder)
+        if files in self._logs:
+            self._logs.move_to_end(files)
+            self._exchange(self._logs[files])
+        else:
+            self._decode(files)
+
+    def _decode(self, files: _DeltaFiles) -> None:
+        """Apply a delta to the base for the first time."""
+        with DeltaReader(files.folder) as reader:
+            targets = find_targets(reader, self._tensors)
+            previous, log = self._current_log, UndoLog()
+            self._exchange(None)
             try:
                 check_is_base(reader, targets, self._threads, self._digests)
                 check_stored_bytes(reader, self._threads)
-                patch_targets(reader, targets, self._threads, changes.add)
+                patch_targets(reader, targets, self._threads, log.add)
             except BaseException:
-                # What was patched goes back first, then all of it to where it was.
-                self._here = changes
-                self._move(before)
+                # Undo the part that was patched, then return to the previous delta.
+                self._current_log = log
+                self._exchange(previous)
                 raise
-        self._here = self._visited[visit] = changes
+        self._current_log = self._logs[files] = log
 
-    def _move(self, to: UndoLog | None) -> None:
-        """Leave what the model is and enter another visited delta, or none."""
-        if to is self._here:
+    def _exchange(self, log: UndoLog | None) -> None:
+        """Undo the current delta and redo the delta of another log; ``None`` for the base."""
+        if log is self._current_log:
             return
-        groups = list(swap_groups([step for step in (self._here, to) if step is not None]))
-        # What was begun with the weights, on any stream, is done with them first.
-        _wait_for(groups)
-        self._is_moving = True
+        logs = [each for each in (self._current_log, log) if each is not None]
+        batches = list(swap_batches(logs))
+        # Work that was started on the weights, on any stream, must finish first.
+        _synchronize(batches)
+        self._is_switching = True
         try:
-            # Closed before anything is undone: threads go on until then.
-            with closing(ordered_map(SwapGroup.exchange, groups, self._threads)) as done:
-                failed = [group for group in done if group.failed]
-            # Threads copy on the default stream, whichever the caller's is.
-            _wait_for(groups)
+            # Closed before anything is undone: its threads run until then.
+            with closing(ordered_map(SwapBatch.exchange, batches, self._threads)) as exchanged:
+                failed = [batch for batch in exchanged if batch.failed]
+            # The threads copy on the default stream, not on the caller's.
+            _synchronize(batches)
         except BaseException:
-            self._undo(groups)
+            self._undo(batches)
             raise
         if failed:
-            self._undo(groups)
-            msg = "was written to by something else since the model was switched; load it again"
+            self._undo(batches)
+            msg = "was written to by something else since the last switch; load the model again"
             raise RlsparseError(msg, tensor=printable(failed[0].target.record.name))
-        self._here, self._is_moving = to, False
+        self._current_log, self._is_switching = log, False
 
-    def _undo(self, groups: list[SwapGroup]) -> None:
-        """Go back to where a move began."""
-        _wait_for(groups)
-        for group in groups:
-            group.undo()
-        _wait_for(groups)
-        self._is_moving = False
+    def _undo(self, batches: list[SwapBatch]) -> None:
+        """Undo an exchange that did not complete."""
+        _synchronize(batches)
+        for batch in batches:
+            batch.undo()
+        _synchronize(batches)
+        self._is_switching = False
 
-    def _check_in_place(self) -> None:
-        """Require that the model is whole, and its weights are where they were."""
-        if self._is_moving:
-            msg = "a move was interrupted and could not be undone; load the model again"
+    def _check_weights_in_place(self) -> None:
+        """Require that no switch is incomplete and that the weights kept their addresses."""
+        if self._is_switching:
+            msg = "a switch was interrupted and could not be undone; load the model again"
             raise RlsparseError(msg)
-        if self._places != _places(self._model):
+        if self._initial_addresses != _addresses(self._model):
             msg = (
-                "the model's weights were moved, cast or replaced since the switch was made: load "
-                "the base again, and make the switch when it is where it will stay"
+                "the model's weights were moved, cast or replaced since the switch was created; "
+                "load the base again and create the switch once the model is on its final device"
             )
             raise RlsparseError(msg)
 
-    def _forget(self) -> None:
-        """Give up what was not used for longest, until the rest fits."""
-        others = [visit for visit, v in self._visited.items() if v is not self._here]
-        total = sum(self._visited[visit].nbytes for visit in others)
-        for visit in others:
+    def _evict(self) -> None:
+        """Drop the least recently used deltas until the others fit in memory."""
+        others = [files for files, log in self._logs.items() if log is not self._current_log]
+        total = sum(self._logs[files].nbytes for files in others)
+        for files in others:
             if total <= self._memory:
                 break
-            total -= self._visited.pop(visit).nbytes
+            total -= self._logs.pop(files).nbytes

@@ -1,4 +1,4 @@
-"""What a delta changed in tensors in memory, kept so that it can be undone and done again."""
+"""The words that a delta changed in memory, kept so that the change can be undone and redone."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
     from rlsparse_store.format.words import Words
     from rlsparse_store.torch.model_tensors import Target
 
-__all__ = ["SwapGroup", "UndoLog", "WordSwap", "swap_groups"]
+__all__ = ["SwapBatch", "UndoLog", "WordSwap", "swap_batches"]
 
 BLOCK_BYTES: Final = 1 << 19
-"""Bytes of a tensor that leave one delta and enter the next together: they stay in the cache."""
+"""Bytes of a tensor whose swaps run back to back, so that they stay in the CPU cache."""
 
-GROUP_BYTES: Final = 16 << 20
-"""Bytes of a tensor that a thread is given at a time."""
+BATCH_BYTES: Final = 16 << 20
+"""Bytes of a tensor that one thread handles in one piece of work."""
 
 
 @dataclass(slots=True, eq=False)
 class WordSwap:
-    """The words in which a stretch of a tensor differs between two states, and the other's.
+    """Words of a tensor that differ between two states, with the values of the other state.
 
-    Moving to the other state exchanges them with the tensor's: afterwards they are the ones that
-    lead back. The contexts of a delta are found in the base's words and cannot be found in the
-    tuned ones, so the way back has to be kept.
+    An exchange swaps these values with the tensor's words and so leads to the other state; a second
+    exchange leads back. The values are kept because a delta cannot be inverted: its contexts depend
+    on the base's words.
 
     Attributes:
-        start: Place of the stretch's first byte in the tensor.
-        end: Place after its last.
-        mask: One bit per word, set where it differs.
-        values: The words of the other state.
-        held: Hash of ``values``.
-        expected: Hash that the words must have that they are exchanged for.
+        start: Offset of the first byte in the tensor.
+        end: Offset after the last byte.
+        mask: One bit per word, set where the states differ.
+        values: The differing words of the other state.
+        values_hash: Hash of ``values``.
+        expected_hash: Hash of the tensor's words that the next exchange replaces.
     """
 
     start: int
     end: int
     mask: NDArray[np.uint8]
     values: Words
-    held: int
-    expected: int
+    values_hash: int
+    expected_hash: int
 
     @classmethod
     def between(cls, start: int, before: Words, after: Words) -> WordSwap | None:
-        """What leads from ``after``, which the tensor holds, back to ``before``, if they differ."""
+        """Return the swap from ``after``, the tensor's words, to ``before``; ``None`` if equal."""
         mask, old = get_backend().record(before, after)
         if old.size == 0:
             return None
@@ -65,30 +65,30 @@ class WordSwap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes of memory in use."""
         return self.mask.nbytes + self.values.nbytes
 
     def exchange(self, data: NDArray[np.uint8]) -> bool:
-        """Move a tensor to the other state, unless its words are not the ones expected.
+        """Move a tensor to the other state if it holds the expected words.
 
         Args:
             data: The tensor's bytes.
 
         Returns:
-            Whether it moved; if not, nothing is changed.
+            Whether the words were exchanged. If not, the tensor is unchanged.
         """
         backend = get_backend()
         words = data[self.start : self.end].view(self.values.dtype)
         backend.exchange(words, self.mask, self.values)
         is_expected = False
         try:
-            is_expected = _hash(self.values) == self.expected
+            is_expected = _hash(self.values) == self.expected_hash
         finally:
             if not is_expected:
                 backend.exchange(words, self.mask, self.values)
         if not is_expected:
             return False
-        self.held, self.expected = self.expected, self.held
+        self.values_hash, self.expected_hash = self.expected_hash, self.values_hash
         return True
 
 
@@ -98,12 +98,12 @@ def _hash(words: Words) -> int:
 
 @dataclass(slots=True, eq=False)
 class UndoLog:
-    """All that a delta changed, block by block. Threads may add to it.
+    """All swaps of one delta, by block. Several threads may add to it.
 
     Attributes:
-        targets: The tensors by the address of their memory.
-        blocks: The changes of each block, by address and number of the block.
-        nbytes: Bytes of memory that they take.
+        targets: Tensors by the address of their memory.
+        blocks: Swaps by address and block number.
+        nbytes: Bytes of memory in use.
     """
 
     targets: dict[int, Target] = field(default_factory=dict)
@@ -114,98 +114,98 @@ class UndoLog:
     def add(
         self, target: Target, start: int, before: NDArray[np.uint8], after: NDArray[np.uint8]
     ) -> None:
-        """Keep what changed in a stretch of a tensor.
+        """Record a change of consecutive bytes of a tensor.
 
         Args:
             target: The tensor.
-            start: Place of the stretch's first byte.
-            before: Its bytes before.
-            after: Its bytes now.
+            start: Offset of the first byte.
+            before: The bytes before the change.
+            after: The bytes after the change.
         """
         coding = target.record.coding or target.record.dtype.coding
         width = max(8, coding.width)
         address, end = target.tensor.data_ptr(), start + before.size
-        found: list[tuple[int, WordSwap]] = []
+        swaps: list[tuple[int, WordSwap]] = []
         for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
             first = max(start, number * BLOCK_BYTES)
             part = slice(first - start, min(end, (number + 1) * BLOCK_BYTES) - start)
-            change = WordSwap.between(
+            swap = WordSwap.between(
                 first, as_words(before[part], width), as_words(after[part], width)
             )
-            if change is not None:
-                found.append((number, change))
-        # All of it or nothing: what is kept here is made next.
+            if swap is not None:
+                swaps.append((number, swap))
+        # All swaps are recorded or none: the caller changes the tensor right after this.
         with self._lock:
             self.targets[address] = target
-            for number, change in found:
-                self.blocks.setdefault((address, number), []).append(change)
-                self.nbytes += change.nbytes
+            for number, swap in swaps:
+                self.blocks.setdefault((address, number), []).append(swap)
+                self.nbytes += swap.nbytes
 
 
 @dataclass(slots=True, eq=False)
-class SwapGroup:
-    """Changes of one tensor that are made one after the other.
+class SwapBatch:
+    """Swaps of one tensor that run one after the other on one thread.
 
     Attributes:
         target: The tensor.
-        changes: The changes, those of one block together.
-        nbytes: Bytes of the tensor that they lie in.
-        done: How many were made.
+        swaps: The swaps, those of one block back to back.
+        nbytes: Bytes of the tensor's blocks.
+        done: Number of swaps that were exchanged.
     """
 
     target: Target
-    changes: list[WordSwap]
+    swaps: list[WordSwap]
     nbytes: int
     done: int = 0
 
     @property
     def failed(self) -> bool:
-        """Whether a change found other words than it expected."""
-        return self.done < len(self.changes)
+        """Whether the tensor did not hold the words that a swap expected."""
+        return self.done < len(self.swaps)
 
-    def exchange(self) -> SwapGroup:
-        """Make the changes, up to the first that does not find what it expects."""
+    def exchange(self) -> SwapBatch:
+        """Exchange the swaps, up to the first one that fails."""
         data = self.target.load()
         try:
-            for change in self.changes:
-                if not change.exchange(data):
+            for swap in self.swaps:
+                if not swap.exchange(data):
                     break
                 self.done += 1
         finally:
-            # What was done so far is in the model, where undoing it expects it.
+            # Also after an error: undo() expects the exchanged words in the model.
             self.target.store(data)
         return self
 
     def undo(self) -> None:
-        """Undo the changes that were made, from last to first."""
+        """Undo the exchanged swaps, last one first."""
         data = self.target.load()
-        for change in reversed(self.changes[: self.done]):
-            change.exchange(data)
+        for swap in reversed(self.swaps[: self.done]):
+            swap.exchange(data)
         self.target.store(data)
 
 
-def swap_groups(steps: list[UndoLog]) -> Iterator[SwapGroup]:
-    """The changes of some steps, made block by block: each block takes all steps at once.
+def swap_batches(logs: list[UndoLog]) -> Iterator[SwapBatch]:
+    """Yield the swaps of several logs in batches. Each block runs the swaps of all logs in order.
 
     Args:
-        steps: What is left and what is entered, in this order.
+        logs: The log of the delta to leave, then the log of the delta to enter.
     """
     blocks: defaultdict[tuple[int, int], list[WordSwap]] = defaultdict(list)
     targets: dict[int, Target] = {}
-    for step in steps:
-        targets.update(step.targets)
-        for block, changes in step.blocks.items():
-            blocks[block] += changes
-    group: SwapGroup | None = None
-    for (address, _), changes in sorted(blocks.items(), key=lambda item: item[0]):
+    for log in logs:
+        targets.update(log.targets)
+        for block, swaps in log.blocks.items():
+            blocks[block] += swaps
+    batch: SwapBatch | None = None
+    for (address, _), swaps in sorted(blocks.items(), key=lambda item: item[0]):
         target = targets[address]
-        # What is loaded and stored as a whole is one group, for one thread.
-        full = group is not None and group.nbytes >= GROUP_BYTES and target.is_direct
-        if group is None or group.target.tensor.data_ptr() != address or full:
-            if group is not None:
-                yield group
-            group = SwapGroup(target, [], 0)
-        group.changes += changes
-        group.nbytes += BLOCK_BYTES
-    if group is not None:
-        yield group
+        # A tensor that is loaded and stored as a whole is one batch, for one thread.
+        is_full = batch is not None and batch.nbytes >= BATCH_BYTES and target.is_direct
+        if batch is None or batch.target.tensor.data_ptr() != address or is_full:
+            if batch is not None:
+                yield batch
+            batch = SwapBatch(target, [], 0)
+        batch.swaps += swaps
+        batch.nbytes += BLOCK_BYTES
+    if batch is not None:
+        yield batch

@@ -1,8 +1,8 @@
-"""A loaded model's weights under the names they have in a checkpoint.
+"""A loaded model's weights under their checkpoint names.
 
-Transformers renames and fuses weights while it loads them, experts of one layer into one tensor for
-example, and undoes that while it saves. What saving would do is asked of transformers itself; where
-it only selects and rearranges, the result is a view of the model's own memory.
+Transformers renames and fuses weights when it loads them (for example, the experts of a layer
+become one tensor) and reverts this when it saves them. This module runs the reversion on element
+positions: if it only selects and rearranges, the result is a view of the model's memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["checkpoint_views"]
 
 
 def checkpoint_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors that ``save_pretrained`` would write, as views of the model's weights.
+    """Return the tensors that ``save_pretrained`` would write, as views of the model's weights.
 
     Args:
-        model: The model. Its weights must not be split over devices.
+        model: The model. Its weights must not be sharded over devices.
 
     Returns:
-        Tensors by their names in the checkpoint, each sharing the model's memory. A weight that
-        is computed from several of the model's, or not a plain rearrangement, is left out.
+        Tensors by checkpoint name, each sharing the model's memory. Tensors that are not a plain
+        rearrangement of one weight are omitted.
 
     Example:
         >>> checkpoint_views(model)["model.layers.0.mlp.experts.3.up_proj.weight"].shape
@@ -46,36 +46,36 @@ def checkpoint_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    places = [(t.data_ptr(), t.shape, t.stride()) for t in (one, other)]
-    return places[0] == places[1]
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in (one, other)]
+    return views[0] == views[1]
 
 
-def _views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - theirs
-    """What saving makes of one weight, as views of it."""
-    # A weight that is only renamed comes back as the very object that went in.
+def _views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - any model
+    """Return views of one weight by the names under which it is saved."""
+    # Renaming alone returns the same object.
     probe = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     try:
-        parts = _reverted(model, name, probe)
+        parts = _revert(model, name, probe)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        # It is one of several that only make sense together.
+        # The conversion needs several weights at once.
         return {}
     if all(part is probe for part in parts.values()):
         return dict.fromkeys(parts, weight)
-    # Of any other it is asked where its elements go: their positions are sent instead of them.
-    kind = torch.int32 if weight.numel() < 2**31 else torch.int64
-    positions = torch.arange(weight.numel(), dtype=kind).view(weight.shape)
-    moved = _reverted(model, name, positions)
-    views = {target: _view_at(weight, part) for target, part in moved.items()}
+    # Convert the positions of the elements to see where each element goes.
+    dtype = torch.int32 if weight.numel() < 2**31 else torch.int64
+    positions = torch.arange(weight.numel(), dtype=dtype).view(weight.shape)
+    reverted = _revert(model, name, positions)
+    views = {target: _view_at(weight, part) for target, part in reverted.items()}
     return {target: view for target, view in views.items() if view is not None}
 
 
-def _reverted(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - theirs
+def _revert(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - any model
     parts: dict[str, torch.Tensor] = revert_weight_conversion(model, {name: weight})
     return parts
 
 
 def _view_at(weight: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
-    """The view of a weight whose elements are the ones at these positions, if there is one."""
+    """Return the view of a weight with the elements at these positions, if there is one."""
     if not weight.is_contiguous() or not math.prod(positions.shape):
         return None
     first = int(positions.flatten()[0])

@@ -552,8 +552,8 @@ def test_names_and_arguments(many: tuple[Case, Tensors], monkeypatch: pytest.Mon
                 read_it("x")
         with pytest.raises(KeyError):
             opened["x"]
-    with pytest.raises(ValueError, match="framework 'np': choose one of"):
-        case.open(framework="np")
+    with pytest.raises(ValueError, match="framework 'tf': choose one of"):
+        case.open(framework="tf")
     with pytest.raises(ValueError, match="verify='all': choose one of"):
         case.open(verify="all")
     with pytest.raises(ValueError, match="leave out device"):

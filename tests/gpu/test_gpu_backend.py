@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from device_chunks import DEVICE, GPU, chunk, contexts, on_device
+from device_chunks import DEVICE, GPU, changes_on_device, chunk, contexts, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def test_equals_the_definition(
     base, tuned = chunk(seed, words, coding, density)
     old, new = on_device(base), on_device(tuned)
     changes = CPU.changes(base, tuned, coding)
-    assert GPU.changes(old, new, coding) == changes
+    assert changes_on_device(old, new, coding) == changes
     row = None if length is None else (length, seed % length)
     whole = ChunkWords(old, new, row, changes)
     rows = None
@@ -78,7 +78,7 @@ def test_equals_the_definition(
     assert found == streams
 
     coded = CodedWords(old, bounds, rows, streams.changed, streams.content)
-    assert GPU.prove([coded], [new], coding) == [None]
+    assert GPU.verify([coded], [new], coding) == [None]
     assert GPU.join([coded], coding) == [None]
     assert torch.equal(old, new)
 
@@ -117,10 +117,10 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
         for words, d in zip(placed, drafts, strict=True)
     ]
     tuned_words = [words.tuned for words in placed]
-    assert GPU.prove(coded, tuned_words, coding) == [None] * len(coded)
+    assert GPU.verify(coded, tuned_words, coding) == [None] * len(coded)
     # One word that is not what was coded is noticed, and whose it is; so is a broken stream.
     placed[1].tuned[0] += 1
-    problems = GPU.prove(coded, tuned_words, coding)
+    problems = GPU.verify(coded, tuned_words, coding)
     assert [problem is None for problem in problems] == [i != 1 for i in range(len(coded))]
     coded[2] = replace(coded[2], content=bytes(coded[2].content[:-1]))
     problems = GPU.join(coded, coding)
@@ -222,9 +222,9 @@ def test_diff_by_block() -> None:
     tuned[16384:32768] = base[16384:32768]
     other = chunk(2, 20_001, coding, 0.1)
     runs = [(base, tuned), other]
-    survey = GPU.diff([(on_device(a), on_device(b)) for a, b in runs], coding)
+    compared = GPU.diff([(on_device(a), on_device(b)) for a, b in runs], coding)
     for run, (before, after) in enumerate(runs):
-        blocks = list(survey.blocks(run, 16384))
+        blocks = list(compared.blocks(run, 16384))
         assert len(blocks) == -(-before.size // 16384)
         for number, found in enumerate(blocks):
             block = slice(16384 * number, 16384 * (number + 1))
@@ -236,7 +236,7 @@ def test_words_at_odd_addresses() -> None:
     base, tuned = chunk(1, 5001, coding, 0.1)
     old, new = on_device(base)[1:], on_device(tuned)[1:]
     assert old.data_ptr() % 16
-    assert GPU.changes(old, new, coding) == CPU.changes(base[1:], tuned[1:], coding)
+    assert changes_on_device(old, new, coding) == CPU.changes(base[1:], tuned[1:], coding)
 
 
 def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,8 @@ from rlsparse_store.torch.state_dict import live_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlsparse_store.torch.encoder import Keep
+
 hasten()
 
 
@@ -117,7 +119,7 @@ def test_files_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     # With little memory, every chunk is drafted alone.
-    monkeypatch.setattr(coder_module, "LITTLE_MEMORY", 1)
+    monkeypatch.setattr(coder_module, "MIN_MEMORY", 1)
     base, tuned = everything()
     b = save_sharded(tmp_path / "base", dict(list(base.items())[:5]), dict(list(base.items())[5:]))
     t = save(tmp_path / "tuned", tuned)
@@ -134,7 +136,7 @@ def test_files_give_the_same_bytes(
 def test_state_dict_gives_the_bytes_of_its_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    keep: str,
+    keep: Keep,
     on_device: bool,  # noqa: FBT001
 ) -> None:
     base, tuned = everything()
@@ -144,7 +146,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
     save_file(live, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
     encode_delta(b, tmp_path / "tuned", tmp_path / "expected")
     if on_device:
-        monkeypatch.setattr(rlsparse_store.torch.encoder, "STAGED_BYTES", 10_000)
+        monkeypatch.setattr(rlsparse_store.torch.encoder, "STAGING_BYTES", 10_000)
         monkeypatch.setattr(
             rlsparse_store.torch.encoder,
             "_coder",
@@ -162,7 +164,7 @@ def test_state_dict_gives_the_bytes_of_its_file(
 
 @pytest.mark.parametrize("keep", ["host", "device"])
 def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep
 ) -> None:
     base = {name: bf16_tensor(i, 100, 200) for i, name in enumerate("abc")}
     b, t = save(tmp_path / "base", base), tmp_path / "tuned"
@@ -184,7 +186,7 @@ def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch, "empty", refusing)
-        with pytest.warns(RuntimeWarning, match="be pinned"):
+        with pytest.warns(RuntimeWarning, match="cannot pin more main memory"):
             encoder = DeltaEncoder(b, device="cpu", keep=keep)
     assert len(pinned) == (2 if keep == "host" else 1)
     with encoder:
@@ -239,8 +241,9 @@ def test_strided_tensors_and_others(tmp_path: Path) -> None:
             with pytest.raises(UnsupportedDtypeError, match="'w'"):
                 encoder.encode({"w": odd}, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match="keep"):
-        DeltaEncoder(b, keep="elsewhere")
+    unknown: Any = "elsewhere"
+    with pytest.raises(ValueError, match="keep='elsewhere': choose one of files, host, device"):
+        DeltaEncoder(b, keep=unknown)
 
 
 @pytest.mark.parametrize("failures", [1, 1000])
@@ -253,7 +256,7 @@ def test_no_memory_on_the_device(
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "cpu")
     left = [failures]
-    draft = DeviceCoder._draft_together
+    draft = DeviceCoder._draft_batch
 
     def failing(self: DeviceCoder, *arguments: Any) -> Any:  # noqa: ANN401 - passed on
         if left[0]:
@@ -261,12 +264,12 @@ def test_no_memory_on_the_device(
             raise torch.OutOfMemoryError
         return draft(self, *arguments)
 
-    monkeypatch.setattr(DeviceCoder, "_draft_together", failing)
+    monkeypatch.setattr(DeviceCoder, "_draft_batch", failing)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         encode_delta(b, t, tmp_path / "device", threads=1, coder=DeviceCoder("cpu"))
     assert contents(tmp_path / "device") == contents(tmp_path / "cpu")
-    assert any("no memory left" in str(w.message) for w in told) == (failures > 1)
+    assert any("is out of memory" in str(w.message) for w in told) == (failures > 1)
 
 
 def test_a_run_on_the_device(tmp_path: Path) -> None:
@@ -291,7 +294,7 @@ def test_words_on_the_device_weigh_little(tmp_path: Path) -> None:
             encoder = Encoder(known, tuned, dtype_policy(None, keep=False))
             (span,) = encoder.spans(get_backend())
             weights.append(coder.weigh(span, known, tuned))
-    assert weights == [160_000, 160_000 // coder_module.HERE_WEIGHT]
+    assert weights == [160_000, 160_000 // coder_module.RESIDENT_WEIGHT]
     # What is rounded is made on the device anew.
     wide = live_checkpoint({"w": state(b)["w"].float()})
     encoder = Encoder(tuned, wide, dtype_policy("bf16", keep=False))
@@ -346,7 +349,7 @@ def test_no_memory_to_patch_on_the_device(
     monkeypatch.setattr(ChunkDecoder, "join", joining)
     model = state(b)
     if not most:
-        with pytest.raises(RlsparseError, match="no memory left"):
+        with pytest.raises(RlsparseError, match="is out of memory"):
             patch_(model, tmp_path / "delta", threads=1)
         return
     patch_(model, tmp_path / "delta", threads=1)
@@ -434,10 +437,10 @@ def test_benchmark_runs(
     assert [row["stage"] for row in report["rows"]][:3] == ["copy", "encode", "apply"]
     assert all(row["seconds"] is None for row in report["rows"])
     assert {name for name, _ in launched} == set(kernels.__all__)
-    for name in ("count_bins", "mark_contexts", "patch_changes"):
+    for name in ("count_bins", "map_contexts", "patch_changes"):
         assert launched[name, "HAS_ROWS"] == {False, True}
         assert launched[name, "WIDTH"] == {8, 16, 32}
-    assert launched["patch_changes", "PROVES"] == {False, True}
+    assert launched["patch_changes", "VERIFIES"] == {False, True}
 
 
 class Noted:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from device_chunks import CHANGES, GPU, chunk, contexts, on_device
+from device_chunks import CHANGES, GPU, changes_on_device, chunk, contexts, on_device
 
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton brings no compiler for GPUs here")
 
-EVERY_WORD = {"compare_words", "mark_contexts"}
+EVERY_WORD = {"compare_words", "map_contexts"}
 POINTERS = {
     torch.uint8: "*u8",
     torch.int8: "*i8",
@@ -107,10 +107,10 @@ def launch_all(coding: WordCoding, length: int | None, density: float) -> None:
     row_flags = None if length is None else GPU.flag_rows([words], coding)[0]
     bins = key_bins(coding, {8: 3, 16: 7, 32: 23}[coding.width])
     GPU.histograms([words], coding, bins, [row_flags], [1])
-    bounds = contexts(GPU.changes(old, new, coding).top_key, 12)
+    bounds = contexts(changes_on_device(old, new, coding).top_key, 12)
     (streams,) = GPU.partitions([words], coding, [bounds], [row_flags])
     coded = CodedWords(old, bounds, row_flags, streams.changed, streams.content)
-    assert GPU.prove([coded], [new], coding) == [None]
+    assert GPU.verify([coded], [new], coding) == [None]
     assert GPU.join([coded], coding) == [None]
 
 

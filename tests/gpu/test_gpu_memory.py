@@ -18,7 +18,7 @@ from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError
 from rlsparse_store.format.words import Widening, widen
 from rlsparse_store.frameworks import torch as pt
 from rlsparse_store.gpu.memory import DeviceMemory
-from rlsparse_store.integrations.transformers.device_map import only_device
+from rlsparse_store.integrations.transformers.device_map import single_device
 from rlsparse_store.pipeline import spans
 
 if TYPE_CHECKING:
@@ -229,8 +229,8 @@ def test_a_model_on_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_which_device_a_model_goes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda:1")
     for one in (cuda, "cuda:1", {"": "cuda:1"}, {"a": cuda, "b": cuda}):
-        assert only_device(one) == cuda
+        assert single_device(one) == cuda
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert only_device("cuda") == cuda
+    assert single_device("cuda") == cuda
     for other in (None, "auto", "balanced", "cpu", "meta", "nowhere", {"a": cuda, "b": "cpu"}, {}):
-        assert only_device(other) is None
+        assert single_device(other) is None

@@ -58,8 +58,8 @@ def test_a_fault_that_passes_is_got_over(pair: Path, hub: LoopbackHub, fault: st
 @pytest.mark.parametrize(
     ("fault", "on", "code", "words"),
     [
-        ("flipped", r"GET /large/org/delta", 3, "not what the Hub says"),
-        ("flipped", r"GET /large/org/base", 3, "not what the Hub says"),
+        ("flipped", r"GET /large/org/delta", 3, "did not match the Hub's checksum"),
+        ("flipped", r"GET /large/org/base", 3, "did not match the Hub's checksum"),
         ("gated", r"base/resolve", 4, "the base is gated: accept its terms"),
         ("403", "api/models/org/delta", 1, "access token does not allow"),
         ("500", "api/models", 1, "try again later"),

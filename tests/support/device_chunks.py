@@ -1,4 +1,4 @@
-"""Chunks of words for the GPU backend, and the device it is tested on."""
+"""Test chunks for the GPU backend, and its device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if DEVICE == "cpu":
 GPU = GpuBackend()
 TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 CHANGES = Changes(0, 0)
-"""For chunks whose changes nobody asks for."""
+"""For chunks whose changes are not read."""
 SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -33,7 +33,7 @@ def on_device(words: NDArray[Any]) -> torch.Tensor:
 
 
 def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[Any, Any]:
-    """Words around zero, special ones among them, some of which moved near or far."""
+    """Return base words around zero and special ones, and tuned words with near and far steps."""
     rng = np.random.default_rng(seed)
     kind = TYPES[coding.width]
     spread = rng.normal(0, 1, words).astype(np.float32).view(np.uint32)
@@ -48,7 +48,13 @@ def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[An
     return base, np.where(hit, moved, base).astype(kind)
 
 
+def changes_on_device(base: torch.Tensor, tuned: torch.Tensor, coding: WordCoding) -> Changes:
+    """Compare a chunk of at most 2**20 words."""
+    (changes,) = GPU.diff([(base, tuned)], coding).blocks(0, 1 << 20)
+    return changes
+
+
 def contexts(top: int, number: int) -> NDArray[np.uint64]:
-    """So many bounds, of which the last is at least ``top``."""
+    """Return at most ``number`` context bounds, the last one ``top``."""
     inner = np.linspace(0, top, number + 1)[1:-1].astype(np.uint64)
     return np.unique(np.append(inner, np.uint64(top)))

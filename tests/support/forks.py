@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported what they need: most of the time of a short one."""
+"""Child processes forked from one that has already imported their modules, to save that time."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ LONGEST_REQUEST = 1 << 16
 
 
 class Forks:
-    """A process that forks others.
+    """A server process that forks children.
 
     Args:
-        modules: What it imports.
-        env: Its environment, of which its children see what these modules read on import.
+        modules: Modules that the server imports.
+        env: Environment of the server, which these modules read on import.
     """
 
     def __init__(self, modules: Iterable[str], env: Mapping[str, str]) -> None:
-        # Messages keep their bounds.
+        # SEQPACKET preserves message boundaries.
         self._line, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
         self._line.settimeout(200)
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(other.fileno()), *modules],
-                # A process with threads is not to be forked.
+                # A process with threads must not fork.
                 env={**env, **_coverage(), "OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -58,13 +58,13 @@ class Forks:
     def run_module(
         self, name: str, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a module as ``python -m`` does, and wait for its end."""
+        """Run a module as ``python -m`` does, and wait."""
         return self._run({"module": name}, arguments, env, cwd)
 
     def run_script(
         self, path: Path, *arguments: str | Path, env: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """Run a script, and wait for its end."""
+        """Run a script, and wait."""
         return self._run({"script": str(path)}, arguments, env, None)
 
     def _run(
@@ -82,8 +82,8 @@ class Forks:
             code = int(self._line.recv(100))
             out.seek(0)
             err.seek(0)
-            told = out.read().decode(), err.read().decode()
-        return subprocess.CompletedProcess(words, code, *told)
+            outputs = out.read().decode(), err.read().decode()
+        return subprocess.CompletedProcess(words, code, *outputs)
 
 
 def _coverage() -> dict[str, str]:
@@ -92,25 +92,25 @@ def _coverage() -> dict[str, str]:
 
 
 def serve(line: socket.socket) -> None:
-    """Fork what is asked for. Returns in the child, when that has done it, and at the end."""
-    # Children need not look through all of it when they end, of which each would have a copy.
+    """Fork a child per request. Returns in each child after its work, and at the end."""
+    # Otherwise each child's garbage collector would copy these pages at exit.
     gc.freeze()
     while True:
-        asked, files, *_ = socket.recv_fds(line, LONGEST_REQUEST, 2)
-        if not asked:
+        request, files, *_ = socket.recv_fds(line, LONGEST_REQUEST, 2)
+        if not request:
             return
         child = os.fork()
         if not child:
             line.close()
-            become(json.loads(asked), files)
+            execute(json.loads(request), files)
             return
         for file in files:
             os.close(file)
         line.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
 
-def become(request: dict[str, Any], files: list[int]) -> None:
-    """Do what the process is for."""
+def execute(request: dict[str, Any], files: list[int]) -> None:
+    """Run the module or script of a request in this process."""
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
         os.close(file)

@@ -1,4 +1,4 @@
-"""Triton's interpreter without the work that it repeats: most of its time, for small kernels."""
+"""A faster Triton interpreter, without work that it repeats for each function call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["hasten"]
 
 
 def hasten() -> None:
-    """Let the interpreter do once for each launch what it does at each call of a function.
+    """Patch the language once per launch instead of at each function call, and cache dtype lookups.
 
-    That is to put its own functions in the place of the language's, in the modules that a function
-    sees. And it makes a table for each type that it looks up.
+    The interpreter replaces ``triton.language`` in the modules of each function that is called, and
+    builds a table for each dtype lookup: most of the time of small kernels.
     """
     launch, patch, find = (
         interpreter.GridExecutor.__call__,
@@ -23,12 +23,12 @@ def hasten() -> None:
     patched: set[int] = set()
     found: dict[str, Any] = {}
 
-    def launch_anew(self: Any, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - Triton's
+    def launch_and_reset(self: Any, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401 - Triton's
         patched.clear()
         launch(self, *arguments, **constants)
 
     def patch_once(function: Any) -> Any:  # noqa: ANN401 - Triton's
-        # The launch is what patches first, and takes back what it patched.
+        # The launch patches first and restores at the end.
         if id(function.__globals__) in patched:
             return None
         patched.add(id(function.__globals__))
@@ -39,6 +39,6 @@ def hasten() -> None:
             found[kind.name] = find(kind)
         return found[kind.name]
 
-    interpreter.GridExecutor.__call__ = launch_anew
+    interpreter.GridExecutor.__call__ = launch_and_reset
     interpreter._patch_lang = patch_once
     interpreter._get_np_dtype = find_once

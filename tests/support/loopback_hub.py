@@ -1,4 +1,4 @@
-"""A Hub over loopback for real clients: repositories, commits, large files, ranges, and faults."""
+"""A loopback Hub server for real clients: repositories, commits, large files, ranges, faults."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     from forks import Forks
 
-TOKEN = "hf_canaryWriter0123456789abcdef"  # noqa: S105 - the server's own, to be looked for
+TOKEN = "hf_canaryWriter0123456789abcdef"  # noqa: S105 - made up; tests search for it in outputs
 READER = "hf_canaryReader0123456789abcdef"
 SIGNATURE = "canarySignature0123456789"
 
 NAMED = "org/delta"
-"""The delta that tests find on the Hub."""
+"""Id of the delta on the Hub."""
 
 Files = dict[str, bytes]
 Answer = dict[str, Any] | list[dict[str, Any]]
 
 
 class Request(NamedTuple):
-    """What a client asked for: ``path`` has no query, ``nbytes`` is what it sent."""
+    """A client's request: ``path`` has no query, ``nbytes`` is the size of its body."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Repo:
-    """A repository: the files of each commit, and which commit each branch is at."""
+    """A repository: the files of each commit, and the commit of each branch."""
 
     private: bool = False
     commits: dict[str, Files] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What befalls requests: those whose ``METHOD /path`` matches, so many of them."""
+    """A fault of the next requests whose ``METHOD /path`` matches."""
 
     kind: str
     on: re.Pattern[str]
@@ -109,16 +109,16 @@ class LoopbackHub:
         self._thread.join()
 
     def commit(self, repo: str, files: Files, *, private: bool = False) -> str:
-        """Make a commit that becomes ``main``."""
+        """Add a commit to ``main``."""
         known = self.repos.setdefault(repo, Repo(private))
         return known.add("main", files)
 
     def files(self, repo: str, revision: str = "main") -> Files:
-        """What a revision holds."""
+        """Return the files of a revision."""
         return self.repos[repo].commits[self.repos[repo].refs[revision]]
 
     def fail(self, fault: str, on: str, times: int = 1) -> None:
-        """Let the next requests fail that match ``METHOD /path``."""
+        """Fail the next requests that match ``METHOD /path``."""
         self.faults.append(Fault(fault, re.compile(on), times))
 
     def take_fault(self, request: str) -> str | None:
@@ -130,16 +130,16 @@ class LoopbackHub:
 
     @property
     def sent(self) -> int:
-        """Bytes that clients sent."""
+        """Return the number of bytes that clients sent."""
         return sum(request.nbytes for request in self.requests)
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
-        """Variables of a client process."""
+        """Return the environment variables of a client process."""
         return client_environment(self.port, home, token)
 
 
 def client_environment(port: int, home: Path, token: str = TOKEN) -> dict[str, str]:
-    """Variables of a client of what listens there, most of which it reads on import."""
+    """Return the environment of a client of this endpoint; it reads most variables on import."""
     return {
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HOME": str(home),
@@ -152,7 +152,7 @@ def client_environment(port: int, home: Path, token: str = TOKEN) -> dict[str, s
 def rlsparse(
     hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command as a client of the Hub; no secret of the Hub is in what it prints."""
+    """Run the command as a client of the Hub, and require that it prints no secret."""
     result = subprocess.run(
         [sys.executable, "-P", "-m", "rlsparse_store", *map(str, arguments)],
         env={"PATH": os.defpath, **hub.environment(home), **more},
@@ -167,7 +167,7 @@ def rlsparse(
 def rlsparse_forked(
     hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """The same, by a process forked from one that has imported the client, if that can be."""
+    """Run the command in a process forked from one that has imported the client, if possible."""
     if hub.forks is None or any(name.startswith("HF_") for name in more):
         return rlsparse(hub, home, *arguments, **more)
     env = {"PATH": os.defpath, **hub.environment(home), **more}
@@ -187,7 +187,7 @@ def is_large(name: str) -> bool:
 
 
 def ids(name: str, data: bytes) -> dict[str, Any]:
-    """How the Hub describes a file."""
+    """Return the Hub's description of a file."""
     sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data)  # noqa: S324 - git's
     entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": sha1.hexdigest()}
     if is_large(name):
@@ -197,7 +197,7 @@ def ids(name: str, data: bytes) -> dict[str, Any]:
 
 
 def tree_item(name: str, data: bytes) -> dict[str, Any]:
-    """The same, as the Hub lists folders."""
+    """Return the Hub's description of a file in a folder listing."""
     entry = ids(name, data)
     lfs = {"lfs": entry["lfs"]} if "lfs" in entry else {}
     return {"type": "file", "path": name, "size": len(data), "oid": entry["blobId"], **lfs}
@@ -223,8 +223,8 @@ _ROUTES = [
 ]
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a failure of the server
-    """An answer that says no."""
+class Refused(Exception):  # noqa: N818 - a response, not a failure of the server
+    """A response that refuses a request."""
 
     def __init__(self, status: int, code: str = "", message: str = "", **more: str) -> None:
         super().__init__(status, code, message)
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
     fault: str | None = None
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.route(path)
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - what the server calls
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names of http.server
 
     def read_chunked(self) -> bytes:
         parts = []
@@ -279,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def route(self, path: str) -> None:
-        """Answer what is asked for, perhaps damaged on the way."""
+        """Send a response, possibly with a fault."""
         method = "GET" if self.command == "HEAD" else self.command
         for wanted, pattern, name in _ROUTES:
             if wanted == method and (found := re.fullmatch(pattern, path)):
@@ -299,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
 
     def repo(self, name: str) -> Repo:
-        """A repository that this client may see."""
+        """Return a repository that this client may read."""
         found = self.store.repos.get(name)
         if found is None or (found.private and self.token != TOKEN):
             raise Refused(401 if not self.token else 404, "RepoNotFound")
@@ -318,7 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.token != TOKEN:
             raise Refused(403, message="You don't have the rights to do this.")
 
-    # --- What the routes do; what they return is sent as JSON -----------------------------------
+    # --- Routes. Their return values are sent as JSON -------------------------------------------
 
     def whoami(self) -> Answer:
         if self.token not in (TOKEN, READER):
@@ -463,7 +463,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "lfs" not in entry:
             self.send_data(files[path], headers | {"ETag": f'"{entry["blobId"]}"'})
             return
-        # Large files lie on another host, whose address is signed.
+        # Large files are on another host, at a signed URL.
         place = f"http://localhost:{self.store.port}/large/{name}/resolve/{sha}/{path}"
         headers |= {
             "X-Linked-Etag": f'"{entry["lfs"]["oid"]}"',
@@ -479,7 +479,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_data(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
 
     def check_foreign(self) -> None:
-        """Another host gets signed addresses, and no tokens."""
+        """Require a signed URL and no token: this is another host."""
         if self.token:
             self.store.leaks.append(self.path)
         if SIGNATURE not in self.path:
@@ -518,7 +518,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def card_fields(card: str) -> dict[str, str | list[str]] | None:
-    """The plain fields at the front of a card."""
+    """Return the scalar fields of a card's metadata."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     fields = dict(re.findall(r"^(\w+): (\S+)$", found[1], re.MULTILINE)) if found else None
     return fields or None

@@ -1,4 +1,4 @@
-"""Models as tests tune them."""
+"""A small model, and what tests do to models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def move_weights(model: PreTrainedModel, seed: int, density: float) -> None:
-    """Move some weights of a bfloat16 model by one step."""
+    """Flip the lowest bit of some weights of a bfloat16 model."""
     torch.manual_seed(seed)
     for weight in model.parameters():
         words = weight.detach().view(-1).view(torch.int16)
@@ -23,7 +23,7 @@ def move_weights(model: PreTrainedModel, seed: int, density: float) -> None:
 
 
 def small_llama() -> LlamaForCausalLM:
-    """A bfloat16 model of a layer."""
+    """Return a bfloat16 model with one layer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -37,7 +37,7 @@ def small_llama() -> LlamaForCausalLM:
 
 
 def half_of(model: torch.nn.Module) -> Mask:
-    """A mask of half the weights of all parameters but the last, which it does not name."""
+    """Return a mask of half the weights of all parameters except the last one."""
     torch.manual_seed(5)
     packed, shapes = {}, {}
     for name, parameter in list(model.named_parameters())[:-1]:

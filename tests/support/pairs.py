@@ -1,4 +1,4 @@
-"""Small checkpoints, written by hand byte by byte, and what tests do with pairs of them."""
+"""Small checkpoints, written without safetensors, and operations on pairs of them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Tensor:
     data: bytes
 
     def words(self, dtype: type[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
-        """Its bytes as words, which may be written to."""
+        """Return a writable copy of the words."""
         return np.frombuffer(self.data, dtype).copy()
 
     def with_words(self, words: NDArray[np.unsignedinteger[Any]]) -> Tensor:
-        """The same tensor with other bytes."""
+        """Return the tensor with other words."""
         return replace(self, data=words.tobytes())
 
 
@@ -45,20 +45,20 @@ Tensors = dict[str, Tensor]
 
 
 def random_tensor(seed: int, dtype: str, *shape: int) -> Tensor:
-    """A tensor of random bits: every kind of word, NaN payloads among them."""
+    """Return a tensor of random bits, which include NaN payloads."""
     elements = int(np.prod(shape, dtype=np.int64))
     nbytes = elements * DTYPES[dtype].bits // 8
     return Tensor(dtype, shape, np.random.default_rng(seed).bytes(nbytes))
 
 
 def bf16_tensor(seed: int, *shape: int) -> Tensor:
-    """A tensor of bfloat16 numbers that look like trained weights."""
+    """Return a tensor of normally distributed bfloat16 weights."""
     values = np.random.default_rng(seed).normal(0, 0.02, shape).astype(np.float32)
     return Tensor("BF16", shape, (values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
 
 
 def tune(tensor: Tensor, seed: int, density: float = 0.02) -> Tensor:
-    """Move some 16-bit words by one."""
+    """Flip the lowest bit of some 16-bit words."""
     rng = np.random.default_rng(seed)
     words = tensor.words(np.uint16)
     hit = rng.random(words.size) < density
@@ -68,7 +68,7 @@ def tune(tensor: Tensor, seed: int, density: float = 0.02) -> Tensor:
 def file_bytes(
     tensors: Tensors, metadata: dict[str, str] | None = None, *, order: Iterable[str] | None = None
 ) -> bytes:
-    """A safetensors file with its tensors in this order, by default by name."""
+    """Return a safetensors file with its tensors in this order, by default by name."""
     fields: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     place, data = 0, []
     for name in sorted(tensors) if order is None else order:
@@ -81,7 +81,7 @@ def file_bytes(
 
 
 def framed(header: str | bytes, data: bytes = b"") -> bytes:
-    """A file with this header, padded, and this data."""
+    """Return a file with this header, padded, and this data."""
     text = header if isinstance(header, bytes) else header.encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data
@@ -114,7 +114,7 @@ def write_index(folder: Path, weight_map: dict[str, str], metadata: dict[str, An
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Return the bytes of every file of a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

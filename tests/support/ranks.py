@@ -1,4 +1,4 @@
-"""Ranks that speak over gloo: processes forked when all is imported, which takes longest."""
+"""Ranks of a process group: processes forked after all imports, which take most of the time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["forked"]
 
 
 def forked(ranks: int, gone: int | None = None) -> int:
-    """Fork so many ranks, and return in each with its number.
+    """Fork the ranks and return in each with its number.
 
-    This process ends when all of them have, and fails if one did other than the one that is gone.
+    This process exits when all ranks have. It fails if any rank except ``gone`` failed.
     """
     children = []
     for rank in range(ranks):

@@ -29,7 +29,7 @@ from rlsparse_store.delta import encode_delta
 from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.torch import DeltaSwitch, patch_
-from rlsparse_store.torch.undo_log import SwapGroup, WordSwap, swap_groups
+from rlsparse_store.torch.undo_log import SwapBatch, WordSwap, swap_batches
 from rlsparse_store.torch.weight_views import checkpoint_views
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_the_device_is_waited_for_once_all_is_patched(
     tuned = state_of(load_file(family / "tuned-1/model.safetensors"))
     # Some are changed where they are, the others copied.
     state |= {name: t.T.contiguous().T for name, t in state.items() if t.ndim == 2}
-    seen = watched(monkeypatch, "rlsparse_store.torch.patch.wait_for", state)
+    seen = watched(monkeypatch, "rlsparse_store.torch.patch.synchronize", state)
     patch_(state, family / "delta-1")
     assert seen == [(len(state), tuned)]
 
@@ -312,7 +312,7 @@ def test_the_device_is_waited_for_before_and_after_a_move(
     switch = DeltaSwitch(state)
     switch.to(family / "delta-0")
     tuned = state_of(state)
-    seen = watched(monkeypatch, "rlsparse_store.torch.switch.wait_for", state)
+    seen = watched(monkeypatch, "rlsparse_store.torch.switch.synchronize", state)
     switch.to(None)
     assert [now for _, now in seen] == [tuned, base]
     assert all(number for number, _ in seen)
@@ -346,22 +346,22 @@ def test_a_move_is_undone_after_the_threads_have_ended(
     switch.to(tmp_path / "1")
     switch.to(tmp_path / "2")
     before = state_of(base)
-    exchange, interrupted = SwapGroup.exchange, threading.Event()
-    assert switch._here is not None
-    first = next(swap_groups([switch._here])).target.record.name
+    exchange, interrupted = SwapBatch.exchange, threading.Event()
+    assert switch._current_log is not None
+    first = next(swap_batches([switch._current_log])).target.record.name
 
-    def late(group: SwapGroup) -> SwapGroup:
+    def late(group: SwapBatch) -> SwapBatch:
         if group.target.record.name != first:
             assert interrupted.wait(30)
             time.sleep(0.2)
         return exchange(group)
 
-    def interrupt(_: SwapGroup) -> bool:
+    def interrupt(_: SwapBatch) -> bool:
         interrupted.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SwapGroup, "exchange", late)
-    monkeypatch.setattr(SwapGroup, "failed", property(interrupt))
+    monkeypatch.setattr(SwapBatch, "exchange", late)
+    monkeypatch.setattr(SwapBatch, "failed", property(interrupt))
     with pytest.raises(KeyboardInterrupt):
         switch.to(tmp_path / "1")
     monkeypatch.undo()
@@ -385,7 +385,7 @@ def test_a_wrapped_model_is_refused(family: Path, prefix: str) -> None:
     wrapped: Any = torch.nn.Module()
     setattr(wrapped, prefix[:-1], model)
     for given in (wrapped, wrapped.state_dict()):
-        with pytest.raises(RlsparseError, match=f"begin with '{prefix}': give what"):
+        with pytest.raises(RlsparseError, match=f"begin with '{prefix}': pass the model"):
             patch_(given, family / "delta-0")
 
 

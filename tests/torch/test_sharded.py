@@ -176,11 +176,11 @@ asked = []
 def shortage(tensor):
     asked.append(tensor)
     return "no memory left" if rank == 1 and len(asked) == 3 else None
-dtensor._shortage = shortage
-text = "rank 1 has no room for it: no memory left"
+dtensor._try_allocation = shortage
+text = "rank 1 cannot allocate the full tensor: no memory left"
 raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), text)
 assert len(asked) >= 3
-dtensor._shortage = lambda tensor: None
+dtensor._try_allocation = lambda tensor: None
 
 # The writing rank cannot write, or fails in a way that is not foreseen.
 raises(OutputError, lambda: encoder.encode(state, f"{work}/taken"), "not empty")
@@ -225,22 +225,22 @@ def for_one(*given, **options):
 for split in rows + others:
     made.clear()
     torch.empty = for_one
-    found = dtensor._shortage(split)
+    found = dtensor._try_allocation(split)
     torch.empty = empty
     assert found == ("no second one" if any(split is other for other in others) else None), found
 
 # Memory that runs out all the same is not taken for a rank that is gone.
 def short_of_device_memory():
-    with Ranks().speaking():
+    with Ranks().collective():
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
 
 def short_of_main_memory():
-    with Ranks().speaking():
+    with Ranks().collective():
         torch.empty(1 << 50)
 
-raises(RlsparseError, short_of_device_memory, "no memory left on this rank")
+raises(RlsparseError, short_of_device_memory, "this rank is out of memory")
 raises(RlsparseError, short_of_device_memory, "Tried to allocate 20.00 GiB")
-raises(RlsparseError, short_of_main_memory, "no memory left on this rank")
+raises(RlsparseError, short_of_main_memory, "this rank is out of memory")
 """
 
 
@@ -259,8 +259,8 @@ if rank == gone:
         asked.append(tensor)
         if len(asked) == 3:
             os._exit(1)
-    dtensor._shortage = leave
-raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), "ranks cannot reach")
+    dtensor._try_allocation = leave
+raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), "between the ranks failed")
 print("sound", flush=True)
 os._exit(0)  # what gloo does with a peer that is gone is not ours
 """

@@ -1,53 +1,52 @@
-"""The Triton kernels. Each works on several chunks at a time, so that few launches do.
+"""The Triton kernels. One launch works on several chunks.
 
-Under ``TRITON_INTERPRET=1`` they run on the CPU, as the tests do. Words come as signed integers of
-their width, as torch has them, wherever they lie: a table of chunks tells the kernels their
-addresses. A chunk is cut into tiles of 16384 words, and a tile into groups of 32 words, whose bits
-are an int32.
+With ``TRITON_INTERPRET=1`` the kernels run on the CPU, as in the tests. Words are signed integers
+of their width, as in torch. The kernels get a chunk table with the addresses of the words. A chunk
+is cut into tiles of 16384 words, and a tile into groups of 32 words, whose bits are an int32.
 
-Numbers that differ from launch to launch are not specialized on, or a kernel would be compiled anew
-when one happens to be 1, or a multiple of 16.
+Kernels are not specialized on arguments that differ between launches: Triton would compile another
+version for 1 and for multiples of 16.
 """
 
-from rlsparse_store.gpu.kernels.contexts import mark_contexts, tally_marks
+from rlsparse_store.gpu.kernels.contexts import count_context_words, map_contexts
 from rlsparse_store.gpu.kernels.diff import compare_words, count_bins, flag_rows
 from rlsparse_store.gpu.kernels.hashing import hash_leaves
 from rlsparse_store.gpu.kernels.join import (
-    compare_marks,
+    check_dense_masks,
+    count_far_steps,
+    count_low_bits,
     count_ones,
     patch_changes,
     read_steps,
     set_gaps,
     sum_gaps,
-    tally_far,
-    tally_lows,
 )
 from rlsparse_store.gpu.kernels.split import (
+    count_escapes,
+    count_steps,
     scatter_changes,
-    tally_gaps,
-    tally_steps,
     write_masks,
     write_steps,
 )
 
 __all__ = [
-    "compare_marks",
+    "check_dense_masks",
     "compare_words",
     "count_bins",
+    "count_context_words",
+    "count_escapes",
+    "count_far_steps",
+    "count_low_bits",
     "count_ones",
+    "count_steps",
     "flag_rows",
     "hash_leaves",
-    "mark_contexts",
+    "map_contexts",
     "patch_changes",
     "read_steps",
     "scatter_changes",
     "set_gaps",
     "sum_gaps",
-    "tally_far",
-    "tally_gaps",
-    "tally_lows",
-    "tally_marks",
-    "tally_steps",
     "write_masks",
     "write_steps",
 ]

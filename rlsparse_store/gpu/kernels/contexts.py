@@ -1,4 +1,4 @@
-"""Which words are in which context."""
+"""Finding and counting the contexts of words."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rlsparse_store.gpu.kernels.words import (
     row_of,
 )
 
-__all__ = ["mark_contexts", "members_and_hits", "planes_of", "tally_marks"]
+__all__ = ["count_context_words", "map_contexts", "members_and_hits", "planes_of"]
 
 
 @triton.jit
-def mark_contexts(
+def map_contexts(
     chunks,
     chunk_of_tile,
     bounds,
@@ -33,9 +33,9 @@ def mark_contexts(
     PART: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The number of each word's context in planes of bits, all of them set for a word in none.
+    """Write each word's context number as bit planes; all bits are set for a word without context.
 
-    ``plane`` is the bytes of a plane. Words are looked at eight at a time, as in the survey.
+    ``plane`` is the size of a plane in bytes. A thread packs the bits of eight words.
     """
     part = tl.program_id(0)
     tile = part // PARTS
@@ -44,20 +44,20 @@ def mark_contexts(
     start = (tile - tl.load(chunk + 3)) * (PARTS * PART) + (part % PARTS) * PART
     byte = tl.arange(0, PART // 8)
     bit = tl.arange(0, 8)[None, :]
-    place = byte[:, None] * 8 + bit
+    position = byte[:, None] * 8 + bit
     words = tl.load(chunk + 2)
-    inside = place < tl.minimum(words - start, PART).to(tl.int32)
-    before = load_part(tl.load(chunk), start, words, place, WIDTH, PART)
+    inside = position < tl.minimum(words - start, PART).to(tl.int32)
+    before = load_part(tl.load(chunk), start, words, position, WIDTH, PART)
     if HAS_ROWS:
         first_flag = tl.load(chunk + 6)
-        row = row_of(chunk, start, place, PART)
+        row = row_of(chunk, start, position, PART)
         live = tl.load(flags + first_flag + row, mask=inside & (first_flag >= 0), other=1)
         inside &= live != 0
     key = key_of(as_unsigned(before, WIDTH), WIDTH, ORDER)
     one = tl.full([PART // 8, 8], 1, tl.int32) << bit
     outside = tl.sum(tl.where(inside, 0, one), 1)
     at = marks + part.to(tl.int64) * (PART // 8) + byte
-    # Halving: of those bounds that are left, the middle one tells which half is, and a bit.
+    # Binary search: the middle one of the remaining bounds decides the next bit.
     left = ()
     for i in tl.static_range((1 << PLANES) - 1):
         bound = tl.load(bounds + number * (1 << PLANES) + i)
@@ -74,7 +74,7 @@ def mark_contexts(
 
 @triton.jit
 def planes_of(marks, plane, at, PLANES: tl.constexpr):
-    """The planes of bits of some groups; ``plane`` is the groups of a plane."""
+    """Load the bit planes of groups; ``plane`` is the number of groups in a plane."""
     planes = ()
     for p in tl.static_range(PLANES):
         bits = tl.load(marks + p * plane.to(tl.int64) + at)
@@ -84,13 +84,13 @@ def planes_of(marks, plane, at, PLANES: tl.constexpr):
 
 @triton.jit
 def members_and_hits(members, hits):
-    """How many words of a context there are, and in the upper half how many of them changed."""
+    """Count the words of a context (lower 16 bits) and the changed ones (upper 16 bits)."""
     both = ones(members) | (ones(members & hits) << 16)
     return both.to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def tally_marks(
+def count_context_words(
     chunks,
     chunk_of_tile,
     marks,
@@ -104,7 +104,7 @@ def tally_marks(
     COLUMNS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Of each tile, the words of each context, and behind them how many of those changed."""
+    """Count the words, then the changed words, of each tile and context."""
     tile = tl.program_id(0)
     chunk = chunks + tl.load(chunk_of_tile + tile) * COLUMNS
     group = tl.arange(0, GROUPS)

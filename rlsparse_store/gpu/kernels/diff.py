@@ -1,4 +1,4 @@
-"""What changed, and where: looked at before anything is decided."""
+"""Comparing words, flagging rows and counting histograms."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def compare_words(
     PART: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Of each part, which words differ, how many, and the largest key of a base word that does.
+    """Find the differing words of each part, their number, and the largest key of their base words.
 
-    Words are looked at eight at a time, whose bits are a byte, so that no thread needs another's.
+    A thread handles eight words, whose bits fill a byte, so that threads share no output.
     """
     part = tl.program_id(0)
     tile = part // PARTS
@@ -41,10 +41,10 @@ def compare_words(
     start = (tile - tl.load(chunk + 3)) * (PARTS * PART) + (part % PARTS) * PART
     byte = tl.arange(0, PART // 8)
     bit = tl.arange(0, 8)[None, :]
-    place = byte[:, None] * 8 + bit
+    position = byte[:, None] * 8 + bit
     words = tl.load(chunk + 2)
-    before = load_part(tl.load(chunk), start, words, place, WIDTH, PART)
-    after = load_part(tl.load(chunk + 1), start, words, place, WIDTH, PART)
+    before = load_part(tl.load(chunk), start, words, position, WIDTH, PART)
+    after = load_part(tl.load(chunk + 1), start, words, position, WIDTH, PART)
     differs = before != after
     one = tl.full([PART // 8, 8], 1, tl.int32) << bit
     packed = tl.sum(tl.where(differs, one, 0), 1)
@@ -66,7 +66,7 @@ def flag_rows(
 ):
     """Flag the rows of each chunk that hold a changed word.
 
-    Each group flags the row of its first changed word, forgets that row's, and goes on.
+    Each group flags the row of its first changed word, clears the bits of that row, and repeats.
     """
     tile = tl.program_id(0)
     chunk = chunks + tl.load(chunk_of_tile + tile) * COLUMNS
@@ -83,7 +83,7 @@ def flag_rows(
         row = (start + ones(lowest - 1).to(tl.int64) + offset) // length
         tl.store(flags + first_flag + row, 1, mask=left != 0)
         end = tl.minimum((row + 1) * length - offset - start, GROUP)
-        # In two shifts, for one by all bits is not defined.
+        # Two shifts, because a shift by 32 bits is undefined.
         half = (tl.maximum(end, 0) // 2).to(tl.uint32)
         rest = (tl.maximum(end, 0) - half).to(tl.uint32)
         left = (((left >> half) >> rest) << half) << rest
@@ -91,7 +91,7 @@ def flag_rows(
 
 @triton.jit
 def _bin_of(key, ends, bins, BINS: tl.constexpr):
-    """How many bins end below a key; ``BINS`` is a power of two above their number."""
+    """Count the bins that end below a key; ``BINS`` is a power of two above their number."""
     found = tl.zeros_like(key).to(tl.int32)
     jump: tl.constexpr = BINS // 2
     for halving in tl.static_range(16):
@@ -122,24 +122,24 @@ def count_bins(
 ):
     """Count the words of each bin of keys, and the changed ones by class of their step.
 
-    ``samples`` has the chunk and the part of each program; of active rows only, if rows count.
-    ``ends`` has the bin of each key, or of wide words, the largest key of each bin.
+    ``samples`` has the chunk and part of each program. With row flags, only active rows count.
+    ``ends`` has the bin of each key; for 32-bit words, the largest key of each bin.
     """
     number = tl.load(samples + 2 * tl.program_id(0))
     start = tl.load(samples + 2 * tl.program_id(0) + 1).to(tl.int64) * PART
     chunk = chunks + number * COLUMNS
-    place = tl.arange(0, PART)
-    inside = place < tl.minimum(tl.load(chunk + 2) - start, PART).to(tl.int32)
+    position = tl.arange(0, PART)
+    inside = position < tl.minimum(tl.load(chunk + 2) - start, PART).to(tl.int32)
     if HAS_ROWS:
         first_flag = tl.load(chunk + 6)
-        row = row_of(chunk, start, place, PART)
+        row = row_of(chunk, start, position, PART)
         live = tl.load(flags + first_flag + row, mask=inside & (first_flag >= 0), other=1)
         inside &= live != 0
-    before = load_part(tl.load(chunk), start, tl.load(chunk + 2), place, WIDTH, PART)
-    after = load_part(tl.load(chunk + 1), start, tl.load(chunk + 2), place, WIDTH, PART)
+    before = load_part(tl.load(chunk), start, tl.load(chunk + 2), position, WIDTH, PART)
+    after = load_part(tl.load(chunk + 1), start, tl.load(chunk + 2), position, WIDTH, PART)
     key = key_of(as_unsigned(before, WIDTH), WIDTH, ORDER)
     found = tl.load(ends + key) if WIDTH <= 16 else _bin_of(key, ends, bins, BINS)
-    # What does not count goes to a place behind the last bin.
+    # Words that do not count go to an extra bin after the last one.
     counts = tl.histogram(tl.where(inside, found, BINS - 1), BINS)
     at = tl.arange(0, BINS)
     counted = (at < bins) & (counts != 0)

@@ -1,4 +1,4 @@
-"""XXH3 of leaves: many of them at a time, eight lanes each."""
+"""XXH3 of many leaves at once, eight lanes each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["hash_leaves"]
 
 @triton.jit
 def _folded(left, right):
-    """The two halves of a product of 64 by 64 bits, exclusively ored."""
+    """Return the XOR of the two halves of a 64-bit by 64-bit product."""
     low = 0xFFFFFFFF
     ll = (left & low) * (right & low)
     lh = (left & low) * (right >> 32)
@@ -22,7 +22,7 @@ def _folded(left, right):
 
 @triton.jit
 def _absorb(sums, word, other, secret, mask):
-    """The lanes after a stripe."""
+    """Return the accumulators after a stripe."""
     value = tl.load(word, mask=mask, other=0).to(tl.uint64, bitcast=True)
     swapped = tl.load(other, mask=mask, other=0).to(tl.uint64, bitcast=True)
     keyed = value ^ tl.load(secret).to(tl.uint64, bitcast=True)
@@ -38,11 +38,11 @@ def hash_leaves(
     leaves,
     LEAVES: tl.constexpr,
 ):
-    """XXH3 of leaves of 16384 bytes, wherever they lie.
+    """Compute XXH3 of leaves of 16384 bytes, given their addresses.
 
-    Eight lanes each, over 16 blocks of 16 stripes of 64 bytes. A block's stripes are unrolled, so
-    that their loads are under way together. ``secret`` has eight words for each of the 16 stripes,
-    then those of scrambling, of the last stripe and of merging; ``start`` the lanes' first values.
+    A leaf has eight lanes and 16 blocks of 16 stripes of 64 bytes. The stripes of a block are
+    unrolled so that their loads overlap. ``secret`` has eight words for each of the 16 stripes,
+    for scrambling, for the last stripe and for merging; ``start`` has the initial accumulators.
     """
     leaf = tl.program_id(0) * LEAVES + tl.arange(0, LEAVES)[:, None]
     lane = tl.arange(0, 8)[None, :]
@@ -65,7 +65,7 @@ def hash_leaves(
         sums = _absorb(sums, word + at, other + at, secret + stripe * 8 + lane, mask)
     sums = _absorb(sums, word + 2040, other + 2040, secret + 136 + lane, mask)
     sums = sums ^ tl.load(secret + 144 + lane).to(tl.uint64, bitcast=True)
-    # Lanes are multiplied in pairs.
+    # Fold pairs of lanes.
     left, right = tl.split(tl.reshape(sums, [LEAVES, 4, 2]))
     folded = tl.sum(_folded(left, right), 1)
     length = tl.full([LEAVES], 16384, tl.uint64) * tl.full([LEAVES], 0x9E3779B185EBCA87, tl.uint64)

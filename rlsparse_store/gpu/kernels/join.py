@@ -1,7 +1,7 @@
-"""From streams to words: where changed words are, what their steps are, and writing them.
+"""Decoding streams: masks, steps, and the changed words.
 
-Streams are not trusted: nothing is read or written out of bounds, whatever they say, and what is
-wrong with a chunk's is noted for it.
+Streams are untrusted. The kernels never read or write out of bounds, and report invalid streams by
+chunk.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from rlsparse_store.gpu.kernels.split import context_of
 from rlsparse_store.gpu.kernels.words import members_of, moved_by, ones, read_bits, words_at
 
 __all__ = [
-    "compare_marks",
+    "check_dense_masks",
+    "count_far_steps",
+    "count_low_bits",
     "count_ones",
     "patch_changes",
     "read_steps",
     "set_gaps",
     "sum_gaps",
-    "tally_far",
-    "tally_lows",
 ]
 
 
 @triton.jit
 def _gaps(content, segment, index, mask, escapes_before, ESCAPE: tl.constexpr):
-    """The gap before each changed word, and one more; nothing is larger than its context."""
+    """Return the gap before each changed word plus 1, clamped to the size of its context."""
     width = tl.load(segment + 2)
     bytes_of = content.to(tl.pointer_type(tl.uint8))
     low = read_bits(content, tl.load(segment + 3) + index * width, mask).to(tl.int64)
@@ -53,7 +53,7 @@ def sum_gaps(
     COLUMNS: tl.constexpr,
     ESCAPE: tl.constexpr,
 ):
-    """How far the gaps of each part of a context reach."""
+    """Sum the gaps of each part of a context."""
     segment = segments + tl.load(parts + 2 * tl.program_id(0)) * COLUMNS
     index = tl.load(parts + 2 * tl.program_id(0) + 1).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     mask = index < tl.load(segment + 1)
@@ -74,7 +74,7 @@ def set_gaps(
     COLUMNS: tl.constexpr,
     ESCAPE: tl.constexpr,
 ):
-    """Set the bits that gaps lead to; say of which context one leads beyond it."""
+    """Set the mask bits that gaps lead to; report contexts that gaps overrun."""
     number = tl.load(parts + 2 * tl.program_id(0))
     segment = segments + number * COLUMNS
     index = tl.load(parts + 2 * tl.program_id(0) + 1).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -93,7 +93,7 @@ def set_gaps(
 
 @triton.jit(do_not_specialize=["words"])
 def count_ones(content, counts, words, SIZE: tl.constexpr):
-    """How many bits of each word of 32 are set."""
+    """Count the set bits of each 32-bit word."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     bits = tl.load(content + at, mask=at < words, other=0).to(tl.uint32, bitcast=True)
     tl.store(counts + at, ones(bits).to(tl.int32, bitcast=True), mask=at < words)
@@ -101,17 +101,17 @@ def count_ones(content, counts, words, SIZE: tl.constexpr):
 
 @triton.jit
 def _ones_before_bit(content, ones_before, bit, mask):
-    """How many bits are set before one."""
+    """Count the set bits before a bit."""
     word = tl.load(content + (bit >> 5), mask=mask, other=0).to(tl.uint32, bitcast=True)
     below = word & ((tl.zeros_like(word) + 1 << (bit & 31).to(tl.uint32)) - 1)
     return tl.load(ones_before + (bit >> 5), mask=mask, other=0) + ones(below).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["number"])
-def compare_marks(content, ones_before, masks, unequal, number, SIZE: tl.constexpr):
-    """Say which masks of bits do not mark as many words as they should.
+def check_dense_masks(content, ones_before, masks, unequal, number, SIZE: tl.constexpr):
+    """Report dense masks with a wrong number of set bits.
 
-    ``masks`` has of each: its chunk, its first bit, its words, how many it should mark.
+    ``masks`` has the chunk, first bit, words and expected set bits of each mask.
     """
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = at < number
@@ -124,8 +124,8 @@ def compare_marks(content, ones_before, masks, unequal, number, SIZE: tl.constex
 
 
 @triton.jit
-def tally_far(content, streams, parts, far, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Count the far steps of each part of a chunk's."""
+def count_far_steps(content, streams, parts, far, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count the far steps of each part of a chunk's steps."""
     stream = streams + tl.load(parts + 2 * tl.program_id(0)) * COLUMNS
     at = tl.load(parts + 2 * tl.program_id(0) + 1) * (SIZE // 4) + tl.arange(0, SIZE // 4)
     bytes_of = content.to(tl.pointer_type(tl.uint8))
@@ -136,7 +136,7 @@ def tally_far(content, streams, parts, far, SIZE: tl.constexpr, COLUMNS: tl.cons
 
 @triton.jit
 def _exponents(content, stream, nth, mask, WIDTH: tl.constexpr):
-    """The exponents of far steps, and whether each is there."""
+    """Read the exponents of far steps, and whether each is within its stream."""
     start = tl.load(stream + 4)
     at = start + (nth >> 1 if WIDTH <= 16 else nth)
     is_there = mask & (at < tl.load(stream + 5))
@@ -147,7 +147,7 @@ def _exponents(content, stream, nth, mask, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def tally_lows(
+def count_low_bits(
     content,
     streams,
     parts,
@@ -159,7 +159,7 @@ def tally_lows(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What the low bits of each part's far steps take; say of which chunk an exponent is none."""
+    """Count the low bits of each part's far steps; report chunks with an invalid exponent."""
     number = tl.load(parts + 2 * tl.program_id(0))
     lane = tl.arange(0, SIZE)
     mask = lane < tl.load(far + tl.program_id(0))
@@ -185,9 +185,9 @@ def read_steps(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Read the steps of each part; say of which chunk one is none.
+    """Read the steps of each part; report chunks with an invalid step.
 
-    ``low_bits`` has the bit of each chunk at which they begin.
+    ``low_bits`` has the first bit of each chunk's low bits.
     """
     number = tl.load(parts + 2 * tl.program_id(0))
     stream = streams + number * COLUMNS
@@ -219,9 +219,9 @@ def read_steps(
 
 @triton.jit
 def _spread(bits, members):
-    """The lowest bits, moved to where the members are, in order.
+    """Deposit the lowest bits at the positions of the members, in order.
 
-    Each step moves by twice as much as the one before (Warren, *Hacker's Delight*, "expand").
+    Each step moves bits twice as far as the one before (Warren, *Hacker's Delight*, "expand").
     """
     left = (members ^ 0xFFFFFFFF) << 1
     kept = members
@@ -242,7 +242,7 @@ def _spread(bits, members):
 
 @triton.jit
 def _hits_of(content, ones_before, mask, members, rank):
-    """Which members of groups changed, and how many of their context did before each group."""
+    """Return the changed members of each group, and the context's changed words before it."""
     nth = rank
     mine = members
     if mask >= 0:
@@ -275,17 +275,17 @@ def patch_changes(
     CONTEXTS: tl.constexpr,
     PLANES: tl.constexpr,
     HAS_ROWS: tl.constexpr,
-    PROVES: tl.constexpr,
+    VERIFIES: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Write the changed words; or, to prove them, say of which chunk one differs.
+    """Write the changed words, or, with ``VERIFIES``, report chunks in which one differs.
 
-    ``masks`` has the bit at which each context's mask begins, -1 if all of its words changed and -2
-    if none did; ``first_steps`` the place of its first step. What lies there may be the base: only
-    changed words are written.
+    ``masks`` has the first bit of each context's mask, -1 if all words changed, -2 if none did.
+    ``first_steps`` has the position of each context's first step. Only changed words are written,
+    so that the output may be the base.
     """
     tile = tl.program_id(0)
     number = tl.load(chunk_of_tile + tile)
@@ -315,19 +315,19 @@ def patch_changes(
         for c in tl.static_range(CONTEXTS):
             nth = tl.where(context == c, steps_before[c], nth)
         nth += ones(members_of(planes, context, PLANES) & hits & (lowest - 1)).to(tl.int32)
-        place = first + lane * GROUP + ones(lowest - 1).to(tl.int32)
-        raw = tl.load(base + place, mask=is_hit, other=0)
+        position = first + lane * GROUP + ones(lowest - 1).to(tl.int32)
+        raw = tl.load(base + position, mask=is_hit, other=0)
         step = tl.load(steps + nth, mask=is_hit, other=0)
         after = moved_by(raw, step, WIDTH, ORDER)
-        if PROVES:
-            there = tl.load(out + place, mask=is_hit, other=0)
-            differ |= (is_hit & (there != after)).to(tl.int32)
+        if VERIFIES:
+            tuned = tl.load(out + position, mask=is_hit, other=0)
+            differ |= (is_hit & (tuned != after)).to(tl.int32)
         else:
-            tl.store(out + place, after, mask=is_hit)
+            tl.store(out + position, after, mask=is_hit)
         if HAS_ROWS:
-            row = (place + tl.load(chunk + 5)) // tl.load(chunk + 4)
+            row = (position + tl.load(chunk + 5)) // tl.load(chunk + 4)
             has_flag = is_hit & (tl.load(chunk + 6) >= 0)
             tl.store(flags + tl.load(chunk + 6) + row, 1, mask=has_flag)
         left = left ^ lowest
-    if PROVES and tl.max(differ, 0) > 0:
+    if VERIFIES and tl.max(differ, 0) > 0:
         tl.store(wrong + number, 1)

@@ -1,4 +1,4 @@
-"""How the kernels cut their work, and the columns of the tables that they are given."""
+"""Sizes of the kernels' work items, and the columns of their tables."""
 
 from __future__ import annotations
 
@@ -19,41 +19,39 @@ __all__ = [
 ]
 
 GROUP: Final = 32
-"""Words of a group: those whose bits are an int32."""
+"""Words of a group, whose bits are an int32."""
 
 GROUPS: Final = 512
-"""Groups of a tile. Counts of its words fit 16 bits, so two go into one counter."""
+"""Groups of a tile. Its word counts fit in 16 bits, so that an int32 holds two of them."""
 
 TILE: Final = GROUP * GROUPS
 """Words of a tile."""
 
 PARTS: Final = 4
-"""Parts of a tile, each for a program of the kernels that look at every word."""
+"""Parts of a tile. Kernels that read every word run one program per part."""
 
 PART: Final = TILE // PARTS
 """Words of a part."""
 
 SLOTS: Final = 16
-"""Contexts of a chunk at most; rows of the tables of counts have as many places."""
+"""Maximum number of contexts of a chunk; the row length of tables of counts."""
 
 RANKS: Final = 1024
-"""Changed words of a context that a program codes as a mask."""
+"""Changed words of a mask that one program handles."""
 
 STEPS: Final = 4096
-"""Changed words of a chunk whose steps a program codes."""
+"""Steps of a chunk that one program handles."""
 
 CHUNK_COLUMNS: Final = 8
-"""Of each chunk: address of its base words; address of the others; words; its first tile; words of
-a row; place of its first word in its row; place of its first row's flag, or -1 where rows do not
-count; place of its first group among the bits of changed words."""
+"""Per chunk: address of the base words; address of the other words; number of words; first tile;
+words of a row; position of the first word in its row; index of the first row flag, or -1 without
+row flags; first group in the bits of changed words."""
 
 SEGMENT_COLUMNS: Final = 8
-"""Of each mask: place of its first changed word; changed words; low bits of a gap, or -1 for one
-bit a word; bit at which the low bits, or those of the words, begin; byte at which the high parts
-begin; byte at which the escaped ones begin. In decoding, also the words of the context, and the
-bit at which the mask as bits shall begin."""
+"""Per mask: index of the first changed word; number of changed words; low bits per gap, or -1 for a
+dense mask; first bit of the low bits or of the dense mask; first byte of the high parts; first byte
+of the escaped ones. For decoding also: words of the context; first bit of the decoded mask."""
 
 STREAM_COLUMNS: Final = 6
-"""Of each chunk's steps: place of the first one; how many; byte at which the signs begin; byte at
-which the classes begin; byte at which the exponents begin; in encoding the bit at which the low
-bits begin, in decoding the byte after the content's last."""
+"""Per chunk: index of the first step; number of steps; first byte of the signs, of the classes and
+of the exponents; first bit of the low bits (encoding) or end of the content (decoding)."""

@@ -1,4 +1,4 @@
-"""From what changed to streams: ranks and steps of changed words, and how they are stored."""
+"""Encoding streams: ranks and steps of changed words, masks and values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rlsparse_store.gpu.kernels.words import (
 
 __all__ = [
     "context_of",
+    "count_escapes",
+    "count_steps",
     "scatter_changes",
-    "tally_gaps",
-    "tally_steps",
     "write_masks",
     "write_steps",
 ]
@@ -28,7 +28,7 @@ __all__ = [
 
 @triton.jit
 def context_of(planes, lowest, PLANES: tl.constexpr):
-    """The context of the word whose bit is set."""
+    """Return the context of the word whose bit is set."""
     context = tl.zeros_like(lowest)
     for plane in tl.static_range(PLANES):
         context |= tl.where((planes[plane] & lowest) != 0, 1 << plane, 0).to(tl.uint32)
@@ -56,9 +56,8 @@ def scatter_changes(
 ):
     """Write the rank and the step of each changed word, by chunk, context and position.
 
-    Each group takes its changed words one by one, so that what is done for a changed word is not
-    done for the others. ``firsts`` has the rank of each tile's first word of each context, and
-    behind them the place of its first changed one.
+    Each group loops over its changed words, so that unchanged words cost nothing. ``firsts`` has
+    the rank of each tile's first word of each context, then the position of the first changed one.
     """
     tile = tl.program_id(0)
     chunk = chunks + tl.load(chunk_of_tile + tile) * COLUMNS
@@ -66,17 +65,17 @@ def scatter_changes(
     group = (tile - tl.load(chunk + 3)) * GROUPS + lane
     planes = planes_of(marks, plane, tile.to(tl.int64) * GROUPS + lane, PLANES)
     hits = tl.load(bits + tl.load(chunk + 7) + group).to(tl.uint32, bitcast=True)
-    # Changed words are in a context; bits of a chunk that follows in the same tile are not.
+    # Clear the bits of words without context: those of the next chunk in the same tile.
     hits &= members_of(planes, (1 << PLANES) - 1, PLANES) ^ 0xFFFFFFFF
     ranks_before = ()
-    places_before = ()
+    positions_before = ()
     for c in tl.static_range(CONTEXTS):
         both = members_and_hits(members_of(planes, c, PLANES), hits)
         earlier = tl.cumsum(both, 0) - both
         first = tl.load(firsts + tile * (2 * SLOTS) + c)
         ranks_before = ranks_before + ((earlier & 0xFFFF) + first,)
         first = tl.load(firsts + tile * (2 * SLOTS) + SLOTS + c)
-        places_before = places_before + ((earlier >> 16) + first,)
+        positions_before = positions_before + ((earlier >> 16) + first,)
     base = words_at(tl.load(chunk), WIDTH)
     tuned = words_at(tl.load(chunk + 1), WIDTH)
     left = hits
@@ -89,13 +88,13 @@ def scatter_changes(
         nth = tl.zeros([GROUPS], tl.int32)
         for c in tl.static_range(CONTEXTS):
             rank = tl.where(context == c, ranks_before[c], rank)
-            nth = tl.where(context == c, places_before[c], nth)
+            nth = tl.where(context == c, positions_before[c], nth)
         ahead = members_of(planes, context, PLANES) & below
         rank += ones(ahead).to(tl.int32)
         nth += ones(ahead & hits).to(tl.int32)
-        place = group * GROUP + ones(below).to(tl.int32)
-        old = tl.load(base + place, mask=is_hit, other=0)
-        new = tl.load(tuned + place, mask=is_hit, other=0)
+        position = group * GROUP + ones(below).to(tl.int32)
+        old = tl.load(base + position, mask=is_hit, other=0)
+        new = tl.load(tuned + position, mask=is_hit, other=0)
         tl.store(ranks + nth, rank, mask=is_hit)
         tl.store(steps + nth, step_of(old, new, WIDTH, ORDER), mask=is_hit)
         left = left ^ lowest
@@ -103,7 +102,7 @@ def scatter_changes(
 
 @triton.jit
 def _high_of_gaps(ranks, segment, index, mask):
-    """The gap before each changed word, and the part of it above the low bits."""
+    """Return the gap before each changed word, and its part above the low bits."""
     at = ranks + tl.load(segment) + index
     rank = tl.load(at, mask=mask, other=0)
     before = tl.load(at - 1, mask=mask & (index > 0), other=-1)
@@ -112,10 +111,10 @@ def _high_of_gaps(ranks, segment, index, mask):
 
 
 @triton.jit
-def tally_gaps(
+def count_escapes(
     ranks, segments, parts, escapes, SIZE: tl.constexpr, COLUMNS: tl.constexpr, ESCAPE: tl.constexpr
 ):
-    """Count the gaps of each part of a mask whose high bits take more than a byte."""
+    """Count the gaps of each part of a mask whose high part does not fit in a byte."""
     segment = segments + tl.load(parts + 2 * tl.program_id(0)) * COLUMNS
     index = tl.load(parts + 2 * tl.program_id(0) + 1) * SIZE + tl.arange(0, SIZE)
     mask = index < tl.load(segment + 1)
@@ -136,7 +135,7 @@ def write_masks(
     COLUMNS: tl.constexpr,
     ESCAPE: tl.constexpr,
 ):
-    """Write the masks of contexts, as bits or as gaps, to zeroed memory."""
+    """Write the masks of contexts, dense or as gaps, to zeroed memory."""
     segment = segments + tl.load(parts + 2 * tl.program_id(0)) * COLUMNS
     index = tl.load(parts + 2 * tl.program_id(0) + 1) * SIZE + tl.arange(0, SIZE)
     mask = index < tl.load(segment + 1)
@@ -167,7 +166,7 @@ def write_masks(
 
 @triton.jit
 def _far_steps(steps, stream, first, SIZE: tl.constexpr):
-    """Which steps of a part are far, and of those |step| - 3 and the bits below its leading one."""
+    """Return the steps of a part; for far ones also |step| - 3 and the bits below its leading 1."""
     index = first + tl.arange(0, SIZE)
     step = tl.load(steps + tl.load(stream) + index, mask=index < tl.load(stream + 1), other=0)
     magnitude = magnitude_of(step)
@@ -177,7 +176,7 @@ def _far_steps(steps, stream, first, SIZE: tl.constexpr):
 
 
 @triton.jit
-def tally_steps(
+def count_steps(
     steps,
     streams,
     parts,
@@ -187,9 +186,9 @@ def tally_steps(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Of each part of a chunk's steps, how many are far, what their low bits take, and the kinds.
+    """Count the far steps and their low bits in each part, and the steps by kind in each chunk.
 
-    ``kinds`` has how many steps of each chunk are -1, -2, -3, <= -4, 1, 2, 3, >= 4.
+    The kinds are -1, -2, -3, <= -4, 1, 2, 3, >= 4.
     """
     number = tl.load(parts + 2 * tl.program_id(0))
     stream = streams + number * COLUMNS
@@ -197,7 +196,7 @@ def tally_steps(
     step, magnitude, is_far, _, exponent = _far_steps(steps, stream, first, SIZE)
     tl.store(far + tl.program_id(0), tl.sum(is_far.to(tl.int32), 0))
     tl.store(lows + tl.program_id(0), tl.sum(tl.where(is_far, exponent, 0).to(tl.int32), 0))
-    # Four counters of 16 bits are added up at once.
+    # One int64 sum adds four 16-bit counters.
     kind = tl.minimum(magnitude - 1, 3).to(tl.int64)
     one = tl.where(magnitude > 0, tl.full([SIZE], 1, tl.int64) << (16 * kind), 0)
     below = tl.sum(tl.where(step < 0, one, 0), 0)
@@ -225,7 +224,7 @@ def write_steps(
     first = tl.load(parts + 2 * tl.program_id(0) + 1).to(tl.int64) * SIZE
     number = tl.load(stream + 1)
     bytes_of = content.to(tl.pointer_type(tl.uint8))
-    # Signs and classes are as many bits for each step: eight steps at a time make whole bytes.
+    # Signs and classes have a fixed number of bits per step: eight steps fill whole bytes.
     byte = tl.arange(0, SIZE // 8)
     bit = tl.arange(0, 8)[None, :]
     index = first + byte[:, None] * 8 + bit
@@ -242,7 +241,7 @@ def write_steps(
 
     _, _, is_far, excess, exponent = _far_steps(steps, stream, first, SIZE)
     if tl.max(is_far.to(tl.int32), 0) > 0:
-        # How many are far, and in the lower half what their low bits take, added up at once.
+        # One prefix sum counts far steps (upper half) and their low bits (lower half).
         one = (tl.full([SIZE], 1, tl.int64) << 32) | exponent.to(tl.int64)
         both = tl.where(is_far, one, 0)
         earlier = tl.cumsum(both, 0) - both

@@ -1,4 +1,4 @@
-"""What the kernels know of words, bits and bytes."""
+"""Functions on words, bits and bytes that the kernels share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 
 @triton.jit
 def words_at(address, WIDTH: tl.constexpr, ALIGNMENT: tl.constexpr = 1):
-    """Where words lie, as a pointer.
+    """Return an address as a pointer to words.
 
-    What divides the address is said here: Triton forgets what callers say of a function's result.
+    The alignment is declared here, because Triton drops hints on a function's result.
     """
     if WIDTH == 8:
         pointer = address.to(tl.pointer_type(tl.int8))
@@ -41,41 +41,40 @@ def words_at(address, WIDTH: tl.constexpr, ALIGNMENT: tl.constexpr = 1):
 
 
 @triton.jit
-def load_part(address, start, words, place, WIDTH: tl.constexpr, PART: tl.constexpr):
-    """The words of a part at these places, zero behind the last one of the chunk.
+def load_part(address, start, words, position, WIDTH: tl.constexpr, PART: tl.constexpr):
+    """Load the words of a part at these positions, 0 after the chunk's last word.
 
-    A thread loads sixteen bytes at a time: the address is a multiple of that, and only a chunk's
-    last part has a mask.
+    Loads are 16 bytes per thread: the address is aligned, and only a chunk's last part has a mask.
     """
-    pointer = words_at(address, WIDTH, 16) + start + place
+    pointer = words_at(address, WIDTH, 16) + start + position
     if start + PART <= words:
         loaded = tl.load(pointer)
     else:
-        loaded = tl.load(pointer, mask=place < (words - start).to(tl.int32), other=0)
+        loaded = tl.load(pointer, mask=position < (words - start).to(tl.int32), other=0)
     return loaded
 
 
 @triton.jit
-def row_of(chunk, start, place, PART: tl.constexpr):
-    """The row of each word of a part, counted from the chunk's first.
+def row_of(chunk, start, position, PART: tl.constexpr):
+    """Return the row of each word of a part, relative to the chunk's first row.
 
-    Of long rows a part touches two at most, and words of short ones have small numbers: no word
-    takes a division of 64 bits, which the device has none of.
+    A part touches at most two long rows, and row numbers of short rows are small, so that no word
+    needs a 64-bit division, which GPUs emulate.
     """
     length = tl.load(chunk + 4)
     begun = start + tl.load(chunk + 5)
     first = begun // length
     offset = begun - first * length
     if length >= PART:
-        later = (place >= length - offset).to(tl.int32)
+        later = (position >= length - offset).to(tl.int32)
     else:
-        later = (offset.to(tl.int32) + place) // length.to(tl.int32)
+        later = (offset.to(tl.int32) + position) // length.to(tl.int32)
     return first + later
 
 
 @triton.jit
 def as_unsigned(word, WIDTH: tl.constexpr):
-    """A word as 32 bits without a sign."""
+    """Return a word zero-extended to uint32."""
     wide = word.to(tl.int32).to(tl.uint32, bitcast=True)
     if WIDTH < 32:
         wide = wide & ((1 << WIDTH) - 1)
@@ -84,7 +83,7 @@ def as_unsigned(word, WIDTH: tl.constexpr):
 
 @triton.jit
 def ordered(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
-    """The order map, which is its own inverse."""
+    """Apply the order map, which is its own inverse."""
     if ORDER == 2:
         low = (1 << (WIDTH - 1)) - 1
         word = tl.where(word > low, word ^ low, word)
@@ -93,7 +92,7 @@ def ordered(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
 
 @triton.jit
 def key_of(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
-    """What a word is classed by."""
+    """Return the key of a word, which determines its context."""
     low = (1 << (WIDTH - 1)) - 1
     if ORDER == 2:
         word = word & low
@@ -104,7 +103,7 @@ def key_of(word, WIDTH: tl.constexpr, ORDER: tl.constexpr):
 
 @triton.jit
 def step_of(before, after, WIDTH: tl.constexpr, ORDER: tl.constexpr):
-    """By how much a word moved, as int32."""
+    """Return the step between two words as int32."""
     old = ordered(as_unsigned(before, WIDTH), WIDTH, ORDER)
     step = ordered(as_unsigned(after, WIDTH), WIDTH, ORDER) - old
     step = step.to(tl.int32, bitcast=True)
@@ -113,7 +112,7 @@ def step_of(before, after, WIDTH: tl.constexpr, ORDER: tl.constexpr):
 
 @triton.jit
 def moved_by(word, step, WIDTH: tl.constexpr, ORDER: tl.constexpr):
-    """The word so many steps from one, in its own type."""
+    """Return the word that is ``step`` steps from a word, in its own type."""
     after = ordered(as_unsigned(word, WIDTH), WIDTH, ORDER) + step.to(tl.uint32, bitcast=True)
     if WIDTH < 32:
         after = after & ((1 << WIDTH) - 1)
@@ -122,14 +121,14 @@ def moved_by(word, step, WIDTH: tl.constexpr, ORDER: tl.constexpr):
 
 @triton.jit
 def magnitude_of(step):
-    """|step|, which for the most negative one only fits without a sign."""
+    """Return |step| as uint32, which also holds that of the most negative step."""
     bits = step.to(tl.uint32, bitcast=True)
     return tl.where(step < 0, 0 - bits, bits)
 
 
 @triton.jit
 def ones(bits):
-    """How many of 32 bits are set."""
+    """Count the set bits of a uint32."""
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     bits = (bits + (bits >> 4)) & 0x0F0F0F0F
@@ -138,7 +137,7 @@ def ones(bits):
 
 @triton.jit
 def bit_length(value):
-    """Bits of 32-bit values without a sign, 0 for 0."""
+    """Return the bit length of a uint32; 0 for 0."""
     length = tl.zeros_like(value)
     for power in tl.static_range(4, -1, -1):
         is_longer = (value >> (1 << power)) != 0
@@ -149,7 +148,7 @@ def bit_length(value):
 
 @triton.jit
 def members_of(planes, context, PLANES: tl.constexpr):
-    """Which words of a group are in a context, whose number is spread over planes of bits."""
+    """Return the bits of a group's words in a context, given the bit planes."""
     code = tl.zeros_like(planes[0]) + context
     members = tl.zeros_like(planes[0]) ^ 0xFFFFFFFF
     for plane in tl.static_range(PLANES):
@@ -159,7 +158,7 @@ def members_of(planes, context, PLANES: tl.constexpr):
 
 @triton.jit
 def or_bits(content, bit, value, mask):
-    """Set the bits of a value, of at most 32, that begin at any bit of zeroed memory."""
+    """Write up to 32 bits of a value at any bit position of zeroed memory."""
     wide = value.to(tl.uint64) << (bit & 31).to(tl.uint64)
     word = content + (bit >> 5)
     low = (wide & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
@@ -170,7 +169,7 @@ def or_bits(content, bit, value, mask):
 
 @triton.jit
 def read_bits(content, bit, mask):
-    """32 bits that begin at any bit; a word more than they need is there to be read."""
+    """Read 32 bits at any bit position; the word after them must be readable."""
     word = content + (bit >> 5)
     low = tl.load(word, mask=mask, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
     high = tl.load(word + 1, mask=mask, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)

@@ -1,4 +1,4 @@
-"""Tuned models of transformers, loaded from base and delta. Importing this imports transformers."""
+"""Loading transformers models from a base and a delta. This module imports transformers."""
 
 from rlsparse_store.integrations.transformers.from_pretrained import enable_transformers
 from rlsparse_store.integrations.transformers.load import from_delta

@@ -1,4 +1,4 @@
-"""Where transformers is told to put a model."""
+"""The ``device_map`` argument of ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["only_device"]
+__all__ = ["single_device"]
 
-_NO_DEVICES: Final = {None, "auto", "balanced", "balanced_low_0", "sequential", "disk"}
+_NOT_DEVICES: Final = {None, "auto", "balanced", "balanced_low_0", "sequential", "disk"}
 
 
-def only_device(device_map: Any) -> torch.device | None:  # noqa: ANN401 - as from_pretrained takes it
-    """The CUDA device that all of a model goes to, if it is one.
+def single_device(device_map: Any) -> torch.device | None:  # noqa: ANN401 - as from_pretrained takes it
+    """Return the CUDA device that holds the whole model, if there is one.
 
     Args:
-        device_map: As ``from_pretrained`` takes it: a device, or devices by parts of the model.
+        device_map: The argument of ``from_pretrained``: a device, or devices by module name.
 
     Returns:
-        The device, or ``None`` where there are several, none of CUDA, or transformers is to choose.
+        The device; ``None`` for several devices, for other kinds of devices, and if transformers
+        chooses the devices.
 
     Example:
-        >>> only_device({"model": "cuda:1", "lm_head": "cuda:1"})
+        >>> single_device({"model": "cuda:1", "lm_head": "cuda:1"})
         device(type='cuda', index=1)
-        >>> only_device("auto")
+        >>> single_device("auto")
     """
-    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-    if len(places) != 1 or places & _NO_DEVICES:
+    devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    if len(devices) != 1 or devices & _NOT_DEVICES:
         return None
-    (place,) = places
-    if place == "cuda":
-        # As transformers has it: each process of a node has its own.
-        place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    (name,) = devices
+    if name == "cuda":
+        # As in transformers: each process of a node has its own device.
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
-        device = torch.device(place)
+        device = torch.device(name)
     except RuntimeError:
-        # What is wrong with it, transformers says better.
+        # transformers raises the error.
         return None
     return device if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""``enable_transformers``: ``from_pretrained`` of a delta's name, wherever it is called."""
+"""``enable_transformers``: lets ``from_pretrained`` load deltas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import NotFoundError, RlsparseError
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.integrations.transformers.device_map import only_device
+from rlsparse_store.integrations.transformers.device_map import single_device
 from rlsparse_store.integrations.transformers.load import open_for_model
 from rlsparse_store.integrations.transformers.unsupported import check_deepspeed, check_quantization
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from rlsparse_store.delta.open import DeltaCheckpoint
+    from rlsparse_store.delta.open import DeltaCheckpoint, Verify
 
 __all__ = ["enable_transformers"]
 
@@ -31,24 +31,23 @@ _FIND: Final = "_get_resolved_checkpoint_files"
 _LOAD: Final = "_load_pretrained_model"
 _MARK: Final = "_rlsparse_store"
 
-_NEEDED: Final = {
+_PARAMETERS: Final = {
     _FIND: {"pretrained_model_name_or_path", "download_kwargs"},
     _LOAD: {"model", "state_dict", "checkpoint_files", "load_config"},
 }
-"""Arguments that are relied on. Neither function is public, so their shape is checked first."""
+"""Required parameters. The functions are private, so their signatures are checked first."""
 
 
 def enable_transformers() -> None:
-    """Let ``from_pretrained`` of transformers load deltas by their name.
+    """Let ``from_pretrained`` of transformers load deltas by name.
 
-    Afterwards ``AutoModelForCausalLM.from_pretrained("me/delta")``, ``pipeline`` and whatever else
-    loads a model take a delta where they take a checkpoint: where they find no weights, the delta
-    is looked for, and its base as with ``from_delta(None, …)``. Without this call such a load
-    stops with an error that says that there are no weights. It lasts as long as the process, and
-    may be called again.
+    Afterwards ``AutoModelForCausalLM.from_pretrained("me/delta")``, ``pipeline`` and other loaders
+    accept a delta in place of a checkpoint: if they find no weights, they look for a delta, and for
+    its base as ``from_delta(None, …)`` does. The change lasts until the process ends. A second call
+    has no effect.
 
     Raises:
-        RlsparseError: This version of transformers loads models in another way.
+        RlsparseError: This version of transformers is not supported.
 
     Example:
         >>> enable_transformers()  # doctest: +SKIP
@@ -59,20 +58,20 @@ def enable_transformers() -> None:
     if hasattr(find, _MARK):
         return
     for name, function in ((_FIND, find), (_LOAD, load)):
-        if function is None or not _NEEDED[name] <= set(inspect.signature(function).parameters):
+        if function is None or not _PARAMETERS[name] <= set(inspect.signature(function).parameters):
             msg = (
-                f"transformers {transformers.__version__} loads models in a way that is not known "
-                "here; use from_delta, which needs none of its inner parts"
+                f"enable_transformers does not support transformers {transformers.__version__}; "
+                "use from_delta, which relies only on its public functions"
             )
             raise RlsparseError(msg)
     assert find is not None  # noqa: S101 - checked above
     assert load is not None  # noqa: S101 - as above
-    setattr(modeling_utils, _FIND, _finding(find))
-    setattr(modeling_utils.PreTrainedModel, _LOAD, staticmethod(_loading(load)))
+    setattr(modeling_utils, _FIND, _wrap_find(find))
+    setattr(modeling_utils.PreTrainedModel, _LOAD, staticmethod(_wrap_load(load)))
 
 
-def _finding(find: Callable[..., Any]) -> Callable[..., Any]:
-    """Where no weights are found, but a delta, give no files; :func:`_loading` sees that."""
+def _wrap_find(find: Callable[..., Any]) -> Callable[..., Any]:
+    """Return no files where there is a delta instead of weights; :func:`_wrap_load` handles it."""
 
     @functools.wraps(find)
     def find_or_delta(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
@@ -80,16 +79,16 @@ def _finding(find: Callable[..., Any]) -> Callable[..., Any]:
             return find(*args, **kwargs)
         except OSError:
             call = inspect.signature(find).bind(*args, **kwargs).arguments
-            place = call["pretrained_model_name_or_path"]
+            name = call["pretrained_model_name_or_path"]
             tuned = None
             is_other = call.get("variant") is not None or call.get("gguf_file") is not None
-            if place is not None and not is_other:
-                # Only its names and dtypes are looked at here.
-                tuned = _open(place, call.get("download_kwargs"), "none")
+            if name is not None and not is_other:
+                # Without checks: only names and dtypes are read here.
+                tuned = _open(name, call.get("download_kwargs"), "none")
             if tuned is None:
                 raise
             with tuned:
-                # What transformers takes from the weights if the configuration does not say it.
+                # transformers takes the dtype from the weights if the configuration has none.
                 get_state_dict_dtype: Any = modeling_utils.get_state_dict_dtype
                 return None, {"dtype": get_state_dict_dtype(tuned.slices())}
 
@@ -97,8 +96,8 @@ def _finding(find: Callable[..., Any]) -> Callable[..., Any]:
     return find_or_delta
 
 
-def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Where there is neither file nor state dict, load the delta of the name."""
+def _wrap_load(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Load the delta if there are neither files nor a state dict."""
 
     @functools.wraps(load)
     def load_or_delta(
@@ -109,14 +108,14 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,  # noqa: ANN401 - passed on
         **kwargs: Any,  # noqa: ANN401 - passed on
     ) -> Any:  # noqa: ANN401 - passed on
-        place = load_config.pretrained_model_name_or_path
-        if state_dict is not None or checkpoint_files is not None or place is None:
+        name = load_config.pretrained_model_name_or_path
+        if state_dict is not None or checkpoint_files is not None or name is None:
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
-        device = only_device(load_config.device_map)
-        tuned = _open(place, load_config.download_kwargs, "touched", device)
+        device = single_device(load_config.device_map)
+        tuned = _open(name, load_config.download_kwargs, "touched", device)
         if tuned is None:
-            msg = "the delta is gone that was here a moment ago"
-            raise NotFoundError(msg, file=place)
+            msg = "the delta was deleted during loading; load it again"
+            raise NotFoundError(msg, file=name)
         with tuned:
             check_deepspeed()
             check_quantization(model.config, tuned.path)
@@ -128,20 +127,19 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _open(
-    place: Any,  # noqa: ANN401 - theirs
-    download: Any,  # noqa: ANN401 - theirs
-    verify: str,
+    name: Any,  # noqa: ANN401 - transformers'
+    download: Any,  # noqa: ANN401 - transformers'
+    verify: Verify,
     device: torch.device | None = None,
 ) -> DeltaCheckpoint | None:
-    """The delta at a place, or ``None`` if there is none."""
+    """Open a delta by name; return ``None`` if there is none."""
     download = download or {}
     access = HubAccess(
         token=download.get("token"),
         cache_dir=download.get("cache_dir"),
         local_files_only=bool(download.get("local_files_only")),
     )
-    name = place if isinstance(place, str) else Path(place)
-    revision = None if Path(place).exists() else download.get("revision")
+    revision = None if Path(name).exists() else download.get("revision")
     try:
         folder = find_delta(name, revision, download.get("subfolder") or "", access)
     except NotFoundError:

@@ -1,10 +1,10 @@
-"""``from_delta``: the tuned model, loaded by transformers from base and delta."""
+"""``from_delta``: loads a transformers model from a base and a delta."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
@@ -13,7 +13,7 @@ from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.integrations.transformers.device_map import only_device
+from rlsparse_store.integrations.transformers.device_map import single_device
 from rlsparse_store.integrations.transformers.model_class import find_class
 from rlsparse_store.integrations.transformers.unsupported import (
     check_arguments,
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
     import torch
 
+    from rlsparse_store.delta.open import Verify
+
 __all__ = ["from_delta", "open_for_model"]
 
-# AutoConfig would take these for its own, as the automatic classes know too.
-_NOT_OF_CONFIG = ("dtype", "torch_dtype", "quantization_config", "trust_remote_code")
+_MODEL_ARGUMENTS: Final = ("dtype", "torch_dtype", "quantization_config", "trust_remote_code")
+"""Arguments of the model that AutoConfig would consume. transformers withholds them likewise."""
 
 
 def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
@@ -41,46 +43,46 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     revision: str | None = None,
     subfolder: str = "",
     auto_class: str | type | None = None,
-    verify: str = "touched",
+    verify: Verify = "touched",
     token: str | bool | None = None,
     cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
-    **from_pretrained_kwargs: Any,  # noqa: ANN401 - what from_pretrained takes
-) -> Any:  # noqa: ANN401 - a model, or a model and what from_pretrained says of loading it
+    **from_pretrained_kwargs: Any,  # noqa: ANN401 - arguments of from_pretrained
+) -> Any:  # noqa: ANN401 - a model, or a model and its loading information
     """Load the tuned model from its base and a delta.
 
-    Weights are made as transformers asks for them, tensor by tensor or slab by slab, so that it
-    takes the memory of one model. Where all of it goes to one CUDA device, they are made there, as
-    :func:`rlsparse_store.open_delta` makes them.
+    Tensors are decoded when transformers reads them, so that loading takes the memory of one model.
+    If the whole model goes to one CUDA device, they are decoded there (see
+    :func:`rlsparse_store.open_delta`).
 
-    The configuration, the generation configuration and the code of the model are those of the
-    delta's folder, which are the tuned model's.
+    The configuration, the generation configuration and the model's code come from the delta's
+    folder: they belong to the tuned model.
 
     Args:
-        base_id: The base, a folder or ``org/name[@revision]``. ``None`` takes the commit that the
-            delta names, else any snapshot in the cache with its content.
-        delta_id: The delta, a folder or ``org/name[@revision]``.
-        base_revision: The same of the base.
+        base_id: The base: a folder or ``org/name[@revision]``. ``None`` uses the commit that the
+            delta names, else any snapshot in the cache with the same content.
+        delta_id: The delta: a folder or ``org/name[@revision]``.
+        base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
-        subfolder: Folder of the delta within its repository or folder.
-        auto_class: The class to load, or the name of one in transformers, such as
-            ``"AutoModelForCausalLM"``; by default the one that the configuration names.
-        verify: As :func:`rlsparse_store.open_delta`. ``"touched"`` compares all that is read with
-            the delta's digests.
+        subfolder: Folder of the delta in its repository or folder.
+        auto_class: The class to load or its name in transformers, such as
+            ``"AutoModelForCausalLM"``; defaults to the class that the configuration names.
+        verify: As for :func:`rlsparse_store.open_delta`. ``"touched"`` compares all tensors that
+            are read with the delta's digests.
         token: Access token for the Hub.
-        cache_dir: Cache for what is downloaded.
-        local_files_only: Whether to use only what is in the cache.
-        **from_pretrained_kwargs: What ``from_pretrained`` of the model takes: ``dtype``,
+        cache_dir: Cache folder of the Hub.
+        local_files_only: Use only the cache and make no requests.
+        **from_pretrained_kwargs: Arguments of the model's ``from_pretrained``: ``dtype``,
             ``device_map``, ``distributed_config``, ``attn_implementation``, …
 
     Returns:
-        The model, as ``from_pretrained`` gives it; with ``output_loading_info=True`` the model and
-        the information.
+        The model, as ``from_pretrained`` returns it; with ``output_loading_info=True`` the model
+        and the loading information.
 
     Raises:
-        TypeError: An argument has no meaning here, such as ``state_dict``.
-        NotFoundError: The delta or the base is not there.
-        BaseMismatchError: The base is not the right one.
+        TypeError: An argument does not apply to deltas, such as ``state_dict``.
+        NotFoundError: The delta or the base does not exist.
+        BaseMismatchError: The base is not the delta's base.
         FormatError: The delta is damaged.
         RlsparseError: The model cannot be loaded from a delta.
 
@@ -93,19 +95,18 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
         revision = from_pretrained_kwargs.pop("delta_revision")
     check_arguments(from_pretrained_kwargs)
     check_deepspeed()
-    base = None if base_id is None else _place(base_id)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    folder = find_delta(_place(delta_id), revision, subfolder, access)
-    device = only_device(from_pretrained_kwargs.get("device_map"))
-    with open_for_model(folder, base, base_revision, access, verify, device) as tuned:
+    folder = find_delta(delta_id, revision, subfolder, access)
+    device = single_device(from_pretrained_kwargs.get("device_map"))
+    with open_for_model(folder, base_id, base_revision, access, verify, device) as tuned:
         folders = [f for f in (folder, tuned.base) if f.is_dir()]
         config, arguments = _configuration(folders, from_pretrained_kwargs)
         check_quantization(config, folder)
-        trust = arguments.get("trust_remote_code")
-        model_class = find_class(config, auto_class, folders, trust)
+        trust_remote_code = arguments.get("trust_remote_code")
+        model_class = find_class(config, auto_class, folders, trust_remote_code)
         if (folder / "generation_config.json").is_file():
             arguments.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
-        # There is no name to give: a name and a state dict exclude each other.
+        # from_pretrained accepts either a name or a state dict.
         loaded = model_class.cls.from_pretrained(
             None, config=model_class.config, state_dict=tuned.slices(), **arguments
         )
@@ -117,57 +118,55 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
 
 def open_for_model(
     folder: Path,
-    base: str | Path | None,
+    base: str | PathLike[str] | None,
     base_revision: str | None,
     access: HubAccess,
-    verify: str,
+    verify: Verify,
     device: torch.device | None = None,
 ) -> DeltaCheckpoint:
-    """Open a delta all of whose tensors a model will read.
+    """Open a delta from which a model reads all tensors.
 
     Args:
-        folder: Its folder.
+        folder: Folder of the delta.
         base: As for :func:`from_delta`.
-        base_revision: As there.
+        base_revision: As for :func:`from_delta`.
         access: How to reach the Hub.
-        verify: As there.
-        device: Where all of the model goes, if it is one CUDA device.
+        verify: As for :func:`from_delta`.
+        device: The CUDA device of the whole model, if there is only one.
 
     Raises:
-        BaseMismatchError: The base is not the right one; says so if it is an adapter, or
-            quantised in another way.
+        BaseMismatchError: The base is not the delta's base. The message says if it is an adapter
+            or has another quantisation.
     """
     try:
         framework = get_framework("pt", device)
         return open_local(folder, base, base_revision, access, framework, verify, is_whole=True)
     except BaseMismatchError as error:
-        place = error.file if isinstance(error.file, Path) else folder
-        raise explain_mismatch(error, place, folder) from error
-
-
-def _place(name: str | PathLike[str]) -> str | Path:
-    return name if isinstance(name, str) else Path(name)
+        base_folder = error.file if isinstance(error.file, Path) else folder
+        raise explain_mismatch(error, base_folder, folder) from error
 
 
 def _configuration(folders: list[Path], arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model's configuration, and what is left of the arguments for the model.
+    """Return the model's configuration, and the arguments that it does not use.
 
-    As with ``from_pretrained``, arguments that the configuration knows change it.
+    As in ``from_pretrained``, arguments that are names of configuration fields override them.
     """
-    given = arguments.get("config")
-    if isinstance(given, PreTrainedConfig):
-        return given, {name: value for name, value in arguments.items() if name != "config"}
-    place = given or next((f for f in folders if (f / "config.json").is_file()), None)
-    if place is None:
-        msg = "neither delta nor base has a config.json; give config"
+    config = arguments.get("config")
+    if isinstance(config, PreTrainedConfig):
+        return config, {name: value for name, value in arguments.items() if name != "config"}
+    source = config or next((f for f in folders if (f / "config.json").is_file()), None)
+    if source is None:
+        msg = "neither the delta nor the base has a config.json; pass config="
         raise NotFoundError(msg, file=folders[0])
-    kept = {name: arguments[name] for name in _NOT_OF_CONFIG if name in arguments}
-    rest = {name: value for name, value in arguments.items() if name not in {*kept, "config"}}
-    config, left = AutoConfig.from_pretrained(
-        place,
+    for_model = {name: arguments[name] for name in _MODEL_ARGUMENTS if name in arguments}
+    others = {
+        name: value for name, value in arguments.items() if name not in {*for_model, "config"}
+    }
+    config, unused = AutoConfig.from_pretrained(
+        source,
         return_unused_kwargs=True,
         trust_remote_code=arguments.get("trust_remote_code"),
-        **rest,
+        **others,
     )
-    left.pop("trust_remote_code", None)
-    return config, {**left, **kept}
+    unused.pop("trust_remote_code", None)
+    return config, {**unused, **for_model}

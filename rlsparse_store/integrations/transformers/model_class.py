@@ -1,7 +1,7 @@
-"""Which class a model is loaded as.
+"""Choosing the class of a model.
 
-The automatic classes of transformers look for their class while they load from a folder or a
-repository, and a delta is neither: so the same choice is made here, by the same rules.
+The auto classes of transformers choose the class while they load a folder or a repository. A delta
+is neither, so this module applies the same rules.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["ModelClass", "find_class"]
 
 
 class ModelClass(NamedTuple):
-    """What to load.
+    """A class and its configuration.
 
     Attributes:
-        cls: The class.
-        config: The configuration to give it: that of the model within a composite one, where the
-            class is that of the model within.
+        cls: The class to load.
+        config: The configuration to pass. For the text model of a composite model, this is the text
+            configuration.
     """
 
     cls: Any
@@ -41,35 +41,35 @@ def find_class(
     config: Any,  # noqa: ANN401 - transformers' configurations
     wanted: str | type | None,
     folders: list[Path],
-    trust: bool | None,  # noqa: FBT001 - as transformers names it
+    trust_remote_code: bool | None,  # noqa: FBT001 - positional in transformers, too
 ) -> ModelClass:
     """Find the class of a model.
 
     Args:
-        config: Its configuration.
-        wanted: A class, automatic or not, or the name of one in transformers; by default the class
-            that the configuration names.
-        folders: Where the code of a model may lie that is not part of transformers.
-        trust: Whether such code may be run; asked for by transformers if it is needed.
+        config: Configuration of the model.
+        wanted: A class, auto or not, or its name in transformers; ``None`` for the class that the
+            configuration names.
+        folders: Folders that may hold the model's own code.
+        trust_remote_code: Whether the model's own code may run; ``None`` lets transformers ask.
 
     Raises:
-        RlsparseError: The configuration names no class that is known here.
-        ValueError: Code would have to be run and is not trusted.
+        RlsparseError: transformers has no such class.
+        ValueError: The model needs its own code, which is not trusted.
     """
-    chosen = _named(wanted) if wanted is not None else _by_architecture(config)
+    chosen = _by_name(wanted) if wanted is not None else _by_architecture(config)
     if not hasattr(chosen, "_model_mapping"):
         return ModelClass(chosen, config)
     reference = (getattr(config, "auto_map", None) or {}).get(chosen.__name__)
-    mapping = chosen._model_mapping  # noqa: SLF001 - there is no public way to ask it
+    mapping = chosen._model_mapping  # noqa: SLF001 - there is no public accessor
     is_local = type(config) in mapping
     repo = reference.partition("--")[0] if reference and "--" in reference else None
     trusted = resolve_trust_remote_code(  # type: ignore[no-untyped-call]
-        trust, str(folders[0]), is_local, reference is not None, upstream_repo=repo
+        trust_remote_code, str(folders[0]), is_local, reference is not None, upstream_repo=repo
     )
     if reference and trusted:
         return ModelClass(_from_code(chosen, reference, folders), config)
     if not is_local:
-        msg = f"{chosen.__name__} knows no {type(config).__name__}; give another auto_class"
+        msg = f"{chosen.__name__} does not support {type(config).__name__}; pass another auto_class"
         raise RlsparseError(msg, file=folders[0])
     cls = auto_factory._get_model_class(config, mapping)  # type: ignore[no-untyped-call] # noqa: SLF001 - as above
     inner = config.sub_configs.get("text_config")
@@ -81,21 +81,18 @@ def find_class(
     return ModelClass(cls, config)
 
 
-def _named(wanted: str | type) -> Any:  # noqa: ANN401 - any class of transformers
+def _by_name(wanted: str | type) -> Any:  # noqa: ANN401 - any class of transformers
     if not isinstance(wanted, str):
         return wanted
     found = getattr(transformers, wanted, None)
     if found is None:
-        msg = (
-            f"transformers has no class {printable(wanted)}; give auto_class another name, or a "
-            "class"
-        )
+        msg = f"transformers has no class {printable(wanted)}; pass another auto_class"
         raise RlsparseError(msg)
     return found
 
 
 def _by_architecture(config: Any) -> Any:  # noqa: ANN401 - any class of transformers
-    """The class that the configuration names, or the automatic class that its code goes with."""
+    """Return the class that the configuration names, or the auto class of the model's own code."""
     names = getattr(config, "architectures", None) or []
     auto_map = getattr(config, "auto_map", None) or {}
     for auto, reference in auto_map.items():
@@ -106,7 +103,7 @@ def _by_architecture(config: Any) -> Any:  # noqa: ANN401 - any class of transfo
     if not found:
         named = ", ".join(map(printable, names)) or "none"
         msg = (
-            f"the configuration names no class that transformers has (it names {named}): give "
+            f"transformers has none of the configuration's architectures ({named}): pass "
             'auto_class, for example "AutoModelForCausalLM"'
         )
         raise RlsparseError(msg)
@@ -114,7 +111,7 @@ def _by_architecture(config: Any) -> Any:  # noqa: ANN401 - any class of transfo
 
 
 def _from_code(auto: Any, reference: str, folders: list[Path]) -> Any:  # noqa: ANN401 - as above
-    """A class whose code lies beside the weights, or in a repository of its own."""
+    """Load a class from the model's own code, next to the weights or in another repository."""
     module = reference.rpartition("--")[2].partition(".")[0] + ".py"
     folder = next((f for f in folders if (f / module).is_file()), folders[0])
     cls: Any = get_class_from_dynamic_module(reference, str(folder))

@@ -1,4 +1,4 @@
-"""What cannot be loaded from a delta, each said by its name."""
+"""Arguments and models that cannot be loaded from a delta."""
 
 from __future__ import annotations
 
@@ -16,74 +16,74 @@ if TYPE_CHECKING:
 __all__ = ["check_arguments", "check_deepspeed", "check_quantization", "explain_mismatch"]
 
 _REFUSED: Final = {
-    "state_dict": "the weights are those of base and delta",
-    "gguf_file": "a delta is applied to safetensors weights; convert the result instead",
-    "variant": "a delta holds one checkpoint; give the variant of the base as a folder",
+    "state_dict": "the weights come from the base and the delta",
+    "gguf_file": "a delta applies to safetensors weights; convert the result instead",
+    "variant": "a delta holds one checkpoint; pass the folder of the base's variant",
     "adapter_kwargs": "load the model first, then the adapter with load_adapter",
     "adapter_name": "load the model first, then the adapter with load_adapter",
-    "from_tf": "a delta is applied to safetensors weights",
-    "from_flax": "a delta is applied to safetensors weights",
+    "from_tf": "a delta applies to safetensors weights",
+    "from_flax": "a delta applies to safetensors weights",
 }
 
-_APPLY: Final = "rebuild the checkpoint with rlsparse apply and load that"
+_APPLY: Final = "rebuild the checkpoint with `rlsparse apply` and load the result"
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that have no meaning for a delta.
+    """Refuse arguments that do not apply to deltas.
 
     Raises:
-        TypeError: There is one.
+        TypeError: An argument does not apply.
     """
     for name, reason in _REFUSED.items():
         if arguments.get(name) is not None:
-            msg = f"from_delta() takes no {name}: {reason}"
+            msg = f"from_delta() does not accept {name}: {reason}"
             raise TypeError(msg)
 
 
 def check_deepspeed() -> None:
-    """Refuse to load while DeepSpeed takes models apart.
+    """Refuse to load under DeepSpeed ZeRO-3, which partitions models.
 
     Raises:
-        RlsparseError: It does.
+        RlsparseError: ZeRO-3 is enabled.
     """
     if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
-        msg = f"DeepSpeed ZeRO-3 needs all weights before it loads them: {_APPLY}"
+        msg = f"DeepSpeed ZeRO-3 cannot load tensors one at a time: {_APPLY}"
         raise RlsparseError(msg)
 
 
 def check_quantization(config: Any, folder: Path) -> None:  # noqa: ANN401 - any configuration
-    """Refuse tuned models whose weights are no plain tensors.
+    """Refuse tuned models whose weights are not plain tensors.
 
     Raises:
-        RlsparseError: They are serialised by torchao or in GGUF.
+        RlsparseError: The weights are serialised by torchao or in GGUF.
     """
     method = _method(getattr(config, "quantization_config", None))
     if method in {"torchao", "gguf"}:
         msg = (
-            f"the tuned checkpoint is quantised by {method}, whose tensors mean nothing without "
-            f"the rest of its file: {_APPLY}"
+            f"the tuned checkpoint is quantised by {method}, whose tensors depend on other data in "
+            f"the file: {_APPLY}"
         )
         raise RlsparseError(msg, file=folder)
 
 
 def explain_mismatch(error: BaseMismatchError, base: Path, tuned: Path) -> BaseMismatchError:
-    """A better error for a base that does not match, if its folder says why.
+    """Return a more specific error if the base's folder explains the mismatch.
 
     Args:
         error: The error.
-        base: The base's folder.
-        tuned: The folder with the tuned model's configuration.
+        base: Folder of the base.
+        tuned: Folder with the tuned model's configuration.
     """
     if (base / "adapter_config.json").is_file():
-        why = "the base is an adapter; give the model that the adapter belongs to"
-        return BaseMismatchError(why, file=base)
-    have, want = _method(_quantization(base)), _method(_quantization(tuned))
-    if have != want:
-        why = (
-            f"the base is {_quantised(have)}, the tuned model {_quantised(want)}: give the base "
-            "that it was tuned from"
+        msg = "the base is an adapter; pass the model that the adapter belongs to"
+        return BaseMismatchError(msg, file=base)
+    actual, expected = _method(_quantization(base)), _method(_quantization(tuned))
+    if actual != expected:
+        msg = (
+            f"the base is {_quantised(actual)}, the tuned model {_quantised(expected)}: pass the "
+            f"base that it was tuned from ({error.message})"
         )
-        return BaseMismatchError(f"{why} ({error.message})", file=base, tensor=error.tensor)
+        return BaseMismatchError(msg, file=base, tensor=error.tensor)
     return error
 
 
@@ -91,7 +91,7 @@ def _quantised(method: str | None) -> str:
     return "not quantised" if method is None else f"quantised by {printable(method)}"
 
 
-def _quantization(folder: Path) -> Any:  # noqa: ANN401 - JSON has no one type
+def _quantization(folder: Path) -> Any:  # noqa: ANN401 - any JSON value
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def _quantization(folder: Path) -> Any:  # noqa: ANN401 - JSON has no one type
     return config.get("quantization_config") if isinstance(config, dict) else None
 
 
-def _method(quantization: Any) -> str | None:  # noqa: ANN401 - a mapping or an object of theirs
+def _method(quantization: Any) -> str | None:  # noqa: ANN401 - a mapping or an object of transformers
     if quantization is None:
         return None
     if isinstance(quantization, dict):

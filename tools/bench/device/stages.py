@@ -11,10 +11,10 @@ from device.weights import ROW, bits_of
 from rlsparse_store.codec.chunk import Draft, draft_chunks
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.gpu.backend import GpuBackend
-from rlsparse_store.gpu.coder import GROUP_BYTES, GROUP_MEMORY, HERE_WEIGHT
+from rlsparse_store.gpu.coder import BATCH_BYTES, BATCH_MEMORY, RESIDENT_WEIGHT
 from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
-from rlsparse_store.gpu.drafter import drafting_memory
+from rlsparse_store.gpu.drafter import draft_memory
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.split import scatter
 from rlsparse_store.kernels.interface import CodedWords
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from device.weights import Tensors
     from rlsparse_store.gpu.diff import DiffWords
 
-TENSORS: Final = HERE_WEIGHT * GROUP_BYTES // (2 * SPAN_BYTES)
+TENSORS: Final = RESIDENT_WEIGHT * BATCH_BYTES // (2 * SPAN_BYTES)
 """Tensors of a group: as many spans as the coder has there at a time of weights on the device."""
 
 
 class Group:
     """The stages of a group of tensors, each of them a span.
 
-    Chunks are drafted and proven as many at a time as the coder's memory is for.
+    Chunks are drafted and verified in batches of the coder's memory.
 
     Args:
         base: Base weights, of which the first ones are taken.
@@ -57,7 +57,7 @@ class Group:
         self._tuned = [[chunk.tuned for chunk in batch] for batch in self._batches()]
 
     def partition(self) -> None:
-        """Survey, contexts, and the ranks and steps of changed words, all on the device.
+        """Diff, contexts, and the ranks and steps of changed words, all on the device.
 
         The contexts are those that the encoder chooses.
         """
@@ -75,7 +75,7 @@ class Group:
     def join(self) -> None:
         """From streams in main memory to words, which are compared with those that are there."""
         for coded, tuned in zip(self._coded, self._tuned, strict=True):
-            for problem in self._backend.prove(coded, tuned, self._dtype.coding):
+            for problem in self._backend.verify(coded, tuned, self._dtype.coding):
                 if problem is not None:
                     raise problem
 
@@ -87,12 +87,12 @@ class Group:
         return draft_chunks(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
 
     def _batches(self) -> list[list[DiffWords]]:
-        """Survey the group, and cut it into chunks that are drafted together."""
+        """Compare the tensors, and cut them into batches of chunks."""
         sized = (
-            (chunk, drafting_memory(len(chunk.base), chunk.changes.number))
+            (chunk, draft_memory(len(chunk.base), chunk.changes.number))
             for chunk in self._chunks()
         )
-        return [some.items for some in batched(sized, GROUP_MEMORY)]
+        return [some.items for some in batched(sized, BATCH_MEMORY)]
 
     def _chunks(self) -> Iterator[DiffWords]:
         runs = [(_words(old), _words(new)) for old, new in self._pairs]
