@@ -33,7 +33,7 @@ def match_command(
     Beside it stands what the base itself would reach, which is much where little changed.
     """
     with progress_bar("match", quiet=quiet) as progress:
-        report = match_checkpoints(full, sub, base, threads=threads, progress=progress)
+        report = match_checkpoints(full, sub, base=base, threads=threads, progress=progress)
     if as_json:
         print_json(report.as_json())
         return
