@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """Write pairs of checkpoints that differ as a base model and its RL-tuned child do.
 
-A pair is two Hugging Face directories, ``OUT/base`` and ``OUT/tuned``: safetensors shards, their
-index, and a minimal ``config.json``. The base is Gaussian; the tuned model is the base moved by a
-little noise in float32 and rounded back to the stored type, so that only the words whose move
-passes a rounding boundary change. That is how tuning at a small learning rate leaves a bfloat16
-checkpoint, and it is where the sparsity comes from.
+A pair is two Hugging Face folders, ``OUT/base`` and ``OUT/tuned``: safetensors shards, their index,
+and a minimal ``config.json``. The base is Gaussian. The tuned model adds a little noise to it in
+float32 and rounds to the stored dtype, so that a word changes only where the noise crosses a
+rounding boundary. Tuning a bfloat16 checkpoint at a small learning rate is sparse for the same
+reason.
 
     python tools/make_pair.py out/pair --gib 4 --density 0.02 --shards 4
     python tools/make_pair.py out/moe --tensors 100000 --tuned-shards 3
     python tools/make_pair.py out/one --single 67108864 --density 0.001
 
-Everything is a function of the seed. The tensors are written in chunks, each with a random stream
-of its own, so that memory stays constant at any size and the threads cannot change the result.
-Needs numpy and click, and a POSIX system.
+The seed determines all data. Tensors are written in chunks with independent random streams, so that
+memory is constant and the number of threads does not change the result. Needs numpy, click and a
+POSIX system.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Json: TypeAlias = dict[str, Any]
 
 GIB = 1 << 30
-BASE_STD = 0.02  # the usual initialisation of a transformer, and near what training leaves
-CHUNK = 1 << 16  # words at a time: all arrays of a chunk fit in a core's cache
-FLOAT32_MOVE = 1e-5  # far above the spacing of float32 here: what is moved changes
-NORM_DENSITY = 0.1  # of the density of the rest: norms hardly move
-FROZEN_TENSORS = 0.5  # of a mixture of experts: those that the tuning never routed to
-UNTOUCHED_ROWS = 0.6  # of the embedding: tokens that the tuning never saw
+BASE_STD = 0.02  # the usual initialization of a transformer, and close to trained weights
+CHUNK = 1 << 16  # words; the arrays of a chunk fit in the cache of a core
+FLOAT32_MOVE = 1e-5  # far above the spacing of float32, so that every move changes its word
+NORM_DENSITY = 0.1  # relative to the density of the other tensors
+FROZEN_TENSORS = 0.5  # fraction of expert tensors that tuning never routes to
+UNTOUCHED_ROWS = 0.6  # fraction of embedding rows: tokens that tuning never sees
 
-# What a random stream is for: two that differ in it are independent.
+# Purposes of random streams. Streams of two purposes are independent.
 _FOR_CHUNK, _FOR_ROWS, _FOR_FROZEN = range(3)
 
 
 class Kind(Enum):
-    """How a tensor is drawn, and how tuning moves it."""
+    """Initial values of a tensor, and which of its words tuning may move."""
 
-    DENSE = "Gaussian, every word open to the move"
-    EMBEDDING = "Gaussian, with whole rows left as they are"
-    NORM = "ones, of which few words move"
-    FROZEN = "Gaussian, no word moves"
+    DENSE = "Gaussian; every word may move"
+    EMBEDDING = "Gaussian; some rows never move"
+    NORM = "ones; few words move"
+    FROZEN = "Gaussian; no word moves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """What to write: the tensors in their order in the files, and the ``config.json``."""
+    """The tensors of a checkpoint, in the order of its files, and its ``config.json``."""
 
     tensors: Sequence[Tensor]
     config: Json
@@ -85,14 +85,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Dtype:
-    """A stored type.
+    """A stored dtype.
 
     Attributes:
-        name: As safetensors spells it.
-        torch_name: As ``config.json`` spells it.
-        word: The numpy type of the stored words.
-        encode: From float32 to words, rounding to nearest even.
-        decode: From words to float32, exactly.
+        name: Name in safetensors.
+        torch_name: Name in ``config.json``.
+        word: NumPy dtype of the stored words.
+        encode: Rounds float32 to words, ties to even.
+        decode: Converts words to float32, exactly.
     """
 
     name: str
@@ -104,14 +104,14 @@ class Dtype:
 
 @dataclass(frozen=True)
 class Move:
-    """How the tuned model departs from the base.
+    """How the tuned model differs from the base.
 
     Attributes:
         scale: Standard deviation of the noise added to a word.
-        chance: Chance that a word is moved at all: 1 where rounding alone picks the words that
-            change.
-        norm_chance: Chance that a word of a norm is moved, to a neighbouring value.
-        untouched_rows: Fraction of the rows of an embedding that are left as they are.
+        chance: Probability that noise is added to a word: 1 where rounding alone selects the
+            words that change.
+        norm_chance: Probability that a word of a norm moves to a neighboring value.
+        untouched_rows: Fraction of embedding rows that do not move.
     """
 
     scale: float
@@ -122,16 +122,16 @@ class Move:
 
 @dataclass(frozen=True)
 class Options:
-    """Everything about a pair but its tensors.
+    """Options of a pair.
 
     Attributes:
         dtype: A key of ``DTYPES``.
-        density: Fraction of all words of the checkpoint that differ.
-        shards: Files of the base.
-        tuned_shards: Files of the tuned model; as many as the base has if None.
-        untouched_rows: Fraction of the rows of an embedding that are left as they are.
-        seed: Of everything random.
-        threads: That fill chunks; the result does not depend on it.
+        density: Fraction of the words of the checkpoint that change.
+        shards: Number of files of the base.
+        tuned_shards: Number of files of the tuned model; None for that of the base.
+        untouched_rows: Fraction of embedding rows that do not move.
+        seed: Seed of all random streams.
+        threads: Number of threads. The result does not depend on it.
     """
 
     dtype: str = "BF16"
@@ -145,7 +145,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: number of words of one checkpoint, of those that differ, and of bytes."""
+    """A written pair: words and bytes of one checkpoint, and changed words."""
 
     words: int
     changed: int
@@ -153,18 +153,18 @@ class Written:
 
     @property
     def density(self) -> float:
-        """Fraction of the words that differ."""
+        """Fraction of the words that changed."""
         return self.changed / self.words
 
 
-# --- Stored types -----------------------------------------------------------------------------
+# --- Stored dtypes ----------------------------------------------------------------------------
 
 
 def _encode_bf16(values: Array) -> Array:
     """Round float32 to bfloat16 words; values must be finite."""
     bits = values.view(np.uint32)
-    # Just under half of the unit dropped, and one more if the kept part is odd: carries into the
-    # kept half exactly when rounding to nearest even goes up.
+    # Adding just under half a unit, plus one if the kept half is odd, carries into the kept half
+    # exactly when rounding to nearest even rounds up.
     half = (bits >> 16) & 1
     half += 0x7FFF
     half += bits
@@ -190,12 +190,12 @@ def _decode_f16(words: Array) -> Array:
 
 
 def _encode_f32(values: Array) -> Array:
-    """Take float32 as words."""
+    """Reinterpret float32 as words."""
     return values.view(np.uint32)
 
 
 def _decode_f32(words: Array) -> Array:
-    """Take words as float32."""
+    """Reinterpret words as float32."""
     return words.view(np.float32)
 
 
@@ -211,22 +211,22 @@ DTYPES: Mapping[str, Dtype] = {
 
 
 def llama(words: int, dtype: str, layers: int | None = None) -> Model:
-    """Size a Llama-like model to a number of words.
+    """A Llama-like model of at most a given size.
 
-    The width is a multiple of 64 with an intermediate size of 2.75 times that; the vocabulary, of
-    8 times the width or more, takes up what remains, so that the model is smaller than asked by
-    less than a row of the embedding and of the output.
+    The width is a multiple of 64 and the intermediate size 2.75 times the width. The vocabulary,
+    at least 8 times the width, fills the rest, so that the model falls short of the given size by
+    less than one row of the embedding and one of the output.
 
     Args:
         words: Number of elements of the model.
         dtype: A key of ``DTYPES``.
-        layers: Number of layers; if None, as many as give a usual ratio of width to depth.
+        layers: Number of layers; None for a usual ratio of width to depth.
 
     Raises:
         click.BadParameter: If the size is too small for the smallest width.
     """
-    # A layer has 10.75 width^2 words and the embedding and output 16 together; a model of this
-    # family is about 128 times as wide as deep.
+    # A layer has 10.75 width^2 words, embedding and output together 16 width^2; models of this
+    # family are about 128 times as wide as deep.
     depth = layers or max(1, round((words / (10.75 * 128**2)) ** (1 / 3)))
     width = math.isqrt(int(words / (10.75 * depth + 16))) // 64 * 64
     blocks = [tensor for layer in range(depth) for tensor in _llama_layer(layer, width)]
@@ -254,7 +254,7 @@ def llama(words: int, dtype: str, layers: int | None = None) -> Model:
 
 
 def _llama_layer(layer: int, width: int) -> list[Tensor]:
-    """Make the tensors of one layer: 8 heads, 2 of them with keys and values."""
+    """The tensors of one layer, with 8 heads, of which 2 have keys and values."""
     inner = width * 11 // 4
     shapes = {
         "self_attn.q_proj": (width, width),
@@ -274,14 +274,14 @@ def _llama_layer(layer: int, width: int) -> list[Tensor]:
 
 
 def experts(count: int, words: int, dtype: str, seed: int = 0, layers: int | None = None) -> Model:
-    """Make a mixture of experts of many small tensors, half of them frozen.
+    """A mixture of experts with many small tensors, half of them frozen.
 
     Args:
         count: Number of tensors.
-        words: Number of elements of the model; each tensor gets an equal share of whole rows.
+        words: Number of elements of the model, divided equally among tensors in whole rows.
         dtype: A key of ``DTYPES``.
-        seed: Picks the frozen tensors.
-        layers: Number of layers the experts are spread over; 48 if None.
+        seed: Selects the frozen tensors.
+        layers: Number of layers; 48 if None.
     """
     depth = layers or 48
     per_layer = math.ceil(count / (3 * depth))
@@ -290,14 +290,14 @@ def experts(count: int, words: int, dtype: str, seed: int = 0, layers: int | Non
     frozen = np.zeros(count, dtype=bool)
     frozen[: int(count * FROZEN_TENSORS)] = True
     _stream(seed, _FOR_FROZEN).shuffle(frozen)
-    places = itertools.product(range(depth), range(per_layer), ("gate", "up", "down"))
+    positions = itertools.product(range(depth), range(per_layer), ("gate", "up", "down"))
     tensors = [
         Tensor(
             f"model.layers.{layer}.mlp.experts.{expert}.{name}_proj.weight",
             shape,
-            Kind.FROZEN if still else Kind.DENSE,
+            Kind.FROZEN if is_frozen else Kind.DENSE,
         )
-        for still, (layer, expert, name) in zip(frozen, places, strict=False)
+        for is_frozen, (layer, expert, name) in zip(frozen, positions, strict=False)
     ]
     config: Json = {
         "dtype": DTYPES[dtype].torch_name,
@@ -310,7 +310,7 @@ def experts(count: int, words: int, dtype: str, seed: int = 0, layers: int | Non
 
 
 def single(words: int, dtype: str) -> Model:
-    """Make a model of one tensor, ``weight``."""
+    """A model with one tensor, ``weight``."""
     config: Json = {"dtype": DTYPES[dtype].torch_name, "model_type": "rlsparse-test-single"}
     return Model([Tensor("weight", (words,))], config)
 
@@ -319,10 +319,10 @@ def single(words: int, dtype: str) -> Model:
 
 
 def solve_move(model: Model, options: Options) -> Move:
-    """Find the move that makes the fraction of changed words of the whole model the density.
+    """The move for which the expected fraction of changed words is the density.
 
     Raises:
-        click.BadParameter: If more words would have to change than can.
+        click.BadParameter: If the density exceeds the fraction of words that can move.
     """
     total = sum(tensor.words for tensor in model.tensors)
     norms = sum(tensor.words for tensor in model.tensors if tensor.kind is Kind.NORM)
@@ -334,50 +334,50 @@ def solve_move(model: Model, options: Options) -> Move:
         raise click.BadParameter(msg)
     chance = target / open_words if open_words else 0.0
     if options.dtype == "F32" or chance == 0:
-        # In float32 the least move changes a word, so the words to move are drawn instead.
+        # In float32 every move changes its word, so the words to move are drawn.
         return Move(FLOAT32_MOVE, chance, norm_chance, options.untouched_rows)
     scale = _solve_scale(DTYPES[options.dtype], chance)
     return Move(scale, 1.0, norm_chance, options.untouched_rows)
 
 
 def _open_words(model: Model, untouched_rows: float) -> float:
-    """Count the words that the move can reach, norms apart."""
+    """Expected number of words that can move, without norms."""
     share = {Kind.DENSE: 1.0, Kind.EMBEDDING: 1.0 - untouched_rows}
     return sum(tensor.words * share.get(tensor.kind, 0.0) for tensor in model.tensors)
 
 
 def _solve_scale(dtype: Dtype, chance: float) -> float:
-    """Find the scale of the noise at which a word of the base changes with the given chance.
+    """The scale of the noise at which a word of the base changes with a given probability.
 
-    Nothing is sampled: a 16-bit type has few words, and for each of them both the chance that the
-    base has it and the chance that noise carries it over a rounding boundary are known. So a
-    density of 1e-6 is met as well as one of 0.1. Only positive words are looked at, as negative
-    ones mirror them.
+    The result is exact, without sampling, so that a density of 1e-6 is met as well as one of 0.1:
+    for each of the few words of a 16-bit dtype, both the probability that the base has it and the
+    probability that noise moves it over a rounding boundary are known. Negative words mirror the
+    positive ones.
     """
     largest = int(dtype.encode(np.array([10 * BASE_STD], dtype=np.float32))[0])
     values = dtype.decode(np.arange(largest + 1, dtype=dtype.word)).astype(np.float64)
     boundaries = (values[1:] + values[:-1]) / 2
     up = boundaries - values[:-1]
     down = np.concatenate([up[:1], values[1:-1] - boundaries[:-1]])  # zero mirrors itself
-    reached = [math.erf(value / (BASE_STD * math.sqrt(2))) for value in boundaries]
-    share = np.diff(reached, prepend=0.0)
+    cumulative = [math.erf(value / (BASE_STD * math.sqrt(2))) for value in boundaries]
+    share = np.diff(cumulative, prepend=0.0)
     common = share > 1e-12
     distances = np.concatenate([up[common], down[common]]) / math.sqrt(2)
     shares = np.concatenate([share[common], share[common]]) / 2
 
     def changed(scale: float) -> float:
-        passed = [math.erfc(distance / scale) for distance in distances]
-        return float(shares @ np.array(passed))
+        crossing = [math.erfc(distance / scale) for distance in distances]
+        return float(shares @ np.array(crossing))
 
     low, high = 1e-12, 1e3
     for _ in range(40):
-        middle = math.sqrt(low * high)  # bisection of the logarithm
+        middle = math.sqrt(low * high)  # bisection on a logarithmic scale
         low, high = (middle, high) if changed(middle) < chance else (low, middle)
     return high
 
 
 def _stream(seed: int, purpose: int, tensor: int = 0, chunk: int = 0) -> np.random.Generator:
-    """Make the random stream of one purpose and place in the pair."""
+    """The random stream of a purpose, tensor and chunk."""
     return np.random.Generator(np.random.SFC64([seed, purpose, tensor, chunk]))
 
 
@@ -386,12 +386,12 @@ def _stream(seed: int, purpose: int, tensor: int = 0, chunk: int = 0) -> np.rand
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a tensor, of whole rows where the tensor has rows.
+    """A part of a tensor, in whole rows if the tensor has rows.
 
     Attributes:
-        tensor: Number of the tensor in the model.
-        number: Of the chunk in its tensor.
-        start: First word of the chunk in its tensor.
+        tensor: Index of the tensor in the model.
+        number: Index of the chunk in its tensor.
+        start: Index of its first word in the tensor.
         words: Number of words.
     """
 
@@ -402,7 +402,7 @@ class Chunk:
 
 
 def _chunks(tensors: Sequence[Tensor]) -> Iterator[Chunk]:
-    """Cut the tensors into chunks, in order."""
+    """The chunks of all tensors, in order."""
     for index, tensor in enumerate(tensors):
         row = _row(tensor)
         step = max(1, CHUNK // row) * row
@@ -411,13 +411,13 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[Chunk]:
 
 
 def _row(tensor: Tensor) -> int:
-    """Give the number of words in a row of the tensor."""
+    """Number of words in a row of a tensor."""
     return math.prod(tensor.shape[1:])
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the words of any chunk, in any order."""
+    """Generates the words of chunks, in any order."""
 
     tensors: Sequence[Tensor]
     dtype: Dtype
@@ -425,39 +425,39 @@ class Maker:
     seed: int
 
     def make(self, chunk: Chunk) -> tuple[Array, Array]:
-        """Make a chunk's words in the base and in the tuned model."""
+        """The words of a chunk in the base and in the tuned model."""
         tensor = self.tensors[chunk.tensor]
         stream = _stream(self.seed, _FOR_CHUNK, chunk.tensor, chunk.number)
-        # The base is drawn first, and so does not depend on the move.
+        # The base is drawn first, so that it does not depend on the move.
         if tensor.kind is Kind.NORM:
             base = self.dtype.encode(np.ones(chunk.words, dtype=np.float32))
-            return base, self._moved_norm(base, stream)
+            return base, self._move_norm(base, stream)
         values = stream.standard_normal(chunk.words, dtype=np.float32)
         values *= np.float32(BASE_STD)
         base = self.dtype.encode(values)
         if tensor.kind is Kind.FROZEN or self.move.chance == 0:
             return base, base
         if tensor.kind is Kind.EMBEDDING:
-            return base, self._moved_rows(base, chunk, stream)
-        return base, self._moved(base, stream)
+            return base, self._move_rows(base, chunk, stream)
+        return base, self._move_words(base, stream)
 
-    def _moved_norm(self, base: Array, stream: np.random.Generator) -> Array:
+    def _move_norm(self, base: Array, stream: np.random.Generator) -> Array:
         """Move a few words by one, up or down in value."""
         moved = stream.random(base.size) < self.move.norm_chance
         down = stream.random(base.size) < 0.5
         return np.where(moved, np.where(down, base - 1, base + 1), base).astype(base.dtype)
 
-    def _moved_rows(self, base: Array, chunk: Chunk, stream: np.random.Generator) -> Array:
-        """Move the words of the rows that the tuning has seen."""
+    def _move_rows(self, base: Array, chunk: Chunk, stream: np.random.Generator) -> Array:
+        """Move the words of the rows that tuning sees."""
         row = _row(self.tensors[chunk.tensor])
         count, untouched = self.tensors[chunk.tensor].shape[0], self.move.untouched_rows
         rows = _touched_rows(self.seed, chunk.tensor, count, untouched)
         touched = rows[chunk.start // row :][: chunk.words // row]
         tuned = base.reshape(-1, row).copy()
-        tuned[touched] = self._moved(tuned[touched].ravel(), stream).reshape(-1, row)
+        tuned[touched] = self._move_words(tuned[touched].ravel(), stream).reshape(-1, row)
         return tuned.ravel()
 
-    def _moved(self, base: Array, stream: np.random.Generator) -> Array:
+    def _move_words(self, base: Array, stream: np.random.Generator) -> Array:
         """Add noise to words in float32 and round them back."""
         noise = stream.standard_normal(base.size, dtype=np.float32)
         noise *= np.float32(self.move.scale)
@@ -471,10 +471,7 @@ class Maker:
 
 @functools.lru_cache(maxsize=4)
 def _touched_rows(seed: int, tensor: int, count: int, untouched: float) -> Array:
-    """Draw which rows of an embedding the tuning has seen.
-
-    Remembered, because every chunk of the embedding asks for the same ones.
-    """
+    """Which rows of an embedding tuning sees. Cached, since every chunk needs them."""
     return _stream(seed, _FOR_ROWS, tensor).random(count) >= untouched
 
 
@@ -483,13 +480,13 @@ def _touched_rows(seed: int, tensor: int, count: int, untouched: float) -> Array
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor of a checkpoint goes.
+    """The file and offset of each tensor of a checkpoint.
 
     Attributes:
         files: File names.
-        first: Number of the first tensor of each file, and at the end the number of tensors.
-        file: For each tensor, the number of its file.
-        offset: For each tensor, its offset in the data part of its file, in bytes.
+        first: Index of the first tensor of each file, followed by the number of tensors.
+        file: Index of the file of each tensor.
+        offset: Offset of each tensor in the data section of its file, in bytes.
     """
 
     files: Sequence[str]
@@ -499,9 +496,9 @@ class Layout:
 
 
 def plan_layout(tensors: Sequence[Tensor], itemsize: int, shards: int) -> Layout:
-    """Spread tensors over shards of about equal size, in their order.
+    """Divide tensors, in order, into shards of about equal size.
 
-    There are as many shards as asked, but never more than tensors: no shard is empty.
+    There are at most as many shards as tensors, so that no shard is empty.
     """
     shards = min(shards, len(tensors))
     sizes = np.array([tensor.words * itemsize for tensor in tensors], dtype=np.int64)
@@ -509,8 +506,8 @@ def plan_layout(tensors: Sequence[Tensor], itemsize: int, shards: int) -> Layout
     total = int(sizes.sum())
     first = [0]
     for shard in range(1, shards):
-        # The tensor that starts nearest after the equal share, with at least one left for this
-        # shard and for each of those that follow.
+        # The first tensor that starts after the equal share, but with at least one tensor for
+        # this shard and each of the following ones.
         wanted = int(np.searchsorted(starts, total * shard // shards))
         first.append(min(max(wanted, first[-1] + 1), len(tensors) - shards + shard))
     bounds = [*first, len(tensors)]
@@ -522,7 +519,7 @@ def plan_layout(tensors: Sequence[Tensor], itemsize: int, shards: int) -> Layout
 
 
 def _header(tensors: Sequence[Tensor], layout: Layout, shard: int, dtype: Dtype) -> bytes:
-    """Make the head of a safetensors file: the length, and the padded JSON."""
+    """The header of a safetensors file: the length and the padded JSON."""
     entries = ['"__metadata__":{"format":"pt"}']
     for index in range(layout.first[shard], layout.first[shard + 1]):
         tensor, start = tensors[index], int(layout.offset[index])
@@ -531,7 +528,7 @@ def _header(tensors: Sequence[Tensor], layout: Layout, shard: int, dtype: Dtype)
             "shape": tensor.shape,
             "data_offsets": [start, start + tensor.words * dtype.word.itemsize],
         }
-        # One by one, because the entries take up many times the memory of their text.
+        # Serialized one by one: the objects take several times the memory of their text.
         entries.append(f"{json.dumps(tensor.name)}:{json.dumps(entry, separators=(',', ':'))}")
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
@@ -539,7 +536,7 @@ def _header(tensors: Sequence[Tensor], layout: Layout, shard: int, dtype: Dtype)
 
 
 class CheckpointWriter:
-    """Writes one checkpoint directory, its tensors in any order and from any thread."""
+    """Writes one checkpoint folder. Chunks may come in any order, from any thread."""
 
     def __init__(self, folder: Path, model: Model, dtype: Dtype, shards: int) -> None:
         self._tensors = model.tensors
@@ -547,7 +544,7 @@ class CheckpointWriter:
         self._layout = plan_layout(model.tensors, self._itemsize, shards)
         self._stack = ExitStack()
         self._descriptors: list[int] = []
-        self._data: list[int] = []  # offset of the data part in each file
+        self._data: list[int] = []  # offset of the data section of each file
         folder.mkdir(parents=True)
         _write_json(folder / "config.json", model.config)
         if len(self._layout.files) > 1:
@@ -562,40 +559,40 @@ class CheckpointWriter:
         self._stack.close()
 
     def write(self, chunk: Chunk, words: Array) -> None:
-        """Write a chunk where it belongs."""
+        """Write a chunk at its offset."""
         shard = int(self._layout.file[chunk.tensor])
         offset = self._data[shard] + int(self._layout.offset[chunk.tensor])
         offset += chunk.start * self._itemsize
         _write_at(self._descriptors[shard], offset, words)
 
     def _open(self, path: Path, header: bytes) -> None:
-        """Create a file, and write its head."""
+        """Create a file and write its header."""
         file = self._stack.enter_context(path.open("xb", buffering=0))
         file.write(header)
         self._descriptors.append(file.fileno())
         self._data.append(len(header))
 
     def _write_index(self, path: Path) -> None:
-        """Write the index that names the file of each tensor."""
+        """Write the index of the shards."""
         total = sum(tensor.words for tensor in self._tensors) * self._itemsize
         files = self._layout.files
-        places = {
+        weight_map = {
             tensor.name: files[shard]
             for tensor, shard in zip(self._tensors, self._layout.file, strict=True)
         }
-        _write_json(path, {"metadata": {"total_size": total}, "weight_map": places})
+        _write_json(path, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_at(descriptor: int, offset: int, words: Array) -> None:
-    """Write all words at an offset of a file, as little-endian bytes."""
+    """Write words as little-endian bytes at an offset of a file."""
     data = words.astype(words.dtype.newbyteorder("<"), copy=False).data.cast("B")
     while data:
-        done = os.pwrite(descriptor, data, offset)
-        data, offset = data[done:], offset + done
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _write_json(path: Path, value: Json) -> None:
-    """Write a JSON file as Hugging Face tools lay them out."""
+    """Write a JSON file in the layout of Hugging Face tools."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write("\n")
@@ -608,12 +605,12 @@ def write_pair(out: Path, model: Model, options: Options) -> Written:
     """Write ``out/base`` and ``out/tuned``.
 
     Args:
-        out: The folder of the pair; neither ``base`` nor ``tuned`` may exist in it.
-        model: What to write.
-        options: How.
+        out: Folder of the pair, without ``base`` and ``tuned``.
+        model: The model.
+        options: The options.
 
     Returns:
-        What was written, with the density that was reached.
+        Counts of words, changed words and bytes.
 
     Raises:
         FileExistsError: If ``out/base`` or ``out/tuned`` exists.
@@ -628,9 +625,9 @@ def write_pair(out: Path, model: Model, options: Options) -> Written:
     ):
 
         def fill(thread: int) -> int:
-            # Every thread walks all chunks and takes its share: no queue to fill or to lock.
-            mine = itertools.islice(_chunks(model.tensors), thread, None, options.threads)
-            return sum(_write_chunk(maker, chunk, base, tuned) for chunk in mine)
+            # Every thread iterates over all chunks and takes its share, without a queue.
+            share = itertools.islice(_chunks(model.tensors), thread, None, options.threads)
+            return sum(_write_chunk(maker, chunk, base, tuned) for chunk in share)
 
         with ThreadPoolExecutor(options.threads) as pool:
             changed = sum(pool.map(fill, range(options.threads)))
@@ -641,7 +638,7 @@ def write_pair(out: Path, model: Model, options: Options) -> Written:
 def _write_chunk(
     maker: Maker, chunk: Chunk, base: CheckpointWriter, tuned: CheckpointWriter
 ) -> int:
-    """Make and write one chunk of both models; gives the number of words that differ."""
+    """Generate and write one chunk of both models; the number of changed words."""
     base_words, tuned_words = maker.make(chunk)
     base.write(chunk, base_words)
     tuned.write(chunk, tuned_words)
@@ -651,7 +648,7 @@ def _write_chunk(
 def _choose_model(
     gib: float | None, tensors: int | None, one: int | None, layers: int | None, options: Options
 ) -> Model:
-    """Pick the model that the options of the command line ask for."""
+    """The model that the command line selects."""
     if tensors is not None and one is not None:
         msg = "--tensors and --single exclude each other"
         raise click.UsageError(msg)
@@ -673,23 +670,31 @@ _FRACTION = click.FloatRange(0, 1)
 @click.option(
     "--gib",
     type=click.FloatRange(min=0, min_open=True),
-    help="Size of one checkpoint, in GiB.  [default: 1, or 512 words a tensor with --tensors]",
+    help="Size of one checkpoint in GiB.  [default: 1, or 512 words per tensor with --tensors]",
 )
-@click.option("--tensors", type=_POSITIVE, help="A mixture of experts with this many tensors.")
-@click.option("--single", "one", type=_POSITIVE, help="One tensor with this many elements.")
-@click.option("--layers", type=_POSITIVE, help="Number of layers.  [default: to fit the size]")
+@click.option(
+    "--tensors", type=_POSITIVE, help="Write a mixture of experts with this many tensors."
+)
+@click.option("--single", "one", type=_POSITIVE, help="Write one tensor with this many elements.")
+@click.option("--layers", type=_POSITIVE, help="Number of layers.  [default: depends on the size]")
 @click.option("--density", type=_FRACTION, default=0.02, help="Fraction of words that change.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="BF16", help="Stored type.")
-@click.option("--shards", type=_POSITIVE, default=4, help="Number of files of a checkpoint.")
-@click.option("--tuned-shards", type=_POSITIVE, help="The same for tuned, if it is to differ.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="BF16", help="Stored dtype.")
+@click.option("--shards", type=_POSITIVE, default=4, help="Number of files per checkpoint.")
+@click.option(
+    "--tuned-shards",
+    type=_POSITIVE,
+    help="Number of files of the tuned checkpoint.  [default: --shards]",
+)
 @click.option(
     "--untouched-rows",
     type=_FRACTION,
     default=UNTOUCHED_ROWS,
-    help="Fraction of embedding rows that stay as they are.",
+    help="Fraction of embedding rows that do not change.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything random.")
-@click.option("--threads", type=_POSITIVE, default=2, help="Changes the speed only.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all random numbers.")
+@click.option(
+    "--threads", type=_POSITIVE, default=2, help="Number of threads; no effect on the result."
+)
 def main(
     out: Path,
     *,
@@ -697,7 +702,7 @@ def main(
     tensors: int | None,
     one: int | None,
     layers: int | None,
-    **settings: Any,  # noqa: ANN401 (typed by Options, whose fields they are)
+    **settings: Any,  # noqa: ANN401 - the fields of Options
 ) -> None:
     """Write a base model and an RL-like tuned child of it to OUT/base and OUT/tuned."""
     options = Options(**settings)

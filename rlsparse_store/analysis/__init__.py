@@ -1,5 +1,6 @@
-"""What researchers measure of updates: base and tuned values side by side."""
+"""Measurements of updates: sparsity, overlap, series, masks, and differences of values."""
 
+from rlsparse_store.analysis.encodings import Encoding
 from rlsparse_store.analysis.masks import (
     COMBINATIONS,
     CONTROLS,
@@ -22,8 +23,15 @@ from rlsparse_store.analysis.overlap import (
     PairOverlap,
     compare_deltas,
 )
+from rlsparse_store.analysis.rank import MatrixRank
 from rlsparse_store.analysis.series import SeriesReport, SeriesStep, measure_series
-from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor, open_pair, over_base
+from rlsparse_store.analysis.tensor_pairs import (
+    Pair,
+    SharedTensor,
+    Unmatched,
+    open_pair,
+    over_base,
+)
 from rlsparse_store.analysis.value_report import (
     SCOPES,
     ExponentTable,
@@ -42,10 +50,12 @@ __all__ = [
     "MATCH_TOLERANCES",
     "SCOPES",
     "CompareReport",
+    "Encoding",
     "ExponentTable",
     "MaskReport",
     "MatchReport",
     "MatchShares",
+    "MatrixRank",
     "Measures",
     "Overlap",
     "Pair",
@@ -55,6 +65,7 @@ __all__ = [
     "SeriesStep",
     "SharedTensor",
     "TensorValues",
+    "Unmatched",
     "ValueGroup",
     "ValueReport",
     "compare_deltas",

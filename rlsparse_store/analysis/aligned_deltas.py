@@ -1,10 +1,10 @@
-"""Several deltas of one base, read side by side."""
+"""Several deltas of one base, read block by block in step."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from rlsparse_store.analysis.tensor_pairs import SharedTensor, overlay
 from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
@@ -14,13 +14,14 @@ from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.names import printable
-from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from os import PathLike
 
     from rlsparse_store.format.words import Words
+    from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.pipeline.progress import Progress
 
 __all__ = ["AlignedBlock", "AlignedDeltas"]
@@ -29,11 +30,11 @@ Result = TypeVar("Result")
 
 
 class AlignedBlock(NamedTuple):
-    """A run of words of the base, and what each delta makes of them.
+    """Consecutive words of the base, and the same words after each delta.
 
     Attributes:
-        base: The base's words.
-        tuned: The words of each delta, in order.
+        base: Words of the base.
+        tuned: Words after each delta, in the order of the deltas.
     """
 
     base: Words
@@ -41,57 +42,66 @@ class AlignedBlock(NamedTuple):
 
 
 class AlignedDeltas(Closeable):
-    """Deltas of one base.
+    """Deltas of one base, opened together.
 
     Args:
-        places: Folders of deltas, or ids on the Hub; or one run, likewise.
-        base: Their base; by default the one that the first of them names.
-        least: How many there must be.
+        deltas: Deltas, or one run of deltas: folders or ``org/name[@revision]``.
+        base: Their base; by default the one that the first delta names.
+        access: How to reach the Hub.
+        revision: Branch, tag or commit of the deltas on the Hub, if their ids do not name one.
+        base_revision: The same of the base.
+        min_count: Deltas required.
 
     Attributes:
-        base_digest: State digest of their base.
-        names: What the deltas are called, each once.
-        tensors: Tensors that all of them compare, over the words that all of them share.
-        unmatched: Names of tensors that any of them has or lost, and that not all compare.
+        base_digest: State digest of the base.
+        names: Unique names of the deltas.
+        tensors: Tensors that every delta compares, over the words that all of them share.
+        unmatched: Names of the tensors that some delta has or removes and that are not compared.
 
     Raises:
-        NotFoundError: One is not there, or there are fewer than ``least``.
-        BaseMismatchError: They are not of one base.
+        NotFoundError: A delta or the base does not exist, or there are too few deltas.
+        BaseMismatchError: The deltas have different bases.
     """
 
     def __init__(
-        self, places: Sequence[str | Path], base: str | Path | None, *, least: int = 2
+        self,
+        deltas: Sequence[str | PathLike[str]],
+        base: str | PathLike[str] | None,
+        access: HubAccess,
+        *,
+        revision: str | None,
+        base_revision: str | None,
+        min_count: int = 2,
     ) -> None:
-        access = HubAccess()
-        given, places = places, _expanded(places, access)
-        _require(least, given, places, access)
-        self.names = _distinct([str(place) for place in places])
+        locations = _expand_run([_at_revision(delta, revision) for delta in deltas], access)
+        _require_count(min_count, deltas, locations, access)
+        self.names = _shortest_unique([str(location) for location in locations])
         with ExitStack() as stack:
             readers = [
-                stack.enter_context(DeltaReader(find_delta(place, None, "", access)))
-                for place in places
+                stack.enter_context(DeltaReader(find_delta(location, None, "", access)))
+                for location in locations
             ]
-            self.base_digest = _one_base(places, readers)
-            # Once: opened for each delta, its files would soon be more than may be open.
-            found = find_base(readers[0], base, None, access)
-            checkpoint = stack.enter_context(open_checkpoint(found))
+            self.base_digest = _common_base(locations, readers)
+            # Opened once and shared: per delta, its shards would exceed the limit of open files.
+            base_path = find_base(readers[0], base, base_revision, access)
+            checkpoint = stack.enter_context(open_checkpoint(base_path))
             self._pairs = [overlay(reader, checkpoint, ExitStack()) for reader in readers]
             self._stack = stack.pop_all()
-        named = [pair.tensors for pair in self._pairs]
-        every = set.intersection(*(set(tensors) for tensors in named))
+        by_delta = [pair.tensors for pair in self._pairs]
+        common = set.intersection(*(set(tensors) for tensors in by_delta))
         self.tensors = {
-            name: min((tensors[name] for tensors in named), key=lambda t: t.words)
-            for name in named[0]
-            if name in every and len({tensors[name].source for tensors in named}) == 1
+            name: min((tensors[name] for tensors in by_delta), key=lambda t: t.words)
+            for name in by_delta[0]
+            if name in common and len({tensors[name].source for tensors in by_delta}) == 1
         }
-        seen = set.union(*(pair.names for pair in self._pairs))
-        self.unmatched = sorted(seen - self.tensors.keys())
+        names = set.union(*(pair.names for pair in self._pairs))
+        self.unmatched = sorted(names - self.tensors.keys())
 
-    def leave_out(self, what: Callable[[SharedTensor], bool]) -> None:
-        """Compare fewer tensors; the others are among the unmatched."""
-        left_out = {name for name, tensor in self.tensors.items() if what(tensor)}
-        self.tensors = {n: t for n, t in self.tensors.items() if n not in left_out}
-        self.unmatched = sorted({*self.unmatched, *left_out})
+    def exclude(self, is_excluded: Callable[[SharedTensor], bool]) -> None:
+        """Restrict the comparison; excluded tensors become unmatched."""
+        excluded = {name for name, tensor in self.tensors.items() if is_excluded(tensor)}
+        self.tensors = {n: t for n, t in self.tensors.items() if n not in excluded}
+        self.unmatched = sorted({*self.unmatched, *excluded})
 
     def map(
         self,
@@ -99,7 +109,7 @@ class AlignedDeltas(Closeable):
         threads: int | None,
         progress: Progress,
     ) -> list[tuple[SharedTensor, Result]]:
-        """Apply a function to every tensor that all compare, on several threads."""
+        """Apply a function to every compared tensor, on several threads."""
         first = self._pairs[0]
         first.keep_only(lambda t: "" if t.name in self.tensors else "unmatched")
         results = first.map(
@@ -111,17 +121,17 @@ class AlignedDeltas(Closeable):
         ]
 
     def blocks(self, tensor: SharedTensor) -> Iterator[AlignedBlock]:
-        """The blocks of a tensor, from front to back, each overwritten by the next.
+        """The blocks of a tensor, in order. Each block reuses the memory of the one before.
 
         Raises:
-            FormatError: A delta is damaged, or the base is not the right one.
+            FormatError: A delta is damaged, or the base is the wrong one.
         """
-        left = tensor.words
+        remaining = tensor.words
         for blocks in zip(*(pair.blocks(tensor.name) for pair in self._pairs), strict=False):
-            number = min(left, *(block.base.size for block in blocks))
-            yield AlignedBlock(blocks[0].base[:number], [block.tuned[:number] for block in blocks])
-            left -= number
-            if left == 0:
+            size = min(remaining, *(block.base.size for block in blocks))
+            yield AlignedBlock(blocks[0].base[:size], [block.tuned[:size] for block in blocks])
+            remaining -= size
+            if remaining == 0:
                 return
 
     def close(self) -> None:
@@ -129,58 +139,69 @@ class AlignedDeltas(Closeable):
         self._stack.close()
 
 
-def _expanded(places: Sequence[str | Path], access: HubAccess) -> list[str | Path]:
-    """The deltas of a run, in natural order, if one run was given."""
-    if len(places) != 1 or not is_run(places[0], access):
-        return list(places)
-    repo = as_repo_id(places[0])
+Location: TypeAlias = "str | PathLike[str]"
+
+
+def _at_revision(delta: Location, revision: str | None) -> Location:
+    """The delta, with the revision in its id if one is given."""
+    return delta if revision is None else f"hf://{as_repo_id(delta, revision)}"
+
+
+def _expand_run(locations: list[Location], access: HubAccess) -> list[Location]:
+    """The deltas of a run in natural order, if the only location is a run."""
+    if len(locations) != 1 or not is_run(locations[0], access):
+        return locations
+    repo = as_repo_id(locations[0])
     if repo is None:
-        return [Path(places[0], name) for name in delta_names(Path(places[0]))]
-    found = find_run(repo, access)
-    return [found[name] for name in sorted(found, key=natural_order)]
+        return [Path(locations[0], name) for name in delta_names(Path(locations[0]))]
+    folders = find_run(repo, access)
+    return [folders[name] for name in sorted(folders, key=natural_order)]
 
 
-def _require(
-    least: int, given: Sequence[str | Path], found: Sequence[str | Path], access: HubAccess
+def _require_count(
+    min_count: int,
+    given: Sequence[Location],
+    locations: Sequence[Location],
+    access: HubAccess,
 ) -> None:
-    """Require as many deltas as are needed.
+    """Require a number of deltas.
 
     Args:
-        least: How many that is.
-        given: What was given, for errors.
-        found: The deltas.
+        min_count: The number.
+        given: Locations that the caller gave, for the message.
+        locations: Locations of the deltas.
         access: How to reach the Hub.
 
     Raises:
-        NotFoundError: There are fewer, or one of them is no delta, which is told first.
+        NotFoundError: There are fewer. A location without a delta is reported first.
     """
-    if len(found) >= least:
+    if len(locations) >= min_count:
         return
-    for place in found:
-        read_delta(place, None, "", access).close()
-    msg = f"too few deltas: give at least {least}, or a run of as many"
+    for location in locations:
+        read_delta(location, None, "", access).close()
+    msg = f"too few deltas: give at least {min_count}, or a run of {min_count} or more"
     raise NotFoundError(msg, file=printable(str(given[0])) if given else None)
 
 
-def _distinct(names: list[str]) -> list[str]:
-    """Names without the folders that all of them have in common."""
-    parts = [name.rstrip("/").split("/") for name in names]
+def _shortest_unique(paths: list[str]) -> list[str]:
+    """The last parts of each path: as few as keep the paths apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
     length = 1
     while len({tuple(p[-length:]) for p in parts}) < len(parts) and length < max(map(len, parts)):
         length += 1
     return ["/".join(p[-length:]) for p in parts]
 
 
-def _one_base(places: Sequence[str | Path], readers: Sequence[DeltaReader]) -> str:
-    """The state digest of the base that deltas have in common.
+def _common_base(locations: Sequence[Location], readers: Sequence[DeltaReader]) -> str:
+    """The state digest of the base of all deltas.
 
     Raises:
-        BaseMismatchError: They have none.
+        BaseMismatchError: They have different bases.
     """
     digest = readers[0].manifest.base_digest
-    for place, reader in zip(places, readers, strict=True):
+    for location, reader in zip(locations, readers, strict=True):
         if reader.manifest.base_digest != digest:
-            first = printable(str(places[0]))
-            msg = f"is of another base than {first}: only deltas of one base compare"
-            raise BaseMismatchError(msg, file=printable(str(place)))
+            first = printable(str(locations[0]))
+            msg = f"has another base than {first}; compare deltas of one base only"
+            raise BaseMismatchError(msg, file=printable(str(location)))
     return digest

@@ -1,4 +1,4 @@
-"""What the changes would take under encodings that others have published, from counts."""
+"""Sizes of an update under published encodings, computed from counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zstandard
 
+from rlsparse_store.delta.html_table import SummaryRepr
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,21 +18,22 @@ if TYPE_CHECKING:
 
     from rlsparse_store.analysis.measures import Measures
     from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor
+    from rlsparse_store.delta.html_table import Rows
 
-__all__ = ["Encoding", "compressed_encodings", "encodings_of"]
+__all__ = ["Encoding", "compressed_encodings", "encoding_sizes"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """One way to store the changes of what is compared.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Encoding(SummaryRepr):
+    """Size of the compared changes under one encoding.
 
     Attributes:
-        name: What is stored of a change.
-        used_by: Who stores it so.
-        nbytes: Bytes of it, without headers.
-        bits_per_changed: 8 * nbytes / changed, or ``None`` if nothing changed.
-        is_entropy: Whether it is an order-0 entropy of these counts, and not a format: what a coder
-            with no better model and no tables would need.
+        name: What the encoding stores per change.
+        used_by: Systems that use it.
+        nbytes: Size in bytes, without headers.
+        bits_per_changed: 8 * nbytes / changed; ``None`` if nothing changed.
+        is_entropy: Whether this is an order-0 entropy of the counts, a bound for coders without
+            a better model, and not a format.
     """
 
     name: str
@@ -39,15 +42,21 @@ class Encoding:
     bits_per_changed: float | None
     is_entropy: bool
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "nbytes", self.nbytes
+        yield "bits_per_changed", self.bits_per_changed
+        yield "used_by", self.used_by
 
-def encodings_of(
+
+def encoding_sizes(
     measured: Sequence[tuple[SharedTensor, Measures]], delta_bytes: int | None
 ) -> list[Encoding]:
-    """Sizes under each encoding, ours first if it is known.
+    """Sizes under each encoding that counts determine; the delta comes first if its size is known.
 
     Args:
-        measured: The tensors and what was counted of them.
-        delta_bytes: Bytes of the delta's files.
+        measured: The tensors and their counts.
+        delta_bytes: Size of the delta's files in bytes.
     """
     changed = sum(m.changed for _, m in measured)
 
@@ -61,44 +70,45 @@ def encodings_of(
         )
 
     values = sum(m.changed * t.dtype.coding.width / 8 for t, m in measured)
-    masks = sum(-(-m.words // 8) for _, m in measured if m.changed)
+    bitmaps = sum(-(-m.words // 8) for _, m in measured if m.changed)
     gaps = sum(m.changed * (2 if m.largest_gap < 1 << 16 else 4) for _, m in measured)
-    flat = sum(_entropy(m.changed, m.words) for _, m in measured) / 8
-    known = sum(_entropy_by_exponent(m) for _, m in measured) / 8
-    signed = sum(_step_entropy(m.steps) for _, m in measured) / 8
-    found = [
+    mask = sum(_mask_entropy(m.changed, m.words) for _, m in measured) / 8
+    mask_given_exponent = sum(_mask_entropy_given_exponent(m) for _, m in measured) / 8
+    steps = sum(_step_entropy(m.steps) for _, m in measured) / 8
+    encodings = [
         encoding("int32 index, value", "TRL, vLLM, verl", 4 * changed + values),
         encoding("int64 index, value", "torch.sparse_coo", 8 * changed + values),
         encoding("gap of 16 or 32 bits, value", "NeMo-RL, PULSE; before zstd", gaps + values),
-        encoding("bitmap, value", "BitDelta-like masks", masks + values),
-        encoding("entropy of the mask, value", "an entropy", flat + values, is_entropy=True),
-        encoding("entropy of mask and steps", "an entropy", flat + signed, is_entropy=True),
+        encoding("bitmap, value", "BitDelta-like masks", bitmaps + values),
+        encoding("entropy of mask, value", "order-0 bound", mask + values, is_entropy=True),
+        encoding("entropy of mask and steps", "order-0 bound", mask + steps, is_entropy=True),
         encoding(
-            "entropy given the base's exponent, and of steps",
-            "an entropy",
-            known + signed,
+            "entropy of mask given base exponent, and of steps",
+            "order-0 bound",
+            mask_given_exponent + steps,
             is_entropy=True,
         ),
     ]
     if delta_bytes is not None:
-        found.insert(0, encoding("rlsparse_store", "this delta, all of it", delta_bytes))
-    return found
+        encodings.insert(0, encoding("rlsparse_store", "this delta, all files", delta_bytes))
+    return encodings
 
 
 def compressed_encodings(
     pair: Pair, measured: Sequence[tuple[SharedTensor, Measures]], threads: int
 ) -> list[Encoding]:
-    """Sizes under encodings that end with zstd at level 1, for which both sides are read again.
+    """Sizes under encodings that end with zstd at level 1. Reads both sides again.
 
     Args:
-        pair: Base and tuned.
-        measured: The tensors and what was counted of them.
-        threads: Threads to compress on.
+        pair: The pair.
+        measured: Its tensors and their counts.
+        threads: Number of threads.
     """
     gaps = {t.name: m.largest_gap for t, m in measured}
 
     def compress(tensor: SharedTensor) -> tuple[int, int]:
-        return _compressed(pair, tensor, np.uint16 if gaps[tensor.name] < 1 << 16 else np.uint32)
+        gap_type = np.uint16 if gaps[tensor.name] < 1 << 16 else np.uint32
+        return _compressed_sizes(pair, tensor, gap_type)
 
     sizes = pair.map(compress, threads)
     changed = sum(m.changed for _, m in measured)
@@ -110,51 +120,51 @@ def compressed_encodings(
         Encoding(
             name=name,
             used_by=used_by,
-            nbytes=(nbytes := sum(size[place] for size in sizes)),
+            nbytes=(nbytes := sum(size[i] for size in sizes)),
             bits_per_changed=8 * nbytes / changed if changed else None,
             is_entropy=False,
         )
-        for place, (name, used_by) in enumerate(names)
+        for i, (name, used_by) in enumerate(names)
     ]
 
 
-def _compressed(
-    pair: Pair, tensor: SharedTensor, gap: type[np.unsignedinteger[Any]]
+def _compressed_sizes(
+    pair: Pair, tensor: SharedTensor, gap_type: type[np.unsignedinteger[Any]]
 ) -> tuple[int, int]:
-    """Bytes of a tensor's XOR, and of its gaps and values, each through zstd as one frame."""
+    """Compressed bytes of a tensor's XOR, and of its gaps and values, one zstd frame each."""
     xor, gaps, values = (zstandard.ZstdCompressor(level=1).compressobj() for _ in range(3))
     sizes, last = [0, 0], -1
     for block in pair.blocks(tensor.name):
         sizes[0] += len(xor.compress((block.base ^ block.tuned).tobytes()))
-        places = np.flatnonzero(block.base != block.tuned)
-        if places.size:
-            between = np.diff(places, prepend=last - block.first) - 1
-            sizes[1] += len(gaps.compress(between.astype(gap).tobytes()))
-            sizes[1] += len(values.compress(block.tuned[places].tobytes()))
-            last = block.first + int(places[-1])
+        changed = np.flatnonzero(block.base != block.tuned)
+        if changed.size:
+            distances = np.diff(changed, prepend=last - block.first) - 1
+            sizes[1] += len(gaps.compress(distances.astype(gap_type).tobytes()))
+            sizes[1] += len(values.compress(block.tuned[changed].tobytes()))
+            last = block.first + int(changed[-1])
     sizes[0] += len(xor.flush())
     sizes[1] += len(gaps.flush()) + len(values.flush())
-    # A tensor without changes is left out of a file.
+    # These formats omit tensors without changes.
     return (sizes[0], sizes[1]) if last >= 0 else (0, 0)
 
 
-def _entropy(k: int, n: int) -> float:
-    """Bits to tell which k of n changed, if all choices were equally likely and independent."""
+def _mask_entropy(k: int, n: int) -> float:
+    """Bits of a mask of n words, each of which changes independently with probability k / n."""
     if k in (0, n):
         return 0.0
     p = k / n
     return -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
-def _entropy_by_exponent(m: Measures) -> float:
+def _mask_entropy_given_exponent(m: Measures) -> float:
     if m.by_exponent is None:
-        return _entropy(m.changed, m.words)
+        return _mask_entropy(m.changed, m.words)
     words, changed = m.by_exponent.tolist()
-    return sum(_entropy(k, n) for n, k in zip(words, changed, strict=True))
+    return sum(_mask_entropy(k, n) for n, k in zip(words, changed, strict=True))
 
 
 def _step_entropy(steps: NDArray[np.int64]) -> float:
-    """Bits for the classes of steps; what is told within a class is not counted."""
+    """Bits of the step classes. Differences within a class do not count."""
     counts = [count for count in steps.tolist() if count]
     total = sum(counts)
     return -sum(float(count) * math.log2(count / total) for count in counts)

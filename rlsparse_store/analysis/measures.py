@@ -1,4 +1,4 @@
-"""What is counted of a tensor: the sums of its blocks."""
+"""Counts and sums of one tensor, accumulated block by block."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from rlsparse_store.analysis.values import CASTS, cast_differs, is_numeric, values_of
+from rlsparse_store.analysis.numeric import CASTS, as_floats, count_cast_changes, is_numeric
 from rlsparse_store.codec.contexts import key_bins
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.format.order import steps
 from rlsparse_store.kernels.dispatch import get_backend
 
@@ -16,26 +17,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.analysis.tensor_pairs import Block, Pair, SharedTensor
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
-__all__ = ["RELATIVE", "STEP_EDGES", "TOLERANCES", "Measures", "measure_tensor", "step_labels"]
+__all__ = ["TOLERANCES", "LineCounts", "Measures", "measure_tensor", "step_labels"]
 
 TOLERANCES: Final = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
-"""Absolute differences up to which values count as equal; the papers use 1e-5."""
+"""Largest absolute differences that count as unchanged; the papers use 1e-5."""
 
 RELATIVE: Final = 1e-3
-"""Of the larger magnitude: for bfloat16 the same as equal bits."""
+"""Relative to the larger magnitude. For bfloat16 it amounts to equal bits."""
 
 STEP_EDGES: Final = (1, 2, 3, 4, 8, 16, 32, 64, 128, 1024)
-"""Where classes of |step| begin."""
-
+"""Lower bounds of the classes of step sizes."""
 
 _STEP_CLASS: Final = np.searchsorted(STEP_EDGES, np.arange(STEP_EDGES[-1] + 1), side="right") - 1
 
 
 def step_labels() -> list[str]:
-    """The classes of steps, from the farthest down to the farthest up."""
+    """Labels of the step classes, from the largest negative to the largest positive steps."""
     ends = [*(edge - 1 for edge in STEP_EDGES[1:]), None]
     classes = list(zip(STEP_EDGES, ends, strict=True))
     return [_step_label("-", *c) for c in classes[::-1]] + [_step_label("+", *c) for c in classes]
@@ -47,27 +48,27 @@ def _step_label(sign: str, start: int, end: int | None) -> str:
     return f"{sign}{start}" if start == end else f"{sign}{start}..{sign}{end}"
 
 
-@dataclass(slots=True)
-class Measures:
-    """Sums over words. Those of several tensors add up.
+@dataclass(slots=True, repr=False)
+class Measures(SummaryRepr):
+    """Counts and sums over words. ``+=`` adds those of another tensor.
 
     Attributes:
         words: Words compared.
         changed: Words whose bits differ.
-        within: Words that differ by at most each of :data:`TOLERANCES`, equal ones included.
+        within: Words that differ by at most each of :data:`TOLERANCES`, equal words included.
         within_relative: Words that differ by at most 1e-3 of the larger magnitude.
         sign_flips: Words whose sign differs.
-        exponent_moves: Changed words whose exponent differs.
-        not_numbers: NaNs of the tuned side among changed words.
-        negative_zeros: Negative zeros of the tuned side among changed words.
-        steps: Changed words by class of step, as :func:`step_labels` has them.
-        square_delta: Sum of squared differences of finite values.
-        absolute_delta: Sum of their magnitudes.
-        largest_delta: The largest of them.
-        square_base: Sum of the base's squared finite values.
-        cast_changed: Words that would still differ after casting to each of ``CASTS``.
-        largest_gap: Most words between two changes of a tensor, the first one's place included.
-        by_exponent: Words and changed words by the base's exponent, ``[2, exponents]``.
+        exponent_moves: Words whose exponent differs.
+        not_numbers: Changed words that are NaN in the tuned tensor.
+        negative_zeros: Changed words that are -0 in the tuned tensor.
+        steps: Changed words by step class, in the order of :func:`step_labels`.
+        square_delta: Sum of squared differences, over finite differences.
+        absolute_delta: Sum of absolute differences, over finite differences.
+        largest_delta: Largest absolute difference, over finite differences.
+        square_base: Sum of squared values of the base, over finite values.
+        cast_changed: Words that still differ after casting both sides to each of ``CASTS``.
+        largest_gap: Longest run of unchanged words before a changed word of a tensor.
+        by_exponent: Words and changed words by exponent of the base, shape ``[2, exponents]``.
     """
 
     words: int = 0
@@ -90,7 +91,7 @@ class Measures:
     by_exponent: NDArray[np.int64] | None = None
 
     def __iadd__(self, other: Measures) -> Self:
-        """Add the sums of other words."""
+        """Add the counts and sums of other words."""
         for name in ("words", "changed", "within_relative", "sign_flips", "exponent_moves"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("not_numbers", "negative_zeros", "square_delta", "absolute_delta"):
@@ -102,18 +103,26 @@ class Measures:
         self.steps = self.steps + other.steps
         self.cast_changed = self.cast_changed + other.cast_changed
         if other.by_exponent is not None:
-            mine = self.by_exponent
-            is_alike = mine is not None and mine.shape == other.by_exponent.shape
-            # Exponents of different dtypes do not add up: those of most words are kept.
-            if mine is None or (not is_alike and mine.sum() < other.by_exponent.sum()):
+            own = self.by_exponent
+            same_shape = own is not None and own.shape == other.by_exponent.shape
+            # Exponents of two dtypes do not add up: keep the table with more words.
+            if own is None or (not same_shape and own.sum() < other.by_exponent.sum()):
                 self.by_exponent = other.by_exponent
-            elif is_alike:
-                self.by_exponent = mine + other.by_exponent
+            elif same_shape:
+                self.by_exponent = own + other.by_exponent
         return self
+
+    def _summary(self) -> Rows:
+        yield "words", self.words
+        yield "changed", self.changed
+        yield "largest_delta", self.largest_delta
+        yield "sign_flips", self.sign_flips
+        yield "exponent_moves", self.exponent_moves
+        yield "largest_gap", self.largest_gap
 
 
 @dataclass(slots=True)
-class Lines:
+class LineCounts:
     """Changed words by row and by column of a matrix.
 
     Attributes:
@@ -125,25 +134,29 @@ class Lines:
     columns: NDArray[np.int64]
 
 
-def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, Lines | None]:
+def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, LineCounts | None]:
     """Measure one tensor, block by block.
 
+    Args:
+        pair: The pair.
+        tensor: One of its tensors.
+
     Returns:
-        Its sums, and its rows and columns if it has at least two dimensions.
+        The counts and sums, and the counts by row and column if there are at least two dimensions.
     """
     total = Measures()
-    lines = _lines(tensor)
+    lines = _empty_lines(tensor)
     width = 0 if lines is None else lines.columns.size
     last = -1
     for block in pair.blocks(tensor.name):
-        places = np.flatnonzero(block.base != block.tuned)
-        total += _measure(block, places, tensor.dtype)
-        if places.size:
-            gap = int(np.diff(places, prepend=last - block.first).max()) - 1
+        changed = np.flatnonzero(block.base != block.tuned)
+        total += _measure(block, changed, tensor.dtype)
+        if changed.size:
+            gap = int(np.diff(changed, prepend=last - block.first).max()) - 1
             total.largest_gap = max(total.largest_gap, gap)
-            last = block.first + int(places[-1])
-        if lines is not None and places.size:
-            row, column = np.divmod(places + block.first, width)
+            last = block.first + int(changed[-1])
+        if lines is not None and changed.size:
+            row, column = np.divmod(changed + block.first, width)
             first = int(row[0])
             counts = np.bincount(row - first)
             lines.rows[first : first + counts.size] += counts
@@ -151,7 +164,8 @@ def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, Lines | 
     return total, lines
 
 
-def _lines(tensor: SharedTensor) -> Lines | None:
+def _empty_lines(tensor: SharedTensor) -> LineCounts | None:
+    """Zero counts for the rows and columns of a matrix; leading dimensions are rows."""
     if len(tensor.shape) < 2 or tensor.words == 0:
         return None
     all_words = tensor.words + tensor.tail
@@ -159,73 +173,74 @@ def _lines(tensor: SharedTensor) -> Lines | None:
     if rows == 0 or all_words % rows:
         return None
     width = all_words // rows
-    return Lines(np.zeros(-(-tensor.words // width), np.int64), np.zeros(width, np.int64))
+    return LineCounts(np.zeros(-(-tensor.words // width), np.int64), np.zeros(width, np.int64))
 
 
-def _measure(block: Block, places: NDArray[np.int64], dtype: Dtype) -> Measures:
-    found = Measures(words=block.base.size, changed=places.size)
-    equal = block.base.size - places.size
-    found.within += equal
-    found.within_relative = equal
+def _measure(block: Block, changed: NDArray[np.int64], dtype: Dtype) -> Measures:
+    """Measure a block whose changed words are at these indices."""
+    unchanged = block.base.size - changed.size
+    measures = Measures(words=block.base.size, changed=changed.size)
+    measures.within += unchanged
+    measures.within_relative = unchanged
     if dtype.mantissa_bits is not None:
-        found.by_exponent = _by_exponent(block, dtype)
-    before, after = block.base[places], block.tuned[places]
-    found.steps = _step_classes(steps(before, after, dtype.coding))
-    different = before ^ after
+        measures.by_exponent = _by_exponent(block, dtype)
+    before, after = block.base[changed], block.tuned[changed]
+    measures.steps = _count_step_classes(steps(before, after, dtype.coding))
+    xor = before ^ after
     magnitude = before.dtype.type((1 << (dtype.coding.width - 1)) - 1)
-    found.sign_flips = int(np.count_nonzero(different > magnitude))
+    measures.sign_flips = int(np.count_nonzero(xor > magnitude))
     if dtype.mantissa_bits is not None:
         fraction = before.dtype.type((1 << dtype.mantissa_bits) - 1)
-        found.exponent_moves = int(np.count_nonzero((different & magnitude) > fraction))
+        measures.exponent_moves = int(np.count_nonzero((xor & magnitude) > fraction))
     if is_numeric(dtype):
-        # Infinities and NaNs are among the words of many checkpoints, and are counted apart.
+        # Many checkpoints hold infinities and NaNs; the sums leave them out.
         with np.errstate(all="ignore"):
-            _add_values(found, block.base, before, after, dtype)
-    return found
+            _add_values(measures, block.base, before, after, dtype)
+    return measures
 
 
 def _by_exponent(block: Block, dtype: Dtype) -> NDArray[np.int64]:
     """Words and changed words by exponent of the base."""
-    assert dtype.mantissa_bits is not None  # noqa: S101 - the caller asked
+    assert dtype.mantissa_bits is not None  # noqa: S101 - checked by the caller
     bins = key_bins(dtype.coding, dtype.mantissa_bits)
     histogram = get_backend().histogram(block.base, block.tuned, dtype.coding, bins)
     both = np.stack([histogram.words, histogram.magnitudes.sum(1)])
     exponents = 1 << (dtype.coding.key_bits - dtype.mantissa_bits)
-    # Narrow words have a bin per key, others two per exponent.
+    # Narrow words have one bin per key, others two per exponent.
     summed: NDArray[np.int64] = both.reshape(2, exponents, -1).sum(2)
     return summed
 
 
-def _step_classes(step: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_step_classes(step: NDArray[np.int64]) -> NDArray[np.int64]:
     magnitude = np.abs(step).view(np.uint64)
-    place = _STEP_CLASS[np.minimum(magnitude, np.uint64(STEP_EDGES[-1])).view(np.int64)]
-    signed = np.where(step < 0, len(STEP_EDGES) - 1 - place, len(STEP_EDGES) + place)
+    size_class = _STEP_CLASS[np.minimum(magnitude, np.uint64(STEP_EDGES[-1])).view(np.int64)]
+    signed = np.where(step < 0, len(STEP_EDGES) - 1 - size_class, len(STEP_EDGES) + size_class)
     return np.bincount(signed, minlength=2 * len(STEP_EDGES))
 
 
-def _add_values(found: Measures, base: Words, before: Words, after: Words, dtype: Dtype) -> None:
-    """Add what is measured of values rather than of words."""
-    found.square_base = _squares(values_of(base, dtype))
-    old, new = values_of(before, dtype), values_of(after, dtype)
+def _add_values(measures: Measures, base: Words, before: Words, after: Words, dtype: Dtype) -> None:
+    """Add the sums of values: of the whole base block, and of its changed words."""
+    measures.square_base = _sum_of_squares(as_floats(base, dtype))
+    old, new = as_floats(before, dtype), as_floats(after, dtype)
     delta = np.abs(new.astype(np.float64) - old.astype(np.float64))
-    # Integers that differ are apart by 1 at least, which float64 does not tell of large ones.
-    for number, tolerance in enumerate(TOLERANCES if dtype.mantissa_bits is not None else ()):
-        found.within[number] += np.count_nonzero(delta <= tolerance)
-    largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
-    found.within_relative += int(np.count_nonzero(delta <= RELATIVE * largest))
+    # Integers that differ do so by at least 1, but float64 cannot tell large ones apart.
+    for i, tolerance in enumerate(TOLERANCES if dtype.mantissa_bits is not None else ()):
+        measures.within[i] += np.count_nonzero(delta <= tolerance)
+    larger = np.maximum(np.abs(old), np.abs(new)).astype(np.float64)
+    measures.within_relative += int(np.count_nonzero(delta <= RELATIVE * larger))
     finite = delta[np.isfinite(delta)]
-    # Not np.dot, whose library would start threads of its own.
-    found.square_delta = float(np.einsum("i,i->", finite, finite))
-    found.absolute_delta = float(finite.sum())
-    found.largest_delta = float(finite.max(initial=0.0))
-    found.not_numbers = int(np.count_nonzero(np.isnan(new)))
-    found.negative_zeros = int(np.count_nonzero((new == 0) & np.signbit(new)))
-    for number, code in enumerate(CASTS):
-        found.cast_changed[number] = cast_differs(before, after, dtype, code)
+    # einsum, since np.dot starts BLAS threads.
+    measures.square_delta = float(np.einsum("i,i->", finite, finite))
+    measures.absolute_delta = float(finite.sum())
+    measures.largest_delta = float(finite.max(initial=0.0))
+    measures.not_numbers = int(np.count_nonzero(np.isnan(new)))
+    measures.negative_zeros = int(np.count_nonzero((new == 0) & np.signbit(new)))
+    for i, code in enumerate(CASTS):
+        measures.cast_changed[i] = count_cast_changes(before, after, dtype, code)
 
 
-def _squares(values: NDArray[np.floating[Any]]) -> float:
-    """The sum of squares of finite values: short sums in their own precision, then in float64."""
+def _sum_of_squares(values: NDArray[np.floating[Any]]) -> float:
+    """Sum of squares of finite values: rows of 1024 in their own precision, then float64."""
     full = values.size // 1024 * 1024
     rows = values[:full].reshape(-1, 1024)
     parts = np.einsum("ij,ij->i", rows, rows).astype(np.float64)

@@ -1,4 +1,4 @@
-"""How far the updates of several deltas overlap, beside what chance would give."""
+"""Overlap of the updates of several deltas, with the overlap expected by chance."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
-from rlsparse_store.analysis.values import is_numeric, values_of
+from rlsparse_store.analysis.numeric import as_floats, is_numeric
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import natural_order
 from rlsparse_store.format.order import keys, steps
+from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+    from os import PathLike
 
     from numpy.typing import NDArray
 
     from rlsparse_store.analysis.aligned_deltas import AlignedBlock
     from rlsparse_store.analysis.tensor_pairs import SharedTensor
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.words import Words
 
 __all__ = ["BASELINES", "CompareReport", "Overlap", "PairOverlap", "compare_deltas"]
@@ -32,29 +35,29 @@ SCHEMA_VERSION: Final = 1
 """Version of the JSON form, which specs/inspect.md describes."""
 
 BASELINES: Final = ("uniform", "tensor", "magnitude")
-"""What is held fixed by chance: the two densities; those of each tensor; those of each tensor at
-each magnitude of the base."""
+"""What the expectation by chance is matched on: the overall densities; the densities of each
+tensor; the densities of each tensor at each magnitude of the base."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlap:
-    """Two sets of changed words, A and B, within a group of tensors.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Overlap(SummaryRepr):
+    """Overlap of the words changed by A and by B, within a group of tensors.
 
     Attributes:
-        name: The group; empty for everything.
+        name: Name of the group; empty for all tensors.
         words: Words compared.
         changed_a: Words that A changed.
         changed_b: Words that B changed.
         both: Words that both changed.
-        one_sided_a: both / changed_a, or ``None`` if A changed nothing.
-        one_sided_b: both / changed_b, likewise.
-        jaccard: both / either, or ``None`` if neither changed anything.
-        same_sign: Share of ``both`` whose steps go the same way, or ``None`` if it is empty.
-        same_value: Share of ``both`` whose tuned words are equal, likewise.
-        cosine: Cosine of the two updates as vectors of differences, finite values only; ``None``
-            if one is zero, or too long for a float64.
-        expected: Words that both would change by chance, by what is held fixed.
-        lift: both / expected, or ``None`` if that is zero.
+        one_sided_a: both / changed_a; ``None`` if A changed nothing.
+        one_sided_b: both / changed_b; ``None`` if B changed nothing.
+        jaccard: both / (changed_a + changed_b - both); ``None`` if nothing changed.
+        same_sign: Share of ``both`` whose steps have the same sign; ``None`` if ``both`` is 0.
+        same_value: Share of ``both`` whose tuned words are equal; ``None`` if ``both`` is 0.
+        cosine: Cosine similarity of the two updates over finite values; ``None`` if one is zero
+            or its norm exceeds float64.
+        expected: Words that both would change by chance, by baseline (:data:`BASELINES`).
+        lift: both / expected, by baseline; ``None`` where the expectation is zero.
     """
 
     name: str
@@ -71,17 +74,24 @@ class Overlap:
     expected: dict[str, float]
     lift: dict[str, float | None]
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "words", self.words
+        yield "both", self.both
+        yield "jaccard", self.jaccard
+        yield from ((f"lift, {baseline}", lift) for baseline, lift in self.lift.items())
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairOverlap:
-    """Two deltas.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PairOverlap(SummaryRepr):
+    """Overlap of two deltas.
 
     Attributes:
-        a: The first one's name.
-        b: The second one's.
-        overall: Over everything.
-        layers: By layer.
-        modules: By kind of module.
+        a: Name of the first delta.
+        b: Name of the second delta.
+        overall: Overlap over all tensors.
+        layers: Overlap by layer.
+        modules: Overlap by kind of module.
     """
 
     a: str
@@ -90,20 +100,26 @@ class PairOverlap:
     layers: list[Overlap]
     modules: list[Overlap]
 
+    def _summary(self) -> Rows:
+        yield "a", self.a
+        yield "b", self.b
+        yield "jaccard", self.overall.jaccard
+        yield from ((f"lift, {baseline}", lift) for baseline, lift in self.overall.lift.items())
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareReport:
-    """Several deltas of one base.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class CompareReport(SummaryRepr):
+    """Overlap of several deltas of one base.
 
     Attributes:
-        deltas: Their names.
+        deltas: Names of the deltas.
         words: Words compared.
-        changed: Words that each changed.
-        unmatched: Tensors that not all of them have, or not from one source, or that are stored
-            whole or removed; they do not count.
-        consensus: Words that were changed by exactly 0, 1, … of the deltas.
-        mean_jaccard: Mean over all pairs, or ``None`` if it is undefined for one.
-        pairs: Every pair.
+        changed: Changed words by delta.
+        unmatched: Tensors that are not compared: missing from a delta, of different sources,
+            stored whole, or removed.
+        consensus: Words that exactly 0, 1, … of the deltas changed.
+        mean_jaccard: Mean over all pairs; ``None`` if it is undefined for one of them.
+        pairs: Overlap of every pair.
     """
 
     deltas: list[str]
@@ -118,18 +134,29 @@ class CompareReport:
         """The report as JSON values, under a versioned schema."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
+    def _summary(self) -> Rows:
+        yield "deltas", len(self.deltas)
+        yield "words", self.words
+        yield "mean_jaccard", self.mean_jaccard
+        yield "unmatched", len(self.unmatched)
+        for name, changed in zip(self.deltas, self.changed, strict=True):
+            yield f"changed, {name}", changed
+        for pair in self.pairs:
+            yield f"jaccard, {pair.a} and {pair.b}", pair.overall.jaccard
+
 
 @dataclass(slots=True)
-class _Counts:
-    """What is counted of one tensor.
+class _OverlapCounts:
+    """Counts of one tensor.
 
     Attributes:
-        words: Words by bin of the base's magnitude.
-        changed: Changed words of each delta by bin, ``[deltas, bins]``.
-        pairs: For each pair of deltas: words both changed, the same way, to the same word.
-        squares: Sum of squared differences of each delta.
-        products: For each pair, the sum of the products of their differences.
-        consensus: Words by how many deltas changed them.
+        words: Words by magnitude bin of the base, shape ``[bins]``.
+        changed: Changed words, shape ``[deltas, bins]``.
+        pairs: Words that both deltas changed, changed in the same direction, and changed to the
+            same word, shape ``[pairs, 3]``.
+        squares: Sum of squared differences, shape ``[deltas]``.
+        products: Sum of the products of two differences, shape ``[pairs]``.
+        consensus: Words by the number of deltas that changed them, shape ``[deltas + 1]``.
     """
 
     words: NDArray[np.int64]
@@ -140,99 +167,117 @@ class _Counts:
     consensus: NDArray[np.int64]
 
 
-def compare_deltas(
-    deltas: Sequence[str | Path],
+def compare_deltas(  # noqa: PLR0913 - ids with their revisions, and access to the Hub
+    deltas: Sequence[str | PathLike[str]],
     *,
-    base: str | Path | None = None,
+    base: str | PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> CompareReport:
     """Compare which words several deltas of one base changed, and how.
 
-    Definitions are those of Mukherjee et al. (one-sided overlaps, arXiv 2505.11711, appendix E)
-    and of *The Path Not Taken* (Jaccard, consensus, arXiv 2511.08567). Chance given the tensor and
-    the base's magnitude is the baseline to look at: small weights change in any run.
+    Definitions follow Mukherjee et al. (one-sided overlap, arXiv 2505.11711, appendix E) and *The
+    Path Not Taken* (Jaccard, consensus, arXiv 2511.08567). Small weights change in any run, so
+    compare with chance matched on tensor and magnitude.
 
     Args:
-        deltas: Two or more folders of deltas or ids on the Hub, or one run, likewise.
-        base: Their base; by default the one that they name.
-        threads: Threads to work on; all processors by default.
-        progress: Called with bytes done and bytes in all.
+        deltas: Two or more deltas, or one run: folders or ``org/name[@revision]``.
+        base: Their base: a folder, a file or ``org/name[@revision]``; by default the one that
+            they name.
+        threads: Number of threads; by default one per processor.
+        progress: Called with the bytes done and the bytes in total.
+        revision: Branch, tag or commit of the deltas on the Hub, if their ids do not name one.
+        base_revision: The same of the base.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Raises:
-        NotFoundError: One is not there.
-        BaseMismatchError: They are not of one base.
-        FormatError: One is damaged.
+        NotFoundError: A delta or the base does not exist.
+        BaseMismatchError: The deltas have different bases.
+        FormatError: A delta is damaged.
 
     Example:
         >>> compare_deltas(["seed-0", "seed-1"]).pairs[0].overall.jaccard  # doctest: +SKIP
         0.62
     """
-    with AlignedDeltas(deltas, base) as found:
-        return _report(found, found.map(lambda t: _count(found, t), threads, progress))
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    opened = AlignedDeltas(deltas, base, access, revision=revision, base_revision=base_revision)
+    with opened as aligned:
+        return _report(aligned, aligned.map(lambda t: _count(aligned, t), threads, progress))
 
 
-def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _Counts:
-    number = len(deltas.names)
+def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _OverlapCounts:
+    num_deltas = len(deltas.names)
+    num_pairs = num_deltas * (num_deltas - 1) // 2
     mantissa, coding = tensor.dtype.mantissa_bits, tensor.dtype.coding
     bins = 1 if mantissa is None else 1 << (coding.key_bits - mantissa)
-    total = _Counts(
-        np.zeros(bins, np.int64),
-        np.zeros((number, bins), np.int64),
-        np.zeros((number * (number - 1) // 2, 3), np.int64),
-        np.zeros(number),
-        np.zeros(number * (number - 1) // 2),
-        np.zeros(number + 1, np.int64),
+    total = _OverlapCounts(
+        words=np.zeros(bins, np.int64),
+        changed=np.zeros((num_deltas, bins), np.int64),
+        pairs=np.zeros((num_pairs, 3), np.int64),
+        squares=np.zeros(num_deltas),
+        products=np.zeros(num_pairs),
+        consensus=np.zeros(num_deltas + 1, np.int64),
     )
     for block in deltas.blocks(tensor):
         key = keys(block.base, coding)
         magnitude = key >> key.dtype.type(mantissa) if mantissa is not None else key & 0
         total.words += np.bincount(magnitude, minlength=bins)
         masks = [block.base != tuned for tuned in block.tuned]
-        for place, mask in enumerate(masks):
-            total.changed[place] += np.bincount(magnitude[mask], minlength=bins)
-            update = _update(block, place, mask, tensor)
-            total.squares[place] += np.einsum("i,i->", update, update)
-        times = np.sum(masks, axis=0, dtype=np.uint8 if number < 256 else np.int64)
-        total.consensus += np.bincount(times, minlength=number + 1)
-        for place, (a, b) in enumerate(combinations(range(number), 2)):
+        for i, mask in enumerate(masks):
+            total.changed[i] += np.bincount(magnitude[mask], minlength=bins)
+            update = _update(block, i, mask, tensor)
+            total.squares[i] += np.einsum("i,i->", update, update)
+        votes = np.sum(masks, axis=0, dtype=np.uint8 if num_deltas < 256 else np.int64)
+        total.consensus += np.bincount(votes, minlength=num_deltas + 1)
+        for pair, (a, b) in enumerate(combinations(range(num_deltas), 2)):
             both = masks[a] & masks[b]
-            total.pairs[place] += _agreement(block, a, b, both, tensor)
-            left, right = (_update(block, one, both, tensor) for one in (a, b))
-            total.products[place] += np.einsum("i,i->", left, right)
+            total.pairs[pair] += _agreement(block, a, b, both, tensor)
+            left, right = (_update(block, i, both, tensor) for i in (a, b))
+            total.products[pair] += np.einsum("i,i->", left, right)
     return total
 
 
 def _update(
-    block: AlignedBlock, place: int, mask: NDArray[np.bool_], tensor: SharedTensor
+    block: AlignedBlock, delta: int, mask: NDArray[np.bool_], tensor: SharedTensor
 ) -> NDArray[np.float64]:
-    """The differences that a delta makes at some words; 0 where they are not finite."""
+    """Differences of a delta from the base at the masked words; 0 where they are not finite."""
     if not is_numeric(tensor.dtype):
         return np.zeros(0)
     with np.errstate(all="ignore"):
-        after = values_of(block.tuned[place][mask], tensor.dtype).astype(np.float64)
-        found = after - values_of(block.base[mask], tensor.dtype)
-    return np.where(np.isfinite(found), found, 0.0)
+        after = as_floats(block.tuned[delta][mask], tensor.dtype).astype(np.float64)
+        difference = after - as_floats(block.base[mask], tensor.dtype)
+    return np.where(np.isfinite(difference), difference, 0.0)
 
 
 def _agreement(
     block: AlignedBlock, a: int, b: int, both: NDArray[np.bool_], tensor: SharedTensor
 ) -> tuple[int, int, int]:
-    """Words that both changed, that moved the same way, that became the same."""
+    """Words that both changed, changed in the same direction, and changed to the same word."""
     base, left, right = (words[both] for words in (block.base, block.tuned[a], block.tuned[b]))
-    same_sign = _is_down(base, left, tensor) == _is_down(base, right, tensor)
+    same_sign = _is_negative(base, left, tensor) == _is_negative(base, right, tensor)
     equal = np.count_nonzero(left == right)
     return base.size, int(np.count_nonzero(same_sign)), int(equal)
 
 
-def _is_down(base: Words, tuned: Words, tensor: SharedTensor) -> NDArray[np.bool_]:
+def _is_negative(base: Words, tuned: Words, tensor: SharedTensor) -> NDArray[np.bool_]:
+    """Whether each step is negative."""
     return steps(base, tuned, tensor.dtype.coding) < 0
 
 
-def _report(deltas: AlignedDeltas, counted: list[tuple[SharedTensor, _Counts]]) -> CompareReport:
-    number = len(deltas.names)
-    changed = np.zeros(number, np.int64)
-    consensus = np.zeros(number + 1, np.int64)
+Counted: TypeAlias = "list[tuple[SharedTensor, _OverlapCounts]]"
+
+
+def _report(deltas: AlignedDeltas, counted: Counted) -> CompareReport:
+    num_deltas = len(deltas.names)
+    changed = np.zeros(num_deltas, np.int64)
+    consensus = np.zeros(num_deltas + 1, np.int64)
     for _, counts in counted:
         changed += counts.changed.sum(1)
         consensus += counts.consensus
@@ -240,88 +285,86 @@ def _report(deltas: AlignedDeltas, counted: list[tuple[SharedTensor, _Counts]]) 
         PairOverlap(
             a=deltas.names[a],
             b=deltas.names[b],
-            overall=_overlap("", counted, a, b, place),
-            layers=_grouped(counted, "layer", a, b, place),
-            modules=_grouped(counted, "module", a, b, place),
+            overall=_overlap("", counted, a, b, pair),
+            layers=_by_group(counted, "layer", a, b, pair),
+            modules=_by_group(counted, "module", a, b, pair),
         )
-        for place, (a, b) in enumerate(combinations(range(number), 2))
+        for pair, (a, b) in enumerate(combinations(range(num_deltas), 2))
     ]
     jaccards = [pair.overall.jaccard for pair in pairs]
-    known = [jaccard for jaccard in jaccards if jaccard is not None]
+    defined = [jaccard for jaccard in jaccards if jaccard is not None]
     return CompareReport(
         deltas=deltas.names,
         words=int(consensus.sum()),
         changed=changed.tolist(),
         unmatched=deltas.unmatched,
         consensus=consensus.tolist(),
-        mean_jaccard=sum(known) / len(known) if len(known) == len(jaccards) else None,
+        mean_jaccard=sum(defined) / len(defined) if len(defined) == len(jaccards) else None,
         pairs=pairs,
     )
 
 
-def _grouped(
-    counted: list[tuple[SharedTensor, _Counts]], attribute: str, a: int, b: int, place: int
+def _by_group(
+    counted: Counted, attribute: Literal["layer", "module"], a: int, b: int, pair: int
 ) -> list[Overlap]:
-    members: defaultdict[str, list[tuple[SharedTensor, _Counts]]] = defaultdict(list)
+    members: defaultdict[str, Counted] = defaultdict(list)
     for tensor, counts in counted:
         members[getattr(tensor, attribute)].append((tensor, counts))
     return [
-        _overlap(name, members[name], a, b, place) for name in sorted(members, key=natural_order)
+        _overlap(name, members[name], a, b, pair) for name in sorted(members, key=natural_order)
     ]
 
 
-def _overlap(
-    name: str, counted: list[tuple[SharedTensor, _Counts]], a: int, b: int, place: int
-) -> Overlap:
+def _overlap(name: str, counted: Counted, a: int, b: int, pair: int) -> Overlap:
     words = sum(int(c.words.sum()) for _, c in counted)
-    of_a = sum(int(c.changed[a].sum()) for _, c in counted)
-    of_b = sum(int(c.changed[b].sum()) for _, c in counted)
+    changed_a = sum(int(c.changed[a].sum()) for _, c in counted)
+    changed_b = sum(int(c.changed[b].sum()) for _, c in counted)
     both, same_sign, same_value = (
-        sum(int(c.pairs[place, which]) for _, c in counted) for which in range(3)
+        sum(int(c.pairs[pair, column]) for _, c in counted) for column in range(3)
     )
     expected = {
-        "uniform": of_a * of_b / words if words else 0.0,
-        "tensor": sum(_by_chance(c.changed[a].sum(), c.changed[b].sum(), c) for _, c in counted),
-        "magnitude": sum(_by_magnitude(c.changed[a], c.changed[b], c.words) for _, c in counted),
+        "uniform": changed_a * changed_b / words if words else 0.0,
+        "tensor": sum(_expected_in_tensor(c, a, b) for _, c in counted),
+        "magnitude": sum(_expected_by_bin(c, a, b) for _, c in counted),
     }
     return Overlap(
         name=name,
         words=words,
-        changed_a=of_a,
-        changed_b=of_b,
+        changed_a=changed_a,
+        changed_b=changed_b,
         both=both,
-        one_sided_a=_share(both, of_a),
-        one_sided_b=_share(both, of_b),
-        jaccard=_share(both, of_a + of_b - both),
-        same_sign=_share(same_sign, both),
-        same_value=_share(same_value, both),
-        cosine=_cosine(counted, a, b, place),
+        one_sided_a=_ratio(both, changed_a),
+        one_sided_b=_ratio(both, changed_b),
+        jaccard=_ratio(both, changed_a + changed_b - both),
+        same_sign=_ratio(same_sign, both),
+        same_value=_ratio(same_value, both),
+        cosine=_cosine(counted, a, b, pair),
         expected=expected,
-        lift={baseline: _share(both, chance) for baseline, chance in expected.items()},
+        lift={baseline: _ratio(both, chance) for baseline, chance in expected.items()},
     )
 
 
-def _cosine(
-    counted: list[tuple[SharedTensor, _Counts]], a: int, b: int, place: int
-) -> float | None:
-    product = sum(float(c.products[place]) for _, c in counted)
-    lengths = [sum(float(c.squares[one]) for _, c in counted) ** 0.5 for one in (a, b)]
-    found = _share(product, lengths[0] * lengths[1])
-    # Squares of float64 differences may be infinite, and JSON has no word for what follows.
-    return (
-        found if found is not None and isfinite(product) and all(map(isfinite, lengths)) else None
-    )
+def _cosine(counted: Counted, a: int, b: int, pair: int) -> float | None:
+    product = sum(float(c.products[pair]) for _, c in counted)
+    norms = [sum(float(c.squares[delta]) for _, c in counted) ** 0.5 for delta in (a, b)]
+    # The squares may overflow, and JSON has no infinity.
+    if not isfinite(product) or not all(map(isfinite, norms)):
+        return None
+    return _ratio(product, norms[0] * norms[1])
 
 
-def _by_chance(a: int, b: int, counts: _Counts) -> float:
+def _expected_in_tensor(counts: _OverlapCounts, a: int, b: int) -> float:
+    """Words of a tensor that both deltas change, if each draws its words at random."""
     words = int(counts.words.sum())
-    return int(a) * int(b) / words if words else 0.0
+    return int(counts.changed[a].sum()) * int(counts.changed[b].sum()) / words if words else 0.0
 
 
-def _by_magnitude(a: NDArray[np.int64], b: NDArray[np.int64], words: NDArray[np.int64]) -> float:
-    used = words > 0
-    return float((a[used].astype(np.float64) * b[used] / words[used]).sum())
+def _expected_by_bin(counts: _OverlapCounts, a: int, b: int) -> float:
+    """The same, if each delta draws its words at random within every magnitude bin."""
+    used = counts.words > 0
+    changed_a, changed_b = counts.changed[a][used].astype(np.float64), counts.changed[b][used]
+    return float((changed_a * changed_b / counts.words[used]).sum())
 
 
-def _share(part: float, whole: float) -> float | None:
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None

@@ -1,4 +1,4 @@
-"""Ranks of updates, of some matrices: each is held as a whole."""
+"""Ranks of the updates of sampled matrices. Each matrix is held in memory."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.analysis.values import is_numeric, values_of
+from rlsparse_store.analysis.numeric import as_floats, is_numeric
+from rlsparse_store.delta.html_table import SummaryRepr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor
+    from rlsparse_store.delta.html_table import Rows
 
 __all__ = ["MatrixRank", "sampled_ranks"]
 
 SAMPLES: Final = 8
-"""Matrices, evenly spaced over the checkpoint."""
+"""Number of matrices, evenly spaced over the checkpoint."""
 
 LARGEST_SIDE: Final = 4096
-"""The longer side of a matrix whose singular values are computed."""
+"""Longest side of a sampled matrix."""
 
 ENERGY: Final = 0.99
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixRank:
-    """The rank of the update of one matrix.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MatrixRank(SummaryRepr):
+    """Rank of the update of one matrix.
 
     Attributes:
-        name: The tensor.
-        shape: Its dimensions, in elements.
-        rank: Singular values above NumPy's default threshold, of the update in float32.
-        share: rank / the shorter side, as the papers average it.
-        energy_rank: Singular values that hold 99 % of the sum of squares.
-        stable_rank: Squared Frobenius norm over the squared largest singular value.
+        name: Name of the tensor.
+        shape: Dimensions in elements.
+        rank: Singular values of the float32 update above the default threshold of
+            ``numpy.linalg.matrix_rank``.
+        share: rank / length of the shorter side, as the papers average it.
+        energy_rank: Largest singular values that hold 99 % of the sum of squares.
+        stable_rank: Squared Frobenius norm / squared largest singular value.
     """
 
     name: str
@@ -45,21 +48,28 @@ class MatrixRank:
     energy_rank: int
     stable_rank: float
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "shape", str(self.shape)
+        yield "rank", self.rank
+        yield "energy_rank", self.energy_rank
+        yield "stable_rank", self.stable_rank
+
 
 def sampled_ranks(pair: Pair, names: Sequence[str]) -> list[MatrixRank]:
-    """Ranks of some of these tensors.
+    """Ranks of the updates of up to :data:`SAMPLES` matrices.
 
     Args:
-        pair: Base and tuned.
-        names: Tensors that changed.
+        pair: The pair.
+        names: Names of tensors that changed.
     """
-    fitting = [name for name in names if _fits(pair.tensors[name])]
-    step = max(1, len(fitting) // SAMPLES)
-    found = (_rank(pair, pair.tensors[name]) for name in fitting[::step][:SAMPLES])
-    return [rank for rank in found if rank is not None]
+    eligible = [name for name in names if _is_eligible(pair.tensors[name])]
+    step = max(1, len(eligible) // SAMPLES)
+    ranks = (_rank(pair, pair.tensors[name]) for name in eligible[::step][:SAMPLES])
+    return [rank for rank in ranks if rank is not None]
 
 
-def _fits(tensor: SharedTensor) -> bool:
+def _is_eligible(tensor: SharedTensor) -> bool:
     return (
         len(tensor.shape) == 2
         and not tensor.is_resized
@@ -69,10 +79,10 @@ def _fits(tensor: SharedTensor) -> bool:
 
 
 def _rank(pair: Pair, tensor: SharedTensor) -> MatrixRank | None:
-    """The rank of an update; ``None`` if it has values that are not finite."""
+    """The rank of an update; ``None`` if some of its values are not finite."""
     with np.errstate(all="ignore"):
         parts = [
-            values_of(block.tuned, tensor.dtype) - values_of(block.base, tensor.dtype)
+            as_floats(block.tuned, tensor.dtype) - as_floats(block.base, tensor.dtype)
             for block in pair.blocks(tensor.name)
         ]
         update = np.concatenate(parts).astype(np.float32).reshape(tensor.shape)

@@ -1,16 +1,17 @@
-"""Base and tuned side by side, block by block: of two checkpoints, or of a delta over its base."""
+"""Base and tuned tensors in aligned blocks, from two checkpoints or from a delta and its base."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlsparse_store.delta.encode import dtype_policy
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import layer_of, module_of
 from rlsparse_store.delta.resolve import find_base, find_checkpoint, find_delta
 from rlsparse_store.files.checkpoint import Checkpoint, TensorRef, open_checkpoint
@@ -27,8 +28,10 @@ from rlsparse_store.pipeline.threads import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from os import PathLike
     from pathlib import Path
 
+    from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
@@ -43,19 +46,19 @@ __all__ = [
 ]
 
 Read = Callable[[int, NDArray[np.uint8]], None]
-"""Fills an array with bytes of a tensor from a byte on; calls go from front to back."""
+"""Fills an array with the bytes of a tensor from an offset; offsets must not decrease."""
 
 Result = TypeVar("Result")
 
 BLOCK_WORDS: Final = 1 << 19
-"""Words of a block: what is held of a tensor besides a chunk of a delta."""
+"""Words per block, an even number. It bounds the memory per tensor besides one chunk of a delta."""
 
 
 class Block(NamedTuple):
-    """A run of words that base and tuned share.
+    """Consecutive words that base and tuned share.
 
     Attributes:
-        first: Place of its first word in the tensor.
+        first: Index of the first word in the tensor.
         base: Words of the base.
         tuned: Words of the tuned checkpoint, in the base's dtype.
     """
@@ -65,21 +68,21 @@ class Block(NamedTuple):
     tuned: Words
 
 
-@dataclass(frozen=True, slots=True)
-class SharedTensor:
-    """A tensor of the tuned checkpoint and what it comes from.
+@dataclass(frozen=True, slots=True, repr=False)
+class SharedTensor(SummaryRepr):
+    """A tensor of the tuned checkpoint and its source in the base.
 
     Attributes:
-        name: Its name.
-        dtype: The dtype that is compared: the source's.
-        shape: Its dimensions, in elements.
-        words: Leading words that both have, in the dtype's default coding.
-        tail: Words that only the tuned one has.
-        source_words: Words of its source.
-        source_shape: The source's dimensions, in elements.
-        source: Its source's name in the base.
-        layer: Its layer, or ``other``.
-        module: Its kind of module.
+        name: Name in the tuned checkpoint.
+        dtype: Dtype of the comparison: the source's.
+        shape: Dimensions in elements.
+        words: Leading words that both sides have, in the dtype's default coding.
+        tail: Words that only the tuned tensor has.
+        source_words: Words of the source.
+        source_shape: Dimensions of the source in elements.
+        source: Name of the source.
+        layer: Layer number, or ``other``.
+        module: Kind of module.
     """
 
     name: str
@@ -95,38 +98,51 @@ class SharedTensor:
 
     @property
     def is_resized(self) -> bool:
-        """Whether one side has rows that the other does not."""
+        """Whether one side has rows that the other lacks."""
         return self.tail > 0 or self.source_words > self.words
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both sides, for sharing out work."""
+        """Bytes of both sides. Work is scheduled by them."""
         return 2 * self.dtype.coding.nbytes(self.words)
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "dtype", self.dtype.code
+        yield "shape", str(self.shape)
+        yield "words", self.words
+        yield "tail", self.tail
+        yield "source", self.source
 
-@dataclass(frozen=True, slots=True)
-class Unmatched:
-    """A tensor that only one side has, or that cannot be compared.
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unmatched(SummaryRepr):
+    """A tensor without a counterpart, or one that cannot be compared.
 
     Attributes:
-        name: Its name.
-        elements: Its elements.
-        reason: Why.
+        name: Name of the tensor.
+        elements: Number of elements.
+        reason: Why it is not compared.
     """
 
     name: str
     elements: int
     reason: str
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "elements", self.elements
+        yield "reason", self.reason
 
-class Pair(Closeable):
-    """A base and what tuning made of it.
+
+class Pair(Closeable, SummaryRepr):
+    """A base and a tuned checkpoint, matched tensor by tensor.
 
     Attributes:
-        path: Where the tuned side lies.
-        tensors: What is compared, by name.
-        unmatched: What is not, and why.
-        tied: Names of tensors that are others' bytes again, which count once, there.
+        path: Path of the tuned checkpoint, or of the delta that stores it.
+        tensors: Tensors that are compared, by name.
+        unmatched: Tensors that are not, with reasons.
+        tied: Names of tensors that alias another one. Their words count once, with the other.
     """
 
     def __init__(
@@ -150,50 +166,50 @@ class Pair(Closeable):
 
     @property
     def names(self) -> set[str]:
-        """Names of what is compared and of what is not."""
-        return {*self.tensors, *(one.name for one in self.unmatched)}
+        """Names of all tensors, compared or not."""
+        return {*self.tensors, *(tensor.name for tensor in self.unmatched)}
 
-    def keep_only(self, why_not: Callable[[SharedTensor], str]) -> None:
-        """Compare fewer tensors; the others are listed as unmatched.
+    def keep_only(self, reason_against: Callable[[SharedTensor], str]) -> None:
+        """Restrict the comparison; excluded tensors become unmatched.
 
         Args:
-            why_not: Why a tensor is left out, or an empty text.
+            reason_against: The reason to exclude a tensor, or an empty string to keep it.
         """
         for name, tensor in list(self.tensors.items()):
-            if reason := why_not(tensor):
+            if reason := reason_against(tensor):
                 del self.tensors[name]
                 self.unmatched.append(Unmatched(name, tensor.words + tensor.tail, reason))
 
-    def blocks(self, name: str, words: int = BLOCK_WORDS) -> Iterator[Block]:
-        """The blocks of a tensor, from front to back, each overwritten by the next.
+    def blocks(self, name: str) -> Iterator[Block]:
+        """The blocks of a tensor, in order. Each block reuses the memory of the one before.
 
         Args:
-            name: The tensor.
-            words: Words of a block, even.
+            name: Name of the tensor.
 
         Raises:
-            FormatError: The delta is damaged, or the base is not the right one.
-            RlsparseError: A file was cut short or cannot be read.
+            FormatError: The delta is damaged, or the base is the wrong one.
+            RlsparseError: A file is truncated or unreadable.
         """
         tensor = self.tensors[name]
         source = self._base.tensors[tensor.source]
         coding, widening = tensor.dtype.coding, self._widenings[name]
         read = self._reader(name)
-        # Fresh memory for each block would cost more than what is done with it.
-        room = np.empty((2, -(-min(words, tensor.words) * coding.width // 8)), np.uint8)
-        for first in range(0, tensor.words, words):
-            number = min(words, tensor.words - first)
-            start, nbytes = coding.nbytes(first), -(-number * coding.width // 8)
-            old = room[0, :nbytes]
+        block_bytes = -(-min(BLOCK_WORDS, tensor.words) * coding.width // 8)
+        # Allocating per block would cost more than the comparison.
+        buffers = np.empty((2, block_bytes), np.uint8)
+        for first in range(0, tensor.words, BLOCK_WORDS):
+            size = min(BLOCK_WORDS, tensor.words - first)
+            start, nbytes = coding.nbytes(first), -(-size * coding.width // 8)
+            old = buffers[0, :nbytes]
             self._base.read_into(source, start, old)
-            new = np.empty(2 * nbytes, np.uint8) if widening else room[1, :nbytes]
+            new = np.empty(2 * nbytes, np.uint8) if widening else buffers[1, :nbytes]
             read(start * (2 if widening else 1), new)
             tuned = as_words(new, coding.width)
             if widening:
                 narrowed = narrow(new.view(np.uint32), widening)
-                assert narrowed is not None  # noqa: S101 - what widens exactly was checked
+                assert narrowed is not None  # noqa: S101 - matching accepts exact widenings only
                 tuned = narrowed
-            yield Block(first, as_words(old, coding.width)[:number], tuned[:number])
+            yield Block(first, as_words(old, coding.width)[:size], tuned[:size])
 
     def map(
         self,
@@ -201,10 +217,10 @@ class Pair(Closeable):
         threads: int,
         progress: Progress = no_progress,
     ) -> list[Result]:
-        """Apply a function to every tensor, on several threads, in order of names."""
+        """Apply a function to every tensor on several threads; results are in order of names."""
         total = sum(tensor.nbytes for tensor in self.tensors.values())
         done, results = 0, {}
-        # The largest first, so that no thread is left alone with one at the end.
+        # Largest first, so that no thread ends alone with a large one.
         tensors = sorted(self.tensors.values(), key=lambda tensor: -tensor.nbytes)
         for tensor, result in zip(tensors, ordered_map(function, tensors, threads), strict=True):
             results[tensor.name] = result
@@ -216,22 +232,40 @@ class Pair(Closeable):
         """Close the files."""
         self._stack.close()
 
+    def _summary(self) -> Rows:
+        yield "path", str(self.path)
+        yield "tensors", len(self.tensors)
+        yield "unmatched", len(self.unmatched)
+        yield "tied", len(self.tied)
+
 
 def open_pair(
-    base: str | Path, tuned: str | Path, *, cast: str | None = None, access: HubAccess | None = None
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    *,
+    cast: Literal["bf16"] | None = None,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Pair:
-    """Two checkpoints, their tensors matched as encoding matches them.
+    """Open two checkpoints and match their tensors as encoding does.
 
     Args:
         base: The base: a folder, a file or ``org/name[@revision]``.
         tuned: The tuned checkpoint, likewise.
-        cast: ``"bf16"`` compares float32 tensors of a bfloat16 base after rounding. Without it,
-            float32 tensors that are not exactly the base's dtype are listed as unmatched.
-        access: How to reach the Hub.
+        cast: ``"bf16"`` rounds float32 tensors to the bfloat16 of their base before the
+            comparison. By default, float32 tensors that are no exact widening are unmatched.
+        base_revision: Branch, tag or commit of the base on the Hub, if its id does not name one.
+        tuned_revision: The same of the tuned checkpoint.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Raises:
-        NotFoundError: One is not there.
-        CheckpointError: One is broken.
+        NotFoundError: A checkpoint does not exist.
+        CheckpointError: A checkpoint is damaged.
         ValueError: ``cast`` is unknown.
 
     Example:
@@ -239,19 +273,20 @@ def open_pair(
         ...     pair.tensors["model.embed_tokens.weight"].shape
         (151936, 3584)
     """
-    access = access or HubAccess()
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(find_checkpoint(base, "base", access)))
-        found = find_checkpoint(tuned, "tuned checkpoint", access)
-        after = stack.enter_context(open_checkpoint(found))
+        base_path = find_checkpoint(base, "base", access, base_revision)
+        before = stack.enter_context(open_checkpoint(base_path))
+        tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
+        after = stack.enter_context(open_checkpoint(tuned_path))
         plans = plan_tensors(before, after, dtype_policy(cast, keep=True))
         tensors: dict[str, tuple[SharedTensor, Widening]] = {}
         unmatched: list[Unmatched] = []
         for plan in plans:
             if plan.alias_of is None and plan.source is not None and not plan.is_cast:
-                tensors[plan.tuned.name] = _planned(plan, plan.source)
+                tensors[plan.tuned.name] = _from_plan(plan, plan.source)
             elif plan.alias_of is None:
-                unmatched.append(_not_compared(plan))
+                unmatched.append(_unmatched_plan(plan))
         used = {tensor.source for tensor, _ in tensors.values()}
         unmatched += [
             Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
@@ -267,13 +302,13 @@ def open_pair(
         return Pair(after.path, before, tensors, unmatched, tied, reader, stack.pop_all())
 
 
-def _planned(plan: TensorPlan, source: TensorRef) -> tuple[SharedTensor, Widening]:
+def _from_plan(plan: TensorPlan, source: TensorRef) -> tuple[SharedTensor, Widening]:
     words = source.dtype.coding.num_words(plan.shared_bytes)
     tail = source.dtype.coding.num_words(plan.coded_nbytes) - words
-    return _shared(plan.tuned.name, source, plan.tuned.shape, words, tail), plan.widening
+    return _shared_tensor(plan.tuned.name, source, plan.tuned.shape, words, tail), plan.widening
 
 
-def _shared(
+def _shared_tensor(
     name: str, source: TensorRef, shape: tuple[int, ...], words: int, tail: int
 ) -> SharedTensor:
     return SharedTensor(
@@ -290,59 +325,68 @@ def _shared(
     )
 
 
-def _not_compared(plan: TensorPlan) -> Unmatched:
+def _unmatched_plan(plan: TensorPlan) -> Unmatched:
     elements = plan.tuned.nbytes * 8 // plan.tuned.dtype.bits
     return Unmatched(plan.tuned.name, elements, plan.reason or "cast: encode it to compare it")
 
 
 def over_base(
-    delta: str | Path,
-    base: str | Path | None = None,
+    delta: str | PathLike[str],
     *,
+    base: str | PathLike[str] | None = None,
     subfolder: str = "",
-    access: HubAccess | None = None,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Pair:
-    """A delta over its base. What is read is checked as it is decoded.
+    """Open a delta and its base. Every chunk is checked when it is decoded.
 
     Args:
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        base: Its base; by default the commit that the delta names.
-        subfolder: The delta's folder within, of a repository or folder with several.
-        access: How to reach the Hub.
+        delta: The delta: a folder or ``org/name[@revision]``.
+        base: The base: a folder, a file or ``org/name[@revision]``; by default the commit that
+            the delta names.
+        subfolder: Folder of the delta within a repository or folder of several deltas.
+        revision: Branch, tag or commit of the delta on the Hub, if its id does not name one.
+        base_revision: The same of the base.
+        token: Access token for the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's files; by default the Hub client's.
+        local_files_only: Read only what the cache has.
 
     Raises:
-        NotFoundError: One is not there.
+        NotFoundError: The delta or the base does not exist.
         FormatError: The delta is damaged.
-        BaseMismatchError: The base is not the right one.
+        BaseMismatchError: The base is the wrong one.
 
     Example:
-        >>> with over_base("qwen-grpo-delta", "qwen-base") as pair:  # doctest: +SKIP
+        >>> with over_base("qwen-grpo-delta", base="qwen-base") as pair:  # doctest: +SKIP
         ...     sum(tensor.words for tensor in pair.tensors.values())
         7615616512
     """
-    access = access or HubAccess()
+    access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with ExitStack() as stack:
-        reader = stack.enter_context(DeltaReader(find_delta(delta, None, subfolder, access)))
-        found = find_base(reader, base, None, access)
-        checkpoint = stack.enter_context(open_checkpoint(found))
+        reader = stack.enter_context(DeltaReader(find_delta(delta, revision, subfolder, access)))
+        base_path = find_base(reader, base, base_revision, access)
+        checkpoint = stack.enter_context(open_checkpoint(base_path))
         return overlay(reader, checkpoint, stack)
 
 
 def overlay(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
-    """An open delta over its open base, as :func:`over_base` gives it.
+    """The pair of an open delta and its open base.
 
     Args:
         reader: The delta.
-        base: Its base.
-        stack: Holds what the pair is to close, and nothing once there is a pair.
+        base: The base.
+        stack: Resources that the pair takes over and closes.
 
     Raises:
-        BaseMismatchError: The base is not the right one.
+        BaseMismatchError: The base is the wrong one.
     """
     check_sources(reader, base)
     records = {t.name: t for t in reader.index.tensors}
     tensors = {
-        t.name: _recorded(t, base.tensors[t.origin])
+        t.name: _from_record(t, base.tensors[t.origin])
         for t in records.values()
         if t.kind in (Kind.SAME, Kind.DELTA)
     }
@@ -361,14 +405,13 @@ def overlay(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
     def read(name: str) -> Read:
         t = records[name]
         source = base.tensors[t.origin]
-        cursor = TensorReader(t, chunks.get(name, []), base, source, decoder)
-        return cursor.read_into
+        return TensorReader(t, chunks.get(name, []), base, source, decoder).read_into
 
     return Pair(reader.path, base, tensors, unmatched, tied, read, stack.pop_all())
 
 
-def _recorded(t: TensorRecord, source: TensorRef) -> tuple[SharedTensor, Widening]:
+def _from_record(t: TensorRecord, source: TensorRef) -> tuple[SharedTensor, Widening]:
     coding = t.coding or t.dtype.coding
     shared = source.dtype.coding.num_words(coding.nbytes(t.shared))
     tail = source.dtype.coding.num_words(coding.nbytes(t.tail))
-    return _shared(t.name, source, t.shape, shared, tail), t.widening
+    return _shared_tensor(t.name, source, t.shape, shared, tail), t.widening

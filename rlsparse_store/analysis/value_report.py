@@ -1,25 +1,26 @@
-"""The report of an update's values: sums, groups, and what to be wary of."""
+"""The report of an update: densities, differences of values, groups, sizes, and warnings."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from rlsparse_store.analysis.cautions import find_cautions
-from rlsparse_store.analysis.encodings import Encoding, compressed_encodings, encodings_of
+from rlsparse_store.analysis.encodings import Encoding, compressed_encodings, encoding_sizes
 from rlsparse_store.analysis.measures import (
     TOLERANCES,
-    Lines,
+    LineCounts,
     Measures,
     measure_tensor,
     step_labels,
 )
+from rlsparse_store.analysis.numeric import CASTS
 from rlsparse_store.analysis.rank import MatrixRank, sampled_ranks
-from rlsparse_store.analysis.values import CASTS
+from rlsparse_store.analysis.sanity_checks import sanity_warnings
+from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import block_of
 from rlsparse_store.delta.run import natural_order
 from rlsparse_store.pipeline.progress import Progress, no_progress
@@ -28,12 +29,16 @@ from rlsparse_store.pipeline.threads import resolve_threads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from rlsparse_store.analysis.tensor_pairs import Pair, SharedTensor, Unmatched
+    from rlsparse_store.delta.html_table import Rows
 
 __all__ = [
     "SCOPES",
     "ExponentTable",
     "RowCount",
+    "Scope",
     "TensorValues",
     "ValueGroup",
     "ValueReport",
@@ -43,30 +48,38 @@ __all__ = [
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form, which specs/inspect.md describes."""
 
-SCOPES: Final = ("matched", "all", "linear")
-"""What is counted: what both sides have; all of the tuned side; matrices in layers only."""
+Scope: TypeAlias = Literal["matched", "all", "linear"]
+"""The words that count: shared words; all words of the tuned checkpoint; matrices in layers."""
+
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+
+TOP_ROWS: Final = 10
+"""Rows listed as those with the most changes."""
+
+MIN_WORDS: Final = 100
+"""Words of an exponent below which its probability of a change is too uncertain to use."""
 
 _EXPERT: Final = re.compile(r"\.experts\.(\d+)\.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorValues:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TensorValues(SummaryRepr):
     """One tensor.
 
     Attributes:
-        name: Its name.
-        dtype: The dtype compared.
-        shape: Its dimensions, in elements.
+        name: Name of the tensor.
+        dtype: Dtype of the comparison.
+        shape: Dimensions in elements.
         words: Words compared.
         changed: Words whose bits differ.
         density: changed / words.
         delta_norm: Frobenius norm of the update.
-        base_norm: Frobenius norm of the base's part.
-        largest_delta: Largest magnitude of a difference.
-        rows_touched: Rows with a change; ``None`` where rows mean nothing.
+        base_norm: Frobenius norm of the compared part of the base.
+        largest_delta: Largest absolute difference.
+        rows_touched: Rows with a change; ``None`` if the tensor has no rows.
         rows: Rows compared.
         columns_touched: Columns with a change.
-        columns: Columns.
+        columns: Columns compared.
     """
 
     name: str
@@ -83,19 +96,27 @@ class TensorValues:
     columns_touched: int | None
     columns: int | None
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "dtype", self.dtype
+        yield "words", self.words
+        yield "changed", self.changed
+        yield "density", self.density
+        yield "delta_norm", self.delta_norm
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueGroup:
-    """Sums over the tensors of a group.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ValueGroup(SummaryRepr):
+    """Sums over a group of tensors.
 
     Attributes:
-        name: The group.
-        tensors: Its tensors.
-        words: Their words.
+        name: Name of the group.
+        tensors: Number of tensors.
+        words: Words compared.
         changed: Words whose bits differ.
-        density: changed / words, so that every weight counts the same.
-        mean_density: Mean over tensors of their densities, as the papers' scripts print it.
-        inactive: Tensors without any change.
+        density: changed / words: every weight counts the same.
+        mean_density: Mean of the tensors' densities, as the papers' scripts print it.
+        inactive: Tensors without a change.
     """
 
     name: str
@@ -106,16 +127,23 @@ class ValueGroup:
     mean_density: float
     inactive: int
 
+    def _summary(self) -> Rows:
+        yield "name", self.name
+        yield "tensors", self.tensors
+        yield "words", self.words
+        yield "density", self.density
+        yield "mean_density", self.mean_density
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowCount:
-    """One row of a tensor.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RowCount(SummaryRepr):
+    """Changed words of one row.
 
     Attributes:
-        tensor: The tensor.
-        row: The row, from 0.
-        changed: Its changed words.
-        words: Its words.
+        tensor: Name of the tensor.
+        row: Index of the row.
+        changed: Changed words.
+        words: Words of the row.
     """
 
     tensor: str
@@ -123,18 +151,24 @@ class RowCount:
     changed: int
     words: int
 
+    def _summary(self) -> Rows:
+        yield "tensor", self.tensor
+        yield "row", self.row
+        yield "changed", self.changed
+        yield "words", self.words
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExponentTable:
-    """Changes by the base's exponent, of the dtype that most words have.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExponentTable(SummaryRepr):
+    """Changes by exponent of the base, for the floating-point dtype with the most words.
 
     Attributes:
-        dtype: That dtype.
-        exponents: Powers of two; the first stands for zeros and subnormals too.
-        words: Words of the base with each.
-        changed: Those of them that changed.
-        half_magnitude: Magnitude at which the probability of a change falls to a half, found by
-            interpolation; ``None`` if it does not.
+        dtype: The dtype.
+        exponents: Powers of two, ascending; the first one includes zeros and subnormals.
+        words: Words of the base by exponent.
+        changed: Changed words by exponent.
+        half_magnitude: Magnitude at which half of the words changed, interpolated; ``None`` if
+            the share of changed words does not fall through a half.
     """
 
     dtype: str
@@ -143,53 +177,60 @@ class ExponentTable:
     changed: list[int]
     half_magnitude: float | None
 
+    def _summary(self) -> Rows:
+        yield "dtype", self.dtype
+        yield "half_magnitude", self.half_magnitude
+        for exponent, words, changed in zip(self.exponents, self.words, self.changed, strict=True):
+            yield f"P(change), 2^{exponent}", changed / words if words else None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueReport:
-    """What an update did to values.
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ValueReport(SummaryRepr):
+    """How an update changed the values of a checkpoint.
 
     Attributes:
-        scope: What is counted, one of :data:`SCOPES`.
-        words: Words counted: the denominator of every share.
+        scope: The words that count, one of :data:`SCOPES`.
+        words: Number of those words: the denominator of every share.
         compared: Words that both sides have.
-        tensors_compared: Tensors they are of.
-        dtypes: Words compared by dtype.
-        tail_words: Words of compared tensors that only the tuned side has.
-        unmatched: Tensors that only one side has or that cannot be compared, and why.
-        tied: Tensors that are others' bytes again, which count once.
-        changed: Words whose bits differ; with scope ``all``, those of the tuned side alone too.
+        tensors_compared: Tensors that both sides have.
+        dtypes: Compared words by dtype.
+        tail_words: Words of compared tensors that only the tuned checkpoint has.
+        unmatched: Tensors that are not compared, with reasons.
+        tied: Tensors that alias another one. Their words count once.
+        changed: Words whose bits differ; scope ``all`` adds the words of the tuned checkpoint
+            that have no counterpart.
         density: changed / words.
-        mean_density: Mean over tensors of their densities.
-        inactive_ratio: Share of tensors without any change.
+        mean_density: Mean of the tensors' densities.
+        inactive_ratio: Share of tensors without a change.
         unchanged_within: Share of words that differ by at most each tolerance.
         unchanged_relative: Share of words that differ by at most 1e-3 of the larger magnitude.
         sign_flips: Words whose sign differs.
         exponent_moves: Words whose exponent differs.
-        not_numbers: NaNs among changed words of the tuned side.
-        negative_zeros: Negative zeros among them.
-        step_labels: Classes of steps.
-        steps: Changed words of each.
+        not_numbers: Changed words that are NaN in the tuned checkpoint.
+        negative_zeros: Changed words that are -0 in the tuned checkpoint.
+        step_labels: Classes of signed steps, in representable values.
+        steps: Changed words by class.
         delta_norm: Frobenius norm of the update.
-        relative_norm: The same over the base's norm; ``None`` if that is zero.
-        mean_delta: Mean magnitude of the differences of changed words.
-        rms_delta: Their root mean square.
-        largest_delta: Their largest magnitude.
-        cast_density: Share of words that would differ after casting both sides to a dtype.
-        exponents: Changes by exponent, if there are floating-point words.
-        row_density: Least, median and largest share of changed words of a row, over all matrices.
-        column_density: The same of columns.
+        relative_norm: delta_norm / norm of the base; ``None`` if the base is zero.
+        mean_delta: Mean absolute difference of changed words.
+        rms_delta: Root mean square of the differences of changed words.
+        largest_delta: Largest absolute difference.
+        cast_density: Share of words that differ after casting both sides, by dtype of the cast.
+        exponents: Changes by exponent; ``None`` without floating-point words.
+        row_density: Minimum, median and maximum density of the rows of all matrices.
+        column_density: Minimum, median and maximum density of their columns.
         rows_touched: Share of rows with a change.
         columns_touched: Share of columns with a change.
-        top_rows: The rows with the most changes.
-        encodings: Bytes under encodings that others have published.
-        ranks: Ranks of sampled updates, if asked for.
-        cautions: What to be wary of.
+        top_rows: The rows with the most changed words.
+        encodings: Sizes of the update under published encodings.
+        ranks: Ranks of sampled updates, if requested.
+        cautions: Warnings about the pair, such as a wrong base.
         layers: Sums by layer.
         modules: Sums by kind of module.
         blocks: Sums by kind of block: attention, mlp, norm, embedding, head.
         layer_modules: Sums by layer and kind of module.
-        experts: Sums by expert, of mixtures of them.
-        tensors: Every tensor.
+        experts: Sums by expert of a mixture of experts.
+        tensors: All tensors.
     """
 
     scope: str
@@ -235,24 +276,36 @@ class ValueReport:
     tensors: list[TensorValues]
 
     def as_json(self) -> dict[str, Any]:
-        """The report as JSON values, under a versioned schema; what is not finite is null."""
+        """The report as JSON values, under a versioned schema. Infinities and NaNs are null."""
         fields: dict[str, Any] = _finite(asdict(self))
         return {"schema_version": SCHEMA_VERSION, **fields}
 
+    def _summary(self) -> Rows:
+        yield "words", self.words
+        yield "changed", self.changed
+        yield "density", self.density
+        yield "tensors", self.tensors_compared
+        yield "unmatched", len(self.unmatched)
+        yield "cautions", len(self.cautions)
+        yield "within 1e-5", self.unchanged_within.get("1e-05")
+        yield "mean_density", self.mean_density
+        yield "delta_norm", self.delta_norm
+        yield "largest_delta", self.largest_delta
+        yield from (("caution", caution) for caution in self.cautions)
+        yield from ((f"density, {group.name}", group.density) for group in self.modules)
+
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """A tensor and what was measured of it."""
-
+class _MeasuredTensor:
     tensor: SharedTensor
     measures: Measures
-    lines: Lines | None
+    lines: LineCounts | None
 
 
 def measure_values(
     pair: Pair,
     *,
-    scope: str = "matched",
+    scope: Scope = "matched",
     align_rows: bool = True,
     rank: bool = False,
     compressed: bool = False,
@@ -260,28 +313,28 @@ def measure_values(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> ValueReport:
-    """Measure what an update did to values, reading both sides once.
+    """Measure how an update changed values, in one pass over both sides.
 
-    Memory is bounded by a chunk for each thread, but for ranks, which need whole matrices.
+    Memory is bounded by a chunk per thread, except for ranks, which need whole matrices.
 
     Args:
-        pair: Base and tuned.
-        scope: What is counted, one of :data:`SCOPES`.
-        align_rows: Whether tensors whose first dimension grew or shrank are compared over the rows
-            that both have; otherwise they are listed as unmatched.
-        rank: Whether the ranks of some updates are computed.
-        compressed: Whether sizes under encodings that end with zstd are measured, too: both sides
-            are read and compressed once more.
-        delta_bytes: What the delta takes, if known, to be listed beside other encodings.
-        threads: Threads to work on; all processors by default.
-        progress: Called with bytes done and bytes in all.
+        pair: The pair. Tensors that do not count become unmatched in it.
+        scope: ``"matched"`` counts the words that both sides have, ``"all"`` adds the words that
+            only the tuned checkpoint has as changed, ``"linear"`` counts matrices in layers.
+        align_rows: Whether to compare tensors whose number of rows changed over the shared rows;
+            otherwise they are unmatched.
+        rank: Whether to compute ranks of some updates.
+        compressed: Whether to measure encodings that end with zstd, in a second pass.
+        delta_bytes: Size of the delta in bytes, to list it with the encodings.
+        threads: Number of threads; by default one per processor.
+        progress: Called with the bytes done and the bytes in total.
 
     Raises:
         ValueError: The scope is unknown.
-        FormatError: The delta is damaged, or the base is not the right one.
+        FormatError: The delta is damaged, or the base is the wrong one.
 
     Example:
-        >>> with over_base("qwen-grpo-delta", "qwen-base") as pair:  # doctest: +SKIP
+        >>> with over_base("qwen-grpo-delta", base="qwen-base") as pair:  # doctest: +SKIP
         ...     measure_values(pair).unchanged_within["1e-05"]
         0.841
     """
@@ -289,37 +342,33 @@ def measure_values(
         msg = f"scope={scope!r}: choose one of {', '.join(SCOPES)}"
         raise ValueError(msg)
     workers = resolve_threads(threads)
-    pair.keep_only(lambda t: _is_counted(t, scope, align_rows=align_rows))
+    pair.keep_only(lambda t: _reason_against(t, scope, align_rows=align_rows))
 
-    def measure(tensor: SharedTensor) -> _Measured:
-        return _Measured(tensor, *measure_tensor(pair, tensor))
+    def measure(tensor: SharedTensor) -> _MeasuredTensor:
+        return _MeasuredTensor(tensor, *measure_tensor(pair, tensor))
 
     measured = pair.map(measure, workers, progress)
-    ranks = sampled_ranks(pair, measured_names(measured)) if rank else []
+    changed = [m.tensor.name for m in measured if m.measures.changed]
+    ranks = sampled_ranks(pair, changed) if rank else []
     counted = [(m.tensor, m.measures) for m in measured]
-    encodings = encodings_of(counted, delta_bytes)
+    encodings = encoding_sizes(counted, delta_bytes)
     if compressed:
         encodings += compressed_encodings(pair, counted, workers)
     return _report(pair, measured, scope, ranks, encodings)
 
 
-def _is_counted(tensor: SharedTensor, scope: str, *, align_rows: bool) -> str:
-    """Why a tensor is left out; empty if it is not."""
+def _reason_against(tensor: SharedTensor, scope: Scope, *, align_rows: bool) -> str:
+    """Why a tensor does not count; empty if it does."""
     if tensor.is_resized and not align_rows:
         return "resized"
     is_matrix = len(tensor.shape) == 2 and tensor.layer != "other"
     return "out of scope" if scope == "linear" and not is_matrix else ""
 
 
-def measured_names(measured: list[_Measured]) -> list[str]:
-    """The names of the tensors that changed."""
-    return [m.tensor.name for m in measured if m.measures.changed]
-
-
 def _report(
     pair: Pair,
-    measured: list[_Measured],
-    scope: str,
+    measured: list[_MeasuredTensor],
+    scope: Scope,
     ranks: list[MatrixRank],
     encodings: list[Encoding],
 ) -> ValueReport:
@@ -327,19 +376,20 @@ def _report(
     for m in measured:
         total += m.measures
     tail = sum(m.tensor.tail for m in measured)
-    alone = tail if scope == "all" else 0
+    tuned_only = tail if scope == "all" else 0
     if scope == "all":
-        alone += sum(u.elements for u in pair.unmatched if u.reason != "removed")
-    words, changed = total.words + alone, total.changed + alone
-    tensors = [_tensor(m) for m in measured]
+        tuned_only += sum(u.elements for u in pair.unmatched if u.reason != "removed")
+    words, changed = total.words + tuned_only, total.changed + tuned_only
+    tensors = [_tensor_values(m) for m in measured]
     delta_norm, base_norm = total.square_delta**0.5, total.square_base**0.5
-    finite = max(1, total.changed)
+    divisor = max(1, total.changed)
     dtypes: dict[str, int] = {}
     for m in measured:
         code = m.tensor.dtype.code
         dtypes[code] = dtypes.get(code, 0) + m.measures.words
     lines = [m.lines for m in measured if m.lines is not None]
-    rows, columns = _line_figures(lines)
+    rows = _density_spread([line.rows / max(1, line.columns.size) for line in lines])
+    columns = _density_spread([line.columns / max(1, line.rows.size) for line in lines])
     return ValueReport(
         scope=scope,
         words=words,
@@ -366,14 +416,14 @@ def _report(
         steps=total.steps.tolist(),
         delta_norm=delta_norm,
         relative_norm=delta_norm / base_norm if base_norm else None,
-        mean_delta=total.absolute_delta / finite,
-        rms_delta=(total.square_delta / finite) ** 0.5,
+        mean_delta=total.absolute_delta / divisor,
+        rms_delta=(total.square_delta / divisor) ** 0.5,
         largest_delta=total.largest_delta,
         cast_density={
             code: _ratio(int(count), total.words)
             for code, count in zip(CASTS, total.cast_changed, strict=True)
         },
-        exponents=_exponents(measured, dtypes),
+        exponents=_exponent_table(measured, dtypes),
         row_density=rows[0],
         column_density=columns[0],
         rows_touched=rows[1],
@@ -381,18 +431,18 @@ def _report(
         top_rows=_top_rows(measured),
         encodings=encodings,
         ranks=ranks,
-        cautions=find_cautions([(m.tensor, m.measures) for m in measured], pair.unmatched),
+        cautions=sanity_warnings([(m.tensor, m.measures) for m in measured], pair.unmatched),
         layers=_groups(measured, lambda t: t.layer),
         modules=_groups(measured, lambda t: t.module),
         blocks=_groups(measured, lambda t: block_of(t.name)),
         layer_modules=_groups(measured, lambda t: f"{t.layer} {t.module}"),
-        experts=_groups(measured, _expert),
+        experts=_groups(measured, lambda t: _expert_of(t.name)),
         tensors=tensors,
     )
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON has no one type
-    """The value without infinities and NaNs, which JSON does not have."""
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """The value with infinities and NaNs, which JSON lacks, replaced by ``None``."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -408,12 +458,12 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _expert(tensor: SharedTensor) -> str | None:
-    found = _EXPERT.search(tensor.name)
-    return found[1] if found else None
+def _expert_of(name: str) -> str | None:
+    match = _EXPERT.search(name)
+    return match[1] if match else None
 
 
-def _tensor(m: _Measured) -> TensorValues:
+def _tensor_values(m: _MeasuredTensor) -> TensorValues:
     lines = m.lines
     return TensorValues(
         name=m.tensor.name,
@@ -433,8 +483,9 @@ def _tensor(m: _Measured) -> TensorValues:
 
 
 def _groups(
-    measured: list[_Measured], key: Callable[[SharedTensor], str | None]
+    measured: list[_MeasuredTensor], key: Callable[[SharedTensor], str | None]
 ) -> list[ValueGroup]:
+    """Sums by group, in natural order. ``key`` gives the group of a tensor, or ``None``."""
     members: dict[str, list[Measures]] = {}
     for m in measured:
         name = key(m.tensor)
@@ -442,66 +493,53 @@ def _groups(
             members.setdefault(name, []).append(m.measures)
 
     def group(name: str) -> ValueGroup:
-        mine = members[name]
-        words, changed = sum(m.words for m in mine), sum(m.changed for m in mine)
+        tensors = members[name]
+        words, changed = sum(m.words for m in tensors), sum(m.changed for m in tensors)
         return ValueGroup(
             name=name,
-            tensors=len(mine),
+            tensors=len(tensors),
             words=words,
             changed=changed,
             density=_ratio(changed, words),
-            mean_density=_mean([_ratio(m.changed, m.words) for m in mine]),
-            inactive=sum(m.changed == 0 for m in mine),
+            mean_density=_mean([_ratio(m.changed, m.words) for m in tensors]),
+            inactive=sum(m.changed == 0 for m in tensors),
         )
 
     return [group(name) for name in sorted(members, key=natural_order)]
 
 
-def _line_figures(
-    lines: list[Lines],
-) -> tuple[tuple[list[float], float], tuple[list[float], float]]:
-    """Least, median and largest density of rows, and the share of rows touched; and of columns."""
-    if not lines:
-        return ([], 0.0), ([], 0.0)
-    rows = np.concatenate([found.rows / max(1, found.columns.size) for found in lines])
-    columns = np.concatenate([found.columns / max(1, found.rows.size) for found in lines])
-    return _spread(rows), _spread(columns)
-
-
-TOP_ROWS: Final = 10
-
-
-def _top_rows(measured: list[_Measured]) -> list[RowCount]:
-    """The rows with the most changed words; of equals, the first."""
-    found: list[RowCount] = []
+def _top_rows(measured: list[_MeasuredTensor]) -> list[RowCount]:
+    """The rows with the most changed words, ties in order of tensor and row."""
+    top: list[RowCount] = []
     for m in measured:
         if m.lines is None:
             continue
-        rows = m.lines.rows
-        for row in np.argsort(-rows, kind="stable")[:TOP_ROWS].tolist():
-            if rows[row]:
-                words = m.lines.columns.size
-                found.append(
-                    RowCount(tensor=m.tensor.name, row=row, changed=int(rows[row]), words=words)
-                )
-    return sorted(found, key=lambda r: (-r.changed, r.tensor, r.row))[:TOP_ROWS]
+        rows, width = m.lines.rows, m.lines.columns.size
+        top += [
+            RowCount(tensor=m.tensor.name, row=row, changed=int(rows[row]), words=width)
+            for row in np.argsort(-rows, kind="stable")[:TOP_ROWS].tolist()
+            if rows[row]
+        ]
+    return sorted(top, key=lambda r: (-r.changed, r.tensor, r.row))[:TOP_ROWS]
 
 
-def _spread(densities: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[list[float], float]:
-    if not densities.size:
+def _density_spread(densities: list[NDArray[np.float64]]) -> tuple[list[float], float]:
+    """Minimum, median and maximum of densities, and the share of them above zero."""
+    joined = np.concatenate([np.zeros(0), *densities])
+    if not joined.size:
         return [], 0.0
-    figures = [float(f(densities)) for f in (np.min, np.median, np.max)]
-    return figures, float(np.mean(densities > 0))
+    spread = [float(f(joined)) for f in (np.min, np.median, np.max)]
+    return spread, float(np.mean(joined > 0))
 
 
-def _exponents(measured: list[_Measured], dtypes: dict[str, int]) -> ExponentTable | None:
-    """The table of the floating-point dtype that most words have."""
+def _exponent_table(
+    measured: list[_MeasuredTensor], dtypes: dict[str, int]
+) -> ExponentTable | None:
+    """The table of the floating-point dtype with the most words."""
     tables: dict[str, Any] = {}
-    found = {}
     for m in measured:
         if m.measures.by_exponent is not None:
             code = m.tensor.dtype.code
-            found[code] = m.tensor.dtype
             tables[code] = tables.get(code, 0) + m.measures.by_exponent
     if not tables:
         return None
@@ -510,7 +548,7 @@ def _exponents(measured: list[_Measured], dtypes: dict[str, int]) -> ExponentTab
     bias = words.size // 2 - 1
     used = np.flatnonzero(words)
     used = np.arange(used[0], used[-1] + 1) if used.size else used
-    exponents = [int(place) - bias for place in used]
+    exponents = [int(biased) - bias for biased in used]
     return ExponentTable(
         dtype=code,
         exponents=exponents,
@@ -520,20 +558,18 @@ def _exponents(measured: list[_Measured], dtypes: dict[str, int]) -> ExponentTab
     )
 
 
-_ENOUGH: Final = 100
-"""Words from which a probability is read off."""
-
-
-def _half_magnitude(exponents: list[int], words: Any, changed: Any) -> float | None:  # noqa: ANN401
-    """Where the probability of a change falls to a half, between two powers of two."""
-    last = None
+def _half_magnitude(
+    exponents: list[int], words: NDArray[np.int64], changed: NDArray[np.int64]
+) -> float | None:
+    """The magnitude at which the share of changed words falls through a half, interpolated."""
+    previous = None
     for exponent, n, k in zip(exponents, words.tolist(), changed.tolist(), strict=True):
-        if n < _ENOUGH:
+        if n < MIN_WORDS:
             continue
         probability = k / n
-        if last is not None and last[1] >= 0.5 > probability:
-            share = (last[1] - 0.5) / (last[1] - probability)
-            # The words of an exponent lie about half a power above it.
-            return float(2.0 ** (last[0] + share * (exponent - last[0]) + 0.5))
-        last = exponent, probability
+        if previous is not None and previous[1] >= 0.5 > probability:
+            share = (previous[1] - 0.5) / (previous[1] - probability)
+            # Words of an exponent are about half a power of two above it.
+            return float(2.0 ** (previous[0] + share * (exponent - previous[0]) + 0.5))
+        previous = exponent, probability
     return None

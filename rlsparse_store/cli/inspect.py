@@ -134,7 +134,7 @@ def _measure(
         if options["base"] is None and not asked:
             return report, None
         with progress_bar("inspect", quiet=quiet) as progress:
-            opened = over_base(paths[0], options["base"], subfolder=options["subfolder"])
+            opened = over_base(paths[0], base=options["base"], subfolder=options["subfolder"])
             with opened as pair:
                 values = measure_values(
                     pair, delta_bytes=report.delta_bytes, progress=progress, **wanted

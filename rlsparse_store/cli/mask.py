@@ -6,7 +6,13 @@ import math
 
 import click
 
-from rlsparse_store.analysis.masks import COMBINATIONS, CONTROLS, write_mask
+from rlsparse_store.analysis.masks import (
+    COMBINATIONS,
+    CONTROLS,
+    Combination,
+    Control,
+    write_mask,
+)
 from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.delta.units import format_percent
@@ -62,10 +68,10 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
     deltas: tuple[str, ...],
     out: str,
     base: str | None,
-    combine: str,
+    combine: Combination,
     tolerance: float,
     complement: bool,  # noqa: FBT001 - click passes every parameter by name
-    control: str | None,
+    control: Control | None,
     seed: int,
     threads: int | None,
     as_json: bool,  # noqa: FBT001

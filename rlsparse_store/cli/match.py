@@ -33,7 +33,7 @@ def match_command(
     The base itself is the control: it matches FULL wherever little changed.
     """
     with progress_bar("match", quiet=quiet) as progress:
-        report = match_checkpoints(full, sub, base, threads=threads, progress=progress)
+        report = match_checkpoints(full, sub, base=base, threads=threads, progress=progress)
     if as_json:
         print_json(report.as_json())
         return

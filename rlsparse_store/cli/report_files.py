@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from rlsparse_store.analysis.plots.figure import ImageFormat
     from rlsparse_store.analysis.value_report import ValueReport
     from rlsparse_store.delta.report import DeltaReport, Group
 
@@ -37,7 +38,7 @@ _CAPTIONS: Final = {
 }
 """Caption of each picture, by the name of its files."""
 
-_FORMS: Final = ("png", "svg")
+_FORMS: Final[tuple[ImageFormat, ...]] = ("png", "svg")
 
 
 def require_new_pictures(folder: Path) -> None:
@@ -108,7 +109,9 @@ def _value_facts(values: ValueReport | None) -> list[tuple[str, str]]:
     return facts + [("caution", caution) for caution in values.cautions]
 
 
-def _pictures(report: DeltaReport, values: ValueReport | None, form: str) -> dict[str, bytes]:
+def _pictures(
+    report: DeltaReport, values: ValueReport | None, form: ImageFormat
+) -> dict[str, bytes]:
     """The pictures, by name."""
     labels: Sequence[str] = STEP_LABELS[3::-1] + STEP_LABELS[4:]
     counts = [*report.steps[3::-1], *report.steps[4:]]

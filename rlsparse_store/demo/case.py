@@ -1,6 +1,6 @@
-"""Make the case: a base model, and the model that reinforcement learning makes of it.
+"""The case: a base model, and the same model tuned by reinforcement learning.
 
-Importing this module takes seconds, for torch and transformers.
+Importing this module takes seconds, since it imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["DemoCase", "DemoSettings", "make_case"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
-    """Everything that decides what is made.
+    """Settings of the demonstration.
 
-    The same settings give the same files on the same machine with the same libraries. Elsewhere
-    arithmetic is rounded differently, and so the numbers differ a little.
+    The same settings give the same files on the same machine with the same libraries. Rounding on
+    other machines changes the results slightly.
 
     Attributes:
-        shape: The shape of the model.
-        pretraining: How the base is trained.
-        grpo: How it is tuned.
-        held_out: How many sums are kept out of training, to evaluate both models on.
-        seed: Decides everything random.
+        shape: Shape of the model.
+        pretraining: Settings of pretraining.
+        grpo: Settings of tuning.
+        held_out: Number of sums held out of training, for evaluation.
+        seed: Seed of all random numbers.
     """
 
     shape: PolicyShape
@@ -59,7 +59,7 @@ class DemoSettings:
 
     @classmethod
     def full(cls) -> Self:
-        """The demonstration: about a minute on two cores, and a gain beyond doubt."""
+        """The full demonstration: about a minute on two cores, with a significant gain."""
         return cls(
             shape=PolicyShape(
                 hidden_size=256, intermediate_size=512, layers=2, heads=4, initial_std=0.06
@@ -70,7 +70,7 @@ class DemoSettings:
 
     @classmethod
     def quick(cls) -> Self:
-        """The same in seconds, for tests: too short to learn anything worth showing."""
+        """A run of seconds, for tests. It is too short to learn much."""
         return cls(
             shape=PolicyShape(
                 hidden_size=64, intermediate_size=128, layers=2, heads=4, initial_std=0.06
@@ -83,26 +83,25 @@ class DemoSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoCase:
-    """What was made, and what tuning gained.
+    """The models and their rewards.
 
-    Rewards are means over the held-out prompts, which are the same for both models, of the models
-    as saved. Answers are greedy, so nothing in them is random: the standard errors are those of
-    the choice of prompts.
+    Rewards are means over the held-out prompts, computed from the saved models. Answers are
+    greedy, so the standard errors reflect the sample of prompts only.
 
     Attributes:
-        base: Directory of the base model.
-        tuned: Directory of the tuned model.
+        base: Folder of the base model.
+        tuned: Folder of the tuned model.
         reward_before: Mean reward of the base model.
         reward_before_se: Its standard error.
         reward_after: Mean reward of the tuned model.
         reward_after_se: Its standard error.
-        reward_gain: Mean difference of the rewards for the same prompt.
+        reward_gain: Mean paired difference of the rewards.
         reward_gain_se: Its standard error.
-        prompts: Held-out prompts.
+        prompts: Number of held-out prompts.
         steps: Steps of GRPO.
         learning_rate: Learning rate of GRPO.
         parameters: Parameters of each model.
-        seconds: Time it all took.
+        seconds: Wall time in seconds.
     """
 
     base: Path
@@ -120,26 +119,26 @@ class DemoCase:
     seconds: float
 
 
-def make_case(out: Path, settings: DemoSettings, say: Callable[[str], None]) -> DemoCase:
+def make_case(out: Path, settings: DemoSettings, log: Callable[[str], None]) -> DemoCase:
     """Pretrain a base model, tune it by reinforcement learning, and evaluate both.
 
-    Nothing is downloaded.
+    Needs no network.
 
     Args:
-        out: Where to write the directories ``base`` and ``tuned``.
-        settings: What to make.
-        say: Called with lines about the progress.
+        out: Folder to write ``base`` and ``tuned`` to.
+        settings: The settings.
+        log: Called with each line of progress.
 
     Returns:
-        What was made.
+        The models and their rewards.
     """
     start = time.monotonic()
     train, held_out = split_sums(settings.held_out, settings.seed)
     with _quiet_transformers():
-        parameters = _make_base(out / "base", train, settings, say)
-        before = _evaluate(out / "base", held_out, say)
-        _make_tuned(out / "base", out / "tuned", train, settings, say)
-        after = _evaluate(out / "tuned", held_out, say)
+        parameters = _make_base(out / "base", train, settings, log)
+        before = _evaluate(out / "base", held_out, log)
+        _make_tuned(out / "base", out / "tuned", train, settings, log)
+        after = _evaluate(out / "tuned", held_out, log)
     reward_before, reward_before_se = _mean_and_error(before)
     reward_after, reward_after_se = _mean_and_error(after)
     reward_gain, reward_gain_se = _mean_and_error(after - before)
@@ -161,18 +160,18 @@ def make_case(out: Path, settings: DemoSettings, say: Callable[[str], None]) -> 
 
 
 def _make_base(
-    folder: Path, train: Sequence[Sum], settings: DemoSettings, say: Callable[[str], None]
+    folder: Path, train: Sequence[Sum], settings: DemoSettings, log: Callable[[str], None]
 ) -> int:
     """Pretrain and save the base model.
 
     Returns:
-        How many parameters it has.
+        Its number of parameters.
     """
     policy = new_policy(settings.shape, settings.seed)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     texts = pretraining_texts(train)
-    say(f"Pretraining a Llama of {parameters:,} parameters on {len(texts):,} texts of sums")
-    pretrain(policy, texts, settings.pretraining, settings.seed + 1, say)
+    log(f"Pretraining a Llama of {parameters:,} parameters on {len(texts):,} texts of sums")
+    pretrain(policy, texts, settings.pretraining, settings.seed + 1, log)
     save(policy, folder)
     return parameters
 
@@ -182,29 +181,29 @@ def _make_tuned(
     folder: Path,
     train: Sequence[Sum],
     settings: DemoSettings,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Tune and save the tuned model."""
     grpo = settings.grpo
-    say(
+    log(
         f"Tuning it by GRPO: {grpo.steps} steps of {grpo.prompts} x {grpo.samples} samples, "
         f"learning rate {grpo.learning_rate:g}"
     )
-    # Tuning starts from what the file holds, so the base is exactly the one deltas are made from.
+    # Tuning starts from the saved base: the one that deltas are encoded against.
     policy = load(base)
-    tune(policy, [problem.prompt for problem in train], grpo, settings.seed + 2, say)
+    tune(policy, [problem.prompt for problem in train], grpo, settings.seed + 2, log)
     save(policy, folder)
 
 
 def _evaluate(
-    folder: Path, held_out: Sequence[Sum], say: Callable[[str], None]
+    folder: Path, held_out: Sequence[Sum], log: Callable[[str], None]
 ) -> NDArray[np.float64]:
-    """The reward of a saved model for its greedy answer to each of some prompts."""
+    """Rewards of a saved model's greedy answers to held-out sums."""
     prompts = [problem.prompt for problem in held_out]
     answers = greedy_answers(load(folder), token_ids(prompts)).texts()
     rewards = np.array(list(map(reward, prompts, answers)))
     mean, error = _mean_and_error(rewards)
-    say(
+    log(
         f"The {folder.name} model, saved in bfloat16: {mean:.2%} of {len(prompts):,} held-out "
         f"sums right (greedy; standard error {error:.2%})"
     )
@@ -218,7 +217,7 @@ def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep the progress bars and warnings of transformers out of the way for a while."""
+    """Silence the progress bars and warnings of transformers."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

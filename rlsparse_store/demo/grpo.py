@@ -1,8 +1,7 @@
 """Group relative policy optimization (GRPO), as in arXiv:2402.03300, with outcome rewards.
 
-Each step samples several answers to each of some prompts, and makes those more likely that did
-better than the others to the same prompt. As is usual with rewards that are verified rather than
-learned, there is no penalty for moving away from the base.
+Each step samples a group of answers per prompt and raises the probability of those with a reward
+above the mean of their group. There is no KL penalty, as usual with verified rewards.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ __all__ = ["GrpoSettings", "advantages", "clipped_objective", "tune"]
 
 _PROGRESS_LINES = 8
 
-# Keeps advantages finite where all rewards of a group are the same.
+# Keeps advantages finite where all rewards of a group are equal.
 _STD_FLOOR = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoSettings:
-    """How a policy is tuned.
+    """Settings of GRPO.
 
     Attributes:
-        steps: Rounds of sampling and learning.
-        prompts: Prompts in each round.
-        samples: Answers sampled for each prompt, its group.
-        updates: Updates of the weights on the answers of a round. The first of them has ratios of
-            one; only later ones can be clipped.
-        learning_rate: The learning rate, constant.
-        clip_range: How far from one the ratio of new to old probability counts.
-        max_grad_norm: Gradients longer than this are scaled down to it.
-        betas: Decay of the running averages of AdamW.
+        steps: Rounds of sampling and updates.
+        prompts: Prompts per round.
+        samples: Answers per prompt: the group size.
+        updates: Optimizer steps per round. In the first one all ratios are 1, so that only later
+            ones clip.
+        learning_rate: Constant learning rate.
+        clip_range: Ratios of new to old probability are clipped to 1 ± clip_range.
+        max_grad_norm: Norm to which gradients are clipped.
+        betas: Betas of AdamW.
     """
 
     steps: int
@@ -58,13 +57,13 @@ class GrpoSettings:
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """How much better each answer did than its group, in standard deviations of the group.
+    """Advantage of each answer: its reward, standardized within its group.
 
     Args:
         rewards: Rewards, of shape (prompts, samples).
 
     Returns:
-        Advantages, of the same shape. They are zero where all rewards of a group are equal.
+        Advantages, of the same shape; zero where all rewards of a group are equal.
     """
     mean = rewards.mean(dim=1, keepdim=True)
     std = rewards.std(dim=1, keepdim=True)
@@ -74,16 +73,15 @@ def advantages(rewards: Tensor) -> Tensor:
 def clipped_objective(
     log_probs: Tensor, old_log_probs: Tensor, advantage: Tensor, clip_range: float
 ) -> Tensor:
-    """What GRPO maximizes: the advantage, weighted by the ratio of new to old probability.
+    """The objective of GRPO: advantages weighted by the clipped ratio of probabilities.
 
-    A ratio outside the range counts only where it makes the objective worse, so that nothing is
-    gained by leaving the range.
+    The minimum of the clipped and the unclipped term removes the incentive to leave the range.
 
     Args:
-        log_probs: Log-probabilities of the tokens now, of shape (answers, tokens).
-        old_log_probs: Their log-probabilities when they were sampled.
-        advantage: The advantage of each token, or of each answer: of shape (answers, 1).
-        clip_range: The range is this far to each side of one.
+        log_probs: Log-probabilities of the tokens under the policy, of shape (answers, tokens).
+        old_log_probs: Log-probabilities at sampling time, of the same shape.
+        advantage: Advantages, of shape (answers, tokens) or (answers, 1).
+        clip_range: Ratios are clipped to 1 ± clip_range.
 
     Returns:
         The mean over all tokens.
@@ -98,17 +96,16 @@ def tune(
     prompts: Sequence[str],
     settings: GrpoSettings,
     seed: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Tune a policy, in place.
+    """Tune a policy in place.
 
     Args:
-        policy: The policy. Its weights are the master weights: they should be in 32 bits, because
-            most updates are too small to show in 16.
-        prompts: What to ask.
-        settings: How to tune.
-        seed: Decides the prompts of each step, and the answers.
-        say: Called with lines about the progress.
+        policy: The policy, in float32. 16-bit weights would round most updates away.
+        prompts: Prompts to sample from.
+        settings: The settings.
+        seed: Seed of prompts and answers.
+        log: Called with each line of progress.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -117,10 +114,10 @@ def tune(
     every = max(1, settings.steps // _PROGRESS_LINES)
     recent: list[float] = []
     for step in range(1, settings.steps + 1):
-        drawn = torch.randperm(len(prompts), generator=generator)[: settings.prompts]
-        asked = [prompts[index] for index in drawn.tolist()]
-        rollouts = sample(policy, token_ids(asked), settings.samples, generator)
-        repeated = [prompt for prompt in asked for _ in range(settings.samples)]
+        indices = torch.randperm(len(prompts), generator=generator)[: settings.prompts]
+        batch = [prompts[index] for index in indices.tolist()]
+        rollouts = sample(policy, token_ids(batch), settings.samples, generator)
+        repeated = [prompt for prompt in batch for _ in range(settings.samples)]
         rewards = torch.tensor(list(map(reward, repeated, rollouts.texts())))
         advantage = advantages(rewards.view(-1, settings.samples)).view(-1, 1)
         for _ in range(settings.updates):
@@ -128,7 +125,7 @@ def tune(
         recent.append(rewards.mean().item())
         if step % every == 0:
             mean = sum(recent) / len(recent)
-            say(f"  GRPO step {step} of {settings.steps}: mean reward of samples {mean:.3f}")
+            log(f"  GRPO step {step} of {settings.steps}: mean reward of samples {mean:.3f}")
             recent.clear()
 
 
@@ -140,7 +137,7 @@ def _update(
     advantage: Tensor,
     settings: GrpoSettings,
 ) -> None:
-    """Take one step up the objective."""
+    """Take one optimizer step."""
     log_probs = answer_log_probs(policy, prompts, rollouts.answers)
     objective = clipped_objective(log_probs, rollouts.log_probs, advantage, settings.clip_range)
     optimizer.zero_grad()

@@ -1,6 +1,6 @@
-"""The policy: a small Llama that is pretrained on text, asked for answers, saved and loaded.
+"""The policy: a small Llama. Pretraining, sampling, saving and loading.
 
-All arithmetic is in 32 bits; the files are in bfloat16, as checkpoints of large models are.
+Arithmetic is in float32; files are in bfloat16, as checkpoints of large models are.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PROGRESS_LINES = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyShape:
-    """The shape of the model.
+    """Shape of the model.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -66,14 +66,14 @@ class PolicyShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainingSettings:
-    """How the base model is trained.
+    """Settings of pretraining.
 
     Attributes:
-        steps: Updates of the weights.
-        batch_size: Texts for each update.
-        learning_rate: The highest learning rate; it rises to this and falls again, linearly.
+        steps: Optimizer steps.
+        batch_size: Texts per step.
+        learning_rate: Peak learning rate, after a linear warm-up and before a linear decay.
         weight_decay: Weight decay of AdamW.
-        max_grad_norm: Gradients longer than this are scaled down to it.
+        max_grad_norm: Norm to which gradients are clipped.
     """
 
     steps: int
@@ -85,11 +85,11 @@ class PretrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Answers sampled from a policy: all the answers to the first prompt, then to the second...
+    """Answers sampled from a policy, grouped by prompt.
 
     Attributes:
         answers: Token ids, of shape (answers, tokens).
-        log_probs: The log-probability the policy gave to each of these tokens, of the same shape.
+        log_probs: Log-probabilities of these tokens at sampling time, of the same shape.
     """
 
     answers: Tensor
@@ -101,7 +101,7 @@ class Rollouts:
 
 
 def new_policy(shape: PolicyShape, seed: int) -> LlamaForCausalLM:
-    """Make a policy with random weights."""
+    """A policy with random weights."""
     config = LlamaConfig(
         vocab_size=len(SYMBOLS),
         hidden_size=shape.hidden_size,
@@ -110,12 +110,12 @@ def new_policy(shape: PolicyShape, seed: int) -> LlamaForCausalLM:
         num_attention_heads=shape.heads,
         max_position_embeddings=PROMPT_LENGTH + ANSWER_LENGTH,
         initializer_range=shape.initial_std,
-        # All texts have the same length, so none of these is needed.
+        # All texts have the same length.
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
     )
-    # Models are initialized from the global generator; leave it as it was.
+    # transformers initializes from the global generator. Restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = LlamaForCausalLM(config)
@@ -133,16 +133,16 @@ def pretrain(
     texts: Sequence[str],
     settings: PretrainingSettings,
     seed: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Train a policy, in place, to give the answers that are in some texts.
+    """Train a policy in place on prompts with answers.
 
     Args:
         policy: The policy.
-        texts: Prompts with their answers. Batches are drawn from them at random.
-        settings: How to train.
-        seed: Decides the batches.
-        say: Called with lines about the progress.
+        texts: Prompts with their answers, to draw batches from.
+        settings: The settings.
+        seed: Seed of the batches.
+        log: Called with each line of progress.
     """
     tokens = token_ids(texts)
     generator = torch.Generator().manual_seed(seed)
@@ -155,7 +155,7 @@ def pretrain(
     every = max(1, settings.steps // _PROGRESS_LINES)
     for step in range(1, settings.steps + 1):
         batch = tokens[torch.randint(len(tokens), (settings.batch_size,), generator=generator)]
-        # The terms of a sum are random: only its answer can be learned.
+        # The terms are random, so that only the answers count in the loss.
         answers = batch[:, PROMPT_LENGTH:]
         logits = _answer_logits(policy, batch)
         loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
@@ -165,7 +165,7 @@ def pretrain(
         optimizer.step()
         schedule.step()
         if step % every == 0:
-            say(f"  pretraining step {step} of {settings.steps}: loss {loss.item():.2f}")
+            log(f"  pretraining step {step} of {settings.steps}: loss {loss.item():.2f}")
 
 
 def sample(
@@ -176,8 +176,8 @@ def sample(
     Args:
         policy: The policy.
         prompts: Token ids of the prompts, of shape (prompts, tokens).
-        samples: How many answers to sample for each prompt.
-        generator: The source of randomness.
+        samples: Answers per prompt.
+        generator: Random generator.
 
     Returns:
         The answers.
@@ -191,16 +191,16 @@ def sample(
 
 
 def greedy_answers(policy: LlamaForCausalLM, prompts: Tensor) -> Rollouts:
-    """Answer each prompt once, always with the most likely token."""
+    """Answer each prompt once, with the most probable token at each position."""
     return _answer(policy, prompts, 1, lambda log_probs: log_probs.argmax(-1, keepdim=True))
 
 
 def answer_log_probs(policy: LlamaForCausalLM, prompts: Tensor, answers: Tensor) -> Tensor:
-    """The log-probability of each token of given answers, differentiable.
+    """Differentiable log-probabilities of the tokens of answers.
 
     Args:
         policy: The policy.
-        prompts: Token ids of the prompts, one for each answer.
+        prompts: Token ids of the prompts, one per answer.
         answers: Token ids of the answers.
 
     Returns:
@@ -211,13 +211,13 @@ def answer_log_probs(policy: LlamaForCausalLM, prompts: Tensor, answers: Tensor)
 
 
 def save(policy: LlamaForCausalLM, folder: Path) -> None:
-    """Write a policy, rounded to bfloat16, and its tokenizer as a Hugging Face directory."""
+    """Save a policy, rounded to bfloat16, and its tokenizer as transformers does."""
     copy.deepcopy(policy).bfloat16().save_pretrained(folder)
     new_tokenizer().save_pretrained(folder)
 
 
 def load(folder: Path) -> LlamaForCausalLM:
-    """Read a policy. Its weights are in 32 bits, and have the very values in the file."""
+    """Load a policy in float32, with exactly the saved values."""
     policy: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
@@ -225,15 +225,14 @@ def load(folder: Path) -> LlamaForCausalLM:
 
 
 def _warm_up_and_decay(step: int, steps: int) -> float:
-    """The share of the highest learning rate to use at a step, counted from 0."""
+    """The factor of the peak learning rate at a step, counted from 0."""
     warm_up = steps / 10
     return min((step + 1) / warm_up, 1 - step / steps, 1.0)
 
 
 def _answer_logits(policy: LlamaForCausalLM, tokens: Tensor) -> Tensor:
-    """The logits for the answers in full texts: each from the tokens before it."""
-    # The last token of a text predicts nothing. Logits are asked for the others that come just
-    # before a token of the answer.
+    """Logits of the answer tokens of full texts."""
+    # The logits of a token are at the position before it, so the last position is not needed.
     logits: Tensor = policy(
         input_ids=tokens[:, :-1], logits_to_keep=ANSWER_LENGTH, use_cache=False
     ).logits
@@ -244,18 +243,18 @@ def _answer_logits(policy: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 def _answer(
     policy: LlamaForCausalLM, prompts: Tensor, samples: int, choose: Callable[[Tensor], Tensor]
 ) -> Rollouts:
-    """Answer prompts token by token.
+    """Generate answers token by token.
 
     Args:
         policy: The policy.
         prompts: Token ids of the prompts.
-        samples: How many answers to give to each prompt.
-        choose: Picks one token for each row of log-probabilities.
+        samples: Answers per prompt.
+        choose: Selects one token per row of log-probabilities.
 
     Returns:
         The answers.
     """
-    # Each prompt is read once, for all of its answers.
+    # One forward pass per prompt serves all of its answers.
     output = policy(input_ids=prompts, logits_to_keep=1, use_cache=True)
     cache = output.past_key_values
     cache.batch_repeat_interleave(samples)

@@ -1,10 +1,9 @@
-"""The task: sums of two numbers below 100, whose answers can be checked exactly.
+"""The task: sums of two numbers below 100, with exactly verifiable answers.
 
-The text the base model learns from has two writers. One writes answers as everyone does; the
-other writes their digits backward. So the base model knows how to add, and hesitates between two
-ways to write what it knows. The reward is for the usual way only. This is the kind of change that
-reinforcement learning makes to large models too: it brings out one of the behaviors that the base
-already has.
+The pretraining text writes half of the answers forward and half of them with reversed digits. The
+base model thus learns to add, and is undecided between the two notations. Only the forward
+notation is rewarded. As in large models, reinforcement learning brings out a behavior that the
+base already has.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ __all__ = [
 ]
 
 SYMBOLS: Final = "0123456789+="
-"""The vocabulary: the id of a token is its place in this string."""
+"""The vocabulary. The id of a token is its index in this string."""
 
 PROMPT_LENGTH: Final = len("47+85=")
 ANSWER_LENGTH: Final = len("132")
@@ -44,7 +43,7 @@ _TOKEN_IDS: Final = {symbol: token_id for token_id, symbol in enumerate(SYMBOLS)
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A sum to be done.
+    """A sum of two terms.
 
     Attributes:
         left: The first term, from 0 to 99.
@@ -56,28 +55,27 @@ class Sum:
 
     @property
     def prompt(self) -> str:
-        """The question, as in ``07+85=``: every prompt has the same length."""
+        """The prompt, such as ``07+85=``. All prompts have the same length."""
         return f"{self.left:02d}+{self.right:02d}="
 
     @property
     def answer(self) -> str:
-        """The right answer, as in ``092``: every answer has the same length."""
+        """The correct answer, such as ``092``. All answers have the same length."""
         return f"{self.left + self.right:03d}"
 
 
 def split_sums(held_out: int, seed: int) -> tuple[list[Sum], list[Sum]]:
-    """Split all sums into those to train on and those to evaluate on.
+    """Split all sums into a training set and a held-out set.
 
-    Both orders of two terms fall on the same side, or the model could have seen the answer to a
-    held-out sum. Only one of them is evaluated: the errors of the two are not independent, as the
-    standard errors assume.
+    Both orders of two terms are in the same set, so that no held-out answer is trained on. The
+    held-out set has one order only, since standard errors assume independent samples.
 
     Args:
-        held_out: How many sums to evaluate on.
-        seed: Decides which.
+        held_out: Number of held-out sums.
+        seed: Seed of the split.
 
     Returns:
-        The sums to train on and the sums held out.
+        The training set and the held-out set.
     """
     generator = np.random.default_rng(seed)
     pairs = [Sum(low, high) for low in range(_TERMS) for high in range(low, _TERMS)]
@@ -93,7 +91,7 @@ def split_sums(held_out: int, seed: int) -> tuple[list[Sum], list[Sum]]:
 
 
 def pretraining_texts(sums: Iterable[Sum]) -> list[str]:
-    """Every sum with its right answer, once from each of the two writers."""
+    """Every sum with its answer, once forward and once with reversed digits."""
     return [
         problem.prompt + answer
         for problem in sums
@@ -102,13 +100,13 @@ def pretraining_texts(sums: Iterable[Sum]) -> list[str]:
 
 
 def reward(prompt: str, answer: str) -> float:
-    """Check an answer: 1 if it is the sum, written in the usual way, and 0 if not."""
+    """1 if the answer is the sum in forward notation, else 0."""
     left, right = prompt.removesuffix("=").split("+")
     return float(answer == Sum(int(left), int(right)).answer)
 
 
 def encode(text: str) -> list[int]:
-    """The token ids of a text, one for each character."""
+    """The token ids of a text, one per character."""
     return [_TOKEN_IDS[symbol] for symbol in text]
 
 
@@ -118,12 +116,12 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer that is saved beside a model; it does what :func:`encode` does."""
-    # Not at the top of the module: the rest of it does without these.
+    """The tokenizer to save with a model, equivalent to :func:`encode`."""
+    # Imported here, since the rest of the module does not need them.
     from tokenizers import Tokenizer, decoders, models  # noqa: PLC0415
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    # Byte-pair encoding that merges nothing leaves single characters.
+    # Byte-pair encoding without merges yields single characters.
     tokenizer = Tokenizer(models.BPE(vocab=_TOKEN_IDS, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

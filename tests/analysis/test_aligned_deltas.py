@@ -1,4 +1,4 @@
-"""Overlaps, matches and series, against sets that NumPy makes of the whole tensors."""
+"""Overlap, match and series, compared with NumPy on whole tensors; and damaged or odd input."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def base() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def states(base: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Three states that small weights change in more often, as in training; some come back."""
-    found = []
+    """Three checkpoints of a run; some words revert to the base."""
+    checkpoints = []
     state = base
     for step in range(3):
         rng = np.random.default_rng(step)
-        moved = {}
+        tuned = {}
         for name, tensor in state.items():
             words = tensor.words(KINDS[tensor.dtype])
             original = base[name].words(KINDS[tensor.dtype])
@@ -61,10 +61,10 @@ def states(base: dict[str, Tensor]) -> list[dict[str, Tensor]]:
                 words[hit] += rng.choice([1, 2, 255], int(hit.sum())).astype(words.dtype)
                 back = rng.random(words.size) < 0.03
                 words[back] = original[back]
-            moved[name] = tensor.with_words(words)
-        state = moved
-        found.append(state)
-    return found
+            tuned[name] = tensor.with_words(words)
+        state = tuned
+        checkpoints.append(state)
+    return checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def work(
 
 
 def magnitudes(name: str, words: NDArray[Any], base: dict[str, Tensor]) -> NDArray[Any]:
-    """The exponent of floating-point words; one bin for others."""
+    """The exponents of floating-point words; 0 for others."""
     bits = {"BF16": (15, 7), "F32": (31, 23), "F8_E4M3": (7, 3)}.get(base[name].dtype)
     if bits is None:
         return np.zeros(words.size, int)
@@ -103,16 +103,15 @@ def test_overlaps_are_exact(
     times = np.concatenate([np.sum([m[n] for m in masks], axis=0) for n in before])
     assert report.consensus == np.bincount(times, minlength=4).tolist()
     for pair, (a, b) in zip(report.pairs, combinations(range(3), 2), strict=True):
-        found = pair.overall
+        overall = pair.overall
         both = {n: masks[a][n] & masks[b][n] for n in before}
-        number = sum(int(m.sum()) for m in both.values())
-        assert (found.both, found.changed_a, found.changed_b) == (
-            *(number, report.changed[a], report.changed[b]),
-        )
-        assert found.one_sided_a == number / report.changed[a]
-        assert found.jaccard == number / (report.changed[a] + report.changed[b] - number)
+        count = sum(int(m.sum()) for m in both.values())
+        counts = (count, report.changed[a], report.changed[b])
+        assert (overall.both, overall.changed_a, overall.changed_b) == counts
+        assert overall.one_sided_a == count / report.changed[a]
+        assert overall.jaccard == count / (report.changed[a] + report.changed[b] - count)
         equal = sum(int((both[n] & (after[a][n] == after[b][n])).sum()) for n in before)
-        assert found.same_value == equal / number
+        assert overall.same_value == equal / count
         uniform = report.changed[a] * report.changed[b] / every
         tensor = sum(
             int(masks[a][n].sum()) * int(masks[b][n].sum()) / before[n].size for n in before
@@ -120,11 +119,11 @@ def test_overlaps_are_exact(
         magnitude = 0.0
         for name, words in before.items():
             bins = magnitudes(name, words, base)
-            for one in np.unique(bins):
-                inside = bins == one
+            for exponent in np.unique(bins):
+                inside = bins == exponent
                 hits = [int((mask[name] & inside).sum()) for mask in (masks[a], masks[b])]
                 magnitude += hits[0] * hits[1] / int(inside.sum())
-        assert found.expected == pytest.approx(
+        assert overall.expected == pytest.approx(
             {"uniform": uniform, "tensor": tensor, "magnitude": magnitude}, rel=1e-12
         )
         layer = {group.name: group for group in pair.layers}["1"]
@@ -140,7 +139,7 @@ def test_signs(tmp_path: Path) -> None:
     for name in ("a", "b"):
         encode_delta(tmp_path / "base", tmp_path / name, tmp_path / f"d{name}")
     (pair,) = compare_deltas([tmp_path / "da", tmp_path / "db"], base=tmp_path / "base").pairs
-    # Three changed in both: up and up, down and up, up and up to the same word.
+    # Both changed three words: up and up, down and up, up and up to the same word.
     assert (pair.overall.both, pair.overall.same_sign) == (3, 2 / 3)
     assert pair.overall.same_value == 1 / 3
     values = [(w.astype(np.uint32) << 16).view("f4").astype(float) for w in (base, up_down, other)]
@@ -149,7 +148,7 @@ def test_signs(tmp_path: Path) -> None:
     assert pair.overall.cosine == pytest.approx(expected, rel=1e-12)
 
 
-def test_nothing_changed_is_undefined_and_no_error(tmp_path: Path) -> None:
+def test_ratios_without_changes_are_undefined(tmp_path: Path) -> None:
     save(tmp_path / "base", {"w": bf16_tensor(0, 10, 10)})
     for name in ("a", "b"):
         encode_delta(tmp_path / "base", tmp_path / "base", tmp_path / name)
@@ -161,27 +160,27 @@ def test_nothing_changed_is_undefined_and_no_error(tmp_path: Path) -> None:
     assert (series.ever_changed, series.outside_final) == (0, None)
 
 
-def test_other_bases_and_single_deltas_are_refused(tmp_path: Path) -> None:
+def test_deltas_of_two_bases_and_single_deltas_are_refused(tmp_path: Path) -> None:
     for seed in (0, 1):
         base = {"w": bf16_tensor(seed, 30, 30)}
         save(tmp_path / f"base{seed}", base)
         tuned = save(tmp_path / f"tuned{seed}", {"w": tune(base["w"], 1)})
         encode_delta(tmp_path / f"base{seed}", tuned, tmp_path / f"d{seed}")
-    with pytest.raises(BaseMismatchError, match="another base"):
+    with pytest.raises(BaseMismatchError, match="has another base than"):
         compare_deltas([tmp_path / "d0", tmp_path / "d1"], base=tmp_path / "base0")
     with pytest.raises(NotFoundError, match=r"d0: too few deltas: give at least 2"):
         compare_deltas([tmp_path / "d0"], base=tmp_path / "base0")
 
 
-def test_what_is_no_delta_is_not_called_one(tmp_path: Path) -> None:
-    for analyse in (compare_deltas, measure_series):
+def test_locations_without_a_delta_are_refused(tmp_path: Path) -> None:
+    for analyze in (compare_deltas, measure_series):
         with pytest.raises(NotFoundError, match="nosuch: no such folder"):
-            analyse([tmp_path / "nosuch"])
+            analyze([tmp_path / "nosuch"])
         with pytest.raises(NotFoundError, match="so it is no delta"):
-            analyse([tmp_path])
+            analyze([tmp_path])
 
 
-def test_tensors_that_not_all_have(tmp_path: Path) -> None:
+def test_tensors_missing_from_a_delta_are_unmatched(tmp_path: Path) -> None:
     base = {"w": bf16_tensor(0, 30, 30), "grown": bf16_tensor(1, 10, 20)}
     save(tmp_path / "base", base)
     longer = Tensor("BF16", (12, 20), tune(base["grown"], 1).data + bytes(80))
@@ -198,24 +197,24 @@ def test_tensors_that_not_all_have(tmp_path: Path) -> None:
     assert (with_removed.words, with_removed.unmatched) == (900, ["grown"])
 
 
-def test_what_no_delta_compares_is_listed(tmp_path: Path) -> None:
+def test_tensors_stored_whole_or_removed_are_unmatched(tmp_path: Path) -> None:
     base = {"w": bf16_tensor(0, 30, 30), "other": bf16_tensor(1, 10, 20), "gone": bf16_tensor(2, 9)}
     save(tmp_path / "base", base)
-    places = [tmp_path / "a", tmp_path / "b"]
-    for seed, place in enumerate(places):
+    deltas = [tmp_path / "a", tmp_path / "b"]
+    for seed, delta in enumerate(deltas):
         other, new = random_tensor(seed, "I8", 10, 20), random_tensor(seed, "F32", 5)
         tuned = save(
             tmp_path / f"t{seed}", {"w": tune(base["w"], seed), "other": other, "new": new}
         )
-        encode_delta(tmp_path / "base", tuned, place, keep_dtype=True)
-    listed = ["gone", "new", "other"]
-    assert compare_deltas(places, base=tmp_path / "base").unmatched == listed
-    assert measure_series(places, base=tmp_path / "base").unmatched == listed
-    match = match_checkpoints(places[0], places[1], tmp_path / "base")
-    assert (match.everything.words, match.unmatched) == (900, listed)
+        encode_delta(tmp_path / "base", tuned, delta, keep_dtype=True)
+    unmatched = ["gone", "new", "other"]
+    assert compare_deltas(deltas, base=tmp_path / "base").unmatched == unmatched
+    assert measure_series(deltas, base=tmp_path / "base").unmatched == unmatched
+    match = match_checkpoints(deltas[0], deltas[1], base=tmp_path / "base")
+    assert (match.everything.words, match.unmatched) == (900, unmatched)
 
 
-def test_numbers_too_large_for_float64_to_tell(tmp_path: Path) -> None:
+def test_values_beyond_the_precision_of_float64(tmp_path: Path) -> None:
     wide = np.array([1e160, 1.0, 2.0])
     whole = np.array([1 << 60, 5])
     for name, factor, more in (("base", 1, 0), ("a", -1, 1), ("b", -2, 2)):
@@ -225,15 +224,15 @@ def test_numbers_too_large_for_float64_to_tell(tmp_path: Path) -> None:
         }
         save(tmp_path / name, tensors)
         encode_delta(tmp_path / "base", tmp_path / name, tmp_path / f"d{name}")
-    places = [tmp_path / "da", tmp_path / "db"]
-    report = compare_deltas(places, base=tmp_path / "base")
+    deltas = [tmp_path / "da", tmp_path / "db"]
+    report = compare_deltas(deltas, base=tmp_path / "base")
     assert report.pairs[0].overall.cosine is None
     json.dumps(report.as_json(), allow_nan=False)
-    match = match_checkpoints(places[0], places[1], tmp_path / "base")
+    match = match_checkpoints(deltas[0], deltas[1], base=tmp_path / "base")
     assert set(match.everything.full_and_sub.values()) == {3 / 5}
 
 
-def test_blocks_of_a_large_tensor_count_once(tmp_path: Path) -> None:
+def test_tensors_of_several_blocks(tmp_path: Path) -> None:
     base = bf16_tensor(0, BLOCK_WORDS + 999)
     tuned = [tune(base, seed, 0.1) for seed in (1, 2)]
     save(tmp_path / "base", {"w": base})
@@ -278,8 +277,8 @@ def test_match_is_exact(
     states: list[dict[str, Tensor]],
     as_deltas: bool,  # noqa: FBT001
 ) -> None:
-    where = work / "run" if as_deltas else work
-    report = match_checkpoints(where / "step-9", where / "step-11", work / "base")
+    folder = work / "run" if as_deltas else work
+    report = match_checkpoints(folder / "step-9", folder / "step-11", base=work / "base")
     before, full, sub = (words_of(state) for state in (base, states[0], states[2]))
     mask = {n: before[n] != full[n] for n in before}
     everything = sum(words.size for words in before.values())
@@ -301,13 +300,13 @@ def test_match_is_exact(
 
 
 def command(*arguments: str | Path) -> str:
-    whole = [sys.executable, "-P", "-m", "rlsparse_store", *map(str, arguments)]
-    done = subprocess.run(whole, capture_output=True, check=False, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    line = [sys.executable, "-P", "-m", "rlsparse_store", *map(str, arguments)]
+    process = subprocess.run(line, capture_output=True, check=False, encoding="utf-8")
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-# A process that may not open as many files as the base has, times as many as there are deltas.
+# A limit on open files below the number of shards times the number of deltas.
 FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
@@ -327,20 +326,20 @@ def test_the_base_is_opened_once(tmp_path: Path) -> None:
     encode_run(tmp_path / "base", steps, tmp_path / "run")
     arguments = ("series", tmp_path / "run", "--base", tmp_path / "base", "--json")
     command = [sys.executable, "-P", "-c", FEW_FILES, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["steps"]) == 10
+    process = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert process.returncode == 0, process.stderr
+    assert len(json.loads(process.stdout)["steps"]) == 10
 
 
 def test_commands(work: Path) -> None:
     base = ("--base", work / "base")
-    found = json.loads(command("compare", work / "run", *base, "--json"))
-    assert (found["schema_version"], len(found["pairs"])) == (1, 3)
+    report = json.loads(command("compare", work / "run", *base, "--json"))
+    assert (report["schema_version"], len(report["pairs"])) == (1, 3)
     text = command("compare", work / "run/step-9", work / "run/step-10", *base, "--groups")
     for words in ("step-9, step-10", "and magnitude", "q_proj", "Words by the number of deltas"):
         assert words in text
-    found = json.loads(command("series", work / "run", *base, "--json"))
-    assert [step["name"] for step in found["steps"]] == ["step-9", "step-10", "step-11"]
+    report = json.loads(command("series", work / "run", *base, "--json"))
+    assert [step["name"] for step in report["steps"]] == ["step-9", "step-10", "step-11"]
     assert "changed back" in command("series", work / "run", *base)
     pair = (work / "run/step-9", work / "step-10")
     assert json.loads(command("match", *pair, *base, "--json"))["schema_version"] == 1

@@ -1,4 +1,4 @@
-"""Masks against NumPy, and training by them: no other weight changes a bit."""
+"""Masks, compared with NumPy, and training with them: no weight outside a mask changes."""
 
 from __future__ import annotations
 
@@ -63,25 +63,25 @@ def changed(work: Path, seed: int) -> dict[str, torch.Tensor]:
     return {name: bits(base[name]) != bits(tuned[name]) for name in base}
 
 
-def made(work: Path, out: Path, *deltas: str, **options: Any) -> Mask:  # noqa: ANN401
+def new_mask(work: Path, out: Path, *deltas: str, **options: Any) -> Mask:  # noqa: ANN401
     write_mask([work / "run" / d for d in deltas], out, base=work / "base", **options)
     return load_mask(out)
 
 
 def test_masks_are_exact(work: Path, tmp_path: Path) -> None:
     one, two, three = (changed(work, seed) for seed in range(3))
-    exact = made(work, tmp_path / "exact", "s0")
-    turned = made(work, tmp_path / "turned", "s0", complement=True)
+    exact = new_mask(work, tmp_path / "exact", "s0")
+    inverted = new_mask(work, tmp_path / "inverted", "s0", complement=True)
     every = ("s0", "s1", "s2")
-    union = made(work, tmp_path / "union", *every)
-    common = made(work, tmp_path / "common", *every, combine="intersection")
-    most = made(work, tmp_path / "most", *every, combine="majority")
+    union = new_mask(work, tmp_path / "union", *every)
+    common = new_mask(work, tmp_path / "common", *every, combine="intersection")
+    majority = new_mask(work, tmp_path / "majority", *every, combine="majority")
     for name in one:
         assert torch.equal(exact[name], one[name])
-        assert torch.equal(turned[name], ~one[name])
-        times = one[name].int() + two[name].int() + three[name].int()
-        for mask, least in ((union, 1), (common, 3), (most, 2)):
-            assert torch.equal(mask[name], times >= least)
+        assert torch.equal(inverted[name], ~one[name])
+        votes = one[name].int() + two[name].int() + three[name].int()
+        for mask, required in ((union, 1), (common, 3), (majority, 2)):
+            assert torch.equal(mask[name], votes >= required)
         assert exact.count(name) == int(one[name].sum())
     assert exact.density == sum(int(m.sum()) for m in one.values()) / sum(
         m.numel() for m in one.values()
@@ -91,12 +91,12 @@ def test_masks_are_exact(work: Path, tmp_path: Path) -> None:
 def test_tolerance(work: Path, tmp_path: Path) -> None:
     base = load_file(work / "base" / "model.safetensors")
     tuned = load_file(work / "s0" / "model.safetensors")
-    mask = made(work, tmp_path / "mask", "s0", tolerance=1e-5)
+    mask = new_mask(work, tmp_path / "mask", "s0", tolerance=1e-5)
     for name, before in base.items():
         differs = bits(before) != bits(tuned[name])
         near = (before.double() - tuned[name].double()).abs() <= 1e-5
         assert torch.equal(mask[name], differs & ~near)
-    assert mask.count() < made(work, tmp_path / "exact", "s0").count()
+    assert mask.count() < new_mask(work, tmp_path / "exact", "s0").count()
 
 
 def one_delta(folder: Path, base: Tensors, tuned: Tensors) -> Path:
@@ -106,7 +106,7 @@ def one_delta(folder: Path, base: Tensors, tuned: Tensors) -> Path:
     return folder / "delta"
 
 
-def test_no_large_integer_is_near_another(tmp_path: Path) -> None:
+def test_tolerance_does_not_apply_to_integers(tmp_path: Path) -> None:
     large = np.array([1 << 60, 5], np.uint64)
     next_ones = np.array([(1 << 60) + 1, 6], np.uint64)
     base = {"i": Tensor("I64", (2,), large.tobytes())}
@@ -149,11 +149,11 @@ def test_tensors_without_a_word_for_each_weight_have_no_mask(tmp_path: Path) -> 
 
 def test_controls_have_equal_counts(work: Path, tmp_path: Path) -> None:
     base = load_file(work / "base" / "model.safetensors")
-    exact = made(work, tmp_path / "exact", "s0")
-    random = made(work, tmp_path / "r", "s0", control="random", seed=1)
-    again = made(work, tmp_path / "r2", "s0", control="random", seed=1, threads=1)
-    other = made(work, tmp_path / "r3", "s0", control="random", seed=2)
-    matched = made(work, tmp_path / "m", "s0", control="magnitude")
+    exact = new_mask(work, tmp_path / "exact", "s0")
+    random = new_mask(work, tmp_path / "r", "s0", control="random", seed=1)
+    again = new_mask(work, tmp_path / "r2", "s0", control="random", seed=1, threads=1)
+    other = new_mask(work, tmp_path / "r3", "s0", control="random", seed=2)
+    matched = new_mask(work, tmp_path / "m", "s0", control="magnitude")
     for name in exact:
         assert random.count(name) == exact.count(name) == matched.count(name)
         assert torch.equal(random[name], again[name])
@@ -168,7 +168,7 @@ def test_controls_have_equal_counts(work: Path, tmp_path: Path) -> None:
 
 
 def test_set_operations(work: Path, tmp_path: Path) -> None:
-    left, right = (made(work, tmp_path / f"{n}", f"s{n}") for n in (0, 1))
+    left, right = (new_mask(work, tmp_path / f"{n}", f"s{n}") for n in (0, 1))
     for name in left:
         a, b = left[name], right[name]
         for mask, expected in (
@@ -183,18 +183,18 @@ def test_set_operations(work: Path, tmp_path: Path) -> None:
     assert (less | right).count() == (left | right).count("a") + right.count() - right.count("a")
     with pytest.raises(BaseMismatchError):
         left & Mask(left._bits, left.shapes, "0" * 64)
-    turned = Mask({"a": left._bits["a"]}, {"a": left.shapes["a"][::-1]})
+    transposed = Mask({"a": left._bits["a"]}, {"a": left.shapes["a"][::-1]})
     with pytest.raises(CheckpointError, match=r"is \[.*in one mask"):
-        left | turned
+        left | transposed
 
 
-def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
-    made(work, tmp_path / "mask", "s0")
+def test_files_that_are_not_masks(work: Path, tmp_path: Path) -> None:
+    new_mask(work, tmp_path / "mask", "s0")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in ("mask", "link"):
-        # Before anything is read: there is no such delta.
+        # Refused before the delta is opened, which does not exist.
         with pytest.raises(OutputError, match="exists already"):
-            made(work, tmp_path / taken, "nosuch")
+            new_mask(work, tmp_path / taken, "nosuch")
     data = bytearray((tmp_path / "mask").read_bytes())
     data[-1] ^= 1
     (tmp_path / "damaged").write_bytes(data)
@@ -206,42 +206,42 @@ def test_files_that_are_no_masks(work: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def told(about: Any, **changes: Any) -> str:  # noqa: ANN401 - JSON
-    """The metadata of a mask of one tensor, of which something else may be told."""
-    sound = {"version": 1, "polarity": "1 = trainable", "base": None, "tensors": {"w": about}}
-    return json.dumps(sound | changes)
+def metadata_of(entry: Any, **changes: Any) -> str:  # noqa: ANN401 - JSON
+    """The metadata of a mask of one tensor, with changed fields."""
+    valid = {"version": 1, "polarity": "1 = trainable", "base": None, "tensors": {"w": entry}}
+    return json.dumps(valid | changes)
 
 
-ABOUT = {"shape": [2, 3], "trainable": 2}
+ENTRY = {"shape": [2, 3], "trainable": 2}
 HOSTILE = {
     "no JSON": ("{", "not a mask file"),
     "nested": ('{"version":' + "[" * 100_000, "not a mask file"),
     "twice": ('{"version":1,"version":1}', "not a mask file"),
     "a list": ("[]", "version"),
-    "version": (told(ABOUT, version=2), "version"),
-    "polarity": (told(ABOUT, polarity="0 = trainable"), "invalid mask metadata"),
-    "base": (told(ABOUT, base=5), "invalid mask metadata"),
-    "no digest": (told(ABOUT, base="me/base"), "invalid mask metadata"),
-    "no tensors": (told(ABOUT, tensors=["w"]), "invalid mask metadata"),
-    "other tensors": (told(ABOUT, tensors={"v": ABOUT}), "invalid mask metadata"),
-    "more tensors": (told(ABOUT, tensors={"v": ABOUT, "w": ABOUT}), "invalid mask metadata"),
-    "about nothing": (told(None), "'w'.*dimensions"),
-    "no shape": (told({"trainable": 2}), "'w'.*dimensions"),
-    "negative": (told(ABOUT | {"shape": [-2, -3]}), "'w'.*dimensions"),
-    "a flag": (told(ABOUT | {"shape": [True, 6]}), "'w'.*dimensions"),
-    "too large": (told(ABOUT | {"shape": [1 << 40, 1 << 40, 0]}), "'w'.*dimensions"),
-    "too many": (told(ABOUT | {"shape": [1] * 80}), "'w'.*dimensions"),
-    "more words": (told(ABOUT | {"shape": [9]}), "'w'.*bits"),
-    "bits behind the last": (told({"shape": [2], "trainable": 2}), "'w'.*bits"),
-    "other counts": (told(ABOUT | {"trainable": 3}), "'w'.*bits"),
-    "no counts": (told({"shape": [2, 3]}), "'w'.*bits"),
+    "version": (metadata_of(ENTRY, version=2), "version"),
+    "polarity": (metadata_of(ENTRY, polarity="0 = trainable"), "invalid mask metadata"),
+    "base": (metadata_of(ENTRY, base=5), "invalid mask metadata"),
+    "no digest": (metadata_of(ENTRY, base="me/base"), "invalid mask metadata"),
+    "no tensors": (metadata_of(ENTRY, tensors=["w"]), "invalid mask metadata"),
+    "other tensors": (metadata_of(ENTRY, tensors={"v": ENTRY}), "invalid mask metadata"),
+    "more tensors": (metadata_of(ENTRY, tensors={"v": ENTRY, "w": ENTRY}), "invalid mask metadata"),
+    "about nothing": (metadata_of(None), "'w'.*dimensions"),
+    "no shape": (metadata_of({"trainable": 2}), "'w'.*dimensions"),
+    "negative": (metadata_of(ENTRY | {"shape": [-2, -3]}), "'w'.*dimensions"),
+    "a flag": (metadata_of(ENTRY | {"shape": [True, 6]}), "'w'.*dimensions"),
+    "too large": (metadata_of(ENTRY | {"shape": [1 << 40, 1 << 40, 0]}), "'w'.*dimensions"),
+    "too many": (metadata_of(ENTRY | {"shape": [1] * 80}), "'w'.*dimensions"),
+    "more words": (metadata_of(ENTRY | {"shape": [9]}), "'w'.*bits"),
+    "bits behind the last": (metadata_of({"shape": [2], "trainable": 2}), "'w'.*bits"),
+    "other counts": (metadata_of(ENTRY | {"trainable": 3}), "'w'.*bits"),
+    "no counts": (metadata_of({"shape": [2, 3]}), "'w'.*bits"),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_masks_of_strangers_are_refused(what: str, tmp_path: Path) -> None:
+def test_invalid_metadata_is_refused(what: str, tmp_path: Path) -> None:
     path, bits = tmp_path / "mask", {"w": torch.tensor([0b100001], dtype=torch.uint8)}
-    save_file(bits, path, {"rlsparse_mask": told(ABOUT)})
+    save_file(bits, path, {"rlsparse_mask": metadata_of(ENTRY)})
     assert load_mask(path)["w"].tolist() == [[True, False, False], [False, False, True]]
     metadata, reason = HOSTILE[what]
     save_file(bits, path, {"rlsparse_mask": metadata})
@@ -249,26 +249,26 @@ def test_masks_of_strangers_are_refused(what: str, tmp_path: Path) -> None:
         load_mask(path)
 
 
-def test_bits_of_another_dtype_are_no_mask(tmp_path: Path) -> None:
+def test_masks_of_another_dtype_are_refused(tmp_path: Path) -> None:
     bits = {"w": torch.tensor([0b100001], dtype=torch.int8)}
-    save_file(bits, tmp_path / "mask", {"rlsparse_mask": told(ABOUT)})
+    save_file(bits, tmp_path / "mask", {"rlsparse_mask": metadata_of(ENTRY)})
     with pytest.raises(CheckpointError, match="bits"):
         load_mask(tmp_path / "mask")
 
 
-def test_what_is_written_can_be_read(work: Path, tmp_path: Path) -> None:
-    made(work, tmp_path / "large", "s0", control="random", seed=(1 << 63) - 1)
-    made(work, tmp_path / "small", "s0", tolerance=1e-300)
+def test_extreme_options_are_read_back(work: Path, tmp_path: Path) -> None:
+    new_mask(work, tmp_path / "large", "s0", control="random", seed=(1 << 63) - 1)
+    new_mask(work, tmp_path / "small", "s0", tolerance=1e-300)
     for options in ({"seed": 1 << 63}, {"seed": -1}, {"tolerance": float("inf")}):
         with pytest.raises(ValueError, match="it must be"):
-            made(work, tmp_path / "none", "s0", **options)
+            new_mask(work, tmp_path / "none", "s0", **options)
 
 
 def test_command(work: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "rlsparse_store", "mask", str(work / "run")]
     more = ["-b", str(work / "base"), "-o", str(tmp_path / "m.safetensors"), "--json"]
-    done = subprocess.run([*command, *more], capture_output=True, check=True, text=True)
-    report = json.loads(done.stdout)
+    process = subprocess.run([*command, *more], capture_output=True, check=True, text=True)
+    report = json.loads(process.stdout)
     assert report["trainable"] == load_mask(tmp_path / "m.safetensors").count()
 
 
@@ -304,7 +304,7 @@ def test_nothing_outside_the_mask_moves(
             ]
             assert float(torch.cat(inside).norm()) <= clip * 1.1 or float(norm) < clip
         if step == 1:
-            # Something that writes to gradients behind our back.
+            # As another library that writes to gradients between hook and step.
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad[..., 0] += 1.0
@@ -326,7 +326,7 @@ def test_nothing_outside_the_mask_moves(
         frozen.check()
 
 
-def test_clipping_by_the_norm_of_everything() -> None:
+def test_clipping_by_the_norm_of_all_gradients() -> None:
     model: Any = small_llama()
     model = model.float()
     optimizer = adamw(model.parameters())
@@ -342,7 +342,7 @@ def test_clipping_by_the_norm_of_everything() -> None:
     frozen.check()
 
 
-def test_gradients_that_are_no_numbers_stay_inside() -> None:
+def test_nan_gradients_stay_inside_the_mask() -> None:
     model: Any = small_llama()
     model = model.float()
     optimizer = adamw(model.parameters())
@@ -362,18 +362,18 @@ def one_weight(values: torch.Tensor) -> tuple[Any, Mask]:
     return model, Mask({"weight": packed}, {"weight": tuple(values.shape)})
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_whatever_bits_are_outside_are_put_back(dtype: torch.dtype, turned: bool) -> None:  # noqa: FBT001
+def test_weights_outside_the_mask_are_restored(dtype: torch.dtype, transposed: bool) -> None:  # noqa: FBT001
     torch.manual_seed(3)
     words = torch.randint(0, 256, (12, 10 * dtype.itemsize), dtype=torch.uint8)
     values = words.view(dtype)
     nan, zero = torch.tensor([float("nan"), -0.0], dtype=dtype).view(INTS[dtype.itemsize])
     bits(values).view(-1)[::5] = zero
-    # Numbers that are none, quiet or not, each with other bits.
+    # NaNs, quiet and signalling, with various payloads.
     bits(values)[:, 4:8] |= nan
     bits(values)[:, 6:8] &= ~(nan & -nan)
-    model, mask = one_weight(values.t() if turned else values)
+    model, mask = one_weight(values.t() if transposed else values)
     before, inside = bits(model.weight).clone(), mask["weight"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     frozen = freeze_outside(model, mask, optimizer)
@@ -387,21 +387,21 @@ def test_whatever_bits_are_outside_are_put_back(dtype: torch.dtype, turned: bool
     assert (model.weight[inside] < 1).all()
 
 
-def test_a_step_makes_no_list_of_places() -> None:
+def test_a_step_makes_no_index_list() -> None:
     model, mask = one_weight(torch.randn(40, 30))
     frozen = freeze_outside(model, mask, adamw(model.parameters()))
     model.weight.grad = torch.ones_like(model.weight)
     with torch.profiler.profile() as profile:
         frozen._before_step()
         frozen._after_step()
-    called = {event.key for event in profile.key_averages()}
-    # On a device it would take 16 bytes a weight, and would be waited for.
-    assert {"aten::masked_fill_", "aten::where"} <= called
-    assert not called & {"aten::nonzero", "aten::index", "aten::index_put_"}
+    operators = {event.key for event in profile.key_averages()}
+    # On a device, it would take 16 bytes per weight and a synchronization.
+    assert {"aten::masked_fill_", "aten::where"} <= operators
+    assert not operators & {"aten::nonzero", "aten::index", "aten::index_put_"}
 
 
-def test_wherever_torch_makes_tensors_by_default(work: Path, tmp_path: Path) -> None:
-    expected = made(work, tmp_path / "mask", "s0")["a"]
+def test_the_default_device_is_ignored(work: Path, tmp_path: Path) -> None:
+    expected = new_mask(work, tmp_path / "mask", "s0")["a"]
     model, mask = one_weight(torch.randn(7, 9))
     with torch.device("meta"):
         assert torch.equal(load_mask(tmp_path / "mask")["a"], expected)
@@ -427,7 +427,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
         freeze_outside(model, half_of(model), adamw(small_llama().parameters()))
 
 
-def test_parameters_that_were_replaced_are_noticed() -> None:
+def test_replaced_parameters_are_detected() -> None:
     model = small_llama()
     frozen = freeze_outside(model, half_of(model), adamw(model.parameters()))
     frozen.check()
@@ -437,7 +437,7 @@ def test_parameters_that_were_replaced_are_noticed() -> None:
         frozen.check()
 
 
-def test_parameters_that_were_cast_or_added_are_noticed() -> None:
+def test_cast_and_added_parameters_are_detected() -> None:
     model: Any = small_llama()
     optimizer = adamw(model.parameters())
     frozen = freeze_outside(model, half_of(model), optimizer)
@@ -453,7 +453,7 @@ def test_parameters_that_were_cast_or_added_are_noticed() -> None:
         frozen.check()
 
 
-def test_buffers_are_no_weights() -> None:
+def test_buffers_are_not_frozen() -> None:
     model = torch.nn.BatchNorm1d(8)
     half = torch.tensor([15], dtype=torch.uint8)
     names = ("weight", "running_mean")
@@ -466,7 +466,7 @@ def test_buffers_are_no_weights() -> None:
     assert (model.weight.detach() != 1).tolist() == [True] * 4 + [False] * 4
 
 
-def test_tied_parameters_go_by_any_of_their_names() -> None:
+def test_tied_parameters_match_any_of_their_names() -> None:
     model: Any = small_llama()
     model.lm_head.weight = model.model.embed_tokens.weight
     shape = tuple(model.lm_head.weight.shape)

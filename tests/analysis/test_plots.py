@@ -1,4 +1,4 @@
-"""Pictures and the page: the same bytes for the same facts, and no foreign name means anything."""
+"""Pictures and the page: reproducible bytes, and inert hostile names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from pairs import bf16_tensor, save, tune
 
 from rlsparse_store.analysis.plots.charts import (
-    _places,
-    _runs,
+    _axis_positions,
+    _consecutive_runs,
     change_by_exponent,
     density_by_depth,
     size_comparison,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from rlsparse_store.analysis.plots.figure import ImageFormat
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img onerror=x>',
@@ -39,20 +41,26 @@ HOSTILE = [
     "层\u200b",
 ]
 
-DRAWN: dict[str, Callable[[str], bytes | None]] = {
-    "steps": lambda form: step_histogram(["-1", "+1", "+2"], [5, 0, 7], form),
-    "exponents": lambda form: change_by_exponent([-9, -8, -7], [5, 90, 10], [5, 9, 0], form),
-    "depth": lambda form: density_by_depth([("0", 10, 1), ("10", 10, 0), ("other", 9, 9)], form),
-    "sizes": lambda form: size_comparison([("ours", 10), *((n, 99) for n in HOSTILE)], form),
+CHARTS: dict[str, Callable[[ImageFormat], bytes | None]] = {
+    "steps": lambda image_format: step_histogram(["-1", "+1", "+2"], [5, 0, 7], image_format),
+    "exponents": lambda image_format: change_by_exponent(
+        [-9, -8, -7], [5, 90, 10], [5, 9, 0], image_format
+    ),
+    "depth": lambda image_format: density_by_depth(
+        [("0", 10, 1), ("10", 10, 0), ("other", 9, 9)], image_format
+    ),
+    "sizes": lambda image_format: size_comparison(
+        [("ours", 10), *((n, 99) for n in HOSTILE)], image_format
+    ),
 }
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-@pytest.mark.parametrize("name", DRAWN)
-def test_same_facts_same_bytes(name: str, form: str) -> None:
-    first = DRAWN[name](form)
+@pytest.mark.parametrize("name", CHARTS)
+def test_same_input_same_bytes(name: str, form: ImageFormat) -> None:
+    first = CHARTS[name](form)
     assert first is not None
-    assert first == DRAWN[name](form)
+    assert first == CHARTS[name](form)
     assert first.startswith(b"\x89PNG" if form == "png" else b"<?xml")
 
 
@@ -65,19 +73,19 @@ def test_nothing_to_draw() -> None:
     assert step_histogram(["+1"], [1]) is not None
 
 
-def test_a_numbers_length_breaks_no_picture() -> None:
+def test_long_layer_numbers_are_ignored() -> None:
     without = density_by_depth([("0", 10, 1)])
     for name in ("9" * 400, "9" * 5000, "᠓", "²"):
         assert density_by_depth([("0", 10, 1), (name, 10, 1)]) == without
 
 
-def test_zeros_stand_apart() -> None:
+def test_zeros_are_drawn_apart() -> None:
     near = change_by_exponent([-9, -8, -7], [5, 90, 10], [5, 9, 0])
     apart = change_by_exponent([-127, -9, -8, -7], [5, 5, 90, 10], [0, 5, 9, 0])
     farther = change_by_exponent([-127, -19, -18, -17], [5, 5, 90, 10], [0, 5, 9, 0])
     assert len({near, apart, farther}) == 3
-    assert _places([[-127], [-9, -8]]) == {-127: -127, -9: -124, -8: -123}
-    assert _runs([-127, -9, -8]) == [[-127], [-9, -8]]
+    assert _axis_positions([[-127], [-9, -8]]) == {-127: -127, -9: -124, -8: -123}
+    assert _consecutive_runs([-127, -9, -8]) == [[-127], [-9, -8]]
     assert change_by_exponent([-9, -8], [9, 9], [9, 0], half=0.003) != change_by_exponent(
         [-9, -8], [9, 9], [9, 0]
     )
@@ -87,25 +95,25 @@ def test_zeros_stand_apart() -> None:
     ("sizes", "highlighted"),
     [([("b", 9), ("b", 9)], 1), ([("a", 0), ("b", 9)], 0), ([("a", 1), ("b", 9)], 1)],
 )
-def test_only_ours_stands_out(sizes: list[tuple[str, int]], highlighted: int) -> None:
-    drawn = size_comparison(sizes, "svg")
-    assert drawn is not None
-    assert drawn.count(ACCENT.encode()) == highlighted
+def test_only_the_first_size_is_highlighted(sizes: list[tuple[str, int]], highlighted: int) -> None:
+    image = size_comparison(sizes, "svg")
+    assert image is not None
+    assert image.count(ACCENT.encode()) == highlighted
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_users_style_changes_nothing(name: str) -> None:
-    plain = DRAWN[name]("png")
-    # With usetex, what a foreign name says would be run by LaTeX.
-    theirs = {"text.usetex": True, "axes.facecolor": "black", "lines.linewidth": 9.0}
-    with mpl.rc_context(theirs):  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", CHARTS)
+def test_user_styles_are_ignored(name: str) -> None:
+    plain = CHARTS[name]("png")
+    # With usetex, names would run as LaTeX.
+    style = {"text.usetex": True, "axes.facecolor": "black", "lines.linewidth": 9.0}
+    with mpl.rc_context(style):  # type: ignore[arg-type]
         before = dict(mpl.rcParams)
-        assert DRAWN[name]("png") == plain
+        assert CHARTS[name]("png") == plain
         assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_map_with_foreign_names(tmp_path: Path, form: str) -> None:
+def test_map_with_hostile_names(tmp_path: Path, form: ImageFormat) -> None:
     names = [f"model.layers.{n}.{name}.weight" for n in range(2) for name in HOSTILE[:3]]
     names += ["model.layers.0.层.weight", f"model.layers.{'9' * 400}.a.weight"]
     names.append("model.layers.᠓.a.weight")
@@ -113,22 +121,22 @@ def test_map_with_foreign_names(tmp_path: Path, form: str) -> None:
     tuned = {name: tune(tensor, 1, 0.2) for name, tensor in base.items()}
     encode_delta(save(tmp_path / "b", base), save(tmp_path / "t", tuned), tmp_path / "d")
     report = inspect_delta(tmp_path / "d")
-    drawn = density_map(report, form)
-    assert drawn is not None
-    assert b"<script" not in drawn
-    assert drawn == density_map(report, form)
+    image = density_map(report, form)
+    assert image is not None
+    assert b"<script" not in image
+    assert image == density_map(report, form)
 
 
 def test_format_and_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="format"):
-        DRAWN["steps"]("gif")
+    with pytest.raises(ValueError, match="image_format='gif': choose one of png, svg"):
+        CHARTS["steps"]("gif")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match=r"rlsparse-store\[plot\]"):
-        DRAWN["steps"]("png")
+        CHARTS["steps"]("png")
 
 
 class Balance(HTMLParser):
-    """Which tags are open, and what is fetched from where."""
+    """Collects tags and links, and checks that tags are balanced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +174,7 @@ def test_page_is_inert() -> None:
 
 def test_page_aligns_numbers_and_keeps_svg_an_image() -> None:
     rows = [["a", "1,000", "BF16", "≤ 5 %"], ["b", "", "F32", "0 %"]]
-    svg = DRAWN["sizes"]("svg")
+    svg = CHARTS["sizes"]("svg")
     assert svg is not None
     page = write_page("t", [], [("T", ["", "n", "dtype", "share"], rows)], [("p", svg)])
     assert page.count("<svg") == 0
@@ -182,16 +190,16 @@ def test_command_writes_pictures_and_page(tmp_path: Path) -> None:
     b, t = save(tmp_path / "b", base), save(tmp_path / "t", tuned)
     command = [sys.executable, "-P", "-m", "rlsparse_store", "inspect", str(b), str(t)]
     options = ["--plot", str(tmp_path / "pictures"), "--report", str(tmp_path / "page.html")]
-    done = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
-    assert done.returncode == 0
-    assert done.stderr == f"wrote {options[1]}\nwrote {options[3]}\n"
+    first = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
+    assert first.returncode == 0
+    assert first.stderr == f"wrote {options[1]}\nwrote {options[3]}\n"
     names = {"map", "depth", "steps", "exponents", "sizes"}
     assert {path.stem for path in (tmp_path / "pictures").iterdir()} == names
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == len(names)
     assert "9,000" in page
     again = subprocess.run([*command, *options], capture_output=True, check=False, text=True)
-    assert again.returncode == 1, "what is there is not overwritten"
+    assert again.returncode == 1, "existing files are not overwritten"
     assert (
         again.stderr
         == f"rlsparse: {options[3]}: exists already; remove it or choose another place\n"

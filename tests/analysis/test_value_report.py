@@ -1,4 +1,4 @@
-"""What inspect says of values, against sums that NumPy makes of the whole tensors."""
+"""The report of values, compared with torch and NumPy on whole tensors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from pairs import Tensor, bf16_tensor, random_tensor, save, tune
 from safetensors.torch import load_file
 
 from rlsparse_store.analysis import measure_values, open_pair, over_base, tensor_pairs
-from rlsparse_store.analysis.values import CASTS, cast_words, values_of
+from rlsparse_store.analysis.numeric import CASTS, as_floats, cast_words
 from rlsparse_store.delta import encode_delta
 from rlsparse_store.format.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from rlsparse_store.analysis import ValueReport
@@ -75,22 +74,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(
     request: pytest.FixtureRequest, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ValueReport:
-    """Of small blocks, so that tensors have several."""
-    blocks = tensor_pairs.Pair.blocks
-
-    def small(self: tensor_pairs.Pair, name: str, words: int = 64) -> Iterator[tensor_pairs.Block]:
-        return blocks(self, name, words)
-
-    monkeypatch.setattr(tensor_pairs.Pair, "blocks", small)
+    """With small blocks, so that tensors have several."""
+    monkeypatch.setattr(tensor_pairs, "BLOCK_WORDS", 64)
     if request.param == "pair":
         with open_pair(work / "base", work / "tuned") as pair:
             return measure_values(pair, threads=2)
-    with over_base(work / "delta", work / "base") as pair:
+    with over_base(work / "delta", base=work / "base") as pair:
         return measure_values(pair, threads=2)
 
 
 def sides(work: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What is compared, as torch has it: the leading rows of both."""
+    """The compared rows of both sides, as torch reads them."""
     base = load_file(work / "base" / "model.safetensors")
     tuned = load_file(work / "tuned" / "model.safetensors")
     shared = {}
@@ -224,14 +218,14 @@ def test_every_value_of_a_small_dtype(code: str) -> None:
     words = np.arange(1 << DTYPES[code].bits, dtype=np.uint32).astype(kind)
     signed = torch.from_numpy(words.view(f"i{words.itemsize}"))
     expected = signed.view(DTYPES_OF_TORCH[code]).to(torch.float32).numpy()
-    found = values_of(words, DTYPES[code])
+    found = as_floats(words, DTYPES[code])
     assert np.array_equal(found.astype(np.float32), expected, equal_nan=True)
 
 
 def test_casts_are_those_of_torch() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(0, 1, 50_000) * 2.0 ** rng.integers(-20, 8, 50_000)).astype(np.float32)
-    exact = values_of(np.arange(127, dtype=np.uint8), DTYPES["F8_E4M3"]).astype(np.float32)
+    exact = as_floats(np.arange(127, dtype=np.uint8), DTYPES["F8_E4M3"]).astype(np.float32)
     ties = (exact[:-1] + exact[1:]) / 2
     values = np.concatenate([values, ties, -ties, exact, [0.0, -0.0]]).astype(np.float32)
     values = values[np.abs(values) <= 448]
@@ -243,7 +237,7 @@ def test_casts_are_those_of_torch() -> None:
     assert set(CASTS) == {"F32", "F16", "BF16", "F8_E4M3"}
 
 
-# --- Scopes, cautions, ranks --------------------------------------------------------------------
+# --- Scopes, warnings, ranks --------------------------------------------------------------------
 
 
 def test_scopes(work: Path) -> None:
@@ -265,14 +259,14 @@ def test_scopes(work: Path) -> None:
         measured(scope="some")
 
 
-def cautions(tmp_path: Path, base: dict[str, Tensor], tuned: dict[str, Tensor]) -> str:
+def warnings_for(tmp_path: Path, base: dict[str, Tensor], tuned: dict[str, Tensor]) -> str:
     save(tmp_path / "base", base)
     save(tmp_path / "tuned", tuned)
     with open_pair(tmp_path / "base", tmp_path / "tuned") as pair:
         return " | ".join(measure_values(pair).cautions)
 
 
-def test_a_merged_adapter_is_suspected(tmp_path: Path) -> None:
+def test_merged_adapter_warning(tmp_path: Path) -> None:
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj")
     base = {
         f"model.layers.{n}.self_attn.{kind}.weight": bf16_tensor(n, 32, 32)
@@ -281,20 +275,20 @@ def test_a_merged_adapter_is_suspected(tmp_path: Path) -> None:
     }
     base["model.norm.weight"] = bf16_tensor(9, 32)
     tuned = {n: tune(t, 1, 0.9) if "q_proj" in n or "v_proj" in n else t for n, t in base.items()}
-    assert "merged adapter (LoRA): only q_proj, v_proj" in cautions(tmp_path, base, tuned)
+    assert "merged adapter (LoRA): only q_proj, v_proj" in warnings_for(tmp_path, base, tuned)
 
 
-def test_other_cautions(tmp_path: Path) -> None:
+def test_other_warnings(tmp_path: Path) -> None:
     base = {"a": bf16_tensor(0, 64, 64), "b": bf16_tensor(1, 64, 64), "c": bf16_tensor(2, 8, 8)}
-    told = cautions(tmp_path / "1", base, {n: bf16_tensor(5, *t.shape) for n, t in base.items()})
-    assert "probably another base" in told
+    unrelated = {n: bf16_tensor(5, *t.shape) for n, t in base.items()}
+    assert "probably the wrong base" in warnings_for(tmp_path / "1", base, unrelated)
     wide = {**base, "c": random_tensor(3, "F32", 8, 8)}
-    assert "dtype mismatch: 1 tensors, c" in cautions(tmp_path / "2", base, wide)
+    assert "dtype mismatch: 1 tensors, such as c" in warnings_for(tmp_path / "2", base, wide)
     grown = {**base, "c": bf16_tensor(2, 9, 8)}
-    assert "resized: c" in cautions(tmp_path / "3", base, grown)
+    assert "resized: c" in warnings_for(tmp_path / "3", base, grown)
     packed = {"w.qweight": random_tensor(1, "I32", 4, 4)}
-    assert "quantized storage" in cautions(tmp_path / "4", packed, packed)
-    assert cautions(tmp_path / "5", base, base) == ""
+    assert "quantized storage" in warnings_for(tmp_path / "4", packed, packed)
+    assert warnings_for(tmp_path / "5", base, base) == ""
 
 
 def test_compressed_encodings(work: Path) -> None:
@@ -310,11 +304,11 @@ def test_compressed_encodings(work: Path) -> None:
     assert 0 < found["gap of 16 or 32 bits, value, zstd-1"] < found["int32 index, value"]
 
 
-def test_a_tie_that_came_apart(tmp_path: Path) -> None:
+def test_untied_tensors_warning(tmp_path: Path) -> None:
     embedding = bf16_tensor(0, 90, 60)
     tuned = {"model.embed_tokens.weight": tune(embedding, 1), "lm_head.weight": tune(embedding, 2)}
-    told = cautions(tmp_path, {"model.embed_tokens.weight": embedding}, tuned)
-    assert "a tie that came apart: lm_head.weight and model.embed_tokens.weight" in told
+    warnings = warnings_for(tmp_path, {"model.embed_tokens.weight": embedding}, tuned)
+    assert "untied: lm_head.weight and model.embed_tokens.weight" in warnings
 
 
 def test_rank_of_a_low_rank_update(tmp_path: Path) -> None:
@@ -334,9 +328,9 @@ def test_rank_of_a_low_rank_update(tmp_path: Path) -> None:
 
 def inspect(*arguments: str | Path) -> str:
     command = [sys.executable, "-P", "-m", "rlsparse_store", "inspect", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_command_over_the_base(work: Path) -> None:

@@ -1,4 +1,4 @@
-"""The case that the demonstration makes, from its quick settings, and the parts it is made of."""
+"""The demonstration with its quick settings, and its parts."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ PROMPTS = ["47+85=", "00+00=", "99+99=", "07+12="]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a run of the demonstration left behind."""
+class DemoRun:
+    """A finished run of the demonstration, and its log."""
 
     case: DemoCase
     lines: list[str]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     lines: list[str] = []
     case = make_case(tmp_path_factory.mktemp("demo"), DemoSettings.quick(), lines.append)
-    return Made(case, lines)
+    return DemoRun(case, lines)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,65 +62,65 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- The case -----------------------------------------------------------------------------------
 
 
-def test_the_two_models_have_the_same_tensors(made: Made) -> None:
-    base, tuned = weights(made.case.base), weights(made.case.tuned)
+def test_the_two_models_have_the_same_tensors(demo: DemoRun) -> None:
+    base, tuned = weights(demo.case.base), weights(demo.case.tuned)
     assert {name: tensor.shape for name, tensor in base.items()} == {
         name: tensor.shape for name, tensor in tuned.items()
     }
     assert {tensor.dtype for tensor in [*base.values(), *tuned.values()]} == {torch.bfloat16}
-    assert sum(tensor.numel() for tensor in base.values()) == made.case.parameters
+    assert sum(tensor.numel() for tensor in base.values()) == demo.case.parameters
 
 
-def test_some_words_change_and_most_do_not(made: Made) -> None:
-    base, tuned = weights(made.case.base), weights(made.case.tuned)
+def test_some_words_change_and_most_do_not(demo: DemoRun) -> None:
+    base, tuned = weights(demo.case.base), weights(demo.case.tuned)
     changed = sum(
         int((base[name].view(torch.int16) != tuned[name].view(torch.int16)).sum()) for name in base
     )
-    assert 0 < changed < made.case.parameters / 2
+    assert 0 < changed < demo.case.parameters / 2
 
 
 @pytest.mark.parametrize("which", ["base", "tuned"])
-def test_transformers_loads_and_runs_the_models(made: Made, which: str) -> None:
-    folder = getattr(made.case, which)
+def test_transformers_loads_and_runs_the_models(demo: DemoRun, which: str) -> None:
+    folder = getattr(demo.case, which)
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    asked = tokenizer(PROMPTS, return_tensors="pt")
-    assert asked.input_ids.tolist() == [encode(prompt) for prompt in PROMPTS]
-    # As the demonstration does it, but by the library's own means, and in the same precision.
-    texts = tokenizer.batch_decode(model.generate(**asked, do_sample=False))
+    inputs = tokenizer(PROMPTS, return_tensors="pt")
+    assert inputs.input_ids.tolist() == [encode(prompt) for prompt in PROMPTS]
+    # The generation of transformers, in the precision of the demonstration.
+    texts = tokenizer.batch_decode(model.generate(**inputs, do_sample=False))
     answers = greedy_answers(load(folder), token_ids(PROMPTS)).texts()
     assert texts == [prompt + answer for prompt, answer in zip(PROMPTS, answers, strict=True)]
 
 
-def test_numbers_agree_with_each_other(made: Made) -> None:
-    case = made.case
+def test_rewards_are_consistent(demo: DemoRun) -> None:
+    case = demo.case
     assert case.prompts == DemoSettings.quick().held_out
     assert 0 <= case.reward_before <= 1
     assert 0 <= case.reward_after <= 1
     assert case.reward_gain == pytest.approx(case.reward_after - case.reward_before)
-    # Rewards are 0 or 1, which fixes the error of their mean.
+    # For rewards of 0 or 1, the mean determines its standard error.
     mean = case.reward_before
     assert case.reward_before_se == pytest.approx((mean * (1 - mean) / (case.prompts - 1)) ** 0.5)
 
 
-def test_progress_is_told_line_by_line(made: Made) -> None:
-    assert any("pretraining step" in line for line in made.lines)
-    assert any("GRPO step" in line for line in made.lines)
-    assert not any("\n" in line for line in made.lines)
+def test_progress_is_logged_line_by_line(demo: DemoRun) -> None:
+    assert any("pretraining step" in line for line in demo.lines)
+    assert any("GRPO step" in line for line in demo.lines)
+    assert not any("\n" in line for line in demo.lines)
 
 
 def test_a_second_run_makes_the_same_files_and_prints_nothing(
-    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    demo: DemoRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     random_state = torch.get_rng_state()
     again = make_case(tmp_path, DemoSettings.quick(), lambda _: None)
-    assert contents(again.base) == contents(made.case.base)
-    assert contents(again.tuned) == contents(made.case.tuned)
+    assert contents(again.base) == contents(demo.case.base)
+    assert contents(again.tuned) == contents(demo.case.tuned)
     assert capfd.readouterr() == ("", "")
-    # Nor does it leave anything changed for its caller.
+    # Global state is restored.
     assert transformers_logging.get_verbosity() == verbosity
     assert transformers_logging.is_progress_bar_enabled() == bars
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -143,10 +143,10 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
         ("07+05=", "012", 1.0),
         ("00+00=", "000", 1.0),
         ("99+99=", "198", 1.0),
-        ("47+85=", "231", 0.0),  # the other writer's way
-        ("47+85=", "122", 0.0),  # a carry forgotten
+        ("47+85=", "231", 0.0),  # reversed digits
+        ("47+85=", "122", 0.0),  # a missing carry
         ("07+05=", "12=", 0.0),
-        ("07+05=", "+12", 0.0),  # a number to int(), but not an answer
+        ("07+05=", "+12", 0.0),  # int() accepts it
     ],
 )
 def test_reward(prompt: str, answer: str, expected: float) -> None:
@@ -166,7 +166,7 @@ def test_held_out_sums_are_not_trained_on_in_either_order() -> None:
     assert split_sums(2000, seed=1) != (train, held_out)
 
 
-def test_pretraining_texts_come_from_both_writers() -> None:
+def test_pretraining_texts_have_both_notations() -> None:
     assert pretraining_texts([Sum(47, 85)]) == ["47+85=132", "47+85=231"]
 
 
@@ -178,19 +178,19 @@ def test_encode_and_decode() -> None:
 # --- The policy ---------------------------------------------------------------------------------
 
 
-def test_sampled_log_probs_are_those_of_the_answers(made: Made) -> None:
-    policy = load(made.case.base)
+def test_sampled_log_probs_are_those_of_the_answers(demo: DemoRun) -> None:
+    policy = load(demo.case.base)
     prompts = token_ids(PROMPTS)
     rollouts = sample(policy, prompts, 3, torch.Generator().manual_seed(0))
     assert rollouts.answers.shape == (len(PROMPTS) * 3, 3)
     again = answer_log_probs(policy, prompts.repeat_interleave(3, dim=0), rollouts.answers)
-    # One is computed token by token, the other in one go.
+    # One is computed token by token, the other in one pass.
     assert float((again - rollouts.log_probs).detach().abs().max()) < 1e-5
 
 
-def test_loaded_weights_are_those_in_the_file(made: Made) -> None:
-    in_file = weights(made.case.base)
-    for name, tensor in load(made.case.base).state_dict().items():
+def test_loaded_weights_are_those_in_the_file(demo: DemoRun) -> None:
+    in_file = weights(demo.case.base)
+    for name, tensor in load(demo.case.base).state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, in_file[name].float())
 
@@ -217,10 +217,10 @@ def test_equal_rewards_give_no_advantage(value: float) -> None:
     [
         (1.0, 2.0, 2.0, True),
         (1.0, -2.0, -2.0, True),
-        (1.5, 2.0, 2.4, False),  # already made likelier by more than the range
+        (1.5, 2.0, 2.4, False),  # clipped above
         (1.5, -2.0, -3.0, True),
         (0.5, 2.0, 1.0, True),
-        (0.5, -2.0, -1.6, False),  # already made less likely by more than the range
+        (0.5, -2.0, -1.6, False),  # clipped below
     ],
 )
 def test_clipped_objective(
@@ -234,7 +234,7 @@ def test_clipped_objective(
     objective = clipped_objective(new, old, torch.tensor([[advantage]]), 0.2)
     (gradient,) = torch.autograd.grad(objective, new)
     assert objective.item() == pytest.approx(expected)
-    # The derivative of a ratio by its own logarithm is the ratio.
+    # The derivative of a ratio with respect to its logarithm is the ratio.
     assert gradient.item() == pytest.approx(ratio * advantage if learns else 0.0)
 
 

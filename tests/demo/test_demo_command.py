@@ -1,4 +1,4 @@
-"""The demo as a person runs it, in its quick form."""
+"""The command ``rlsparse demo --quick``."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_quick_demo(tmp_path: Path) -> None:
-    done = run("demo", "--quick", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    first = run("demo", "--quick", cwd=tmp_path)
+    assert (first.returncode, first.stderr) == (0, "")
     for line in ("Reward on the same 500 held-out sums", "$ rlsparse encode", "byte for byte"):
-        assert line in done.stdout
+        assert line in first.stdout
     folder = tmp_path / "rlsparse-demo"
     assert (folder / "rebuilt" / "model.safetensors").read_bytes() == (
         folder / "tuned" / "model.safetensors"

@@ -1,7 +1,7 @@
-"""What a published claim is, and when runs agree with it.
+"""Published claims, and the rule by which runs agree with them.
 
-A verdict needs every run: one kind is above another only if its lowest run is above the other's
-highest. Where runs of one kind lie on both sides, they cannot tell.
+A verdict depends on every run: one group is above another only if its minimum is above the other's
+maximum. If the ranges overlap, the runs cannot tell.
 """
 
 from __future__ import annotations
@@ -42,19 +42,22 @@ MUKHERJEE: Final = "Mukherjee et al., arXiv 2505.11711"
 PATH: Final = "Zhu et al., *The Path Not Taken*, arXiv 2511.08567"
 RAZOR: Final = "Shenfeld et al., *RL's Razor*, arXiv 2509.04259"
 
-TINY: Final = "One tiny base and one task; rate times updates was chosen to resemble published RL."
+TINY: Final = (
+    "One tiny base and one task; the product of rate and updates was chosen to resemble published "
+    "RL."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A published claim, and what became of it here.
+    """A published claim and its verdict.
 
     Attributes:
-        claim: What was claimed.
-        source: By whom.
+        claim: The claim.
+        source: Its authors.
         verdict: Whether these runs agree, disagree or cannot tell.
-        finding: What was found.
-        confounds: What else could explain it.
+        finding: The figures behind the verdict.
+        confounds: Other explanations.
     """
 
     claim: str
@@ -65,7 +68,7 @@ class Claim:
 
 
 def above(left: Sequence[float], right: Sequence[float]) -> str:
-    """Whether all of one kind are above all of another.
+    """Whether all values of one group are above all values of another.
 
     Example:
         >>> above([0.8, 0.9], [0.1]), above([0.1], [0.8]), above([0.1, 0.9], [0.5])
@@ -76,21 +79,21 @@ def above(left: Sequence[float], right: Sequence[float]) -> str:
     return DISAGREES if max(left) < min(right) else CANNOT_TELL
 
 
-def holds(*each: bool) -> str:
-    """Whether something holds of all, of none, or of some."""
-    if all(each):
+def holds(*conditions: bool) -> str:
+    """The verdict of conditions: all, none or some of them hold."""
+    if all(conditions):
         return AGREES
-    return CANNOT_TELL if any(each) else DISAGREES
+    return CANNOT_TELL if any(conditions) else DISAGREES
 
 
 def unchanged(figures: Figures, *labels: str) -> list[float]:
-    """Unchanged shares, of the first half of the data, on which there are runs of every kind."""
+    """Unchanged shares of runs on the first half of the data, which every label has."""
     runs = chain.from_iterable(figures.labelled(label) for label in labels)
     return [figures.unchanged(run.name) for run in runs if run.split == 0]
 
 
 def points(shares: Sequence[float]) -> str:
-    """The least and largest of some differences of shares.
+    """Minimum and maximum of differences of shares, in percentage points.
 
     Example:
         >>> points([0.05, 0.071])
@@ -100,6 +103,6 @@ def points(shares: Sequence[float]) -> str:
 
 
 def standard_error(figures: Figures) -> float:
-    """Of the base's score, by the choice of the held-out sums."""
-    right = figures.scores()[BASE]
-    return float((right * (1 - right) / HELD_OUT) ** 0.5)
+    """Standard error of the base's score over samples of held-out sums."""
+    score = figures.scores()[BASE]
+    return float((score * (1 - score) / HELD_OUT) ** 0.5)

@@ -1,6 +1,6 @@
-"""Asks the project's own commands about stored deltas, and keeps what was asked.
+"""Runs the project's commands on stored deltas, and records them.
 
-Every number of the report comes through here: from a command that can be printed beside it.
+Every number of the report comes from a command that the report lists.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ PROGRAMS: Final[dict[str, click.Command]] = {"rlsparse": rlsparse, "score.py": s
 
 
 class Evidence:
-    """What commands say in one folder.
+    """Output of commands that run in one folder.
 
     Args:
-        folder: Where they are run: names of deltas are relative to it.
+        folder: The folder. Names of deltas are relative to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._answers: dict[str, Json] = {}
-        self._asked: list[str] = []
+        self._outputs: dict[str, Json] = {}
+        self._recent: list[str] = []
 
-    def ask(self, command: str) -> Json:
-        """What a command answers, run once.
+    def run(self, command: str) -> Json:
+        """The JSON output of a command, which runs once.
 
         Raises:
-            rlsparse_store.errors.RlsparseError: It failed.
+            rlsparse_store.errors.RlsparseError: The command failed.
         """
-        if command not in self._answers:
-            self._answers[command] = self._run(command)
-        self._asked.append(command)
-        return self._answers[command]
+        if command not in self._outputs:
+            self._outputs[command] = self._run(command)
+        self._recent.append(command)
+        return self._outputs[command]
 
-    def asked(self) -> list[str]:
-        """The commands that were asked since the last call."""
-        asked, self._asked = list(dict.fromkeys(self._asked)), []
-        return asked
+    def take_commands(self) -> list[str]:
+        """The commands that ran since the last call, each once."""
+        commands, self._recent = list(dict.fromkeys(self._recent)), []
+        return commands
 
     def _run(self, command: str) -> Json:
-        """Run a command in this process: to start one takes longer than most answers."""
+        """Run a command in this process, since starting one takes longer than most commands."""
         program, *arguments = shlex.split(command)
-        printed = StringIO()
-        with chdir(self.folder), redirect_stdout(printed):
+        stdout = StringIO()
+        with chdir(self.folder), redirect_stdout(stdout):
             PROGRAMS[program].main([*arguments, "--json"], program, standalone_mode=False)
-        answer: Json = json.loads(printed.getvalue())
-        return answer
+        output: Json = json.loads(stdout.getvalue())
+        return output

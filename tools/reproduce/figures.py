@@ -1,4 +1,4 @@
-"""The numbers that tables and claims are about, each by its command."""
+"""The figures of tables and claims, each computed by a command."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ CHANCES: Final = ("uniform", "tensor", "magnitude")
 
 
 def base_of(name: str) -> str:
-    """The base that a run is stored against."""
+    """The base of a run's delta."""
     return BASE_FLOAT32 if name.endswith(FLOAT32) else BASE
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What two runs have in common.
+    """Overlap of two runs.
 
     Attributes:
-        a: A run.
-        b: Another.
-        one_sided: Share of what the first changed that the second changed, too.
-        chance: That share by chance, in the order of :data:`CHANCES`.
-        lift: Shared words over those by chance, in the same order.
-        jaccard: Words both changed, over words either changed.
-        same_value: Share of the words both changed that have the same value.
+        a: Name of the first run.
+        b: Name of the second run.
+        one_sided: Share of the words changed by the first run that the second changed too.
+        chance: The share expected by chance, in the order of :data:`CHANCES`.
+        lift: Overlap divided by the overlap expected by chance, in the same order.
+        jaccard: Words that both changed, divided by words that at least one changed.
+        same_value: Share of the words that both changed with the same value.
     """
 
     a: str
@@ -47,10 +47,10 @@ class Overlap:
 
 
 class Figures:
-    """Numbers about the runs of a plan.
+    """Figures about the runs of a plan.
 
     Args:
-        evidence: Where they come from.
+        evidence: Runs the commands.
         plan: The plan.
     """
 
@@ -60,26 +60,26 @@ class Figures:
         self.runs = [*plan.first(), *plan.second()]
 
     def labelled(self, label: str) -> list[Run]:
-        """The runs of a label, over seeds and splits."""
+        """The runs of a label, for all seeds and splits."""
         return [run for run in self.runs if run.label == label]
 
     def names(self, label: str) -> list[str]:
-        """Names of the runs of a label."""
+        """The names of the runs of a label."""
         return [run.name for run in self.labelled(label)]
 
     # --- inspect ----------------------------------------------------------------------------------
 
     def report(self, name: str) -> Json:
-        """All that ``inspect`` says of a run."""
-        return self.evidence.ask(_inspect(name))
+        """The output of ``inspect`` for a run."""
+        return self.evidence.run(_inspect(name))
 
     def values(self, name: str) -> Json:
-        """What ``inspect`` measures of a run's values."""
+        """The values that ``inspect`` measures for a run."""
         values: Json = self.report(name)["values"]
         return values
 
     def unchanged(self, name: str) -> float:
-        """The share of weights whose bits are the base's."""
+        """The share of weights with the bits of the base."""
         return 1 - float(self.values(name)["density"])
 
     def within(self, name: str) -> float:
@@ -91,14 +91,14 @@ class Figures:
         return {group["name"]: 1 - group["density"] for group in self.values(name)[kind]}
 
     def rank_share(self, name: str) -> float:
-        """The mean rank of some updates, over the full one."""
+        """The mean rank of sampled updates, divided by the full rank."""
         shares = [float(rank["share"]) for rank in self.values(name)["ranks"]]
         return sum(shares) / len(shares)
 
     def small_share(self, name: str) -> tuple[float, float]:
         """Changed shares of the smaller and of the larger half of the base's weights.
 
-        They are parted at an exponent, the one that comes nearest to halves.
+        The split is at the exponent that divides the weights most evenly.
         """
         table = self.values(name)["exponents"]
         words, changed = table["words"], table["changed"]
@@ -109,30 +109,29 @@ class Figures:
     # --- compare, match, series, score ------------------------------------------------------------
 
     def overlaps(self, names: Sequence[str]) -> list[Overlap]:
-        """What each two of some runs have in common."""
-        pairs = self.evidence.ask(_compare(names))["pairs"]
+        """The overlaps of all pairs of runs."""
+        pairs = self.evidence.run(_compare(names))["pairs"]
         return [_overlap(pair) for pair in pairs]
 
-    def matched(self, run: Run) -> Json:
-        """How near a run by a mask comes to the run whose changes made the mask."""
-        return self.evidence.ask(_match(run))
+    def match(self, run: Run) -> Json:
+        """The match of a masked run with the run that its mask comes from."""
+        return self.evidence.run(_match(run))
 
     def series(self, name: str) -> Json:
-        """How a run went on."""
-        return self.evidence.ask(f"rlsparse series {name} --base {BASE}")
+        """The output of ``series`` for a run."""
+        return self.evidence.run(f"rlsparse series {name} --base {BASE}")
 
     def scores(self, base: str = BASE) -> dict[str, float]:
-        """The share of held-out sums that each run, and the base, gets right."""
+        """Scores of the base and of each run: shares of held-out sums answered correctly."""
         names = [name for name in self.stored() if base_of(name) == base]
-        found: dict[str, float] = self.evidence.ask(f"score.py --base {base} {' '.join(names)}")[
-            "scores"
-        ]
-        return found
+        output = self.evidence.run(f"score.py --base {base} {' '.join(names)}")
+        scores: dict[str, float] = output["scores"]
+        return scores
 
-    # --- All of them ------------------------------------------------------------------------------
+    # --- All deltas -------------------------------------------------------------------------------
 
     def stored(self) -> list[str]:
-        """Every single delta."""
+        """Names of all deltas outside of series."""
         names = [run.name for run in self.runs if not run.checkpoints]
         for run in self.runs:
             if run.float32:

@@ -1,7 +1,7 @@
-"""What each algorithm minimizes.
+"""The loss of each algorithm.
 
-Each is a function of a :class:`Setting` that gives a function without arguments: called once for
-each update, it gives the loss to differentiate.
+Each algorithm is a function of a :class:`Setting`. It returns a function without arguments that
+gives the loss of the next update.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LOSSES", "Pairs", "Setting", "generalized_advantages", "preference_pairs"]
 
 ROUND: Final = 2
-"""Updates on the answers of a round. Only the second can have ratios that are clipped."""
+"""Updates per round of answers. Ratios differ from 1, and can be clipped, from the second on."""
 
 DPO_BETA: Final = 0.1
 SIMPO_BETA: Final = 2.0
@@ -41,20 +41,20 @@ GAE_DECAY: Final = 0.95
 PRIME_BETA: Final = 0.05
 
 POOL: Final = 512
-"""Prompts whose answers the base gives beforehand, for what is trained on such."""
+"""Prompts that the base answers in advance, for offline algorithms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an algorithm works with.
+    """Inputs of an algorithm.
 
     Attributes:
-        policy: The policy, to be trained.
-        base: The policy as it was.
-        sums: The problems to train on.
+        policy: The policy to train.
+        base: The base, frozen.
+        sums: Sums to train on.
         run: The run.
         plan: The plan.
-        generator: The source of randomness.
+        generator: Random generator.
     """
 
     policy: LlamaForCausalLM
@@ -65,23 +65,23 @@ class Setting:
     generator: torch.Generator
 
     def draw(self, count: int) -> list[Sum]:
-        """Some of the problems."""
-        drawn = torch.randperm(len(self.sums), generator=self.generator)[:count]
-        return [self.sums[i] for i in drawn.tolist()]
+        """Random sums, without replacement."""
+        indices = torch.randperm(len(self.sums), generator=self.generator)[:count]
+        return [self.sums[i] for i in indices.tolist()]
 
-    def rows(self, of: int, count: int) -> Tensor:
-        """Indices of some rows."""
-        return torch.randint(of, (count,), generator=self.generator)
+    def rows(self, total: int, count: int) -> Tensor:
+        """Random row indices, with replacement."""
+        return torch.randint(total, (count,), generator=self.generator)
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Answers that were sampled, each beside its prompt, and their rewards.
+    """Sampled answers with their prompts and rewards.
 
     Attributes:
-        prompts: Token ids of the prompts.
+        prompts: Token ids of the prompts, one per answer.
         rollouts: The answers.
-        rewards: 1 for what is right, of shape (prompts, samples).
+        rewards: 1 for correct answers, else 0, of shape (prompts, samples).
     """
 
     prompts: Tensor
@@ -89,11 +89,11 @@ class Round:
     rewards: Tensor
 
 
-def _sampled(setting: Setting, policy: LlamaForCausalLM, problems: Sequence[Sum]) -> Round:
+def _sample_round(setting: Setting, policy: LlamaForCausalLM, problems: Sequence[Sum]) -> Round:
     samples = setting.plan.samples
-    asked = [problem.prompt for problem in problems]
-    rollouts = sample(policy, token_ids(asked), samples, setting.generator)
-    repeated = [prompt for prompt in asked for _ in range(samples)]
+    prompts = [problem.prompt for problem in problems]
+    rollouts = sample(policy, token_ids(prompts), samples, setting.generator)
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
     rewards = torch.tensor(list(map(reward, repeated, rollouts.texts())))
     return Round(token_ids(repeated), rollouts, rewards.view(-1, samples))
 
@@ -110,21 +110,21 @@ def _supervised(setting: Setting, prompts: Tensor, answers: Tensor) -> Callable[
 
 
 def _sft(setting: Setting) -> Callable[[], Tensor]:
-    """Right answers."""
+    """Supervised fine-tuning on correct answers."""
     prompts = token_ids([problem.prompt for problem in setting.sums])
     answers = token_ids([problem.answer for problem in setting.sums])
     return _supervised(setting, prompts, answers)
 
 
 def _sft_foreign(setting: Setting) -> Callable[[], Tensor]:
-    """Answers that the base never gives."""
+    """Supervised fine-tuning on answers that the base never gives."""
     prompts = token_ids([problem.prompt for problem in setting.sums])
     return _supervised(setting, prompts, token_ids(list(map(shifted, setting.sums))))
 
 
 def _rft(setting: Setting) -> Callable[[], Tensor]:
-    """The base's own answers, those that are right (rejection sampling)."""
-    pool = _sampled(setting, setting.base, setting.draw(POOL))
+    """Supervised fine-tuning on the base's correct answers (rejection sampling)."""
+    pool = _sample_round(setting, setting.base, setting.draw(POOL))
     right = pool.rewards.flatten() > 0
     return _supervised(setting, pool.prompts[right], pool.rollouts.answers[right])
 
@@ -134,12 +134,12 @@ def _rft(setting: Setting) -> Callable[[], Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Prompts with a right and a wrong answer each.
+    """Preference pairs.
 
     Attributes:
         prompts: Token ids of the prompts.
-        right: Those of a right answer to each.
-        wrong: Those of a wrong one.
+        right: Token ids of a correct answer to each prompt.
+        wrong: Token ids of a wrong answer to each prompt.
     """
 
     prompts: Tensor
@@ -148,8 +148,8 @@ class Pairs:
 
 
 def preference_pairs(setting: Setting) -> Pairs:
-    """A right and a wrong answer of the base to each prompt to which it gave both."""
-    pool = _sampled(setting, setting.base, setting.draw(POOL))
+    """A correct and a wrong answer of the base, for each prompt with both."""
+    pool = _sample_round(setting, setting.base, setting.draw(POOL))
     samples = setting.plan.samples
     both = (pool.rewards.max(1).values > pool.rewards.min(1).values).nonzero()[:, 0]
     right = both * samples + pool.rewards[both].argmax(1)
@@ -158,10 +158,10 @@ def preference_pairs(setting: Setting) -> Pairs:
     return Pairs(pool.prompts[right], answers[right], answers[wrong])
 
 
-def _preferring(
+def _preference_loss(
     setting: Setting, pairs: Pairs, loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[], Tensor]:
-    """A loss of the log-probabilities of right and wrong answers, and the rows they are of."""
+    """A loss over random pairs, from the log-probabilities of both answers and the row indices."""
 
     def loss() -> Tensor:
         rows = setting.rows(len(pairs.prompts), setting.plan.answers // 2)
@@ -179,13 +179,13 @@ def _dpo(setting: Setting) -> Callable[[], Tensor]:
     with torch.no_grad():
         right = answer_log_probs(setting.base, pairs.prompts, pairs.right).sum(1)
         wrong = answer_log_probs(setting.base, pairs.prompts, pairs.wrong).sum(1)
-    before = right - wrong
+    base_margin = right - wrong
 
     def loss_of(right: Tensor, wrong: Tensor, rows: Tensor) -> Tensor:
-        gained = right.sum(1) - wrong.sum(1) - before[rows]
-        return -logsigmoid(DPO_BETA * gained).mean()
+        margin = right.sum(1) - wrong.sum(1) - base_margin[rows]
+        return -logsigmoid(DPO_BETA * margin).mean()
 
-    return _preferring(setting, pairs, loss_of)
+    return _preference_loss(setting, pairs, loss_of)
 
 
 def _simpo(setting: Setting) -> Callable[[], Tensor]:
@@ -196,57 +196,53 @@ def _simpo(setting: Setting) -> Callable[[], Tensor]:
         margin = SIMPO_BETA * (right.mean(1) - wrong.mean(1)) - SIMPO_MARGIN
         return -logsigmoid(margin).mean()
 
-    return _preferring(setting, preference_pairs(setting), loss_of)
+    return _preference_loss(setting, preference_pairs(setting), loss_of)
 
 
 # --- On policy ------------------------------------------------------------------------------------
 
 
-def _by_rounds(
-    setting: Setting, credit: Callable[[Round], Tensor], beside: Callable[[], None] = lambda: None
-) -> Callable[[], Tensor]:
-    """The clipped objective, with answers sampled anew every :data:`ROUND` updates.
+def _policy_gradient(setting: Setting, credit: Callable[[Round], Tensor]) -> Callable[[], Tensor]:
+    """The clipped objective, with new answers every :data:`ROUND` updates.
 
     Args:
         setting: The setting.
-        credit: The advantage of each token of a round, or of each answer: (answers, 1).
-        beside: What else is done for each update.
+        credit: Gives the advantages of a round, of shape (answers, tokens) or (answers, 1).
     """
     sampler = setting.base if setting.run.stale else setting.policy
-    state: list[tuple[Round, Tensor]] = []
+    pending: list[tuple[Round, Tensor]] = []
 
     def loss() -> Tensor:
-        if not state:
+        if not pending:
             problems = setting.draw(setting.plan.answers // setting.plan.samples)
-            sampled = _sampled(setting, sampler, problems)
-            state.extend([(sampled, credit(sampled))] * ROUND)
-        sampled, advantage = state.pop()
-        beside()
-        log_probs = answer_log_probs(setting.policy, sampled.prompts, sampled.rollouts.answers)
-        old = sampled.rollouts.log_probs
+            answers = _sample_round(setting, sampler, problems)
+            pending.extend([(answers, credit(answers))] * ROUND)
+        answers, advantage = pending.pop()
+        log_probs = answer_log_probs(setting.policy, answers.prompts, answers.rollouts.answers)
+        old = answers.rollouts.log_probs
         objective = clipped_objective(log_probs, old, advantage, setting.run.clip)
-        return -objective + setting.run.kl * _divergence(setting, sampled, log_probs)
+        return -objective + setting.run.kl * _kl_penalty(setting, answers, log_probs)
 
     return loss
 
 
-def _divergence(setting: Setting, sampled: Round, log_probs: Tensor) -> Tensor:
-    """The estimate of the divergence from the base that GRPO uses, arXiv:2402.03300, equation 4."""
+def _kl_penalty(setting: Setting, answers: Round, log_probs: Tensor) -> Tensor:
+    """GRPO's estimate of the KL divergence from the base, arXiv:2402.03300, equation 4."""
     if not setting.run.kl:
         return torch.zeros(())
     with torch.no_grad():
-        base = answer_log_probs(setting.base, sampled.prompts, sampled.rollouts.answers)
+        base = answer_log_probs(setting.base, answers.prompts, answers.rollouts.answers)
     ratio = base - log_probs
     return (ratio.exp() - ratio - 1).mean()
 
 
 def _grpo(setting: Setting) -> Callable[[], Tensor]:
     """Group relative policy optimization, arXiv:2402.03300."""
-    return _by_rounds(setting, lambda sampled: advantages(sampled.rewards).view(-1, 1))
+    return _policy_gradient(setting, lambda sampled: advantages(sampled.rewards).view(-1, 1))
 
 
 class _Critic(torch.nn.Module):
-    """Expected rewards, by a copy of the base that is trained beside the policy."""
+    """Predicts rewards with a copy of the base, trained together with the policy."""
 
     def __init__(self, base: LlamaForCausalLM) -> None:
         super().__init__()
@@ -264,7 +260,7 @@ class _Critic(torch.nn.Module):
         return values
 
     def learn(self, sampled: Round, returns: Tensor) -> None:
-        """Take a step towards what was returned."""
+        """Take one optimizer step toward the returns."""
         loss = (self.values(sampled) - returns).square().mean()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -278,36 +274,36 @@ def _ppo(setting: Setting) -> Callable[[], Tensor]:
     def credit(sampled: Round) -> Tensor:
         with torch.no_grad():
             values = critic.values(sampled)
-        gained = generalized_advantages(values, sampled.rewards.flatten(), GAE_DECAY)
+        advantage = generalized_advantages(values, sampled.rewards.flatten(), GAE_DECAY)
         for _ in range(ROUND):
-            critic.learn(sampled, gained + values)
-        return (gained - gained.mean()) / (gained.std() + 1e-4)
+            critic.learn(sampled, advantage + values)
+        return (advantage - advantage.mean()) / (advantage.std() + 1e-4)
 
-    return _by_rounds(setting, credit)
+    return _policy_gradient(setting, credit)
 
 
 def generalized_advantages(values: Tensor, rewards: Tensor, decay: float) -> Tensor:
-    """Generalized advantages, arXiv:1506.02438, undiscounted, where the reward comes at the end.
+    """Generalized advantage estimation, arXiv:1506.02438, undiscounted, with a final reward.
 
     Args:
-        values: Expected rewards before each token, of shape (answers, tokens).
-        rewards: The rewards, of shape (answers,).
-        decay: How much less each later error counts.
+        values: Predicted rewards before each token, of shape (answers, tokens).
+        rewards: Final rewards, of shape (answers,).
+        decay: The decay λ.
     """
     errors = torch.cat([values[:, 1:], rewards[:, None]], dim=1) - values
-    gained = torch.zeros_like(values)
+    advantage = torch.zeros_like(values)
     running = torch.zeros_like(rewards)
     for token in reversed(range(values.shape[1])):
         running = errors[:, token] + decay * running
-        gained[:, token] = running
-    return gained
+        advantage[:, token] = running
+    return advantage
 
 
 def _prime(setting: Setting) -> Callable[[], Tensor]:
     """Process reinforcement through implicit rewards, arXiv:2502.01456.
 
-    A copy of the base learns to tell right answers; how much more probable a token is to it than
-    to the base is the token's reward, beside that of the answer.
+    A copy of the base learns to recognize correct answers. Its log-ratio to the base rewards each
+    token, in addition to the reward of the answer.
     """
     judge = copy.deepcopy(setting.base).requires_grad_(requires_grad=True)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=setting.plan.learning_rate, weight_decay=0)
@@ -321,16 +317,16 @@ def _prime(setting: Setting) -> Callable[[], Tensor]:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        to_come = implied.detach().flip(1).cumsum(1).flip(1)
-        return _against_others(to_come, setting) + _against_others(
+        returns = implied.detach().flip(1).cumsum(1).flip(1)
+        return _leave_one_out(returns, setting) + _leave_one_out(
             sampled.rewards.view(-1, 1), setting
         )
 
-    return _by_rounds(setting, credit)
+    return _policy_gradient(setting, credit)
 
 
-def _against_others(rewards: Tensor, setting: Setting) -> Tensor:
-    """Rewards less the mean of the other answers to the same prompt (RLOO).
+def _leave_one_out(rewards: Tensor, setting: Setting) -> Tensor:
+    """Rewards minus the mean of the other answers to the same prompt (RLOO).
 
     Args:
         rewards: Of shape (answers, tokens).

@@ -1,4 +1,4 @@
-"""Which models are trained: every algorithm over seeds and data, ablations, controls."""
+"""The runs: every algorithm over seeds and data, ablations, and controls."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ __all__ = [
 ]
 
 ALGORITHMS: Final = ("sft10", "sft", "rft", "dpo", "simpo", "ppo", "grpo", "prime")
-"""Labels of the runs that are made of every seed and split. ``sft10`` is ``sft`` at ten times the
-learning rate."""
+"""Labels with a run for every seed and split. ``sft10`` is ``sft`` at ten times the learning rate."""
 
 ON_POLICY: Final = ("ppo", "grpo", "prime")
 
@@ -31,10 +30,10 @@ BASE: Final = "base"
 BASE_FLOAT32: Final = "base-float32"
 
 FLOAT32: Final = "-float32"
-"""Ends the name of a run that is stored in float32."""
+"""Suffix of runs that are stored in float32."""
 
 NULL: Final = "-shuffled"
-"""Ends the name of a run whose update was shuffled."""
+"""Suffix of runs with a shuffled update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +41,20 @@ class Run:
     """One model to train from the base.
 
     Attributes:
-        label: What the run is called, without seed and split.
-        algorithm: What is minimized: a name in :data:`losses.LOSSES`.
-        seed: Decides batches and samples.
+        label: Name without seed and split.
+        algorithm: The loss, a key of :data:`losses.LOSSES`.
+        seed: Seed of batches and samples.
         split: Half of the data to train on.
-        rate: Learning rate, over that of the plan.
-        steps: Updates, over those of the plan.
-        kl: Weight of the penalty for moving away from the base.
-        clip: How far from one the ratio of new to old probability counts.
-        stale: Whether answers are sampled from the base all along.
-        pure: Whether weights are trained in bfloat16, without float32 masters.
-        float32: Whether the model is stored in float32, too.
-        checkpoints: How many times it is stored on the way; the updates are a multiple of it.
-        mask: The kind of mask to train by: ``exact``, ``random`` or ``magnitude``.
-        masked_by: Name of the run whose changes make the mask.
+        rate: Learning rate, relative to that of the plan.
+        steps: Number of updates, relative to that of the plan.
+        kl: Weight of the KL penalty.
+        clip: Ratios of new to old probability are clipped to 1 ± clip.
+        stale: Whether to sample answers from the base instead of the policy.
+        pure: Whether to train bfloat16 weights, without float32 masters.
+        float32: Whether to store the model in float32 too.
+        checkpoints: Number of stored checkpoints, a divisor of the number of updates.
+        mask: Kind of mask to train with: ``exact``, ``random`` or ``magnitude``.
+        masked_by: Name of the run that the mask comes from.
     """
 
     label: str
@@ -75,42 +74,42 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its delta is called."""
+        """Name of its delta."""
         return f"{self.label}-s{self.seed}-d{self.split}"
 
     def checkpoint(self, number: int) -> str:
-        """The delta of a run's checkpoint, counted from 1."""
+        """Name of the delta of a checkpoint, counted from 1."""
         return f"{self.name}/checkpoint-{number:02d}" if self.checkpoints else self.name
 
     @property
     def last(self) -> str:
-        """The delta that is stored last."""
+        """Name of the delta that is stored last."""
         return self.name + FLOAT32 if self.float32 else self.checkpoint(self.checkpoints)
 
     @property
     def mask_file(self) -> str:
-        """The mask it is trained by."""
+        """Path of its mask."""
         return f"masks/{self.masked_by}-{self.mask}.safetensors"
 
     @property
     def mask_command(self) -> str:
-        """What makes the mask."""
+        """Command that writes the mask."""
         control = "" if self.mask == "exact" else f" --control {self.mask}"
         return f"rlsparse mask {self.masked_by} --base {BASE}{control} -o {self.mask_file}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is done.
+    """Sizes of all runs.
 
     Attributes:
-        shape: The shape of the model.
-        pretraining: How the base is trained.
-        updates: Updates of the weights in a run; each sees as many answers.
-        answers: Answers in a batch.
-        samples: Answers sampled for a prompt.
-        learning_rate: The learning rate.
-        seeds: How many seeds.
+        shape: Shape of the model.
+        pretraining: Settings of pretraining.
+        updates: Optimizer steps per run.
+        answers: Answers per batch.
+        samples: Sampled answers per prompt.
+        learning_rate: Learning rate.
+        seeds: Number of seeds.
     """
 
     shape: PolicyShape
@@ -122,14 +121,14 @@ class Plan:
     seeds: int = 3
 
     def first(self) -> list[Run]:
-        """Runs that need nothing but the base."""
+        """Runs that need the base only."""
         runs = [run for seed in range(self.seeds) for run in _matrix(seed)]
         runs += [run for seed in range(self.seeds) for run in _ablations(seed)]
         long = Run(label="grpo-long", algorithm="grpo", seed=0, steps=4, checkpoints=16)
         return [long, *runs]
 
     def second(self) -> list[Run]:
-        """Runs that train by the changes of one of the first."""
+        """Runs with a mask that comes from a run of :meth:`first`."""
         return [
             replace(run, label=f"{run.label}-{mask}", mask=mask, masked_by=run.name, float32=False)
             for run in self.first()
@@ -163,7 +162,7 @@ def _ablations(seed: int) -> list[Run]:
 
 
 def full() -> Plan:
-    """What the report is made of."""
+    """The plan of the published report."""
     return Plan(
         shape=PolicyShape(
             hidden_size=128, intermediate_size=256, layers=4, heads=4, initial_std=0.06
@@ -174,7 +173,7 @@ def full() -> Plan:
 
 
 def smoke() -> Plan:
-    """The same in a minute, to see that it runs: too short to say anything."""
+    """A plan of about a minute, for tests. Its figures are meaningless."""
     return Plan(
         shape=PolicyShape(
             hidden_size=64, intermediate_size=128, layers=2, heads=4, initial_std=0.06

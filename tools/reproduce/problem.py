@@ -1,9 +1,8 @@
-"""What is learned: the sums of the demonstration, split in two, and three ways to write answers.
+"""The task: sums of the demonstration, split in two halves, and three notations of answers.
 
-The base hesitates between two writers: one writes the digits of an answer forward, one backward.
-Rewards are for the forward one, so what reinforcement learning brings out is in the base already.
-A third way, digits shifted by one, is never in the base: what supervised training on foreign data
-does is measured with it.
+The base is undecided between forward and reversed digits. Only the forward notation is rewarded,
+so reinforcement learning brings out a behavior that the base has. The third notation, digits
+shifted by one, is not in the base; it stands for supervised training on foreign data.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ _SEED: Final = 0
 
 
 def training_sums() -> list[Sum]:
-    """Everything that may be trained on."""
+    """The training set."""
     return split_sums(HELD_OUT, _SEED)[0]
 
 
 def held_out() -> list[Sum]:
-    """What every model is scored on."""
+    """The held-out set."""
     return split_sums(HELD_OUT, _SEED)[1]
 
 
 def halves(sums: Sequence[Sum]) -> list[list[Sum]]:
-    """Sums split in two without a sum in common, in either order of its terms."""
+    """Two disjoint halves of sums. Both orders of two terms are in the same half."""
     pairs = sorted({tuple(sorted((s.left, s.right))) for s in sums})
     side = np.random.default_rng(_SEED).permutation(len(pairs)) % SPLITS
     side_of = dict(zip(pairs, side.tolist(), strict=True))
@@ -47,7 +46,7 @@ def halves(sums: Sequence[Sum]) -> list[list[Sum]]:
 
 
 def shifted(problem: Sum) -> str:
-    """The answer as the base never writes it: each digit one up.
+    """The answer in a notation that the base does not have: each digit plus one, modulo 10.
 
     Example:
         >>> shifted(Sum(47, 85))

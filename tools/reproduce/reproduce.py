@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train the papers' runs in miniature, store them as deltas, and write their tables.
+"""Train small versions of the papers' runs, store them as deltas, and write the papers' tables.
 
-    python tools/reproduce/reproduce.py OUT            # all of it, and the report
-    python tools/reproduce/reproduce.py OUT --smoke    # in a minute, to see that it runs
+    python tools/reproduce/reproduce.py OUT            # all runs and the report
+    python tools/reproduce/reproduce.py OUT --smoke    # a test run of about a minute
 
-What is in OUT already is kept: the same command goes on after an interruption.
+Finished runs in OUT are kept, so that the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -37,54 +37,57 @@ __all__ = ["missing"]
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--smoke", "is_smoke", is_flag=True, help="Do little of everything.")
-@click.option("--processes", default=2, show_default=True, help="Runs at a time.")
+@click.option("--smoke", "is_smoke", is_flag=True, help="Train a few steps only, as a test.")
+@click.option("--processes", default=2, show_default=True, help="Number of parallel runs.")
 def main(out: Path, processes: int, *, is_smoke: bool) -> None:
-    """Train the papers' runs in miniature, store them in OUT, and write OUT/report.md."""
+    """Train small versions of the papers' runs in OUT, and write OUT/report.md."""
     plan = smoke() if is_smoke else full()
     out.mkdir(parents=True, exist_ok=True)
     _require_same_plan(plan, out)
     start = time.monotonic()
-    # Small as the model is, threads that wait for each other cost more than they bring.
+    # For so small a model, several threads are slower than one.
     torch.set_num_threads(1)
     if not (out / BASE_FLOAT32).is_dir():
         make_base(plan, out)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        _do(pool, "trained", missing(plan.first(), out), partial(train, plan=plan, folder=out))
+        _run_all(pool, "trained", missing(plan.first(), out), partial(train, plan=plan, folder=out))
         nulls = [run for run in plan.first() if run.float32]
         unshuffled = [run for run in nulls if not (out / (run.name + NULL)).is_dir()]
-        _do(pool, "shuffled", unshuffled, partial(_shuffle, folder=out))
+        _run_all(pool, "shuffled", unshuffled, partial(_shuffle, folder=out))
         for run in plan.second():
             _make_mask(run, out)
-        _do(pool, "trained", missing(plan.second(), out), partial(train, plan=plan, folder=out))
+        _run_all(
+            pool, "trained", missing(plan.second(), out), partial(train, plan=plan, folder=out)
+        )
     write_report(Figures(Evidence(out), plan), out)
     click.echo(f"{out / 'report.md'}: {time.monotonic() - start:.0f} s", err=True)
 
 
 def _require_same_plan(plan: Plan, out: Path) -> None:
-    """Refuse to go on with what another plan began."""
-    described = json.dumps(asdict(plan), indent=1, sort_keys=True) + "\n"
-    kept = out / "plan.json"
-    if kept.exists() and kept.read_text(encoding="utf-8") != described:
-        message = f"{kept} is of another plan: choose another folder"
+    """Refuse to resume the runs of another plan."""
+    text = json.dumps(asdict(plan), indent=1, sort_keys=True) + "\n"
+    path = out / "plan.json"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        message = f"{path} is of another plan; choose another folder"
         raise click.ClickException(message)
-    kept.write_text(described, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def missing(runs: Iterable[Run], out: Path) -> list[Run]:
-    """Runs of which not everything is stored. The last to be stored tells."""
+    """The unfinished runs: those whose last delta does not exist."""
     return [run for run in runs if not (out / run.last).is_dir()]
 
 
-def _do(
-    pool: ProcessPoolExecutor, done: str, runs: list[Run], function: Callable[[Run], None]
+def _run_all(
+    pool: ProcessPoolExecutor, verb: str, runs: list[Run], function: Callable[[Run], None]
 ) -> None:
-    for count, run in enumerate(pool.map(partial(_named, function), runs), 1):
-        click.echo(f"{done} {count} of {len(runs)}: {run}", err=True)
+    """Apply a function to runs in parallel, and print a line after each."""
+    for count, name in enumerate(pool.map(partial(_apply, function), runs), 1):
+        click.echo(f"{verb} {count} of {len(runs)}: {name}", err=True)
 
 
-def _named(function: Callable[[Run], None], run: Run) -> str:
+def _apply(function: Callable[[Run], None], run: Run) -> str:
     function(run)
     return run.name
 
@@ -94,7 +97,7 @@ def _shuffle(run: Run, folder: Path) -> None:
 
 
 def _make_mask(run: Run, out: Path) -> None:
-    """Write the mask that a run trains by."""
+    """Write the mask of a run."""
     if (out / run.mask_file).exists():
         return
     (out / "masks").mkdir(exist_ok=True)

@@ -40,16 +40,16 @@ ABLATIONS: Final = (
 )
 
 MASKED: Final = {
-    "exact": "what full training changed",
-    "random": "as many by chance",
-    "magnitude": "as many of each magnitude by chance",
+    "exact": "the weights that full training changed",
+    "random": "random mask",
+    "magnitude": "random mask matched on magnitude",
 }
 
-WHAT: Final = {
-    "sft10": "SFT, right answers, 10 × the learning rate",
-    "sft": "SFT, right answers",
+NAMES: Final = {
+    "sft10": "SFT, correct answers, 10 × the learning rate",
+    "sft": "SFT, correct answers",
     "sft-foreign": "SFT, answers that the base never gives",
-    "rft": "SFT on the base's right answers (RFT)",
+    "rft": "SFT on the base's correct answers (RFT)",
     "dpo": "DPO",
     "simpo": "SimPO",
     "ppo": "PPO",
@@ -68,14 +68,14 @@ WHAT: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table and what to know of it.
+    """A table.
 
     Attributes:
-        title: Its title.
-        about: What it shows.
-        head: Names of the columns.
-        rows: Cells, the first of each row to the left and the others to the right.
-        picture: Name of the picture of it, if there is one.
+        title: Title.
+        about: Description.
+        head: Column headings.
+        rows: Cells. The first column is aligned left, the others right.
+        picture: Name of its picture; empty if it has none.
     """
 
     title: str
@@ -96,35 +96,35 @@ def share(value: float) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """The mean of some shares, and the least and largest.
+    """Mean, minimum and maximum of shares.
 
     Example:
         >>> spread([0.25, 0.75])
         '50.0 % (25.0–75.0)'
     """
-    known = list(values)
-    least, largest = f"{100 * min(known):.1f}", f"{100 * max(known):.1f}"
-    mean = share(sum(known) / len(known))
-    return mean if least == largest else f"{mean} ({least}–{largest})"
+    shares = list(values)
+    lowest, highest = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
+    mean = share(sum(shares) / len(shares))
+    return mean if lowest == highest else f"{mean} ({lowest}–{highest})"
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = list(values)
-    return sum(known) / len(known)
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 # --- Sparsity -------------------------------------------------------------------------------------
 
 
 def by_algorithm(figures: Figures) -> Table:
-    """Sparsity of every algorithm."""
+    """Sparsity by algorithm."""
     scores = figures.scores()
     rows = []
     for label in ALGORITHMS:
         names = figures.names(label)
         rows.append(
             [
-                f"{WHAT[label]}: `{label}`",
+                f"{NAMES[label]}: `{label}`",
                 spread(map(figures.unchanged, names)),
                 spread(map(figures.within, names)),
                 spread(scores[name] for name in names),
@@ -134,11 +134,12 @@ def by_algorithm(figures: Figures) -> Table:
     return Table(
         title="Sparsity by algorithm",
         about=(
-            f"Means over {figures.plan.seeds} seeds and two halves of the data, least and largest "
-            f"in brackets; behind the colon, what commands and pictures call the run. The base gets {share(scores[BASE])} of the held-out sums right. The "
-            "last column is what the stored delta takes, all of it, in bits per changed weight."
+            f"Means over {figures.plan.seeds} seeds and two halves of the data, with minimum and "
+            "maximum in brackets. The name after the colon is that of the run in commands and "
+            f"pictures. The base answers {share(scores[BASE])} of the held-out sums correctly. The "
+            "last column is the size of the whole delta in bits per changed weight."
         ),
-        head=["run", "unchanged, exact", "within 1e-5", "right answers", "bits"],
+        head=["run", "unchanged, exact", "within 1e-5", "correct answers", "bits"],
         rows=rows,
         picture="sparsity",
     )
@@ -151,40 +152,40 @@ def _grouped(figures: Figures, kind: str, title: str, about: str) -> Table:
         each = [figures.groups(name, kind) for name in figures.names(label)]
         columns = list(each[0])
         means = [share(_mean(groups[column] for groups in each)) for column in columns]
-        rows.append([WHAT[label], *means])
+        rows.append([NAMES[label], *means])
     return Table(title=title, about=about, head=["run", *columns], rows=rows)
 
 
 def by_layer(figures: Figures) -> Table:
-    """Sparsity of every layer."""
-    about = "Unchanged weights, exact; `other` is what lies outside the layers."
+    """Sparsity by layer."""
+    about = "Unchanged weights, exact; `other` is all tensors outside the layers."
     return _grouped(figures, "layers", "Sparsity by layer", about)
 
 
 def by_module(figures: Figures) -> Table:
-    """Sparsity of every kind of module."""
+    """Sparsity by kind of module."""
     about = "Unchanged weights, exact."
     return _grouped(figures, "modules", "Sparsity by module", about)
 
 
 def ablations(figures: Figures) -> Table:
-    """What a penalty, clipping, the data and the learning rate change."""
+    """Effects of a KL penalty, clipping, the source of answers, and the learning rate."""
     scores = figures.scores()
     rows = []
     for label in ABLATIONS:
         names = [run.name for run in figures.labelled(label) if run.split == 0]
         unchanged = [figures.unchanged(name) for name in names]
-        rows.append([WHAT[label], spread(unchanged), spread(scores[name] for name in names)])
+        rows.append([NAMES[label], spread(unchanged), spread(scores[name] for name in names)])
     return Table(
-        title="Ablations: KL penalty, clipping, whose answers, learning rate",
+        title="Ablations: KL penalty, clipping, source of answers, learning rate",
         about=f"The first half of the data, {figures.plan.seeds} seeds.",
-        head=["run", "unchanged, exact", "right answers"],
+        head=["run", "unchanged, exact", "correct answers"],
         rows=rows,
     )
 
 
 def storage(figures: Figures) -> Table:
-    """What the dtype of the stored weights changes."""
+    """Effect of the stored dtype."""
     scores, wide = figures.scores(), figures.scores(BASE_FLOAT32)
     rows = []
     for label in ("sft10", "sft", "grpo"):
@@ -192,20 +193,20 @@ def storage(figures: Figures) -> Table:
         for ending, right, how in (("", scores, "bfloat16"), (FLOAT32, wide, "float32")):
             stored = [name + ending for name in names]
             unchanged = spread(map(figures.unchanged, stored))
-            rows.append([WHAT[label], how, unchanged, spread(right[name] for name in stored)])
+            rows.append([NAMES[label], how, unchanged, spread(right[name] for name in stored)])
     pure = figures.names("grpo-pure")
     unchanged = spread(map(figures.unchanged, pure))
-    rows.append([WHAT["grpo-pure"], "bfloat16", unchanged, spread(scores[n] for n in pure)])
+    rows.append([NAMES["grpo-pure"], "bfloat16", unchanged, spread(scores[n] for n in pure)])
     return Table(
         title="The same runs stored in float32 and in bfloat16",
-        about="All but the last row have float32 masters: the very same model, stored twice.",
-        head=["run", "stored in", "unchanged, exact", "right answers"],
+        about="All rows but the last have float32 masters: the same model, stored twice.",
+        head=["run", "stored in", "unchanged, exact", "correct answers"],
         rows=rows,
     )
 
 
 def magnitudes(figures: Figures) -> Table:
-    """Where changes fall."""
+    """Changes by magnitude, and ranks."""
     rows = []
     for label in (*ALGORITHMS, "grpo-null"):
         names = _nulls(figures, "grpo") if label == "grpo-null" else figures.names(label)
@@ -213,7 +214,7 @@ def magnitudes(figures: Figures) -> Table:
         half = [figures.values(name)["exponents"]["half_magnitude"] for name in names]
         rows.append(
             [
-                WHAT.get(label, "GRPO, its update shuffled"),
+                NAMES.get(label, "GRPO, shuffled update"),
                 spread(small for small, _ in parts),
                 spread(large for _, large in parts),
                 "–" if None in half else f"{_mean(half):.2g}",
@@ -221,11 +222,11 @@ def magnitudes(figures: Figures) -> Table:
             ]
         )
     return Table(
-        title="Where changes fall, and the rank of updates",
+        title="Changes by magnitude, and rank of updates",
         about=(
             "Changed share of the smaller and the larger half of the base's weights; the "
-            "magnitude at which a change is as likely as not; rank of the update over the full "
-            "rank, the mean of eight matrices."
+            "magnitude at which half of the weights changed; rank of the update divided by the "
+            "full rank, mean of eight matrices."
         ),
         head=["run", "smaller half", "larger half", "half at", "rank"],
         rows=rows,
@@ -241,12 +242,12 @@ def _nulls(figures: Figures, label: str) -> list[str]:
 
 
 def seed_overlaps(figures: Figures, label: str) -> list[Overlap]:
-    """Runs that differ in their seed."""
+    """Pairs of runs with different seeds."""
     return figures.overlaps([run.name for run in figures.labelled(label) if run.split == 0])
 
 
 def data_overlaps(figures: Figures, label: str) -> list[Overlap]:
-    """Runs that differ in their data."""
+    """Pairs of runs with different data."""
     first = [run for run in figures.labelled(label) if run.split == 0]
     return [
         overlap
@@ -258,52 +259,53 @@ def data_overlaps(figures: Figures, label: str) -> list[Overlap]:
 
 
 def algorithm_overlaps(figures: Figures, left: str, right: str) -> list[Overlap]:
-    """Runs that differ in their algorithm."""
-    found = []
+    """Pairs of runs with different algorithms."""
+    pairs = []
     for seed in range(figures.plan.seeds):
-        every = figures.overlaps([f"{label}-s{seed}-d0" for label in ALGORITHMS])
-        wanted = {f"{left}-s{seed}-d0", f"{right}-s{seed}-d0"}
-        found += [overlap for overlap in every if {overlap.a, overlap.b} == wanted]
-    return found
+        overlaps = figures.overlaps([f"{label}-s{seed}-d0" for label in ALGORITHMS])
+        names = {f"{left}-s{seed}-d0", f"{right}-s{seed}-d0"}
+        pairs += [overlap for overlap in overlaps if {overlap.a, overlap.b} == names]
+    return pairs
 
 
 def null_overlaps(figures: Figures, label: str) -> list[Overlap]:
-    """Runs of a label, each against another one's update, shuffled."""
+    """Pairs of a run and the shuffled update of another seed."""
     names = [run.name for run in figures.labelled(label) if run.split == 0]
     nulls = _nulls(figures, label)
-    turned = [*nulls[1:], nulls[0]]
-    return [o for pair in zip(names, turned, strict=True) for o in figures.overlaps(pair)]
+    shifted = [*nulls[1:], nulls[0]]
+    return [o for pair in zip(names, shifted, strict=True) for o in figures.overlaps(pair)]
 
 
 def overlaps(figures: Figures) -> Table:
-    """Overlaps beside what chance gives."""
+    """Overlaps, with those expected by chance."""
     rows = [
-        _overlap_row(f"{WHAT[label]}: other seed", seed_overlaps(figures, label))
+        _overlap_row(f"{NAMES[label]}: other seed", seed_overlaps(figures, label))
         for label in ALGORITHMS
     ]
     rows += [
-        _overlap_row(f"{WHAT[label]}: other data", data_overlaps(figures, label))
+        _overlap_row(f"{NAMES[label]}: other data", data_overlaps(figures, label))
         for label in ALGORITHMS
     ]
     others = [*pairwise(ALGORITHMS), ("dpo", "grpo"), ("sft", "grpo"), ("sft10", "grpo")]
     rows += [
-        _overlap_row(f"{WHAT[left]} and {WHAT[right]}", algorithm_overlaps(figures, left, right))
+        _overlap_row(f"{NAMES[left]} and {NAMES[right]}", algorithm_overlaps(figures, left, right))
         for left, right in others
     ]
     rows += [
         _overlap_row(
-            f"{WHAT[label]} and another seed's update, shuffled", null_overlaps(figures, label)
+            f"{NAMES[label]} and the shuffled update of another seed",
+            null_overlaps(figures, label),
         )
         for label in ("sft10", "sft", "grpo")
     ]
     return Table(
         title="Overlap by seed, data and algorithm",
         about=(
-            "Share of the words changed in one run that the other changed, too; the same by "
-            "chance, given the two densities (*uniform*), those of each tensor (*tensor*), and "
-            "those of each tensor at each exponent of the base (*magnitude*); how many times more "
-            "words are shared than by the last. A shuffled update is a null: it moves as far as "
-            "the run, to nowhere in particular. Means of all pairs."
+            "Share of the words changed by one run that the other changed too; the share expected "
+            "by chance, matched on the overall densities (*uniform*), on the densities of each "
+            "tensor (*tensor*), and on those of each tensor at each exponent of the base "
+            "(*magnitude*); overlap divided by the last of these. A shuffled update is the null: "
+            "an update of the same size in random positions. Means over all pairs."
         ),
         head=["runs", "shared", *CHANCES, "over magnitude", "Jaccard", "same value"],
         rows=rows,
@@ -311,16 +313,16 @@ def overlaps(figures: Figures) -> Table:
     )
 
 
-def _overlap_row(what: str, found: Sequence[Overlap]) -> list[str]:
-    chances = [share(_mean(o.chance[i] for o in found)) for i in range(len(CHANCES))]
-    lifts = [o.lift[-1] for o in found]
+def _overlap_row(name: str, pairs: Sequence[Overlap]) -> list[str]:
+    chances = [share(_mean(o.chance[i] for o in pairs)) for i in range(len(CHANCES))]
+    lifts = [o.lift[-1] for o in pairs]
     return [
-        what,
-        share(_mean(o.one_sided for o in found)),
+        name,
+        share(_mean(o.one_sided for o in pairs)),
         *chances,
         f"{_mean(lifts):.2f} ({min(lifts):.2f}–{max(lifts):.2f})",
-        f"{_mean(o.jaccard for o in found):.3f}",
-        share(_mean(o.same_value for o in found)),
+        f"{_mean(o.jaccard for o in pairs):.3f}",
+        share(_mean(o.same_value for o in pairs)),
     ]
 
 
@@ -328,21 +330,23 @@ def _overlap_row(what: str, found: Sequence[Overlap]) -> list[str]:
 
 
 def subnetworks(figures: Figures) -> Table:
-    """Training by a mask against training in full."""
+    """Training with a mask against full training."""
     scores = figures.scores()
     rows = []
     for label in ("dpo", "prime"):
         full = [run.name for run in figures.labelled(label) if run.split == 0]
-        rows.append([f"{WHAT[label]}: in full", "", "", "", "", spread(scores[n] for n in full)])
+        rows.append(
+            [f"{NAMES[label]}: full training", "", "", "", "", spread(scores[n] for n in full)]
+        )
         runs = figures.labelled(f"{label}-exact")
-        before = [figures.matched(run)["everything"]["base_and_full"] for run in runs]
-        rows.append([f"{WHAT[label]}: not at all (the base)", *_matches(before), "", ""])
+        before = [figures.match(run)["everything"]["base_and_full"] for run in runs]
+        rows.append([f"{NAMES[label]}: no training (the base)", *_matches(before), "", ""])
         for mask in ("exact", "random", "magnitude"):
             runs = figures.labelled(f"{label}-{mask}")
-            matches = [figures.matched(run) for run in runs]
+            matches = [figures.match(run) for run in runs]
             rows.append(
                 [
-                    f"{WHAT[label]}: {MASKED[mask]}",
+                    f"{NAMES[label]}: {MASKED[mask]}",
                     *_matches([match["everything"]["full_and_sub"] for match in matches]),
                     f"{sum(match['sub_outside'] for match in matches):,}"
                     if mask == "exact"
@@ -353,23 +357,25 @@ def subnetworks(figures: Figures) -> Table:
     return Table(
         title="Training only the subnetwork",
         about=(
-            "Share of weights that are the same as after training in full, by bits and within "
-            "1e-5 and 1e-4; weights outside the mask that changed. The mask is what full training "
-            "changed; the controls have as many weights of each tensor by chance, and as many of "
-            "each tensor at each exponent. `rlsparse mask` made them:\n\n"
+            "Share of weights equal to those of full training, by bits and within 1e-5 and 1e-4; "
+            "weights outside the mask that changed. The mask selects the weights that full "
+            "training changed; the controls are random masks with the same count in each tensor, "
+            "and in each tensor at each exponent. Commands that wrote the masks:\n\n"
             + "\n".join(f"    {run.mask_command}" for run in figures.plan.second())
         ),
-        head=["trained", "bits", "1e-5", "1e-4", "outside", "right answers"],
+        head=["training", "bits", "1e-5", "1e-4", "outside", "correct answers"],
         rows=rows,
     )
 
 
 def _matches(matches: Sequence[dict[str, float]]) -> list[str]:
-    return [spread(match[near] for match in matches) for near in ("bits", "1e-05", "0.0001")]
+    return [
+        spread(match[tolerance] for match in matches) for tolerance in ("bits", "1e-05", "0.0001")
+    ]
 
 
 def over_time(figures: Figures) -> Table:
-    """A long run."""
+    """A longer run of GRPO."""
     (run,) = figures.labelled("grpo-long")
     series = figures.series(run.name)
     words = series["words"]
@@ -387,12 +393,12 @@ def over_time(figures: Figures) -> Table:
     return Table(
         title="A longer run of GRPO, checkpoint by checkpoint",
         about=(
-            f"Of all weights, {share(1 - ever / words)} never changed in a checkpoint, "
-            f"{share(series['cancelled'] / words)} changed and came back, {share(final / words)} "
-            f"differ at the end. {share(series['outside_final'])} of what ever changed is outside "
-            "the final mask."
+            f"Of all weights, {share(1 - ever / words)} never differ from the base in a checkpoint, "
+            f"{share(series['cancelled'] / words)} change and revert to it, and "
+            f"{share(final / words)} differ from it at the end. {share(series['outside_final'])} "
+            "of the weights that ever changed are outside the final mask."
         ),
-        head=["updates", "as in the base", "as in the one before", "moved before"],
+        head=["updates", "equal to base", "equal to previous", "moved before"],
         rows=rows,
         picture="series",
     )

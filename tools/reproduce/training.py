@@ -1,4 +1,4 @@
-"""Trains the runs of a plan, and stores each as a delta."""
+"""Training of runs, and storage as deltas."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from plan import Plan, Run
 
-__all__ = ["make_base", "quietly", "shuffle", "stored_weights", "train"]
+__all__ = ["make_base", "quiet_transformers", "shuffle", "stored_weights", "train"]
 
-_LONGEST_GRADIENT: Final = 1.0
+_MAX_GRAD_NORM: Final = 1.0
 
 
 def make_base(plan: Plan, folder: Path) -> None:
-    """Pretrain the base, and store it in bfloat16, and the very same values in float32."""
-    with quietly():
+    """Pretrain the base, and store it in bfloat16, and with the same values in float32."""
+    with quiet_transformers():
         policy = new_policy(plan.shape, seed=0)
         pretrain(policy, pretraining_texts(training_sums()), plan.pretraining, 1, lambda _: None)
         save(policy, folder / BASE)
@@ -41,14 +41,14 @@ def make_base(plan: Plan, folder: Path) -> None:
 
 
 def train(run: Run, plan: Plan, folder: Path) -> None:
-    """Train a run, from the base to its delta.
+    """Train a run from the base, and store its delta.
 
     Args:
         run: The run.
-        plan: The plan it is of.
-        folder: Where the base and the masks are, and the deltas go.
+        plan: Its plan.
+        folder: Folder of the base, the masks and the deltas.
     """
-    with quietly():
+    with quiet_transformers():
         policy = load(folder / BASE)
         if run.pure:
             policy = policy.bfloat16()
@@ -80,7 +80,7 @@ def _freeze(
 
 
 def _tune(setting: Setting, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Take all updates, and store the policy where the run says."""
+    """Take all optimizer steps, and store the policy at every checkpoint."""
     run, policy = setting.run, setting.policy
     next_loss = LOSSES[run.algorithm](setting)
     updates = round(setting.plan.updates * run.steps)
@@ -88,7 +88,7 @@ def _tune(setting: Setting, optimizer: torch.optim.Optimizer, folder: Path) -> N
     for update in range(1, updates + 1):
         optimizer.zero_grad()
         next_loss().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), _LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), _MAX_GRAD_NORM)
         optimizer.step()
         if update % every == 0:
             _store(policy.state_dict(), folder, run.checkpoint(update // every))
@@ -96,42 +96,41 @@ def _tune(setting: Setting, optimizer: torch.optim.Optimizer, folder: Path) -> N
 
 def _store(weights: dict[str, Tensor], folder: Path, name: str, base: str = BASE) -> None:
     if (folder / name).is_dir():
-        # Of a run that was interrupted before all of it was stored: it is the same.
+        # Left by an interrupted run. Training is deterministic, so it is the same.
         return
-    # float32 masters are rounded as a trainer rounds them when it saves in bfloat16.
+    # Rounds float32 masters to bfloat16 as a trainer does on saving.
     with DeltaEncoder(folder / base, device="cpu", threads=1) as encoder:
         encoder.encode(weights, folder / name, cast="bf16" if base == BASE else None)
 
 
 def stored_weights(folder: Path, name: str, base: str = BASE) -> dict[str, Tensor]:
-    """The weights of a run, from its delta."""
+    """The weights of a run, read from its delta."""
     with open_delta(folder / name, base=folder / base) as tuned:
         return {key: tuned.get_tensor(key) for key in tuned.keys()}  # noqa: SIM118 - no mapping
 
 
 def shuffle(name: str, seed: int, folder: Path) -> None:
-    """Store the base moved by a run's update whose elements change places within each tensor.
+    """Store the base plus a run's update, permuted within each tensor.
 
-    It moves as far as the run, and to nowhere in particular: what it has in common with a run is
-    chance.
+    The null for overlaps: an update of the same size in random positions.
 
     Args:
-        name: A run that is stored in float32, without that ending.
-        seed: Decides the places.
-        folder: Where the runs are.
+        name: Name of a run that is stored in float32, without the suffix.
+        seed: Seed of the permutation.
+        folder: Folder of the runs.
     """
     generator = torch.Generator().manual_seed(seed)
     tuned = stored_weights(folder, name + FLOAT32, BASE_FLOAT32)
     for key, before in load(folder / BASE).state_dict().items():
         update = (tuned[key] - before).flatten()
-        places = torch.randperm(len(update), generator=generator)
-        tuned[key] = before + update[places].view_as(before)
+        order = torch.randperm(len(update), generator=generator)
+        tuned[key] = before + update[order].view_as(before)
     _store(tuned, folder, name + NULL)
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the progress bars and warnings of transformers out of the way for a while."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

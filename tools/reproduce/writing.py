@@ -1,4 +1,4 @@
-"""The report: claims, tables, pictures, and the command behind every number."""
+"""The report: claims, tables, pictures, and the commands behind the numbers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-INTRODUCTION = """# The papers' tables, on runs of our own
+INTRODUCTION = """# The papers' tables, reproduced on small runs
 
-A Llama of {parameters:,} parameters learned to add two numbers below 100 from two writers, one of
-whom writes answers backward; every run starts from it and brings out the other one. A run takes
-{updates} updates of {answers} answers at a learning rate of {rate:g} (AdamW, no decay, gradients
-clipped at 1, float32 masters, stored in bfloat16), over {seeds} seeds and two halves of the data
-that share no sum. `tools/reproduce/reproduce.py OUT` makes all of it again; elsewhere arithmetic is
-rounded differently, and figures differ a little.
+A Llama of {parameters:,} parameters is pretrained to add two numbers below 100. Half of its text
+has the answers forward, half has them with reversed digits; every run starts from this base and
+trains the forward notation. A run takes {updates} updates of {answers} answers at a learning rate
+of {rate:g} (AdamW, no weight decay, gradients clipped at 1, float32 masters, stored in bfloat16),
+for {seeds} seeds and two disjoint halves of the data. `tools/reproduce/reproduce.py OUT` repeats
+all of it; rounding on other machines changes the figures slightly.
 
-**What such a toy can and cannot say.** It shows mechanisms: what rounding, the learning rate and
-chance do. It cannot show what large models do. Learning rate and number of updates were chosen so
-that their product is to the median weight about as in published RL runs; how sparse a run is
-follows from that choice, and only comparisons within a table mean something. The subject is
-disputed: Balashov's preprint (arXiv 2507.17107) was withdrawn by its author, so Mukherjee et al.
-(arXiv 2505.11711) stand for what both claim.
+**What a model this small can show.** It shows mechanisms: the effects of rounding, of the learning
+rate and of chance. It cannot show what large models do. The product of learning rate and number of
+updates, relative to the median weight, was chosen close to that of published RL runs; the sparsity
+of a run follows from this choice, so that only comparisons within a table are meaningful. The
+subject is disputed: Balashov's preprint (arXiv 2507.17107) was withdrawn by its author, so
+Mukherjee et al. (arXiv 2505.11711) are cited for the claims of both.
 
 Every number comes from stored deltas, by the commands listed under its table, run in `OUT`;
 `score.py` is `tools/reproduce/score.py`.
@@ -44,8 +44,8 @@ def write_report(figures: Figures, out: Path) -> None:
     """Write ``report.md`` and its pictures.
 
     Args:
-        figures: The numbers.
-        out: The folder to write into.
+        figures: The figures.
+        out: Folder to write to.
     """
     plan = figures.plan
     first = figures.report(figures.names("grpo")[0])
@@ -59,26 +59,26 @@ def write_report(figures: Figures, out: Path) -> None:
         ),
         _claims(
             [claim(figures) for claim in (*SPARSITY_CLAIMS, *SUBNETWORK_CLAIMS)],
-            figures.evidence.asked(),
+            figures.evidence.take_commands(),
         ),
     ]
-    for make in TABLES:
-        table = make(figures)
+    for new_table in TABLES:
+        table = new_table(figures)
         if table.picture:
             (out / f"{table.picture}.png").write_bytes(PICTURES[table.picture](figures))
-        parts.append(_section(table, figures.evidence.asked()))
+        parts.append(_section(table, figures.evidence.take_commands()))
     (out / "report.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _claims(claims: Sequence[Claim], commands: Sequence[str]) -> str:
-    lines = ["## What was published, and what these runs say", ""]
+    lines = ["## Published claims, and whether these runs agree", ""]
     lines += _rows(
         ["claim", "verdict"], [[f"{c.claim} ({c.source})", f"**{c.verdict}**"] for c in claims]
     )
     lines.append("")
     for claim in claims:
         lines += [f"**{claim.claim}** {claim.verdict.capitalize()}. {claim.finding}", ""]
-        lines += [f"*What else could explain it:* {claim.confounds}", ""]
+        lines += [f"*Confounds:* {claim.confounds}", ""]
     return "\n".join([*lines, *_commands(commands)])
 
 
@@ -97,5 +97,5 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _commands(commands: Sequence[str]) -> list[str]:
     count = "1 command" if len(commands) == 1 else f"{len(commands)} commands"
-    listed = [f"    {command} --json" for command in commands]
-    return [f"<details><summary>{count}</summary>", "", *listed, "", "</details>", ""]
+    lines = [f"    {command} --json" for command in commands]
+    return [f"<details><summary>{count}</summary>", "", *lines, "", "</details>", ""]

@@ -1,4 +1,4 @@
-"""Pictures of deltas, by matplotlib, and a page to see them on."""
+"""Pictures of updates, drawn with matplotlib, and an HTML page that shows them."""
 
 from rlsparse_store.analysis.plots.charts import (
     change_by_exponent,

@@ -1,11 +1,11 @@
-"""What all pictures share: a figure of their own, one look, and bytes that stay the same."""
+"""The figure under every picture: one style, and reproducible bytes."""
 
 from __future__ import annotations
 
 import io
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.format.names import printable
@@ -13,14 +13,14 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ACCENT", "PALE", "Picture", "is_layer", "label", "picture"]
+__all__ = ["ACCENT", "PALE", "ImageFormat", "Picture", "is_layer", "label", "new_picture"]
 
 ACCENT: Final = "#1f5a87"
 PALE: Final = "#c9d4dc"
 
-FORMATS: Final = ("png", "svg")
+ImageFormat: TypeAlias = Literal["png", "svg"]
 
-_LOOK: Final = {
+_STYLE: Final = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -29,20 +29,20 @@ _LOOK: Final = {
     "axes.axisbelow": True,
     "xtick.color": "0.3",
     "ytick.color": "0.3",
-    # Ids in an SVG come from this, and not from chance.
+    # Makes the ids in an SVG reproducible.
     "svg.hashsalt": "rlsparse",
 }
 
-# What the font that comes with matplotlib has for certain.
-_DRAWN: Final = re.compile(r"[^\x20-\x7e\u00a1-\u017f\u2026]")
+# Characters outside of what the font of matplotlib certainly has.
+_MISSING_GLYPHS: Final = re.compile(r"[^\x20-\x7e\u00a1-\u017f\u2026]")
 
 
-# Longer numbers are no model's: they would not fit a picture, or even a float.
+# No model has longer numbers. They would not fit into a picture, nor into a float.
 _LAYER: Final = re.compile(r"[0-9]{1,6}")
 
 
 def is_layer(name: str) -> bool:
-    """Whether a layer's name is a number that a picture can place.
+    """Whether the name of a layer is a number that fits on an axis.
 
     Example:
         >>> is_layer("12"), is_layer("other"), is_layer("9" * 400)
@@ -51,66 +51,65 @@ def is_layer(name: str) -> bool:
     return _LAYER.fullmatch(name) is not None
 
 
-def label(name: str, most: int = 40) -> str:
-    """A foreign name as a figure can draw it.
+def label(name: str, max_length: int = 40) -> str:
+    """An untrusted name in characters that the font has.
 
     Example:
         >>> label("层.weight")
         '?.weight'
     """
-    return _DRAWN.sub("?", printable(name, most))
+    return _MISSING_GLYPHS.sub("?", printable(name, max_length))
 
 
 class Picture:
-    """One picture being drawn.
+    """A picture to draw on.
 
     Attributes:
-        axes: matplotlib's axes.
+        figure: The figure of matplotlib.
+        axes: Its axes.
     """
 
-    def __init__(self, figure: Any, axes: Any, form: str) -> None:  # noqa: ANN401 - matplotlib's
-        self.axes = axes
+    def __init__(self, figure: Any, image_format: ImageFormat) -> None:  # noqa: ANN401 - matplotlib
         self.figure = figure
-        self._form = form
+        self.axes = figure.add_subplot()
+        self._format = image_format
 
-    def titled(self, title: str) -> None:
-        """Say what is seen."""
+    def set_title(self, title: str) -> None:
+        """Set the title above the axes."""
         self.axes.set_title(title, loc="left", fontsize=10)
 
-    def saved(self) -> bytes:
-        """The bytes of the picture: the same for the same picture, with the same matplotlib."""
+    def to_bytes(self) -> bytes:
+        """The encoded image. The same drawing and matplotlib give the same bytes."""
         out = io.BytesIO()
         options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
-        if self._form == "png":
+        if self._format == "png":
             options = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}, "dpi": 90}
-        self.figure.savefig(out, format=self._form, **options)
+        self.figure.savefig(out, format=self._format, **options)
         return out.getvalue()
 
 
 @contextmanager
-def picture(width: float, height: float, form: str) -> Iterator[Picture]:
-    """A figure of its own, which leaves the process's plots and its back end alone.
+def new_picture(width: float, height: float, image_format: ImageFormat) -> Iterator[Picture]:
+    """A new picture, independent of pyplot's figures, backend and style.
 
     Args:
-        width: Inches.
-        height: Inches.
-        form: ``"png"`` or ``"svg"``.
+        width: Width in inches.
+        height: Height in inches.
+        image_format: ``"png"`` or ``"svg"``.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         ValueError: The format is unknown.
     """
-    if form not in FORMATS:
-        msg = f"format {form!r}: choose one of {', '.join(FORMATS)}"
+    if image_format not in (formats := get_args(ImageFormat)):
+        msg = f"image_format={image_format!r}: choose one of {', '.join(formats)}"
         raise ValueError(msg)
     try:
-        from matplotlib import style  # noqa: PLC0415 - only when something is drawn
+        from matplotlib import style  # noqa: PLC0415 - optional, slow to import
         from matplotlib.figure import Figure  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         msg = "matplotlib is not installed; install rlsparse-store[plot]"
         raise MissingDependencyError(msg) from error
-    # Not over the user's own style: pictures would differ by it, and with ``text.usetex`` LaTeX
-    # would run whatever a foreign name says.
-    with style.context(["default", _LOOK]):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield Picture(figure, figure.add_subplot(), form)
+    # The user's style would change the bytes, and its ``text.usetex`` would run names as LaTeX.
+    with style.context(["default", _STYLE]):
+        yield Picture(Figure(figsize=(width, height), layout="constrained"), image_format)

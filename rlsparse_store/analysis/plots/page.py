@@ -1,20 +1,19 @@
-"""One HTML page that needs nothing besides itself."""
+"""A self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 import re
-from html import escape
 from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.format.names import printable
+from rlsparse_store.delta.html_table import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["write_page"]
 
-# Nothing is fetched and nothing runs, whatever a foreign name may say.
+# Nothing is loaded and nothing runs, even if a name got past the escaping.
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE: Final = """
@@ -45,14 +44,14 @@ def write_page(
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
     pictures: Sequence[tuple[str, bytes]],
 ) -> str:
-    """A page of facts, pictures and tables. Every text may be a stranger's.
+    """Render facts, pictures and tables as HTML. Every text may be untrusted.
 
     Args:
-        title: What the page is about.
+        title: Title of the page.
         facts: Names and values.
-        tables: For each its title, headings and rows, as long as the headings. Columns of
-            numbers are aligned to the right, but for the first.
-        pictures: Captions, and pictures as PNG or SVG.
+        tables: Title, headings and rows of each table. Columns of numbers, except the first
+            column, are aligned right. Tables without rows are omitted.
+        pictures: Captions and images, PNG or SVG.
 
     Returns:
         The page.
@@ -61,49 +60,45 @@ def write_page(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
     )
-    parts = [head, f"<body>\n<main>\n<h1>{_text(title)}</h1>\n", _facts(facts)]
+    parts = [head, f"<body>\n<main>\n<h1>{escaped(title)}</h1>\n", _facts(facts)]
     parts += [_figure(caption, picture) for caption, picture in pictures]
     parts += [_table(*table) for table in tables if table[2]]
     parts.append("</main>\n</body>\n</html>\n")
     return "".join(parts)
 
 
-def _text(text: str) -> str:
-    return escape(printable(text, 500))
-
-
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>\n" for name, value in facts)
+    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>\n" for name, value in facts)
     return f"<dl>\n{rows}</dl>\n"
 
 
 def _figure(caption: str, picture: bytes) -> str:
     data = base64.b64encode(picture).decode("ascii")
-    # An SVG is an image here, too: none of its markup becomes the page's.
+    # As an image, an SVG cannot add markup to the page.
     kind = "svg+xml" if picture.startswith(b"<?xml") else "png"
-    image = f'<img src="data:image/{kind};base64,{data}" alt="{_text(caption)}">'
-    return f"<figure>\n{image}\n<figcaption>{_text(caption)}</figcaption>\n</figure>\n"
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{escaped(caption)}">'
+    return f"<figure>\n{image}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>\n"
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     numeric = {c for c in range(1, len(headings)) if _is_numeric([row[c] for row in rows])}
-    marks = [' class="n"' if c in numeric else "" for c in range(len(headings))]
+    classes = [' class="n"' if c in numeric else "" for c in range(len(headings))]
     head = "".join(
-        # A heading without text would be read out as one.
-        f'<th scope="col"{mark}>{_text(name)}</th>' if name else "<td></td>"
-        for name, mark in zip(headings, marks, strict=True)
+        # Screen readers announce an empty heading.
+        f'<th scope="col"{cls}>{escaped(name)}</th>' if name else "<td></td>"
+        for name, cls in zip(headings, classes, strict=True)
     )
     lines = (
-        "".join(f"<td{mark}>{_text(cell)}</td>" for cell, mark in zip(row, marks, strict=True))
+        "".join(f"<td{cls}>{escaped(cell)}</td>" for cell, cls in zip(row, classes, strict=True))
         for row in rows
     )
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
-    # With a place in the tab order, so that the keys scroll it, too.
+    # In the tab order, so that it scrolls by keyboard.
     return (
-        f'<h2>{_text(title)}</h2>\n<div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{_text(title)}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<h2>{escaped(title)}</h2>\n<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escaped(title)}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
     )
 

@@ -1,4 +1,4 @@
-"""The numbers that words stand for."""
+"""Numeric values of words, and their rounding to other dtypes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
-__all__ = ["CASTS", "cast_differs", "cast_words", "is_numeric", "values_of"]
+__all__ = ["CASTS", "as_floats", "cast_words", "count_cast_changes", "is_numeric"]
 
 _SMALL_FLOATS: Final = {
-    # bits of exponent and mantissa, bias, and whether it has infinities
+    # Exponent bits, mantissa bits, bias, and whether it has infinities (None: nor NaNs).
     "F8_E5M2": (5, 2, 15, True),
     "F8_E4M3": (4, 3, 7, False),
     "F8_E4M3FNUZ": (4, 3, 8, False),
@@ -29,40 +29,40 @@ _INTEGERS: Final = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"
 _WIDE: Final = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 CASTS: Final = ("F32", "F16", "BF16", "F8_E4M3")
-"""Dtypes that values are cast to, to see what would still differ."""
+"""Dtypes for which changes that survive a cast are counted."""
 
 
 def is_numeric(dtype: Dtype) -> bool:
-    """Whether a dtype's words are numbers that can be subtracted."""
+    """Whether the words of a dtype have numeric values."""
     return dtype.code in _INTEGERS or dtype.code in _SMALL_FLOATS or dtype.code in {"BF16", *_WIDE}
 
 
-def values_of(words: Words, dtype: Dtype) -> NDArray[np.floating[Any]]:
-    """The numbers, as float32 where that holds them exactly, else as float64.
+def as_floats(words: Words, dtype: Dtype) -> NDArray[np.floating[Any]]:
+    """Values of words: float32 for floats of up to 32 bits, else float64.
 
     64-bit integers are rounded.
 
     Args:
         words: Words of the dtype's default coding.
-        dtype: The dtype, which is numeric.
+        dtype: A numeric dtype.
     """
     code = dtype.code
     if code == "BF16":
         bits: NDArray[np.uint32] = widen(words, Widening.BF16_TO_F32)
         return bits.view(np.float32)
     if code in _WIDE:
-        found = words.view(_WIDE[code])
-        return found.astype(np.float32) if code == "F16" else found
+        values = words.view(_WIDE[code])
+        return values.astype(np.float32) if code == "F16" else values
     if code in _SMALL_FLOATS:
-        return _small_floats(code)[words]
+        return _small_float_table(code)[words]
     if code.startswith("I"):
         words = words.view(words.dtype.str.replace("u", "i"))
     return words.astype(np.float64)
 
 
 @cache
-def _small_floats(code: str) -> NDArray[Any]:
-    """Every value of a floating-point dtype of at most eight bits."""
+def _small_float_table(code: str) -> NDArray[Any]:
+    """The value of every word of a floating-point dtype of at most eight bits."""
     exponent_bits, mantissa_bits, bias, has_infinities = _SMALL_FLOATS[code]
     width = 1 + exponent_bits + mantissa_bits
     words = np.arange(1 << width)
@@ -84,35 +84,35 @@ def _small_floats(code: str) -> NDArray[Any]:
     return table
 
 
-def cast_differs(before: Words, after: Words, dtype: Dtype, code: str) -> int:
-    """How many of these words would still differ if both sides were cast.
+def count_cast_changes(before: Words, after: Words, dtype: Dtype, code: str) -> int:
+    """Number of changed words that still differ after casting both sides.
 
     Args:
         before: Words of the base.
-        after: Words of the tuned side.
-        dtype: Their dtype, which is numeric.
+        after: Words of the tuned checkpoint.
+        dtype: Their numeric dtype.
         code: One of :data:`CASTS`.
     """
     if dtype.code == code or (code == "F32" and dtype.code in {"BF16", "F16"}):
-        # Widening keeps every two words apart, NaNs too.
+        # Widening is injective, for NaNs too.
         return int(np.count_nonzero(before != after))
     if dtype.coding.width <= 16:
         table = _cast_table(dtype, code)
         return int(np.count_nonzero(table[before] != table[after]))
-    old, new = values_of(before, dtype), values_of(after, dtype)
+    old, new = as_floats(before, dtype), as_floats(after, dtype)
     return int(np.count_nonzero(cast_words(old, code) != cast_words(new, code)))
 
 
 @cache
 def _cast_table(dtype: Dtype, code: str) -> NDArray[Any]:
-    """What every word of a narrow dtype is cast to."""
-    kind: Any = np.uint16 if dtype.coding.width == 16 else np.uint8
-    words = np.arange(1 << dtype.coding.width).astype(kind)
-    return cast_words(values_of(words, dtype), code)
+    """The cast of every word of a dtype of at most 16 bits."""
+    unsigned: Any = np.uint16 if dtype.coding.width == 16 else np.uint8
+    words = np.arange(1 << dtype.coding.width).astype(unsigned)
+    return cast_words(as_floats(words, dtype), code)
 
 
 def cast_words(values: NDArray[np.floating[Any]], code: str) -> NDArray[np.unsignedinteger[Any]]:
-    """Values rounded to a dtype, to the nearest, ties to even, as bits to be compared.
+    """Bit patterns of values after rounding to a dtype, to nearest, ties to even.
 
     Args:
         values: The values.
@@ -127,16 +127,16 @@ def cast_words(values: NDArray[np.floating[Any]], code: str) -> NDArray[np.unsig
     if code == "F16":
         with np.errstate(over="ignore", invalid="ignore"):
             return wide.astype(np.float16).view(np.uint16)
-    return _nearest(wide)
+    return _cast_to_f8_e4m3(wide)
 
 
-def _nearest(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The words of F8_E4M3 nearest to values; beyond the largest, the largest."""
-    table = _small_floats("F8_E4M3")[:127].astype(np.float64)
+def _cast_to_f8_e4m3(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The nearest F8_E4M3 words; values beyond the largest saturate."""
+    table = _small_float_table("F8_E4M3")[:127].astype(np.float64)
     middles = (table[:-1] + table[1:]) / 2
     magnitude = np.abs(values.astype(np.float64))
     word = np.searchsorted(middles, magnitude, side="left")
-    # A tie goes to the even word: searchsorted leaves it at the lower one.
+    # searchsorted puts a tie at the lower word; it belongs to the even one.
     tied = (word < middles.size) & (middles[np.minimum(word, middles.size - 1)] == magnitude)
     word = word + (tied & (word % 2 == 1))
     word = np.where(np.isnan(values), 127, word)
