@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlsparse_store.analysis.overlap import compare_deltas
-from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    base_option,
+    hub_options,
+    json_option,
+    quiet_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.units import format_percent
 from rlsparse_store.format.names import printable
@@ -23,6 +29,7 @@ __all__ = ["compare_command"]
 @base_option
 @click.option("--groups", is_flag=True, help="Also print layers and kinds of module.")
 @threads_option
+@hub_options(revision="RUN", base_revision="BASE")
 @json_option
 @quiet_option
 def compare_command(
@@ -32,6 +39,7 @@ def compare_command(
     threads: int | None,
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
     """Compare the updates of several deltas of one base with chance.
 
@@ -39,7 +47,7 @@ def compare_command(
     tensor and magnitude of the base. The last is the strictest: small weights change in any run.
     """
     with progress_bar("compare", quiet=quiet) as progress:
-        report = compare_deltas(deltas, base=base, threads=threads, progress=progress)
+        report = compare_deltas(deltas, base=base, threads=threads, progress=progress, **hub)
     if as_json:
         print_json(report.as_json())
     else:

@@ -12,6 +12,7 @@ from rlsparse_store.analysis.value_report import SCOPES, measure_values
 from rlsparse_store.cli.encode import print_encoded, print_run
 from rlsparse_store.cli.options import (
     base_option,
+    hub_options,
     json_option,
     quiet_option,
     subfolder_option,
@@ -26,6 +27,7 @@ from rlsparse_store.delta.run import inspect_run, is_run
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.files.output import require_new
 from rlsparse_store.format.names import printable
+from rlsparse_store.hub.access import HubAccess
 
 if TYPE_CHECKING:
     from rlsparse_store.analysis.value_report import ValueReport
@@ -36,6 +38,8 @@ __all__ = ["inspect_command", "print_report"]
 
 _OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "as_csv", "plots", "page")
 """Options that need one delta."""
+
+_HUB = ("token", "cache_dir", "local_files_only")
 
 SHOWN_TENSORS = 20
 """Tensors listed without --all: those with the most changes."""
@@ -77,6 +81,7 @@ SHOWN_TENSORS = 20
 @click.option("--cast", type=click.Choice(["bf16"]), help="For a pair: as for encode.")
 @click.option("--keep-dtype", is_flag=True, help="For a pair: as for encode.")
 @threads_option
+@hub_options(revision="DELTA, RUN or TUNED", base_revision="BASE")
 @json_option
 @quiet_option
 def inspect_command(
@@ -94,11 +99,14 @@ def inspect_command(
     if len(paths) > 2:
         msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
-    if len(paths) == 1 and not options["subfolder"] and is_run(paths[0]):
+    hub = {name: options[name] for name in _HUB}
+    revision = options["revision"]
+    of_run = len(paths) == 1 and not options["subfolder"]
+    if of_run and is_run(paths[0], HubAccess(**hub), revision):
         if any(options[name] for name in _OF_ONE_DELTA):
             msg = "this option needs one delta: add --subfolder NAME"
             raise click.UsageError(msg)
-        run = inspect_run(paths[0])
+        run = inspect_run(paths[0], revision=revision, **hub)
         if as_json:
             print_json(run.as_json())
         else:
@@ -128,22 +136,26 @@ def _measure(
         name: options[name] for name in ("scope", "align_rows", "rank", "compressed", "threads")
     }
     if len(paths) == 1:
-        report = inspect_delta(paths[0], subfolder=options["subfolder"])
+        place = {name: options[name] for name in ("subfolder", "revision", *_HUB)}
+        report = inspect_delta(paths[0], **place)
         asked = any(options[name] for name in ("with_values", "rank", "compressed"))
         asked = asked or options["preset"] != "exact" or options["scope"] != "matched"
         if options["base"] is None and not asked:
             return report, None
         with progress_bar("inspect", quiet=quiet) as progress:
-            opened = over_base(paths[0], base=options["base"], subfolder=options["subfolder"])
-            with opened as pair:
+            against = {name: options[name] for name in ("base", "base_revision")}
+            with over_base(paths[0], **against, **place) as pair:
                 values = measure_values(
                     pair, delta_bytes=report.delta_bytes, progress=progress, **wanted
                 )
         return report, values
-    encoding = {name: options[name] for name in ("cast", "keep_dtype", "threads")}
+    base, tuned = paths
+    encoding = {name: options[name] for name in ("keep_dtype", "threads")}
+    places = {name: options[name] for name in ("cast", "base_revision", *_HUB)}
+    places["tuned_revision"] = options["revision"]
     with progress_bar("inspect", quiet=quiet) as progress:
-        encoded = measure_pair(*paths, progress=_half(progress, 0), **encoding)
-        with open_pair(*paths, cast=options["cast"]) as pair:
+        encoded = measure_pair(base, tuned, progress=_half(progress, 0), **encoding, **places)
+        with open_pair(base, tuned, **places) as pair:
             values = measure_values(
                 pair, delta_bytes=encoded.delta_bytes, progress=_half(progress, 1), **wanted
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import click
 
@@ -13,7 +14,13 @@ from rlsparse_store.analysis.masks import (
     Control,
     write_mask,
 )
-from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    base_option,
+    hub_options,
+    json_option,
+    quiet_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.delta.units import format_percent
 from rlsparse_store.format.names import printable
@@ -62,6 +69,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float) -> fl
     help="Seed of the control.",
 )
 @threads_option
+@hub_options(revision="RUN", base_revision="BASE")
 @json_option
 @quiet_option
 def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
@@ -76,6 +84,7 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
     threads: int | None,
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
     """Write a training mask: one bit per weight, set where the deltas changed it.
 
@@ -93,6 +102,7 @@ def mask_command(  # noqa: PLR0913, PLR0917 - each is an option
             seed=seed,
             threads=threads,
             progress=progress,
+            **hub,
         )
     if as_json:
         print_json(report.as_json())

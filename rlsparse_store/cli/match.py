@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from rlsparse_store.analysis.match import MATCH_TOLERANCES, match_checkpoints
-from rlsparse_store.cli.options import json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.units import format_percent
 from rlsparse_store.format.names import printable
@@ -18,6 +20,7 @@ __all__ = ["match_command"]
 @click.argument("sub")
 @click.option("--base", "-b", required=True, metavar="BASE", help="The base of both.")
 @threads_option
+@hub_options(full_revision="FULL", sub_revision="SUB", base_revision="BASE")
 @json_option
 @quiet_option
 def match_command(
@@ -27,13 +30,14 @@ def match_command(
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
     """Compare FULL, tuned in full, with SUB, tuned on a subnetwork: deltas or checkpoints.
 
     The base itself is the control: it matches FULL wherever little changed.
     """
     with progress_bar("match", quiet=quiet) as progress:
-        report = match_checkpoints(full, sub, base=base, threads=threads, progress=progress)
+        report = match_checkpoints(full, sub, base=base, threads=threads, progress=progress, **hub)
     if as_json:
         print_json(report.as_json())
         return

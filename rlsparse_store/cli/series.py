@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from rlsparse_store.analysis.series import measure_series
-from rlsparse_store.cli.options import base_option, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    base_option,
+    hub_options,
+    json_option,
+    quiet_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.units import format_percent
 from rlsparse_store.format.names import printable
@@ -17,6 +25,7 @@ __all__ = ["series_command"]
 @click.argument("deltas", nargs=-1, required=True, metavar="D1 D2... | RUN")
 @base_option
 @threads_option
+@hub_options(revision="RUN", base_revision="BASE")
 @json_option
 @quiet_option
 def series_command(
@@ -25,13 +34,14 @@ def series_command(
     threads: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
+    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
     """Follow a training run over its deltas: when weights changed, and which changed back.
 
     Deltas are taken in the given order; those of a RUN in natural order of their names.
     """
     with progress_bar("series", quiet=quiet) as progress:
-        report = measure_series(deltas, base=base, threads=threads, progress=progress)
+        report = measure_series(deltas, base=base, threads=threads, progress=progress, **hub)
     if as_json:
         print_json(report.as_json())
         return

@@ -114,19 +114,22 @@ class RunReport(SummaryRepr):
         yield from ((f"density, {entry.name}", entry.density) for entry in self.deltas)
 
 
-def is_run(run: str | PathLike[str], access: HubAccess | None = None) -> bool:
+def is_run(
+    run: str | PathLike[str], access: HubAccess | None = None, revision: str | None = None
+) -> bool:
     """Whether a folder, or a repository on the Hub, holds deltas but is not itself one.
 
     Args:
         run: The folder, or ``org/name[@revision]``.
         access: How to reach the Hub.
+        revision: Its revision on the Hub, if the id does not name one.
     """
     access = access or HubAccess()
-    repo = as_repo_id(run)
+    repo = as_repo_id(run, revision)
     if repo is not None and not access.is_offline:
         found = delta_folders(list_repo(repo, "delta", access))
         return bool(found) and "" not in found
-    path = _local(run, access)
+    path = _local(run, access, revision)
     return not is_delta(path) and path.is_dir() and any(map(is_delta, path.iterdir()))
 
 
