@@ -264,8 +264,8 @@ def test_series_is_exact(
     assert report.ever_changed == int(ever.sum())
     assert report.cancelled == int((ever & ~changed[2]).sum()) > 0
     assert report.finally_changed + report.cancelled == report.ever_changed
-    apart = [(every[1] != every[2]).mean(), (every[2] != every[3]).mean()]
-    assert report.sparsity["1"] == pytest.approx(1 - np.mean(apart), rel=1e-12)
+    differing = [(every[1] != every[2]).mean(), (every[2] != every[3]).mean()]
+    assert report.sparsity["1"] == pytest.approx(1 - np.mean(differing), rel=1e-12)
     assert report.sparsity["2"] == pytest.approx((every[1] == every[3]).mean(), rel=1e-12)
     assert set(report.sparsity) == {"1", "2"}
 

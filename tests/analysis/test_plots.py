@@ -81,9 +81,9 @@ def test_long_layer_numbers_are_ignored() -> None:
 
 def test_zeros_are_drawn_apart() -> None:
     near = change_by_exponent([-9, -8, -7], [5, 90, 10], [5, 9, 0])
-    apart = change_by_exponent([-127, -9, -8, -7], [5, 5, 90, 10], [0, 5, 9, 0])
+    separate = change_by_exponent([-127, -9, -8, -7], [5, 5, 90, 10], [0, 5, 9, 0])
     farther = change_by_exponent([-127, -19, -18, -17], [5, 5, 90, 10], [0, 5, 9, 0])
-    assert len({near, apart, farther}) == 3
+    assert len({near, separate, farther}) == 3
     assert _axis_positions([[-127], [-9, -8]]) == {-127: -127, -9: -124, -8: -123}
     assert _consecutive_runs([-127, -9, -8]) == [[-127], [-9, -8]]
     assert change_by_exponent([-9, -8], [9, 9], [9, 0], half=0.003) != change_by_exponent(

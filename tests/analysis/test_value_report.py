@@ -151,15 +151,15 @@ def test_tolerances_and_magnitudes(report: ValueReport, work: Path) -> None:
 
 
 def test_rows_columns_and_steps(report: ValueReport, work: Path) -> None:
-    found = {t.name: t for t in report.tensors}
+    tensors = {t.name: t for t in report.tensors}
     for name, (before, after) in sides(work).items():
         if before.dim() != 2 or before.numel() == 0:
-            assert found[name].rows is None
+            assert tensors[name].rows is None
             continue
         differs = (bits(before) != bits(after)).view(before.shape)
-        assert found[name].rows_touched == int(differs.any(1).sum())
-        assert found[name].columns_touched == int(differs.any(0).sum())
-        assert (found[name].rows, found[name].columns) == tuple(before.shape)
+        assert tensors[name].rows_touched == int(differs.any(1).sum())
+        assert tensors[name].columns_touched == int(differs.any(0).sum())
+        assert (tensors[name].rows, tensors[name].columns) == tuple(before.shape)
     assert sum(report.steps) == report.changed
     assert len(report.steps) == len(report.step_labels) == 20
 
@@ -218,8 +218,8 @@ def test_every_value_of_a_small_dtype(code: str) -> None:
     words = np.arange(1 << DTYPES[code].bits, dtype=np.uint32).astype(kind)
     signed = torch.from_numpy(words.view(f"i{words.itemsize}"))
     expected = signed.view(DTYPES_OF_TORCH[code]).to(torch.float32).numpy()
-    found = as_floats(words, DTYPES[code])
-    assert np.array_equal(found.astype(np.float32), expected, equal_nan=True)
+    values = as_floats(words, DTYPES[code])
+    assert np.array_equal(values.astype(np.float32), expected, equal_nan=True)
 
 
 def test_casts_are_those_of_torch() -> None:
@@ -293,15 +293,15 @@ def test_other_warnings(tmp_path: Path) -> None:
 
 def test_compressed_encodings(work: Path) -> None:
     with open_pair(work / "base", work / "tuned") as pair:
-        found = {e.name: e.nbytes for e in measure_values(pair, compressed=True).encodings}
+        sizes = {e.name: e.nbytes for e in measure_values(pair, compressed=True).encodings}
     xor = 0
     for before, after in sides(work).values():
         if not torch.equal(bits(before), bits(after)):
             different = (bits(before) ^ bits(after)).numpy().tobytes()
             compressor = zstandard.ZstdCompressor(level=1).compressobj()
             xor += len(compressor.compress(different) + compressor.flush())
-    assert found["XOR, zstd-1"] == xor
-    assert 0 < found["gap of 16 or 32 bits, value, zstd-1"] < found["int32 index, value"]
+    assert sizes["XOR, zstd-1"] == xor
+    assert 0 < sizes["gap of 16 or 32 bits, value, zstd-1"] < sizes["int32 index, value"]
 
 
 def test_untied_tensors_warning(tmp_path: Path) -> None:
@@ -318,9 +318,9 @@ def test_rank_of_a_low_rank_update(tmp_path: Path) -> None:
     for name, values in (("base", base), ("tuned", base + update)):
         save(tmp_path / name, {"w": Tensor("F32", (40, 30), values.tobytes())})
     with open_pair(tmp_path / "base", tmp_path / "tuned") as pair:
-        (found,) = measure_values(pair, rank=True).ranks
-    assert found.energy_rank == 2
-    assert 1 <= found.stable_rank <= 2
+        (rank,) = measure_values(pair, rank=True).ranks
+    assert rank.energy_rank == 2
+    assert 1 <= rank.stable_rank <= 2
 
 
 # --- The command --------------------------------------------------------------------------------
@@ -336,11 +336,11 @@ def inspect(*arguments: str | Path) -> str:
 def test_command_over_the_base(work: Path) -> None:
     alone = json.loads(inspect(work / "delta", "--json"))
     assert "values" not in alone
-    found = json.loads(inspect(work / "delta", "--base", work / "base", "--json"))
-    assert found["values"]["schema_version"] == 1
+    delta = json.loads(inspect(work / "delta", "--base", work / "base", "--json"))
+    assert delta["values"]["schema_version"] == 1
     pair = json.loads(inspect(work / "base", work / "tuned", "--json"))
-    assert pair["values"]["steps"] == found["values"]["steps"]
-    assert pair["values"]["encodings"][0]["nbytes"] == found["delta_bytes"]
+    assert pair["values"]["steps"] == delta["values"]["steps"]
+    assert pair["values"]["encodings"][0]["nbytes"] == delta["delta_bytes"]
     text = inspect(work / "delta", "--base", work / "base", "--rank")
     for heading in ("By the base's magnitude", "Size of the changes", "Ranks of sampled updates"):
         assert heading in text

@@ -1,9 +1,9 @@
 """Time whole commands on files: ``python tools/bench/commands.py OUT``.
 
-Generates pairs of checkpoints of several GiB in ``OUT/inputs`` unless they are there, and times
-``cmp``, ``cp`` with fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. Each round
-runs every command once, so that a machine that is slow for a while is slow for all of them. What a
-command reads is read into the page cache first. Writes ``OUT/commands.json`` and ``.md``.
+Generates missing pairs of checkpoints of several GiB in ``OUT/inputs``, and times ``cmp``, ``cp``
+with fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. Each round runs every
+command once, so that a temporary slowdown affects all of them. Input files are in the page cache.
+Writes ``OUT/commands.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BLOCK: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command to be timed.
+    """A command to time.
 
     Attributes:
-        name: In the table.
-        steps: Programs with their arguments, run one after another.
-        reads: Folders that are read into the page cache before.
-        writes: Folder that is removed before and after.
+        name: Name in the table.
+        steps: Command lines, run in sequence.
+        reads: Folders to read into the page cache first.
+        writes: Folder to remove before and after.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run took.
+    """Times of one run.
 
     Attributes:
         seconds: Wall time.
-        cpu_seconds: Processor time, of all threads.
+        cpu_seconds: CPU time of all threads.
     """
 
     seconds: float
@@ -58,10 +58,10 @@ class Run:
 
 
 def commands_for(pair: Path, scratch: Path, threads: tuple[int, ...]) -> list[Command]:
-    """All commands on one pair: two known ones, then ours; needs the copy and the delta there."""
+    """All commands on a pair: two references, then ours. Copy and delta must be in ``scratch``."""
     base, tuned, copy, delta = pair / "base", pair / "tuned", scratch / "copy", scratch / "delta"
     out = scratch / "out"
-    # Every file is synced, and then the folder, as a command does that is to survive a crash.
+    # Sync every file and then the folder, as encode and apply do.
     files = [str(out / path.name) for path in sorted(tuned.iterdir())]
     compared = [("cmp", str(path), str(copy / path.name)) for path in sorted(tuned.iterdir())]
     copied = (("cp", "-r", str(tuned), str(out)), ("sync", *files, str(out)))
@@ -89,13 +89,13 @@ def _rlsparse(*arguments: str | Path) -> tuple[str, ...]:
 
 
 def run(command: Command) -> Run:
-    """Run a command on warm files."""
+    """Run a command with its input files in the page cache."""
     _remove(command.writes)
     for folder in command.reads:
         warm(folder)
     before, started = os.times(), time.perf_counter()
     for step in command.steps:
-        subprocess.run(step, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - named above
+        subprocess.run(step, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - programs of the system
     seconds, after = time.perf_counter() - started, os.times()
     _remove(command.writes)
     user = after.children_user - before.children_user
@@ -103,24 +103,24 @@ def run(command: Command) -> Run:
 
 
 def time_pair(pair: Path, scratch: Path, threads: tuple[int, ...], repeat: int) -> list[Json]:
-    """The best of several rounds of all commands on a pair."""
+    """Best times of all commands on a pair, over several rounds."""
     _remove(scratch)
     scratch.mkdir(parents=True)
     shutil.copytree(pair / "tuned", scratch / "copy")
     encode = _rlsparse("encode", pair / "base", pair / "tuned", "-o", scratch / "delta", "--quiet")
-    subprocess.run(encode, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this project's
+    subprocess.run(encode, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this project's own
     commands = commands_for(pair, scratch, threads)
     rounds = [[run(command) for command in commands] for _ in range(repeat)]
     _remove(scratch)
-    best = [min(runs, key=lambda one: one.seconds) for runs in zip(*rounds, strict=True)]
+    best = [min(runs, key=lambda run: run.seconds) for runs in zip(*rounds, strict=True)]
     return [
-        {"command": command.name, **asdict(one)}
-        for command, one in zip(commands, best, strict=True)
+        {"command": command.name, **asdict(times)}
+        for command, times in zip(commands, best, strict=True)
     ]
 
 
 def warm(folder: Path) -> None:
-    """Read all files of a folder."""
+    """Read all files of a folder into the page cache."""
     buffer = bytearray(BLOCK)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -135,7 +135,7 @@ def _remove(folder: Path | None) -> None:
 
 
 def tabulate(results: Json) -> str:
-    """The results as Markdown."""
+    """Render the results as Markdown."""
     machine = results["machine"]
     lines = [
         "# Whole commands",
@@ -164,12 +164,21 @@ def tabulate(results: Json) -> str:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--gib", type=float, default=4.0, help="Size of one checkpoint.")
+@click.option("--gib", type=float, default=4.0, help="Size of one checkpoint in GiB.")
 @click.option(
-    "--density", "densities", type=float, multiple=True, default=(0.02, 0.09), help="Of the pairs."
+    "--density",
+    "densities",
+    type=float,
+    multiple=True,
+    default=(0.02, 0.09),
+    help="Density of a pair.",
 )
-@click.option("--threads", type=int, multiple=True, default=(1, 2), help="To run ours with.")
-@click.option("--repeat", type=click.IntRange(1), default=3, help="Rounds; the best counts.")
+@click.option(
+    "--threads", type=int, multiple=True, default=(1, 2), help="Number of threads of our commands."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=3, help="Number of rounds; the best one counts."
+)
 def main(
     *,
     out: Path,

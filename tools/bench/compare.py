@@ -1,8 +1,8 @@
 """Measure this project and its peers: ``python tools/bench/compare.py OUT``.
 
-Makes the generated inputs in ``OUT/inputs`` unless they are there, measures every codec on every
-input, and writes ``OUT/results.json``, ``OUT/results.md`` and ``OUT/results.png`` and ``.svg``.
-``README.md`` beside this file says how things are measured.
+Generates missing inputs in ``OUT/inputs``, measures every codec on every input, and writes
+``OUT/results.json``, ``.md``, ``.png`` and ``.svg``. ``README.md`` in this folder describes the
+method.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ONE_THREAD: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to measure.
+    """Options of the measurement.
 
     Attributes:
-        repeat: Runs of which the best counts.
-        core: The core that all codecs run on, one after another.
-        timeout: Seconds after which a codec is given up on one input.
+        repeat: Number of runs; the best one counts.
+        core: Core that all codecs run on.
+        timeout: Time limit per codec and input, in seconds.
     """
 
     repeat: int
@@ -51,7 +51,7 @@ class Options:
 
 
 def compare(inputs: Sequence[Input], codecs: Sequence[str], out: Path, options: Options) -> None:
-    """Measure all codecs on all inputs, and write down each result as it comes."""
+    """Measure all codecs on all inputs, and save after each result."""
     results: dict[str, Any] = {
         "machine": describe_machine(),
         "packages": describe_packages(),
@@ -78,7 +78,7 @@ def _describe(name: str) -> dict[str, Any]:
 def _measure_into(
     results: dict[str, Any], rows: list[Any], name: str, pair: Input, options: Options
 ) -> None:
-    """Add a codec's result on an input to the rows, or its name to those that are skipped."""
+    """Add the result of a codec on an input to ``rows``, or its name to the skipped ones."""
     click.echo(f"{pair.name}: {name}", err=True)
     result = _run(name, pair, options)
     if "skipped" in result:
@@ -88,11 +88,11 @@ def _measure_into(
 
 
 def _run(name: str, pair: Input, options: Options) -> dict[str, Any]:
-    """Measure in a process of its own; how it failed, if it did."""
+    """Measure in a new process; the result, or the reason of a failure."""
     command = [sys.executable, str(MEASURE), "--codec", name, "--base", str(pair.base)]
     command += ["--tuned", str(pair.tuned), "--repeat", str(options.repeat)]
     command += ["--core", str(options.core)]
-    # In a session of its own, so that giving it up also ends the commands that it runs.
+    # In a new session, so that a timeout ends child processes too.
     with subprocess.Popen(  # noqa: S603 - this project's own script
         command,
         env=os.environ | ONE_THREAD,
@@ -105,7 +105,7 @@ def _run(name: str, pair: Input, options: Options) -> dict[str, Any]:
             output, errors = process.communicate(timeout=options.timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return {"failed": f"took more than {options.timeout:.0f} s"}
+            return {"failed": f"timed out after {options.timeout:.0f} s"}
     if process.returncode:
         last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         return {"failed": last[0]}
@@ -118,7 +118,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _render(out: Path) -> None:
-    """Write the tables and the plot from the results."""
+    """Write the tables and the plot of the saved results."""
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     (out / "results.md").write_text(tabulate(results), encoding="utf-8")
     draw(results, out / "results")
@@ -140,15 +140,17 @@ def _render(out: Path) -> None:
     type=click.FloatRange(0, 1, min_open=True),
     multiple=True,
     default=DENSITIES,
-    help="Of the generated pairs.",
+    help="Density of a generated pair.",
 )
 @click.option("--only", type=click.Choice(list(CODECS)), multiple=True, help="Codecs to measure.")
-@click.option("--repeat", type=click.IntRange(1), default=3, help="Runs of which the best counts.")
-@click.option("--core", type=int, help="To measure on.  [default: the last]")
 @click.option(
-    "--timeout", type=float, default=600.0, help="Seconds for one codec and input before it fails."
+    "--repeat", type=click.IntRange(1), default=3, help="Number of runs; the best one counts."
 )
-@click.option("--render-only", is_flag=True, help="Only redo the tables and the plot.")
+@click.option("--core", type=int, help="Core to measure on.  [default: the last]")
+@click.option(
+    "--timeout", type=float, default=600.0, help="Time limit per codec and input, in seconds."
+)
+@click.option("--render-only", is_flag=True, help="Render tables and plot of saved results only.")
 def main(  # noqa: PLR0913 - click passes every parameter by name
     *,
     out: Path,
@@ -165,8 +167,8 @@ def main(  # noqa: PLR0913 - click passes every parameter by name
     if not render_only:
         inputs = real_cases(cases) if cases else []
         inputs += [generated(out / "inputs", words, density) for density in densities]
-        chosen = max(os.sched_getaffinity(0)) if core is None else core
-        compare(inputs, only or tuple(CODECS), out, Options(repeat, chosen, timeout))
+        core = max(os.sched_getaffinity(0)) if core is None else core
+        compare(inputs, only or tuple(CODECS), out, Options(repeat, core, timeout))
     _render(out)
     click.echo(f"wrote {out}/results.json, .md, .png and .svg")
 

@@ -1,4 +1,4 @@
-"""``cp`` and ``cmp`` of the measured files: the speed limits that users know."""
+"""``cp`` and ``cmp`` of the measured files, as familiar references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 Command: TypeAlias = tuple[str | Path, ...]
 
+REPEAT: Final = 3
+"""Runs of each command; the best one counts."""
 
-def measure_files(pair: Input, core: int, repeat: int = 3) -> dict[str, float]:
-    """Seconds of copying the tuned file and of comparing it with that copy, best of several.
 
-    The file is in the page cache; both commands run on the given core, beside the inputs.
+def measure_files(pair: Input, core: int) -> dict[str, float]:
+    """Best times to copy the tuned file, and to compare it with the copy.
+
+    The file is in the page cache; the commands run on the given core, in the folder of the input.
     """
     size = pair.tuned.stat().st_size
     with TemporaryDirectory(dir=pair.tuned.parent) as folder, _pinned(core):
@@ -33,7 +36,7 @@ def measure_files(pair: Input, core: int, repeat: int = 3) -> dict[str, float]:
             "cmp_seconds": [("cmp", pair.tuned, copy)],
         }
         best = {
-            name: min(_seconds(steps) for _ in range(repeat)) for name, steps in commands.items()
+            name: min(_seconds(steps) for _ in range(REPEAT)) for name, steps in commands.items()
         }
     return {"nbytes": size, **best}
 
@@ -48,7 +51,7 @@ def _seconds(steps: Sequence[Command]) -> float:
 
 @contextmanager
 def _pinned(core: int) -> Iterator[None]:
-    """Run this process, and the commands it starts, on one core."""
+    """Pin this process and its child processes to one core."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

@@ -1,12 +1,10 @@
-"""Measures encoding and applying on a GPU: ``python tools/bench/gpu.py [--out DIR]``.
+"""Measure encoding and applying on a GPU: ``python tools/bench/gpu.py [--out DIR]``.
 
-On a machine with CUDA, one call takes a few minutes. It first checks that the GPU gives the bytes
-that the CPU gives, and stops if it does not; then it prints a table row by row, and writes each row
-to ``DIR/gpu.json`` as soon as it is measured, with what each kernel took. On a machine that reaches
-no package index, bring the packages as wheels and name their folder (``--wheels``).
+Takes a few minutes with CUDA. It first compares the bytes of GPU and CPU, and stops if they differ.
+Then it prints a table row by row, and saves each row with the times of its kernels to
+``DIR/gpu.json``. Without access to a package index, install from a folder of wheels (``--wheels``).
 
-With ``--device cpu`` and Triton's interpreter it only shows that it runs: rates would mean nothing,
-and are left out.
+``--device cpu`` runs under Triton's interpreter, as a test without rates.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="folder for what is written")
+    parser.add_argument("--out", type=Path, help="folder to write gpu.json to")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install from")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--mib", type=float, default=4096, help="MiB of model")
+    parser.add_argument("--mib", type=float, default=4096, help="size of the model in MiB")
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     arguments = parser.parse_args()
     install(arguments.wheels)
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    from device.bench import run  # noqa: PLC0415 - after what it imports was installed
+    from device.bench import run  # noqa: PLC0415 - needs the installed packages
 
     run(arguments.device, int(arguments.mib * (1 << 20)), arguments.densities, arguments.out)
 

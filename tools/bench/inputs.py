@@ -1,4 +1,4 @@
-"""Pairs of tensors to measure on: real cases, generated ones, and one of awkward bits."""
+"""Inputs of the measurement: real pairs, generated pairs, and a small pair of special values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAKE_PAIR: Final = Path(__file__).resolve().parents[1] / "make_pair.py"
 WEIGHTS: Final = "model.safetensors"
 ROW: Final = 4096
-"""Words of a row of a generated tensor: the width of a usual model of 8 billion weights."""
+"""Words per row of a generated tensor: the width of a typical 8B model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Input:
     """A pair of checkpoints on disk.
 
     Attributes:
-        name: In the tables.
-        base: Its weights file.
-        tuned: Its weights file.
+        name: Name in the tables.
+        base: Weights file of the base.
+        tuned: Weights file of the tuned model.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Input:
 
 
 def real_cases(folder: Path) -> list[Input]:
-    """All folders with weights beside ``base``, each a model tuned from it."""
+    """The pairs of ``base`` and every other folder with weights."""
     base = folder / "base" / WEIGHTS
     tuned = sorted(path for path in folder.glob(f"*/{WEIGHTS}") if path != base)
     return [Input(path.parent.name, base, path) for path in tuned]
 
 
 def generated(folder: Path, words: int, density: float) -> Input:
-    """One tensor, Gaussian, moved in float32; made unless it is there already."""
+    """A pair of one Gaussian tensor, generated if it does not exist."""
     name = f"generated, {100 * density:g} %"
     pair = make_pair(
         folder / f"{words}-words-{density:g}", ["--single", str(words)], density, shards=1
@@ -57,7 +57,7 @@ def generated(folder: Path, words: int, density: float) -> Input:
 
 
 def make_pair(folder: Path, size: Sequence[str], density: float, shards: int) -> Path:
-    """Run ``tools/make_pair.py`` unless the folder is there already."""
+    """Generate a pair with ``tools/make_pair.py`` if the folder does not exist."""
     if folder.exists():
         return folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -70,7 +70,7 @@ def make_pair(folder: Path, size: Sequence[str], density: float, shards: int) ->
 
 
 def load(pair: Input, limit_words: int | None) -> tuple[Tensors, Tensors]:
-    """Read the tensors of both sides, in order, up to a number of words."""
+    """Read the tensors of both sides in order of names, up to a number of words."""
     base, tuned = read_tensors(pair.base), read_tensors(pair.tuned)
     sides = [base[name] for name in sorted(base)], [tuned[name] for name in sorted(base)]
     before, after = (_in_memory(side, limit_words) for side in sides)
@@ -78,13 +78,13 @@ def load(pair: Input, limit_words: int | None) -> tuple[Tensors, Tensors]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of a safetensors file, all of which must be bfloat16."""
+    """Map the tensors of a safetensors file, which must all be bfloat16."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     if any(entry["dtype"] != "BF16" for entry in header.values()):
-        msg = f"{path}: not all of its tensors are BF16"
+        msg = f"{path}: all tensors must be BF16"
         raise ValueError(msg)
     content = np.memmap(path, np.uint8, "r", offset=8 + size)
     return {
@@ -94,29 +94,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _in_memory(tensors: Tensors, limit_words: int | None) -> Tensors:
-    """Copy leading tensors, the last one cut to whole rows; a lone vector becomes a matrix."""
+    """Copy leading tensors, the last one cut to whole rows. A single vector becomes a matrix."""
     if len(tensors) == 1 and tensors[0].ndim == 1 and tensors[0].size % ROW == 0:
         tensors = [tensors[0].reshape(-1, ROW)]
-    left = limit_words or sum(words.size for words in tensors)
-    kept: list[Tensor] = []
+    remaining = limit_words or sum(words.size for words in tensors)
+    copies: list[Tensor] = []
     for words in tensors:
         row = math.prod(words.shape[1:])
-        part = np.array(words[: left // row])
+        part = np.array(words[: remaining // row])
         if part.size:
-            kept.append(part)
-        left -= part.size
-    return kept
+            copies.append(part)
+        remaining -= part.size
+    return copies
 
 
-def awkward() -> tuple[Tensors, Tensors]:
-    """A small pair in which what floats cannot tell apart, or never equal, changes or stays."""
+def special_values() -> tuple[Tensors, Tensors]:
+    """A small pair with every change between zeros, NaNs, infinities and subnormals."""
     special = np.array(
         [
             *(0x0000, 0x8000),  # zeros
             *(0x7F80, 0xFF80),  # infinities
             *(0x7FC0, 0x7FC1, 0x7F81, 0xFFC0, 0xFFFF),  # NaNs, quiet and signalling
             *(0x0001, 0x8001, 0x007F),  # subnormal
-            *(0x0080, 0x7F7F, 0x3F80, 0xBF80),  # the least and the largest normal; ones
+            *(0x0080, 0x7F7F, 0x3F80, 0xBF80),  # smallest and largest normal; ones
         ],
         np.uint16,
     )

@@ -1,11 +1,10 @@
 """Time loading a model: ``python tools/bench/loading.py OUT``.
 
-Generates a Llama of about 1.5 GB in bfloat16 and tuned versions of it in ``OUT/inputs`` unless they
-are there, and loads it in fresh processes: the full tuned checkpoint with ``from_pretrained``, and
-base and delta with ``from_delta``. Each way is also timed until every weight was read once, since
-``from_pretrained`` only maps the files. Then one process moves a loaded base between two deltas.
-Rounds alternate all ways, and files are read into the page cache first. Writes
-``OUT/loading.json`` and ``.md``.
+Generates missing pairs of a Llama of about 1.5 GB in ``OUT/inputs``, and loads them in new
+processes: the tuned checkpoint with ``from_pretrained``, and base and delta with ``from_delta``.
+Each is also timed until every weight was read once, since ``from_pretrained`` only maps the files.
+Then one process switches a loaded base between two deltas. Rounds alternate all measurements, with
+files in the page cache. Writes ``OUT/loading.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from machine import describe_machine, describe_packages
 
 Json: TypeAlias = dict[str, Any]
 SWITCHED: Final = (0.05, 0.051)
-"""Densities of the two deltas to move between."""
+"""Densities of the two deltas to switch between."""
 
-# Each runs in a process of its own and prints one line of JSON. ru_maxrss is in KiB on Linux.
+# Each program runs in a new process and prints one line of JSON. ru_maxrss is in KiB on Linux.
 _IMPORTS: Final = """
 import json, resource, sys, time
 begun = time.perf_counter()
@@ -43,8 +42,7 @@ def touch(model):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 result = {"import_peak": peak()}
-# The first load also imports the code of the model, and so do the imports above, more or less:
-# they count for the first.
+# The first load includes the imports, of torch and transformers and of the model's code.
 for which, start in (("first", begun), ("again", None)):
     start = start or time.perf_counter()
     model = load()
@@ -87,17 +85,17 @@ print(json.dumps({"reload": statistics.median(reloads), "first visits": visits,
 
 
 def run(program: str, *arguments: Path) -> Json:
-    """Run a program in a process of its own, on warm files, and return what it prints."""
+    """Run a program in a new process with files in the page cache; its JSON output."""
     for folder in arguments:
         warm(folder)
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
-    result: Json = json.loads(done.stdout)
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this project's own
+    result: Json = json.loads(process.stdout)
     return result
 
 
 def encode(pair: Path) -> Path:
-    """The delta of a pair, made unless it is there."""
+    """The delta of a pair, encoded if it does not exist."""
     delta = pair / "delta"
     if not delta.exists():
         command = [sys.executable, "-m", "rlsparse_store", "encode", "-q"]
@@ -110,46 +108,46 @@ def encode(pair: Path) -> Path:
 
 
 def time_loading(pair: Path, repeat: int) -> Json:
-    """Load one pair in both ways, in turn, and take medians."""
+    """Median times to load a pair, as a full checkpoint and as base and delta."""
     delta = encode(pair)
     nbytes = sum(path.stat().st_size for path in (pair / "tuned").glob("*.safetensors"))
-    ways = {"full": (FULL, [pair / "tuned"]), "delta": (DELTA, [pair / "base", delta])}
+    methods = {"full": (FULL, [pair / "tuned"]), "delta": (DELTA, [pair / "base", delta])}
     rounds = [
-        {way: run(program, *places) for way, (program, places) in ways.items()}
+        {method: run(program, *paths) for method, (program, paths) in methods.items()}
         for _ in range(repeat)
     ]
     result: Json = {"bytes": nbytes}
-    for way in ways:
-        keys = rounds[0][way]
-        result[way] = {key: statistics.median(one[way][key] for one in rounds) for key in keys}
+    for method in methods:
+        keys = rounds[0][method]
+        result[method] = {key: statistics.median(r[method][key] for r in rounds) for key in keys}
     return result
 
 
 def tabulate(results: Json) -> str:
-    """The results as Markdown."""
+    """Render the results as Markdown."""
     lines = [
         "# Loading a model of 1.5 GB",
         "",
-        "`from_delta` beside `from_pretrained` of the full tuned checkpoint, medians of fresh",
-        "processes that alternate, files in the page cache. *Process*: from its start, imports",
-        "included. *Load*: a second load in the same process. *Read*: until every weight was read",
-        "once; `from_pretrained` maps the file, and reads nothing before.",
+        "`from_delta` relative to `from_pretrained` of the full tuned checkpoint, medians of new,",
+        "alternating processes, files in the page cache. *Process*: from the start of the process,",
+        "with imports. *Load*: a second load in the same process. *Read*: until every weight was",
+        "read once, since `from_pretrained` only maps the file.",
         "",
         "| changed | process ÷ full | process, read | load | load, read | peak ÷ model | full |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for density, one in results["loading"].items():
-        full, delta = one["full"], one["delta"]
+    for density, times in results["loading"].items():
+        full, delta = times["full"], times["delta"]
         keys = ("first", "first until read", "again", "again until read")
         ratios = [f"{delta[key] / full[key]:.2f}" for key in keys]
-        peaks = [f"{way['peak'] / one['bytes']:.2f}" for way in (delta, full)]
+        peaks = [f"{method['peak'] / times['bytes']:.2f}" for method in (delta, full)]
         lines.append(f"| {float(density):.0%} | {' | '.join(ratios + peaks)} |")
     switch = results["switch"]
     fresh = results["loading"][min(results["loading"])]["delta"]["first"]
     bare = f"{results['import_peak'] / 1e6:.0f} MB"
     lines += [
         "",
-        f"Peak memory is all of the process, of which Python and torch are {bare}.",
+        f"Peak memory is that of the process, of which Python and torch take {bare}.",
         "",
         "## Switching between two deltas of 5 %",
         "",
@@ -157,24 +155,26 @@ def tabulate(results: Json) -> str:
         "| --- | --- | --- |",
     ]
     times = {
-        "first visit, of a base mapped from its file": switch["first visits"][0],
-        "first visit of the second": switch["first visits"][1],
-        "back and forth": switch["move"],
+        "to the first delta, from a base mapped from its file": switch["first visits"][0],
+        "to the second delta": switch["first visits"][1],
+        "between the two, later": switch["move"],
     }
     lines += [
-        f"| {what} | {seconds / switch['reload']:.2f} | {seconds / fresh:.2f} |"
-        for what, seconds in times.items()
+        f"| {name} | {seconds / switch['reload']:.2f} | {seconds / fresh:.2f} |"
+        for name, seconds in times.items()
     ]
     return "\n".join([*lines, ""])
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--gib", type=float, default=1.4, help="Size of the model, in GiB.")
-@click.option("--density", type=float, multiple=True, default=(0.02, 0.20), help="To load.")
-@click.option("--repeat", type=int, default=5, help="Rounds.")
+@click.option("--gib", type=float, default=1.4, help="Size of the model in GiB.")
+@click.option(
+    "--density", type=float, multiple=True, default=(0.02, 0.20), help="Density of a delta to load."
+)
+@click.option("--repeat", type=int, default=5, help="Number of rounds.")
 def main(out: Path, gib: float, density: tuple[float, ...], repeat: int) -> None:
-    """Time loading from base and delta beside loading the full checkpoint."""
+    """Time loading from base and delta, and loading the full checkpoint."""
     inputs = out / "inputs"
     pairs = {
         d: make_pair(inputs / f"llama-{gib:g}-gib-{d:g}", ["--gib", f"{gib:g}"], d, shards=2)

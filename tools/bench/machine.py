@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""Description of the machine and the installed packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES: Final = (
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Name the processor, its cores, memory, system, and the time."""
+    """Processor, cores, memory, system, Python version, and date."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -37,7 +37,7 @@ def describe_machine() -> dict[str, str | int | float]:
 
 
 def describe_packages() -> dict[str, str]:
-    """Name the version of every package that takes part and is installed."""
+    """Versions of the installed packages among those measured."""
     versions = {}
     for name in PACKAGES:
         try:

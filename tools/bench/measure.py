@@ -1,7 +1,7 @@
 """Measure one codec on one input, in this process, on one core; print JSON.
 
-``compare.py`` runs this in a fresh process for each pair of codec and input, so that the peak of
-memory is the codec's own and nothing one codec leaves behind slows down another.
+``compare.py`` runs this in a new process per codec and input, so that codecs affect neither each
+other's peak memory nor each other's speed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import numpy as np
 
-from inputs import Input, awkward, load
+from inputs import Input, load, special_values
 from peers import CODECS
 from peers.base import UnavailableError
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from peers.base import Codec, Tensors
 
-Given = TypeVar("Given")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-ENOUGH_SECONDS: Final = 20.0
-"""Repeating stops here, if not before."""
+MAX_SECONDS: Final = 20.0
+"""Total time after which no further run starts."""
 
-QUIET_SECONDS: Final = 0.05
-"""A process that used next to no processor for so long has no thread still at work."""
+IDLE_SECONDS: Final = 0.05
+"""A process that is idle for this long has no running thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Timing:
 
     Attributes:
         seconds: Wall time of the fastest run.
-        cpu_seconds: Processor time of the fastest run, of this process and its children.
-        peak_bytes: Most memory beyond what was in use before, over all runs.
-        runs: How many there were.
+        cpu_seconds: CPU time of the fastest run, with child processes.
+        peak_bytes: Peak memory of all runs, beyond the memory in use before.
+        runs: Number of runs.
     """
 
     seconds: float
@@ -59,18 +59,18 @@ class Measurement:
     """One codec on one input.
 
     Attributes:
-        words: Words of the input, or of the slice that was used.
+        words: Words of the input, or of the part that was used.
         total_words: Words of the input.
         changed: Words that differ.
-        nbytes: Bytes stored.
-        encode: Of encoding.
-        decode: Of decoding.
-        memcpy_seconds: The fastest copy of the base, in the same process.
+        nbytes: Size of the encoded data in bytes.
+        encode: Times and memory of encoding.
+        decode: Times and memory of decoding.
+        memcpy_seconds: Fastest copy of the base, in the same process.
         input_bytes: Memory in use with the input loaded, before encoding.
-        exact: All words came back, bit for bit.
-        exact_awkward: The same for a small input of NaNs, zeros of both signs and infinities;
-            ``None`` with the reason in ``awkward_error`` if the codec failed on it.
-        awkward_error: How it failed.
+        exact: Whether decoding is bit-exact.
+        exact_awkward: Whether it is bit-exact for a small input of NaNs, zeros of both signs and
+            infinities; ``None`` if the codec fails on it.
+        awkward_error: The error of that failure.
     """
 
     words: int
@@ -88,17 +88,17 @@ class Measurement:
 
 def measure(codec: Codec[Any], pair: Input, repeat: int) -> Measurement:
     """Measure a codec on an input."""
-    exact_awkward, awkward_error = _round_trips_awkward(codec)
+    exact_awkward, awkward_error = _check_special_values(codec)
     base, tuned = load(pair, codec.limit_words)
     codec.prepare(base, tuned)
-    copying = _memcpy_seconds(base)
+    memcpy_before = _memcpy_seconds(base)
     in_use = _memory("VmRSS")
     coded, encode = _best(lambda _: codec.encode(base, tuned), lambda: None, repeat)
 
-    def private() -> Tensors:
+    def decoder_input() -> Tensors:
         return [words.copy() for words in base] if codec.in_place else base
 
-    result, decode = _best(lambda given: codec.decode(given, coded.payload), private, repeat)
+    result, decode = _best(lambda words: codec.decode(words, coded.payload), decoder_input, repeat)
     return Measurement(
         words=_words(tuned),
         total_words=_words(load(pair, None)[1]) if codec.limit_words else _words(tuned),
@@ -106,7 +106,7 @@ def measure(codec: Codec[Any], pair: Input, repeat: int) -> Measurement:
         nbytes=coded.nbytes,
         encode=encode,
         decode=decode,
-        memcpy_seconds=min(copying, _memcpy_seconds(base)),
+        memcpy_seconds=min(memcpy_before, _memcpy_seconds(base)),
         input_bytes=in_use,
         exact=_equal(result, tuned),
         exact_awkward=exact_awkward,
@@ -115,39 +115,40 @@ def measure(codec: Codec[Any], pair: Input, repeat: int) -> Measurement:
 
 
 def _best(
-    call: Callable[[Given], Result], prepare: Callable[[], Given], repeat: int
+    call: Callable[[Argument], Result], prepare: Callable[[], Argument], repeat: int
 ) -> tuple[Result, Timing]:
-    """Call several times, each time with something freshly prepared; the last result."""
-    seconds: list[tuple[float, float]] = []
+    """Call several times, with a new argument each time; the last result and the best times."""
+    times: list[tuple[float, float]] = []
     in_use = 0
     while True:
-        given = prepare()
-        _settle()
-        if not seconds:
+        argument = prepare()
+        _wait_until_idle()
+        if not times:
             in_use = _reset_peak()
-        processor, started = _processor_seconds(), time.perf_counter()
-        result = call(given)
-        taken = time.perf_counter() - started
-        seconds.append((taken, _processor_seconds() - processor))
-        if len(seconds) == repeat or sum(wall for wall, _ in seconds) > ENOUGH_SECONDS:
+        cpu, started = _cpu_seconds(), time.perf_counter()
+        result = call(argument)
+        seconds = time.perf_counter() - started
+        times.append((seconds, _cpu_seconds() - cpu))
+        if len(times) == repeat or sum(wall for wall, _ in times) > MAX_SECONDS:
             peak = max(_memory("VmHWM") - in_use, _children_peak())
-            return result, Timing(*min(seconds), peak, len(seconds))
-        del result, given
+            return result, Timing(*min(times), peak, len(times))
+        del result, argument
 
 
-def _round_trips_awkward(codec: Codec[Any]) -> tuple[bool | None, str]:
-    base, tuned = awkward()
+def _check_special_values(codec: Codec[Any]) -> tuple[bool | None, str]:
+    """Whether a small pair of special values is bit-exact, or the error."""
+    base, tuned = special_values()
     try:
         codec.prepare(base, tuned)
         coded = codec.encode(base, tuned)
         result = codec.decode([words.copy() for words in base], coded.payload)
-    except Exception as error:  # noqa: BLE001 - whatever a peer raises is its result
+    except Exception as error:  # noqa: BLE001 - any error of a peer is a result
         return None, f"{type(error).__name__}: {error}"
     return _equal(result, tuned), ""
 
 
 def _memcpy_seconds(tensors: Tensors) -> float:
-    """The fastest of several copies into memory that was touched before."""
+    """The fastest of several copies into memory that is already mapped."""
     copies = [words.copy() for words in tensors]
     seconds = []
     for _ in range(5):
@@ -158,35 +159,35 @@ def _memcpy_seconds(tensors: Tensors) -> float:
     return min(seconds)
 
 
-def _settle() -> None:
-    """Wait for threads that the last call may have left at work."""
+def _wait_until_idle() -> None:
+    """Wait for threads that the last call left running."""
     while True:
         before = time.process_time()
-        time.sleep(QUIET_SECONDS)
-        if time.process_time() - before < QUIET_SECONDS / 10:
+        time.sleep(IDLE_SECONDS)
+        if time.process_time() - before < IDLE_SECONDS / 10:
             return
 
 
-def _processor_seconds() -> float:
+def _cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def _reset_peak() -> int:
-    """Give back memory that is free, and forget the peak so far; what is in use now."""
+    """Release free memory and reset the peak; the memory in use."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _memory("VmRSS")
 
 
 def _memory(key: str) -> int:
-    """A number of bytes from the kernel's account of this process."""
+    """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))
 
 
 def _children_peak() -> int:
-    """The most memory that a command used which the codec ran."""
+    """Peak memory of the child processes that the codec ran."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
 
 

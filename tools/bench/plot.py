@@ -1,4 +1,4 @@
-"""The plot: bits per changed weight against the speeds of encoding and decoding."""
+"""The plot of bits per changed weight against the speed of encoding and decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Json = dict[str, Any]
-# matplotlib is needed for this alone, and is not among what the types are checked with.
+# matplotlib is optional, and not installed where types are checked.
 Axes: TypeAlias = Any
 Line2D: TypeAlias = Any
 
-# Colours that the colour-blind tell apart; codecs of one colour differ in their markers.
+# A palette for color-blind readers. Codecs of one color differ in their markers.
 ORANGE, BLUE, PINK, GREEN, YELLOW, GREY = (
     *("#D55E00", "#0072B2", "#CC79A7"),
     *("#009E73", "#E69F00", "#555555"),
@@ -36,11 +36,11 @@ STYLES: Final = {
     "gap + XOR + zstd-1": (GREY, "s"),
     "int32 + bf16": (GREY, "*"),
 }
-SMALLEST, LARGEST = 4.5, 10.0
-"""Sizes of the markers of the lowest and of the highest density."""
+MIN_MARKER, MAX_MARKER = 4.5, 10.0
+"""Sizes of the markers of the lowest and the highest density."""
 
-MOST_BITS: Final = 64
-"""Where the plot ends: an int32 and a bfloat16 take 48."""
+MAX_BITS: Final = 64
+"""Right limit of the plot. An int32 and a bfloat16 take 48 bits."""
 
 
 def draw(results: Json, out: Path) -> None:
@@ -53,17 +53,17 @@ def draw(results: Json, out: Path) -> None:
     matplotlib.rcParams.update({"font.size": 10, "svg.hashsalt": "", "svg.fonttype": "none"})
     figure = import_module("matplotlib.figure").Figure(figsize=(11.5, 5.6), layout="constrained")
     panels = figure.subplots(1, 2)
-    for way, panel in zip(("encode", "decode"), panels, strict=True):
+    for operation, panel in zip(("encode", "decode"), panels, strict=True):
         for name in names:
-            _line(panel, name, _points(inputs, name, way))
-        _finish(panel, way, inputs)
+            _draw_codec(panel, name, _points(inputs, name, operation))
+        _draw_axes(panel, operation, inputs)
     panels[0].set_ylabel("GB/s of the model, one core")
     figure.legend(handles=_legend(names, inputs), loc="outside right center", frameon=False)
     figure.savefig(out.with_suffix(".png"), dpi=150)
     figure.savefig(out.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _points(inputs: Iterable[Json], name: str, way: str) -> list[tuple[float, float]]:
+def _points(inputs: Iterable[Json], name: str, operation: str) -> list[tuple[float, float]]:
     """Bits per changed weight and GB/s, by rising density."""
     rows = (row for entry in inputs for row in entry["results"] if row["codec"] == name)
     measured = sorted(
@@ -71,47 +71,48 @@ def _points(inputs: Iterable[Json], name: str, way: str) -> list[tuple[float, fl
         key=lambda row: row["changed"] / row["words"],
     )
     return [
-        (8 * row["nbytes"] / row["changed"], 2e-9 * row["words"] / row[way]["seconds"])
+        (8 * row["nbytes"] / row["changed"], 2e-9 * row["words"] / row[operation]["seconds"])
         for row in measured
     ]
 
 
-def _line(panel: Axes, name: str, points: list[tuple[float, float]]) -> None:
-    """A codec's densities, joined."""
-    colour, marker = STYLES[name]
-    ours = colour == ORANGE
+def _draw_codec(panel: Axes, name: str, points: list[tuple[float, float]]) -> None:
+    """A line through the densities of a codec."""
+    color, marker = STYLES[name]
+    ours = color == ORANGE
     bits, speeds = zip(*points, strict=True)
-    panel.plot(bits, speeds, color=colour, lw=2.4 if ours else 1, alpha=1 if ours else 0.6)
+    panel.plot(bits, speeds, color=color, lw=2.4 if ours else 1, alpha=1 if ours else 0.6)
     for (x, y), size in zip(points, _sizes(len(points)), strict=True):
-        panel.plot(x, y, marker, color=colour, ms=size, mec="white", mew=0.5, zorder=3 + ours)
-    _tell_beyond(panel, colour, points)
+        panel.plot(x, y, marker, color=color, ms=size, mec="white", mew=0.5, zorder=3 + ours)
+    _annotate_overflow(panel, color, points)
 
 
-def _tell_beyond(panel: Axes, colour: str, points: list[tuple[float, float]]) -> None:
-    """Say how far a line that leaves the plot goes on."""
-    most, speed = points[0]
-    if most > MOST_BITS:
-        text = f"to {most:.0f} bits ▸"
-        style = {"color": colour, "fontsize": 8, "ha": "right"}
-        panel.annotate(text, (MOST_BITS, speed), (-2, -10), textcoords="offset points", **style)
+def _annotate_overflow(panel: Axes, color: str, points: list[tuple[float, float]]) -> None:
+    """Annotate a line that leaves the plot with its last value."""
+    bits, speed = points[0]
+    if bits > MAX_BITS:
+        text = f"to {bits:.0f} bits ▸"
+        style = {"color": color, "fontsize": 8, "ha": "right"}
+        panel.annotate(text, (MAX_BITS, speed), (-2, -10), textcoords="offset points", **style)
 
 
 def _sizes(count: int) -> list[float]:
-    step = (LARGEST - SMALLEST) / max(count - 1, 1)
-    return [LARGEST - step * (count - 1 - place) for place in range(count)]
+    """Marker sizes by rising density."""
+    step = (MAX_MARKER - MIN_MARKER) / max(count - 1, 1)
+    return [MAX_MARKER - step * (count - 1 - i) for i in range(count)]
 
 
-def _finish(panel: Axes, way: str, inputs: list[Json]) -> None:
-    """Axes, the line of memcpy, and which way is better."""
+def _draw_axes(panel: Axes, operation: str, inputs: list[Json]) -> None:
+    """Draw scales, grid, and the line of memcpy."""
     rows = [row for entry in inputs for row in entry["results"] if "nbytes" in row]
     memcpy = median(2e-9 * row["words"] / row["memcpy_seconds"] for row in rows)
     panel.axhline(memcpy, color="black", lw=1, ls=(0, (4, 3)))
     panel.annotate(
         "memcpy", (1, memcpy), (-4, 3), panel.get_yaxis_transform(), "offset points", ha="right"
     )
-    panel.set(xscale="log", yscale="log", title=way, xlabel="bits per changed weight")
+    panel.set(xscale="log", yscale="log", title=operation, xlabel="bits per changed weight")
     ticker = import_module("matplotlib.ticker")
-    panel.set_xlim(right=MOST_BITS)
+    panel.set_xlim(right=MAX_BITS)
     plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
     panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     for axis in (panel.xaxis, panel.yaxis):
@@ -122,7 +123,7 @@ def _finish(panel: Axes, way: str, inputs: list[Json]) -> None:
 
 
 def _legend(names: list[str], inputs: list[Json]) -> list[Line2D]:
-    """Every codec, and what the sizes of the markers mean."""
+    """Legend entries of the codecs and of the marker sizes."""
     line = import_module("matplotlib.lines").Line2D
     handles = [
         line([], [], color=STYLES[name][0], marker=STYLES[name][1], ms=7, mec="white", label=name)

@@ -19,15 +19,15 @@ HEAD: Final = (
     "notes",
 )
 LEGEND: Final = """\
-GB/s are of the model's bytes, on one core, best of up to {repeat} runs. memcpy copies the base \
-into memory touched before, in the same process. Peak memory is beyond the inputs, for decoders \
-in place beyond the copy they overwrite. Exact means every bit, also of NaNs and of zeros that \
-change their sign. *Restated* codecs are our plain NumPy of a published description.
+GB/s are bytes of the model per second, on one core, best of up to {repeat} runs. memcpy copies \
+the base into mapped memory, in the same process. Peak memory excludes the inputs and, for \
+in-place decoders, the copy that they overwrite. Exact means bit-exact, for NaNs and signed zeros \
+too. *Restated* codecs are plain NumPy implementations of a published description.
 """
 
 
 def tabulate(results: Json) -> str:
-    """All tables, as one document."""
+    """Render all tables as one Markdown document."""
     machine = results["machine"]
     lines = [
         "# Measurements",
@@ -60,14 +60,14 @@ def _section(entry: Json, codecs: Json) -> list[str]:
         key: files["nbytes"] / files[f"{key}_seconds"] / 1e9 for key in ("cp", "cp_fsync", "cmp")
     }
     share = whole["changed"] / max(whole["words"], 1)
-    about = (
-        f"{whole['total_words']:,} weights, {share:.2%} changed. Of the same file: "
+    summary = (
+        f"{whole['total_words']:,} weights, {share:.2%} changed. The same file: "
         f"cp {speed['cp']:.2f} GB/s, cp and fsync {speed['cp_fsync']:.2f}, cmp {speed['cmp']:.2f}."
     )
     return [
         f"## {entry['name']}",
         "",
-        about,
+        summary,
         "",
         _row(HEAD),
         _row("---" for _ in HEAD),
@@ -97,9 +97,9 @@ def _cells(row: Json, codec: Json) -> list[str]:
     ]
 
 
-def _speed(row: Json, way: str) -> tuple[str, str]:
-    """Speed, and the share of memcpy's."""
-    seconds = row[way]["seconds"]
+def _speed(row: Json, operation: str) -> tuple[str, str]:
+    """Speed in GB/s, and relative to memcpy."""
+    seconds = row[operation]["seconds"]
     return f"{2e-9 * row['words'] / seconds:.3g}", f"{row['memcpy_seconds'] / seconds:.3g}"
 
 

@@ -1,9 +1,8 @@
-"""What deltas take, beside the bound: ``python tools/bench/sizes.py BASE TUNED [TUNED ...]``.
+"""Sizes of deltas and their entropy bound: ``python tools/bench/sizes.py BASE TUNED [TUNED ...]``.
 
 Prints, per pair, bits per changed weight of the whole ``rlsparse/`` folder and the order-0 bound
-given (tensor, exponent): the entropy of which words of each exponent changed, and of their steps,
-with no tables counted. Real coders pay for tables and framing, and may go below it where changes
-cluster.
+given tensor and exponent: the entropy of the mask of each exponent and of its steps, without
+tables. Real coders add tables and framing, and may be below the bound where changes cluster.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """Bits of a sequence with these symbol counts."""
+    """Entropy in bits of a sequence with these symbol counts."""
     used = counts[counts > 0].astype(np.float64)
     return float((used * np.log2(used.sum() / used)).sum())
 
 
 def order_0_bound(base: Path, tuned: Path) -> tuple[float, int]:
-    """The bound in bits, and the changed words, over the floating-point tensors of a pair."""
+    """The bound in bits and the number of changed words, over the floating-point tensors."""
     bits, changed = 0.0, 0
     with open_checkpoint(base) as before, open_checkpoint(tuned) as after:
         for name, tensor in after.tensors.items():
@@ -43,14 +42,14 @@ def order_0_bound(base: Path, tuned: Path) -> tuple[float, int]:
             old = as_words(before.read(source, 0, source.nbytes), coding.width)
             new = as_words(after.read(tensor, 0, tensor.nbytes), coding.width)
             exponents = (keys(old, coding) >> mantissa).astype(np.int64)
-            moved = old != new
-            distance = steps(old[moved], new[moved], coding)
-            for exponent in np.unique(exponents[moved]):
+            is_changed = old != new
+            all_steps = steps(old[is_changed], new[is_changed], coding)
+            for exponent in np.unique(exponents[is_changed]):
                 words = int((exponents == exponent).sum())
-                mine = distance[exponents[moved] == exponent]
-                bits += _entropy(np.array([mine.size, words - mine.size]))
-                bits += _entropy(np.unique(mine, return_counts=True)[1])
-                changed += mine.size
+                group = all_steps[exponents[is_changed] == exponent]
+                bits += _entropy(np.array([group.size, words - group.size]))
+                bits += _entropy(np.unique(group, return_counts=True)[1])
+                changed += group.size
     return bits, changed
 
 
