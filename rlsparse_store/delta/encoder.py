@@ -71,6 +71,12 @@ class Encoder:
                     "'.', '_' and '-' that end in .safetensors; rename it"
                 )
                 raise CheckpointError(msg, file=tuned.path)
+        if tuned.oddities:
+            msg = (
+                f"cannot be rebuilt file by file: {'; '.join(tuned.oddities)}; save it again, or "
+                "repair the index in a copy of it"
+            )
+            raise CheckpointError(msg, file=tuned.path)
         self._plans = plan_tensors(base, tuned, policy)
         self._codings = [plan.dtype.coding for plan in self._plans]
         self._hashes = BaseHashes() if hashes is None else hashes
