@@ -23,6 +23,8 @@ __all__ = [
     "HubQuotaError",
     "HubServerError",
     "HubTimeoutError",
+    "ImplausibleError",
+    "ImplausibleWarning",
     "IndexFormatError",
     "LimitError",
     "MissingDependencyError",
@@ -147,6 +149,14 @@ class CheckpointError(RlsparseError, ValueError):
 
 class PickleRefusedError(CheckpointError):
     """The checkpoint has only pickled weights, which are never read."""
+
+
+class ImplausibleError(RlsparseError, ValueError):
+    """The tuned checkpoint is not one of the base, as its structure shows."""
+
+
+class ImplausibleWarning(UserWarning):
+    """A pair is probably not what its user takes it for."""
 
 
 class DtypeMismatchError(RlsparseError, ValueError):

@@ -14,7 +14,7 @@ import click
 
 from rlsparse_store.cli.commands import rlsparse
 from rlsparse_store.cli.stdout import name_output, silence_output
-from rlsparse_store.errors import RlsparseError
+from rlsparse_store.errors import ImplausibleWarning, RlsparseError
 from rlsparse_store.format.names import printable
 
 __all__ = ["run"]
@@ -23,6 +23,8 @@ __all__ = ["run"]
 def run() -> NoReturn:
     """Run the command of this process and exit with its exit code."""
     warnings.showwarning = _show_warning
+    # Commands print these themselves, and in JSON.
+    warnings.simplefilter("ignore", ImplausibleWarning)
     name_output()
     try:
         _refuse_empty(sys.argv[1:])

@@ -178,6 +178,8 @@ class EncodeReport(DeltaReport):
         carried_files: Small files copied beside the delta.
         carried_bytes: Their bytes.
         skipped_files: Files of the tuned folder that were not read or copied.
+        warnings: Why the pair is probably not what its user takes it for.
+        notes: What else a user should know of the files that were read, or were not.
     """
 
     base_bytes: int
@@ -185,6 +187,8 @@ class EncodeReport(DeltaReport):
     carried_files: list[str]
     carried_bytes: int
     skipped_files: list[str]
+    warnings: list[str]
+    notes: list[str]
 
 
 def report_tensors(index: Index, manifest: Manifest, delta_bytes: int) -> dict[str, Any]:

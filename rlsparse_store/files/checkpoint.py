@@ -97,6 +97,7 @@ class Checkpoint(Closeable):
         notes: What a user should know about the choice of its files.
         oddities: How its index contradicts its shards. Such a checkpoint is a base like any other,
             but its files cannot be rebuilt.
+        listing: The names in its folder, read before its weights were opened.
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Checkpoint(Closeable):
     index_name: str | None = None
     notes: tuple[str, ...] = ()
     oddities: tuple[str, ...] = ()
+    listing: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -168,19 +170,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
         msg = "neither a folder nor a regular file"
         raise CheckpointError(msg, file=path)
     folder = LocalFolder(path)
+    listing = tuple(folder.names())
     chosen = choose_weight_files(folder, path)
     if chosen is None:
         raise no_weights(files_below(path), path)
-    return open_files(path, folder, chosen)
+    return open_files(path, folder, chosen, listing)
 
 
-def open_files(path: Path, folder: Folder, weights: WeightFiles) -> Checkpoint:
+def open_files(
+    path: Path, folder: Folder, weights: WeightFiles, listing: tuple[str, ...] = ()
+) -> Checkpoint:
     """Open the checkpoint that some files make up, on disk or elsewhere.
 
     Args:
         path: What it is called.
         folder: The files.
         weights: Those with its tensors.
+        listing: The names in the folder, if side files will be read.
 
     Raises:
         CheckpointError: A file is broken.
@@ -191,7 +197,7 @@ def open_files(path: Path, folder: Folder, weights: WeightFiles) -> Checkpoint:
             # Not a comprehension: those already open must be closed if a later one is broken.
             files.append(_open_file(folder.open(name), name))  # noqa: PERF401
         place = path if path.is_dir() else path.parent
-        return _collected(path, place, files, weights)
+        return _collected(path, place, files, weights, listing)
     except BaseException:
         for file in files:
             file.source.close()
@@ -229,7 +235,11 @@ def _open_file(source: Source, name: str) -> CheckpointFile:
 
 
 def _collected(
-    path: Path, place: Path, files: list[CheckpointFile], weights: WeightFiles
+    path: Path,
+    place: Path,
+    files: list[CheckpointFile],
+    weights: WeightFiles,
+    listing: tuple[str, ...],
 ) -> Checkpoint:
     """The checkpoint of some open files, its tensors found in their headers."""
     listed: dict[str, str] = {}
@@ -258,7 +268,9 @@ def _collected(
     tensors = {name: found[name] for name in sorted(found, key=str.encode)}
     index_text = weights.index_text if weights.index_name == INDEX else None
     oddities = _oddities(weights.index_name or "", absent, sorted(twice))
-    return Checkpoint(path, files, tensors, index_text, weights.index_name, weights.notes, oddities)
+    return Checkpoint(
+        path, files, tensors, index_text, weights.index_name, weights.notes, oddities, listing
+    )
 
 
 def _absent(

@@ -10,6 +10,7 @@ import torch
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.closeable import Closeable
@@ -165,8 +166,11 @@ class DeltaEncoder(Closeable):
         def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
             # Copies of non-contiguous tensors must be complete: other streams read them.
             synchronize(tensors.values())
-            encoder = Encoder(self._base, tuned, policy, self._hashes)
-            return encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
+            # What looks wrong is a warning: storing a checkpoint never ends a training job.
+            encoder = Encoder(self._base, tuned, policy, self._hashes, force=True)
+            report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
+            issue_warnings(report, stacklevel=4)
+            return report
 
         if any(map(is_dtensor, tensors.values())):
             return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)

@@ -36,9 +36,7 @@ from rlsparse_store.files.checkpoint_layout import (
     rebuild_header,
     rebuild_index,
 )
-from rlsparse_store.files.copy import copy_files
 from rlsparse_store.files.hub_cache import base_hint_from_path
-from rlsparse_store.files.side_files import select_side_files
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.header import HeaderError, parse_header
 
@@ -359,67 +357,6 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
             checkpoint.read(checkpoint.tensors["a"], 0, 12)
         with pytest.raises(RlsparseError, match="was changed"):
             checkpoint.check_unchanged()
-
-
-# --- side files ------------------------------------------------------------------------------
-
-CARRIED = [
-    "LICENSE",
-    "LICENSE.txt",
-    "added_tokens.json",
-    "additional_chat_templates/tool.jinja",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "modeling_own.py",
-    "preprocessor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-]
-SKIPPED = [
-    "README.md",
-    "additional_chat_templates/evil.pt",
-    "global_step5/",
-    "optimizer.pt",
-    "pytorch_model.bin",
-    "rng_state.pth",
-    "run.py",
-    "scheduler.pt",
-    "trainer_state.json",
-    "training_args.bin",
-]
-
-
-def test_side_files_are_an_allow_list(tmp_path: Path) -> None:
-    folder = save(tmp_path / "m", A)
-    (folder / "additional_chat_templates").mkdir()
-    (folder / ".git").mkdir()
-    for name in [*CARRIED, *SKIPPED, ".gitattributes"]:
-        if name.endswith("/"):
-            (folder / name).mkdir()
-        else:
-            (folder / name).write_text(name)
-    sides = select_side_files(folder, {SINGLE})
-    assert sides.carried == sorted(CARRIED)
-    assert sides.skipped == sorted(SKIPPED)
-    target = tmp_path / "out"
-    target.mkdir()
-    assert copy_files(folder, sides.carried, target) == sum(map(len, CARRIED))
-    assert (target / CARRIED[3]).read_text() == CARRIED[3]
-
-
-def test_a_large_file_and_a_folder_are_no_side_files(tmp_path: Path) -> None:
-    (tmp_path / "config.json").mkdir()
-    with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate((256 << 20) + 1)
-    (tmp_path / "vocab.json").symlink_to(tmp_path / "nowhere")
-    sides = select_side_files(tmp_path, set())
-    assert sides.carried == []
-    assert sides.skipped == ["config.json/", "tokenizer.json", "vocab.json"]
 
 
 # --- layouts ---------------------------------------------------------------------------------
