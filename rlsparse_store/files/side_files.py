@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.errors import CheckpointError, NotFoundError
+from rlsparse_store.errors import CheckpointError, NotFoundError, RlsparseError
 from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.foreign_formats import PICKLED
 from rlsparse_store.files.hub_cache import cached_files
@@ -190,6 +190,8 @@ def open_side_files(
         return SideFiles()
     try:
         return _Selection(checkpoint, include, exclude).opened()
+    except RlsparseError:
+        raise
     except OSError as error:
         msg = f"cannot be read ({error.strerror}): {_GONE}"
         raise CheckpointError(msg, file=checkpoint.path) from error
