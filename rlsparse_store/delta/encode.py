@@ -253,7 +253,7 @@ def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSi
     Raises:
         OutputError: The delta cannot be written.
     """
-    with output_folder(out) as folder:
+    with output_folder(out, encoder.sides.nbytes) as folder:
         with output_errors(out):
             (folder / DELTA_FOLDER).mkdir()
         with DeltaWriter(folder / DELTA_FOLDER, encoder.largest_manifest(), shard_bytes) as sink:
