@@ -7,7 +7,8 @@ caller would catch for the same reason, such as ``FileNotFoundError`` or ``Value
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 __all__ = [
     "BackendError",
@@ -45,6 +46,12 @@ __all__ = [
 ]
 
 
+_CACHED: Final = re.compile(
+    r"\A.*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{12})[0-9a-f]{28}", re.ASCII
+)
+"""A snapshot in the Hub's cache, which users know by the id of its repository."""
+
+
 class RlsparseError(Exception):
     """Root of all errors of this package.
 
@@ -68,7 +75,7 @@ class RlsparseError(Exception):
         """Return ``file: tensor 'x': message``."""
         place = []
         if self.file is not None:
-            place.append(str(self.file))
+            place.append(_CACHED.sub(r"\1/\2@\3", str(self.file)))
         if self.tensor is not None:
             place.append(f"tensor {self.tensor!r}")
         return ": ".join([*place, self.message])

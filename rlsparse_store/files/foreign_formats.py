@@ -76,19 +76,22 @@ def unsafe_file(name: str, place: Path) -> PickleRefusedError | None:
     return PickleRefusedError(pickled_weights(), file=place) if name.endswith(PICKLED) else None
 
 
-def no_weights(names: Iterable[str], place: Path) -> CheckpointError:
+def no_weights(
+    names: Iterable[str], place: Path, remedy: str = "give one of them"
+) -> CheckpointError:
     """The refusal of a folder or a repository that holds no safetensors weights itself.
 
     Args:
         names: Paths of the files in it and in its folders.
         place: What it is called.
+        remedy: What to do if folders in it hold weights.
     """
     names = sorted(names)
     within = _folders_with_weights(names)
     if within:
         listed = ", ".join(printable(f"{name}/") for name in within[:_NAMED])
         more = f" and {len(within) - _NAMED} more" if len(within) > _NAMED else ""
-        msg = f"holds no weights itself, but these folders do: {listed}{more}; give one of them"
+        msg = f"holds no weights itself, but these folders do: {listed}{more}; {remedy}"
         return CheckpointError(msg, file=place)
     for known in _FORMATS:
         if any(map(known.pattern.fullmatch, names)):
