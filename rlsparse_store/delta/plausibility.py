@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from rlsparse_store.files.side_files import SideFiles
 from rlsparse_store.pipeline.tensor_matching import shared_elements, suffixes
 
-__all__ = ["content_warnings", "issue_warnings", "pair_notes", "structure_warnings"]
+__all__ = [
+    "content_warnings",
+    "is_adapter_name",
+    "issue_warnings",
+    "pair_notes",
+    "structure_warnings",
+]
 
 _ADAPTER: Final = re.compile(
     r"(?:^|\.)(?:lora_[A-Z]\w*|lora_(?:embedding|magnitude)\w*|base_layer|ia3_l|hada_w\w+|lokr_w\w+"
@@ -54,6 +60,16 @@ _SMALL: Final = 1 << 16
 
 _NAMED: Final = 3
 """Tensors that a message lists."""
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether PEFT gives a name like this to a tensor of an adapter or of a layer it wraps.
+
+    Example:
+        >>> is_adapter_name("base_model.model.layers.0.q_proj.lora_A.default.weight")
+        True
+    """
+    return _ADAPTER.search(name) is not None
 
 
 def structure_warnings(
@@ -108,7 +124,7 @@ def _placeholders(base: Checkpoint, tuned: Checkpoint) -> str:
 
 def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
     """Weights of an adapter, or of layers that one wraps."""
-    parts = [name for name in tuned.tensors if _ADAPTER.search(name) and name not in base.tensors]
+    parts = [name for name in tuned.tensors if is_adapter_name(name) and name not in base.tensors]
     has_config = "adapter_config.json" in tuned.listing
     is_alone = has_config and not base.tensors.keys() & tuned.tensors.keys()
     if not parts and not is_alone:

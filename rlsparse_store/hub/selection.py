@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from rlsparse_store.errors import NotFoundError
@@ -14,6 +13,7 @@ from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     from rlsparse_store.files.folder import Folder
 

@@ -21,6 +21,7 @@ from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
 from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
 from rlsparse_store.torch.sharded_encoder import encode_sharded
@@ -160,6 +161,7 @@ class DeltaEncoder(Closeable):
         """
         policy = dtype_policy(cast, keep=keep_dtype)
         tensors = named_tensors(model)
+        require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
         synchronize(tensors.values())
 
