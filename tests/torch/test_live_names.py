@@ -42,13 +42,12 @@ def test_layers_that_are_wrapped_one_by_one_keep_their_names(
     move_weights(model, seed=1, density=0.05)
     model.save_pretrained(tmp_path / "tuned")
     model.model.layers[0] = Layer(name, model.model.layers[0])
-    with DeltaEncoder(base, device="cpu") as encoder:
+    with DeltaEncoder(base, device="cpu") as encoder, open_checkpoint(base) as checkpoint:
         for place, given in (("a", model), ("b", model.state_dict())):
             report = encoder.encode(given, tmp_path / place)
             assert not report.whole
             assert not report.removed
-    with open_checkpoint(base) as checkpoint:
-        assert {tensor.name for tensor in report.tensors} == checkpoint.tensors.keys()
+            assert {tensor.name for tensor in report.tensors} == checkpoint.tensors.keys()
 
 
 @pytest.mark.parametrize(
