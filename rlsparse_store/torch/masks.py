@@ -210,8 +210,8 @@ class Frozen:
 class _Trainable:
     """The trainable weights of each parameter, as a mask names them.
 
-    A mask has the names of a checkpoint. A model of transformers may have other names in memory, and
-    fuse several tensors of a checkpoint into one.
+    A mask has the names of a checkpoint. A model of transformers may have other names in memory,
+    and fuse several tensors of a checkpoint into one.
 
     Attributes:
         found: Names in the mask that belong to a parameter.
