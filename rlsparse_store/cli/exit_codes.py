@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 known error, 2 usage, 3 damaged delta or wrong base, 4 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import NoReturn, TextIO
@@ -26,6 +27,10 @@ def run() -> NoReturn:
     # Commands print these themselves, and in JSON.
     warnings.simplefilter("ignore", ImplausibleWarning)
     name_output()
+    if "_RLSPARSE_COMPLETE" in os.environ:
+        from rlsparse_store.cli.completion import complete_paths  # noqa: PLC0415 - a shell asks
+
+        complete_paths()
     try:
         _refuse_empty(sys.argv[1:])
         code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)

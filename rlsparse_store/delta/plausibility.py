@@ -92,7 +92,7 @@ def structure_warnings(
     shared = {
         name: source.name
         for name, source in sources.items()
-        if shared_elements(tuned.tensors[name].shape, source.shape) is not None
+        if _is_shared(tuned.tensors[name].shape, source.shape)
     }
     problem = _placeholders(base, tuned) or _adapter(base, tuned)
     # Shares of a few tensors mean nothing.
@@ -103,6 +103,12 @@ def structure_warnings(
         raise ImplausibleError(msg, file=tuned.path)
     found = problem or _nothing_in_common(base, tuned, shared) or _mostly_strange(tuned, shared)
     return [*filter(None, (found, _swapped(base, tuned)))]
+
+
+def _is_shared(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
+    """Whether a tensor is its source's, as shapes tell: vectors of other models only look grown."""
+    is_vector = len(shape) < 2
+    return shape == source or (not is_vector and shared_elements(shape, source) is not None)
 
 
 def _placeholders(base: Checkpoint, tuned: Checkpoint) -> str:

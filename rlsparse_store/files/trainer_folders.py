@@ -91,18 +91,17 @@ def checkpoint_names(places: Sequence[str | os.PathLike[str]]) -> list[str]:
         ['a', 'b']
     """
     paths = [Path(os.path.abspath(place)) for place in places]  # noqa: PTH100 - keeps links
+    for place, path in enumerate(paths):
+        if path in paths[:place]:
+            msg = "is given twice"
+            raise CheckpointError(msg, file=printable(str(path)))
     names = [_own_name(path) for path in paths]
     if len(set(names)) < len(names):
         names = _differing_parts(paths)
-    seen: set[str] = set()
     for name, path in zip(names, paths, strict=True):
-        if name in seen:
-            msg = "is given twice"
-            raise CheckpointError(msg, file=printable(str(path)))
-        if not name or name.startswith("."):
+        if not name or name.startswith(".") or names.count(name) > 1:
             msg = "its name cannot be that of a delta; rename it"
             raise CheckpointError(msg, file=printable(str(path)))
-        seen.add(name)
     return names
 
 
