@@ -7,7 +7,8 @@ caller would catch for the same reason, such as ``FileNotFoundError`` or ``Value
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 __all__ = [
     "BackendError",
@@ -23,6 +24,8 @@ __all__ = [
     "HubQuotaError",
     "HubServerError",
     "HubTimeoutError",
+    "ImplausibleError",
+    "ImplausibleWarning",
     "IndexFormatError",
     "LimitError",
     "MissingDependencyError",
@@ -41,6 +44,12 @@ __all__ = [
     "UnsupportedVersionError",
     "VerificationError",
 ]
+
+
+_CACHED: Final = re.compile(
+    r"\A.*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{12})[0-9a-f]{28}", re.ASCII
+)
+"""A snapshot in the Hub's cache, which users know by the id of its repository."""
 
 
 class RlsparseError(Exception):
@@ -66,7 +75,7 @@ class RlsparseError(Exception):
         """Return ``file: tensor 'x': message``."""
         place = []
         if self.file is not None:
-            place.append(str(self.file))
+            place.append(_CACHED.sub(r"\1/\2@\3", str(self.file)))
         if self.tensor is not None:
             place.append(f"tensor {self.tensor!r}")
         return ": ".join([*place, self.message])
@@ -147,6 +156,14 @@ class CheckpointError(RlsparseError, ValueError):
 
 class PickleRefusedError(CheckpointError):
     """The checkpoint has only pickled weights, which are never read."""
+
+
+class ImplausibleError(RlsparseError, ValueError):
+    """The tuned checkpoint is not one of the base, as its structure shows."""
+
+
+class ImplausibleWarning(UserWarning):
+    """A pair is probably not what its user takes it for."""
 
 
 class DtypeMismatchError(RlsparseError, ValueError):

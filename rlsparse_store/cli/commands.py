@@ -51,4 +51,7 @@ class _Group(click.Group):
 )
 @click.version_option(__version__, prog_name="rlsparse")
 def rlsparse() -> None:
-    """Store RL-tuned checkpoints as lossless sparse deltas against their base model."""
+    """Store RL-tuned checkpoints as lossless sparse deltas against their base model.
+
+    Completion for bash: eval "$(_RLSPARSE_COMPLETE=bash_source rlsparse)"; for zsh with zsh_source.
+    """

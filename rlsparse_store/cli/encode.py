@@ -11,17 +11,18 @@ import click
 from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.encode import encode_delta
-from rlsparse_store.delta.report import EncodeReport
-from rlsparse_store.delta.run import RunReport, is_run
+from rlsparse_store.delta.report import EncodeReport, WholeTensor
+from rlsparse_store.delta.run import RunEntry, RunReport, is_run
 from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.files.trainer_folders import find_checkpoints
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
 
-__all__ = ["encode_command", "print_encoded", "print_run"]
+__all__ = ["encode_command", "print_encoded", "print_names", "print_run", "print_warnings"]
 
 
 @click.command("encode")
@@ -46,6 +47,14 @@ __all__ = ["encode_command", "print_encoded", "print_run"]
 @click.option(
     "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
 )
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="FILE",
+    help="Also copy this small file of TUNED beside the delta, such as trainer_state.json.",
+)
+@click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
+@click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
 @threads_option
 @hub_options(base_revision="BASE", tuned_revision="TUNED")
 @json_option
@@ -65,16 +74,19 @@ def encode_command(
     Each is a Hugging Face folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub. Every
     tensor comes back bit for bit, and the files of TUNED byte for byte.
 
-    Several checkpoints, or --run, make a run: OUT gets one delta per checkpoint, in a folder of
-    its name. Each delta is complete when it appears. Existing deltas are kept and their
-    checkpoints not read, so the same command continues after an interruption and adds later
-    checkpoints.
+    Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta
+    for each checkpoint, in a folder of its name. Existing deltas are kept and their checkpoints not
+    read, so the same command continues after an interruption, and adds later checkpoints.
+
+    What the model needs to load is copied beside the delta. Optimizer state is not: training
+    cannot be resumed from a delta.
     """
     if device is not None:
         options["coder"] = _device_coder(device, options["threads"])
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
-        if as_run or len(tuned) > 1 or is_run(Path(out)):
+        finds_several = bool(find_checkpoints(Path(tuned[0])))
+        if as_run or len(tuned) > 1 or is_run(Path(out)) or finds_several:
             if options.pop("tuned_revision") is not None:
                 msg = "--tuned-revision is for one checkpoint: give ORG/NAME@REVISION"
                 raise click.UsageError(msg)
@@ -87,14 +99,34 @@ def encode_command(
     if isinstance(report, EncodeReport):
         click.echo(f"wrote {printable(out)}")
         print_encoded(report)
-        _print_names("copied", report.carried_files)
-        _print_names("skipped", report.skipped_files)
+        _print_files(report)
     else:
         new = sum(delta.is_new for delta in report.deltas)
         click.echo(f"wrote {new} delta{'' if new == 1 else 's'} in {printable(out)}")
         if kept := len(report.deltas) - new:
             click.echo(f"  kept {kept}, not compared with the checkpoints (verify --tuned does)")
         print_run(report)
+        for entry in filter(lambda entry: entry.is_new, report.deltas):
+            _print_entry(entry)
+
+
+def _print_files(report: EncodeReport | RunEntry) -> None:
+    """Print which small files travel, and every one that does not, by name."""
+    print_names("copied", report.carried_files)
+    print_names("skipped", report.skipped_files, most=None)
+    for note in report.notes:
+        click.echo(f"  note: {printable(note, 500)}")
+
+
+def _print_entry(entry: RunEntry) -> None:
+    """Print what the table of a run does not say of one of its deltas."""
+    if not (entry.warnings or entry.notes or entry.whole or entry.removed or entry.skipped_files):
+        return
+    click.echo(f"{printable(entry.name)}:")
+    print_warnings(entry.warnings)
+    _print_whole(entry.whole)
+    print_names("removed", entry.removed)
+    _print_files(entry)
 
 
 def _device_coder(device: str, threads: int | None) -> SpanCoder:
@@ -150,32 +182,43 @@ def print_encoded(report: EncodeReport) -> None:
         f"{format_bytes(report.delta_bytes)}, {ratio:,.1f} times smaller"
         + _bits(report.bits_per_changed)
     )
-    if report.tensors and not any(tensor.source for tensor in report.tensors):
-        click.echo("  warning: TUNED shares no tensor with BASE. Is BASE correct?")
+    print_warnings(report.warnings)
     if report.cast:
         click.echo(f"  lossy: the checkpoint was rounded to {report.cast} before encoding")
-    if report.whole:
-        raw = sum(tensor.raw_bytes for tensor in report.whole)
-        stored = sum(tensor.stored_bytes for tensor in report.whole)
-        click.echo(f"  {format_bytes(raw)} stored whole, in {format_bytes(stored)}:")
-        for tensor in report.whole[:20]:
-            click.echo(
-                f"    {printable(tensor.name)}: {format_bytes(tensor.raw_bytes)}, {tensor.reason}"
-            )
-        if len(report.whole) > 20:
-            click.echo(f"    … and {len(report.whole) - 20} more (--json lists all)")
-    _print_names(
+    _print_whole(report.whole)
+    print_names(
         "renamed or tied",
         [f"{t.name} from {t.source}" for t in report.tensors if t.source not in ("", t.name)],
     )
-    _print_names("removed", report.removed)
+    print_names("removed", report.removed)
+
+
+def _print_whole(whole: list[WholeTensor]) -> None:
+    if not whole:
+        return
+    raw = sum(tensor.raw_bytes for tensor in whole)
+    stored = sum(tensor.stored_bytes for tensor in whole)
+    click.echo(f"  {format_bytes(raw)} stored whole, in {format_bytes(stored)}:")
+    for tensor in whole[:20]:
+        size = format_bytes(tensor.raw_bytes)
+        click.echo(f"    {printable(tensor.name)}: {size}, {tensor.reason}")
+    if len(whole) > 20:
+        click.echo(f"    … and {len(whole) - 20} more (--json lists all)")
+
+
+def print_warnings(warnings: list[str]) -> None:
+    """Print why a pair is probably not what its user takes it for."""
+    for warning in warnings:
+        click.echo(f"  warning: {printable(warning, 500)}")
 
 
 def _bits(bits_per_changed: float | None) -> str:
     return "" if bits_per_changed is None else f"; {bits_per_changed:.3g} bits per changed weight"
 
 
-def _print_names(label: str, names: list[str]) -> None:
+def print_names(label: str, names: list[str], most: int | None = 10) -> None:
+    """Print a list of names, cut off after some."""
     if names:
-        more = f" … and {len(names) - 10} more" if len(names) > 10 else ""
-        click.echo(f"  {label}: {', '.join(printable(name) for name in names[:10])}{more}")
+        shown = names[:most]
+        more = f" … and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        click.echo(f"  {label}: {', '.join(printable(name) for name in shown)}{more}")

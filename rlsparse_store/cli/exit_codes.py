@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 known error, 2 usage, 3 damaged delta or wrong base, 4 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import NoReturn, TextIO
@@ -14,7 +15,7 @@ import click
 
 from rlsparse_store.cli.commands import rlsparse
 from rlsparse_store.cli.stdout import name_output, silence_output
-from rlsparse_store.errors import RlsparseError
+from rlsparse_store.errors import ImplausibleWarning, RlsparseError
 from rlsparse_store.format.names import printable
 
 __all__ = ["run"]
@@ -23,7 +24,13 @@ __all__ = ["run"]
 def run() -> NoReturn:
     """Run the command of this process and exit with its exit code."""
     warnings.showwarning = _show_warning
+    # Commands print these themselves, and in JSON.
+    warnings.simplefilter("ignore", ImplausibleWarning)
     name_output()
+    if "_RLSPARSE_COMPLETE" in os.environ:
+        from rlsparse_store.cli.completion import complete_paths  # noqa: PLC0415 - a shell asks
+
+        complete_paths()
     try:
         _refuse_empty(sys.argv[1:])
         code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)

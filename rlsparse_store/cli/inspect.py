@@ -201,7 +201,11 @@ def print_report(report: DeltaReport, *, show_all: bool = False, with_groups: bo
             [label, f"{count:,}", format_percent(count / report.changed)]
             for label, count in zip(STEP_LABELS, report.steps, strict=True)
         ]
-        print_table(["step", "weights", "share"], [*rows[3::-1], *rows[4:]])
+        rows = [*rows[3::-1], *rows[4:]]
+        if report.whole_changed:
+            share = format_percent(report.whole_changed / report.changed)
+            rows.append(["stored whole", f"{report.whole_changed:,}", share])
+        print_table(["step", "weights", "share"], rows)
     if with_groups:
         _print_groups("By layer", "layer", report.layers)
         _print_groups("By kind of module", "module", report.modules)
@@ -234,6 +238,12 @@ def _print_totals(report: DeltaReport) -> None:
         f"  tensors: {kinds or 'none'}"
         + (f"; {len(report.removed):,} of the base removed" if report.removed else "")
     )
+    if report.whole_bytes:
+        parts = sum(1 for tensor in report.tensors if tensor.whole_bytes)
+        click.echo(
+            f"  {format_bytes(report.whole_bytes)} stored whole, in "
+            f"{format_bytes(report.whole_stored_bytes)}: {parts:,} tensors or parts of them"
+        )
 
 
 def _print_groups(title: str, heading: str, groups: list[Group]) -> None:

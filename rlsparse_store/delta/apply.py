@@ -132,7 +132,7 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     with (
         DeltaReader(find_delta(delta, revision, subfolder, access)) as reader,
         open_checkpoint(find_base(reader, base, base_revision, access)) as checkpoint,
-        output_folder(Path(out)) as folder,
+        output_folder(Path(out), reader.manifest.totals.tuned_bytes) as folder,
     ):
         reader.check_state()
         files, index_text = rebuild_files(reader)

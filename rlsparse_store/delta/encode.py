@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.files.copy import copy_files
+from rlsparse_store.files.copy import copy_source
 from rlsparse_store.files.delta_writer import ChunkSink, CountingSink, DeltaWriter
 from rlsparse_store.files.output import output_errors, output_folder
+from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.progress import Progress, no_progress
@@ -19,7 +21,7 @@ from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map, resolve_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
@@ -51,6 +53,9 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     coder: SpanCoder | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    force: bool = False,
     progress: Progress = no_progress,
     base_revision: str | None = None,
     tuned_revision: str | None = None,
@@ -74,6 +79,10 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
         shard_bytes: Bytes of chunks after which the delta continues in another file.
         coder: Encodes on a device, such as :class:`rlsparse_store.torch.DeviceCoder`; the CPU by
             default. The bytes are the same.
+        include: Paths or patterns of more small files of the tuned folder to copy beside the delta,
+            such as ``trainer_state.json``. What a model needs to load is copied in any case.
+        exclude: Patterns of small files to leave out.
+        force: Encode a pair that is refused as implausible.
         progress: Called with bytes done and bytes in all.
         base_revision: Branch, tag or commit of the base on the Hub, if its id does not name one.
         tuned_revision: The same of the tuned checkpoint.
@@ -87,8 +96,13 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     Raises:
         NotFoundError: There is no such checkpoint.
         CheckpointError: A checkpoint is broken or holds only pickled weights.
+        ImplausibleError: The tuned checkpoint is not one of this base, as names and shapes show.
         DtypeMismatchError: A dtype does not match the base's, and neither option says what to do.
         OutputError: The delta cannot be written.
+
+    Warns:
+        ImplausibleWarning: The pair is probably not the intended one: nothing changed, nearly
+            everything did, or the delta saves nothing.
 
     Example:
         >>> encode_delta("qwen-base", "qwen-grpo", "qwen-grpo-delta")  # doctest: +SKIP
@@ -97,9 +111,15 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     base_path = find_checkpoint(base, "base", access, base_revision)
     tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
-    with open_checkpoint(base_path) as base_checkpoint, open_checkpoint(tuned_path) as checkpoint:
-        encoder = Encoder(base_checkpoint, checkpoint, policy)
-        return encode_open(encoder, Path(out), threads, shard_bytes, progress, coder)
+    with (
+        open_checkpoint(base_path) as base_checkpoint,
+        open_checkpoint(tuned_path) as checkpoint,
+        open_side_files(checkpoint, include, exclude) as sides,
+    ):
+        encoder = Encoder(base_checkpoint, checkpoint, policy, sides=sides, force=force)
+        report = encode_open(encoder, Path(out), threads, shard_bytes, progress, coder)
+    issue_warnings(report)
+    return report
 
 
 def encode_open(
@@ -146,15 +166,17 @@ def encode_spans(
         return chosen.code(batch.items, base, tuned)
 
     spans = ((span, chosen.weigh(span, base, tuned)) for span in encoder.spans(get_backend()))
-    done, total = 0, encoder.nbytes
+    # Users count the checkpoint's bytes; those of the base are read besides.
+    done, coded_bytes, total = 0, max(1, encoder.nbytes), tuned.nbytes
     for coded in ordered_map(code, batched(spans, chosen.group_bytes), workers):
         for span in coded:
             encoder.add(span, sink)
             done += span.span.nbytes
-        progress(min(done, total), total)
+        progress(min(total * done // coded_bytes, total), total)
     progress(total, total)
     base.check_unchanged()
     tuned.check_unchanged()
+    encoder.sides.check_unchanged()
     return encoder.finish(sink)
 
 
@@ -200,8 +222,13 @@ def measure_pair(  # noqa: PLR0913 - as encode_delta
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     base_path = find_checkpoint(base, "base", access, base_revision)
     tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
-    with open_checkpoint(base_path) as base_checkpoint, open_checkpoint(tuned_path) as checkpoint:
-        encoder = Encoder(base_checkpoint, checkpoint, policy)
+    with (
+        open_checkpoint(base_path) as base_checkpoint,
+        open_checkpoint(tuned_path) as checkpoint,
+        open_side_files(checkpoint) as sides,
+    ):
+        # An implausible pair may be measured: that is how it is found out.
+        encoder = Encoder(base_checkpoint, checkpoint, policy, sides=sides, force=True)
         sink = CountingSink(encoder.largest_manifest())
         nbytes = encode_spans(encoder, sink, threads, progress)
         return encoder.report(nbytes)
@@ -226,9 +253,10 @@ def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSi
     Raises:
         OutputError: The delta cannot be written.
     """
-    with output_folder(out) as folder:
+    with output_folder(out, encoder.sides.nbytes) as folder:
         with output_errors(out):
             (folder / DELTA_FOLDER).mkdir()
         with DeltaWriter(folder / DELTA_FOLDER, encoder.largest_manifest(), shard_bytes) as sink:
             yield sink
-        copy_files(encoder.tuned.path, encoder.side_files().carried, folder)
+        for name, source in encoder.sides.files.items():
+            copy_source(source, folder / name)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlsparse_store.codec.chunk import DeltaChunk
+from rlsparse_store.delta.plausibility import content_warnings, pair_notes, structure_warnings
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
-from rlsparse_store.files.checkpoint_layout import INDEX_NAME, describe_file, describe_index
+from rlsparse_store.files.checkpoint_layout import describe_file, describe_index
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
-from rlsparse_store.files.side_files import SideFiles, select_side_files
+from rlsparse_store.files.side_files import SideFiles
 from rlsparse_store.format.digests import TensorDigester, bytes_check
 from rlsparse_store.format.index.records import (
     ChunkCoding,
@@ -27,7 +29,12 @@ from rlsparse_store.format.manifest import Manifest, Totals
 from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
 from rlsparse_store.pipeline.spans import CodedSpan, Span, SpanChunk, choose_word_coding, spans_of
-from rlsparse_store.pipeline.tensor_matching import DtypePolicy, TensorPlan, plan_tensors
+from rlsparse_store.pipeline.tensor_matching import (
+    DtypePolicy,
+    TensorPlan,
+    find_sources,
+    plan_tensors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,9 +56,16 @@ class Encoder:
         tuned: The tuned checkpoint.
         policy: What to do where dtypes do not match.
         hashes: Hashes of the base that are known, to which this encoding adds its own.
+        sides: The small files that travel with the weights, open.
+        force: Whether an implausible pair is encoded all the same.
+
+    Attributes:
+        warnings: Why the pair is probably not what its user takes it for.
 
     Raises:
-        CheckpointError: The tuned checkpoint has a file name that the format does not allow.
+        CheckpointError: The tuned checkpoint has a file name that the format does not allow, or an
+            index that contradicts its shards.
+        ImplausibleError: The tuned checkpoint is not one of this base, as its structure shows.
         DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
 
@@ -61,9 +75,13 @@ class Encoder:
         tuned: Checkpoint,
         policy: DtypePolicy,
         hashes: BaseHashes | None = None,
+        sides: SideFiles | None = None,
+        *,
+        force: bool = False,
     ) -> None:
         self.base = base
         self.tuned = tuned
+        self.sides = SideFiles() if sides is None else sides
         for file in tuned.files:
             if not (is_file_name(file.name) and file.name.endswith(".safetensors")):
                 msg = (
@@ -71,7 +89,15 @@ class Encoder:
                     "'.', '_' and '-' that end in .safetensors; rename it"
                 )
                 raise CheckpointError(msg, file=tuned.path)
-        self._plans = plan_tensors(base, tuned, policy)
+        if tuned.oddities:
+            msg = (
+                f"cannot be rebuilt file by file: {'; '.join(tuned.oddities)}; save it again, or "
+                "repair the index in a copy of it"
+            )
+            raise CheckpointError(msg, file=tuned.path)
+        sources = find_sources(base, tuned)
+        self.warnings = structure_warnings(base, tuned, sources, force=force)
+        self._plans = plan_tensors(base, tuned, policy, sources)
         self._codings = [plan.dtype.coding for plan in self._plans]
         self._hashes = BaseHashes() if hashes is None else hashes
         self._digests = [_Digests(plan) for plan in self._plans]
@@ -239,22 +265,17 @@ class Encoder:
             for i, plan in enumerate(self._plans)
             if self._whole_bytes[i]
         ]
-        sides = self.side_files()
-        return EncodeReport(
+        report = EncodeReport(
             **report_tensors(self._index, self._manifest, delta_bytes),
             base_bytes=self.base.nbytes,
             whole=whole,
-            carried_files=sides.carried,
-            carried_bytes=sum((self.tuned.path / name).stat().st_size for name in sides.carried),
-            skipped_files=sides.skipped,
+            carried_files=list(self.sides.files),
+            carried_bytes=self.sides.nbytes,
+            skipped_files=self.sides.skipped,
+            warnings=[],
+            notes=pair_notes(self.base, self.tuned, self.sides),
         )
-
-    def side_files(self) -> SideFiles:
-        """The small files beside the tuned weights."""
-        if not self.tuned.path.is_dir():
-            return SideFiles([], [])
-        weights = {file.name for file in self.tuned.files} | {INDEX_NAME}
-        return select_side_files(self.tuned.path, weights)
+        return replace(report, warnings=[*self.warnings, *content_warnings(report)])
 
 
 class _Digests:

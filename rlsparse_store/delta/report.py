@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import layer_of, module_of
-from rlsparse_store.format.index.records import Index, Kind, TensorRecord
+from rlsparse_store.format.index.records import ChunkCoding, Index, Kind, TensorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,7 +43,10 @@ class TensorReport(SummaryRepr):
         elements: Its elements (words, where a dtype packs several numbers into one).
         changed: Elements that differ from its source's.
         density: changed / elements; 0 for an empty tensor.
-        steps: Changed elements by step, in the order of :data:`STEP_LABELS`.
+        steps: Changed elements by step, in the order of :data:`STEP_LABELS`, without those in
+            chunks that are stored whole.
+        whole_changed: Changed elements in chunks that are stored whole: ``changed - sum(steps)``.
+        whole_bytes: Bytes of those chunks, as they are in the checkpoint.
         stored_bytes: Bytes of its chunks.
         source: Name of its source in the base, or of the tensor that it aliases.
         tail: Elements beyond the end of its source.
@@ -57,6 +60,8 @@ class TensorReport(SummaryRepr):
     changed: int
     density: float
     steps: list[int]
+    whole_changed: int
+    whole_bytes: int
     stored_bytes: int
     source: str
     tail: int
@@ -126,7 +131,11 @@ class DeltaReport(SummaryRepr):
         base_repo: Repository of the base, if known.
         base_revision: Its commit.
         cast: Dtype to which the tuned checkpoint was rounded, if any: the delta is then lossy.
-        steps: Changed elements by step, in the order of :data:`STEP_LABELS`.
+        steps: Changed elements by step, in the order of :data:`STEP_LABELS`, without those in
+            chunks that are stored whole.
+        whole_changed: Changed elements in chunks that are stored whole: ``changed - sum(steps)``.
+        whole_bytes: Bytes of those chunks, as they are in the checkpoint.
+        whole_stored_bytes: Bytes of those chunks in the delta.
         kinds: Tensors of each kind.
         removed: Base tensors that the tuned checkpoint lacks.
         layers: Sums by layer.
@@ -147,6 +156,9 @@ class DeltaReport(SummaryRepr):
     base_revision: str | None
     cast: str | None
     steps: list[int]
+    whole_changed: int
+    whole_bytes: int
+    whole_stored_bytes: int
     kinds: dict[str, int]
     removed: list[str]
     layers: list[Group]
@@ -178,6 +190,8 @@ class EncodeReport(DeltaReport):
         carried_files: Small files copied beside the delta.
         carried_bytes: Their bytes.
         skipped_files: Files of the tuned folder that were not read or copied.
+        warnings: Why the pair is probably not what its user takes it for.
+        notes: What else a user should know of the files that were read, or were not.
     """
 
     base_bytes: int
@@ -185,14 +199,21 @@ class EncodeReport(DeltaReport):
     carried_files: list[str]
     carried_bytes: int
     skipped_files: list[str]
+    warnings: list[str]
+    notes: list[str]
 
 
 def report_tensors(index: Index, manifest: Manifest, delta_bytes: int) -> dict[str, Any]:
     """The fields of a :class:`DeltaReport`."""
-    stored = [0] * len(index.tensors)
+    stored, whole = [0] * len(index.tensors), [0] * len(index.tensors)
+    whole_stored = 0
     for chunk in index.chunks:
         stored[chunk.tensor] += chunk.stored
-    tensors = [_tensor(t, nbytes) for t, nbytes in zip(index.tensors, stored, strict=True)]
+        coding = index.tensors[chunk.tensor].coding
+        if chunk.coding is ChunkCoding.WHOLE and coding is not None:
+            whole[chunk.tensor] += coding.nbytes(chunk.length)
+            whole_stored += chunk.stored
+    tensors = [_tensor(*each) for each in zip(index.tensors, stored, whole, strict=True)]
     totals = manifest.totals
     kinds = dict.fromkeys((kind.name.lower() for kind in Kind), 0)
     for tensor in tensors:
@@ -212,6 +233,9 @@ def report_tensors(index: Index, manifest: Manifest, delta_bytes: int) -> dict[s
         "cast": manifest.cast,
         "steps": [sum(counts) for counts in zip(*(t.steps for t in tensors), strict=True)]
         or [0] * len(STEP_LABELS),
+        "whole_changed": sum(t.whole_changed for t in tensors),
+        "whole_bytes": sum(whole),
+        "whole_stored_bytes": whole_stored,
         "kinds": kinds,
         "removed": index.removed,
         "layers": _groups(tensors, layer_of),
@@ -224,7 +248,7 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _tensor(t: TensorRecord, stored_bytes: int) -> TensorReport:
+def _tensor(t: TensorRecord, stored_bytes: int, whole_bytes: int) -> TensorReport:
     return TensorReport(
         name=t.name,
         kind=t.kind.name.lower(),
@@ -234,6 +258,8 @@ def _tensor(t: TensorRecord, stored_bytes: int) -> TensorReport:
         changed=t.changed,
         density=_ratio(t.changed, t.words),
         steps=list(t.steps),
+        whole_changed=t.moved,
+        whole_bytes=whole_bytes,
         stored_bytes=stored_bytes,
         source=t.origin,
         tail=t.tail,

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from rlsparse_store.errors import CheckpointError, FormatError, NotFoundError
-from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.errors import CheckpointError, FormatError, HubOfflineError, NotFoundError
+from rlsparse_store.files.checkpoint import open_checkpoint, open_files
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.hub_cache import BaseHint
-from rlsparse_store.files.side_files import CARRIED_FILES
+from rlsparse_store.files.near_names import did_you_mean, near_path
+from rlsparse_store.files.side_files import CARD, SIDE_FILES
+from rlsparse_store.files.weight_files import choose_weight_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.remote_folder import HubFolder
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
+from rlsparse_store.hub.selection import SIDES, CheckpointSelection, FileSelection
 from rlsparse_store.hub.snapshots import (
-    CHECKPOINT_FILES,
-    FileSelection,
     cached_snapshot,
     cached_snapshots,
+    fetch_listed,
     fetch_snapshot,
 )
 from rlsparse_store.pipeline.chunk_decoder import check_sources
@@ -45,6 +47,9 @@ __all__ = [
 ]
 
 
+_BASE_SIDES: Final = tuple(pattern for pattern in SIDES if pattern != CARD)
+
+
 def find_delta(
     delta: str | PathLike[str], revision: str | None, subfolder: str, access: HubAccess
 ) -> Path:
@@ -62,12 +67,16 @@ def find_delta(
     inside = subfolder_parts(subfolder)
     repo = as_repo_id(delta, revision)
     if repo is None:
-        return Path(delta, *inside)
+        return _existing(Path(delta, *inside))
     prefix = "".join(f"{part}/" for part in inside)
-    wanted = [prefix + pattern for pattern in (f"{DELTA_FOLDER}/*", *CARRIED_FILES)]
+    wanted = [f"{prefix}{DELTA_FOLDER}/*", *(prefix + pattern for pattern in SIDE_FILES)]
     # A pattern's star also matches slashes: deltas in folders further down are left out.
     within = FileSelection("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
-    return fetch_snapshot(repo, within, access).path.joinpath(*inside)
+    if access.is_offline:
+        return fetch_snapshot(repo, within, access).path.joinpath(*inside)
+    listing = list_repo(repo, "delta", access)
+    _require_delta(listing, "/".join(inside))
+    return fetch_listed(listing, within, access).path.joinpath(*inside)
 
 
 def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
@@ -125,14 +134,24 @@ def read_listed(listing: Listing, folder: str, access: HubAccess) -> DeltaReader
         NotFoundError: The folder holds no delta.
         FormatError: The delta is damaged.
     """
+    _require_delta(listing, folder)
+    inside = f"{folder}/{DELTA_FOLDER}" if folder else DELTA_FOLDER
+    return DeltaReader(Path(str(listing.repo), folder), HubFolder(listing, inside, access))
+
+
+def _require_delta(listing: Listing, folder: str) -> None:
+    """Require that a folder of a repository holds a delta.
+
+    Raises:
+        NotFoundError: It does not; the folders that do are named.
+    """
     found = delta_folders(listing)
     if folder not in found:
         msg = f"is not a delta: it has no {DELTA_FOLDER}/ folder"
         if found:
-            msg += f"; there are deltas in {printable(', '.join(found))} (--subfolder)"
-        raise NotFoundError(msg, file=printable(f"{listing.repo}/{folder}".rstrip("/")))
-    inside = f"{folder}/{DELTA_FOLDER}" if folder else DELTA_FOLDER
-    return DeltaReader(Path(str(listing.repo), folder), HubFolder(listing, inside, access))
+            where = printable(", ".join(name or "the repository itself" for name in found))
+            msg += f"; there are deltas in {where} (--subfolder)"
+        raise NotFoundError(msg, file=printable(f"{listing.repo.repo}/{folder}".rstrip("/")))
 
 
 def find_checkpoint(
@@ -156,12 +175,14 @@ def find_checkpoint(
     """
     repo = as_repo_id(place, revision)
     if repo is None:
-        path = Path(place)
+        path = _existing(Path(place))
         if (path / DELTA_FOLDER).is_dir() and not any(path.glob("*.safetensors")):
             msg = f"is a delta, not a {what}; rebuild the checkpoint first (rlsparse apply)"
             raise CheckpointError(msg, file=printable(str(path)))
         return path
-    return fetch_snapshot(repo, FileSelection(what, CHECKPOINT_FILES), access).path
+    # Of the base, only the weights are read.
+    sides = () if what == "base" else SIDES
+    return fetch_snapshot(repo, CheckpointSelection(what, sides), access).path
 
 
 def find_base(
@@ -188,7 +209,7 @@ def find_base(
         return _named_base(reader, recorded, access)
     repo = as_repo_id(base, revision)
     if repo is None:
-        return Path(base)
+        return _existing(Path(base))
     if recorded and repo == RepoId(recorded.repo):
         return _named_base(reader, recorded, access)
     return _fetch_base(repo, access)
@@ -200,9 +221,9 @@ def _fetch_base(repo: RepoId, access: HubAccess) -> Path:
         found = cached_snapshot(repo, "base", access)
         if found is not None and _is_whole(found.path):
             return found.path
-    return fetch_snapshot(
-        repo, FileSelection("base", CHECKPOINT_FILES, is_checked=False), access
-    ).path
+    # The configuration, too, for a delta that was made of a state dict has none.
+    wanted = CheckpointSelection("base", _BASE_SIDES, is_checked=False)
+    return fetch_snapshot(repo, wanted, access).path
 
 
 def _is_whole(path: Path) -> bool:
@@ -230,24 +251,40 @@ def subfolder_parts(subfolder: str) -> list[str]:
 def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoId | None:
     """The repository that a name means, or ``None`` if it is a local path.
 
-    A name whose first part exists here is a path, so that a mistyped path is never sent to the
-    Hub. ``hf://`` in front makes it an id in any case.
+    A name whose first part exists here is a path, and one that is like an existing path is refused,
+    so that a mistyped path is never sent to the Hub. ``hf://`` in front makes it an id in any case.
 
     Args:
         place: A local folder or file, or ``org/name[@revision]``.
         revision: The revision, if the id does not name one.
 
     Raises:
-        NotFoundError: A revision is given for a local path.
+        NotFoundError: A revision is given for a local path, or the name is like one.
     """
     repo = parse_repo_id(place) if isinstance(place, str) else None
-    is_path = repo is not None and not str(place).startswith("hf://") and _exists_here(repo)
+    is_said = str(place).startswith("hf://")
+    if repo is not None and not is_said and (near := near_path(str(place))):
+        msg = f"no such path; did you mean {near}? For an id on the Hub write hf://{place}"
+        raise NotFoundError(printable(msg, 400), file=printable(str(place)))
+    is_path = repo is not None and not is_said and _exists_here(repo)
     if repo is None or is_path:
         if revision is not None:
             msg = f"is a local path, which has no revision ({printable(revision)})"
             raise NotFoundError(msg, file=printable(str(place)))
         return None
     return RepoId(repo.repo, revision or repo.revision)
+
+
+def _existing(path: Path) -> Path:
+    """A local path, unless it does not exist and another one like it does.
+
+    Raises:
+        NotFoundError: Its message names the other one.
+    """
+    if not path.exists() and (near := did_you_mean(path)):
+        msg = f"no such file or folder{near}"
+        raise NotFoundError(msg, file=printable(str(path)))
+    return path
 
 
 def _exists_here(repo: RepoId) -> bool:
@@ -268,8 +305,12 @@ def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAcces
     if recorded is not None:
         try:
             return _fetch_base(RepoId(recorded.repo, recorded.revision), access)
+        except HubOfflineError as error:
+            missing = error
         except NotFoundError as error:
             missing = error
+            if (found := _moved_base(reader, RepoId(recorded.repo), access)) is not None:
+                return found
     for snapshot in cached_snapshots(access, recorded.repo if recorded else None):
         if _is_base(reader, snapshot.path):
             return snapshot.path
@@ -280,6 +321,25 @@ def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAcces
         "(--base BASE, or base=)"
     )
     raise NotFoundError(msg, file=reader.path)
+
+
+def _moved_base(reader: DeltaReader, repo: RepoId, access: HubAccess) -> Path | None:
+    """The base at the default branch, if the headers there are the base's.
+
+    A squashed history has lost the commit that a delta names, and not its content, which is
+    compared with the delta's digests when it is read.
+    """
+    try:
+        listing = list_repo(repo, "base", access)
+        folder, place = HubFolder(listing, "", access), Path(str(listing.repo))
+        weights = choose_weight_files(folder, place)
+        if weights is None:
+            return None
+        with open_files(place, folder, weights) as base:
+            check_sources(reader, base)
+    except (NotFoundError, CheckpointError, FormatError):
+        return None
+    return _fetch_base(listing.repo, access)
 
 
 def _is_base(reader: DeltaReader, path: Path) -> bool:

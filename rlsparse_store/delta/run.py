@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
+from rlsparse_store.delta.report import EncodeReport, WholeTensor
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.file_names import DELTA_FOLDER
@@ -54,7 +55,13 @@ class RunEntry(SummaryRepr):
         tuned_bytes: Bytes of the tuned checkpoint's tensors.
         base_digest: State digest of the base.
         tuned_digest: State digest of the tuned checkpoint.
-        is_new: Whether this call wrote it.
+        is_new: Whether this call wrote it. The fields that follow are empty otherwise.
+        warnings: As for :class:`EncodeReport`.
+        notes: As for :class:`EncodeReport`.
+        whole: As for :class:`EncodeReport`.
+        removed: Base tensors that the tuned checkpoint does not have.
+        carried_files: As for :class:`EncodeReport`.
+        skipped_files: As for :class:`EncodeReport`.
     """
 
     name: str
@@ -67,10 +74,17 @@ class RunEntry(SummaryRepr):
     base_digest: str
     tuned_digest: str
     is_new: bool
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    whole: list[WholeTensor] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    carried_files: list[str] = field(default_factory=list)
+    skipped_files: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, name: str, report: DeltaReport, *, is_new: bool) -> RunEntry:
         """The summary of a delta's report."""
+        stored = report if isinstance(report, EncodeReport) else None
         return cls(
             name=name,
             elements=report.elements,
@@ -82,6 +96,12 @@ class RunEntry(SummaryRepr):
             base_digest=report.base_digest,
             tuned_digest=report.tuned_digest,
             is_new=is_new,
+            warnings=stored.warnings if stored else [],
+            notes=stored.notes if stored else [],
+            whole=stored.whole if stored else [],
+            removed=report.removed,
+            carried_files=stored.carried_files if stored else [],
+            skipped_files=stored.skipped_files if stored else [],
         )
 
     def _summary(self) -> Rows:
@@ -104,7 +124,8 @@ class RunReport(SummaryRepr):
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values, under a versioned schema."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        warnings = [f"{entry.name}: {text}" for entry in self.deltas for text in entry.warnings]
+        return {"schema_version": SCHEMA_VERSION, "warnings": warnings, **asdict(self)}
 
     def _summary(self) -> Rows:
         yield "deltas", len(self.deltas)

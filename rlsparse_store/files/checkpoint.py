@@ -1,23 +1,29 @@
-"""Opening a checkpoint: which files it has, and where each tensor's bytes lie."""
+"""Opening a checkpoint: its files, and the place of each tensor's bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedError
+from rlsparse_store.errors import CheckpointError, NotFoundError
 from rlsparse_store.files.closeable import Closeable
-from rlsparse_store.files.folder import LocalFolder
-from rlsparse_store.files.source import FileSource
+from rlsparse_store.files.folder import LocalFolder, files_below
+from rlsparse_store.files.foreign_formats import no_weights, unsafe_file
+from rlsparse_store.files.weight_files import (
+    INDEX,
+    SUFFIX,
+    WeightFiles,
+    choose_weight_files,
+    parse_index,
+    weight_map_of,
+)
 from rlsparse_store.format.header import HeaderError, ParsedHeader, parse_header
-from rlsparse_store.format.limits import MAX_FILES, MAX_TENSOR_HEADER, MAX_TENSORS
-from rlsparse_store.format.names import is_file_name, printable
-from rlsparse_store.format.strict_json import StrictJsonError, parse
+from rlsparse_store.format.limits import MAX_TENSOR_HEADER, MAX_TENSORS
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -26,22 +32,23 @@ if TYPE_CHECKING:
     from rlsparse_store.files.source import Source
     from rlsparse_store.format.dtypes import Dtype
 
-__all__ = ["Checkpoint", "CheckpointFile", "TensorRef", "open_checkpoint", "open_files"]
+__all__ = [
+    "INDEX",
+    "Checkpoint",
+    "CheckpointFile",
+    "TensorRef",
+    "open_checkpoint",
+    "open_files",
+    "parse_index",
+]
 
-SUFFIX: Final = ".safetensors"
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
-
-_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp")
-_CONVERT: Final = (
-    "holds pickled weights, which are never read because that could run code; convert it first: "
-    "load it with transformers and save_pretrained(), which writes safetensors"
-)
+_LISTED: Final = 3
+"""Tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """One tensor of a checkpoint and where its bytes lie.
+    """One tensor of a checkpoint and the place of its bytes.
 
     Attributes:
         name: Its name.
@@ -85,13 +92,22 @@ class Checkpoint(Closeable):
         path: The folder or file it was opened from.
         files: Its files, by name.
         tensors: Its tensors by name, names in ascending byte order.
-        index_text: The bytes of its index file, if it has one.
+        index_text: The bytes of its ``model.safetensors.index.json``, if it has one.
+        index_name: The name of its index, if it has one, whatever that is.
+        notes: What a user should know about the choice of its files.
+        oddities: How its index contradicts its shards. Such a checkpoint is a base like any other,
+            but its files cannot be rebuilt.
+        listing: The names in its folder, read before its weights were opened.
     """
 
     path: Path
     files: list[CheckpointFile]
     tensors: dict[str, TensorRef]
     index_text: bytes | None
+    index_name: str | None = None
+    notes: tuple[str, ...] = ()
+    oddities: tuple[str, ...] = ()
+    listing: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -143,127 +159,65 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         NotFoundError: It does not exist.
         PickleRefusedError: It holds only pickled weights.
-        CheckpointError: A file is missing or broken.
+        CheckpointError: A file is missing or broken, or loaders disagree about the files.
     """
-    folder, names, index_text = _find_files(path)
-    return open_files(path, LocalFolder(folder), names, index_text)
+    if not path.exists():
+        msg = "no such file or folder, and no ORG/NAME on the Hub"
+        raise NotFoundError(msg, file=printable(str(path)))
+    if path.is_file():
+        return open_files(path, LocalFolder(path.parent), WeightFiles([_require_safetensors(path)]))
+    if not path.is_dir():
+        msg = "neither a folder nor a regular file"
+        raise CheckpointError(msg, file=path)
+    folder = LocalFolder(path)
+    listing = tuple(folder.names())
+    chosen = choose_weight_files(folder, path)
+    if chosen is None:
+        raise no_weights(files_below(path), path)
+    return open_files(path, folder, chosen, listing)
 
 
 def open_files(
-    path: Path, found: Folder, names: Sequence[str], index_text: bytes | None = None
+    path: Path, folder: Folder, weights: WeightFiles, listing: tuple[str, ...] = ()
 ) -> Checkpoint:
-    """Open the checkpoint that some files make up, wherever they lie.
+    """Open the checkpoint that some files make up, on disk or elsewhere.
 
     Args:
         path: What it is called.
-        found: The files.
-        names: The names of those with its tensors.
-        index_text: What its index file says, if that is to be compared.
+        folder: The files.
+        weights: Those with its tensors.
+        listing: The names in the folder, if side files will be read.
 
     Raises:
         CheckpointError: A file is broken.
     """
     files: list[CheckpointFile] = []
     try:
-        for name in names:
+        for name in weights.names:
             # Not a comprehension: those already open must be closed if a later one is broken.
-            files.append(_open_file(found.open(name), name))  # noqa: PERF401
-        folder = path if path.is_dir() else path.parent
-        return Checkpoint(path, files, _collect_tensors(folder, files, index_text), index_text)
+            files.append(_open_file(folder.open(name), name))  # noqa: PERF401
+        place = path if path.is_dir() else path.parent
+        return _collected(path, place, files, weights, listing)
     except BaseException:
         for file in files:
             file.source.close()
         raise
 
 
-def _find_files(path: Path) -> tuple[Path, list[str], bytes | None]:
-    if not path.exists():
-        msg = "no such file or folder, and no ORG/NAME on the Hub"
-        raise NotFoundError(msg, file=printable(str(path)))
-    if path.is_file():
-        return path.parent, [_check_single(path)], None
-    if not path.is_dir():
-        msg = "neither a folder nor a regular file"
-        raise CheckpointError(msg, file=path)
-    found = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIX))
-    index = path / INDEX
-    if index.exists():
-        with FileSource(index) as source:
-            text = source.read(0, min(source.nbytes, MAX_TENSOR_HEADER))
-        named = set(_weight_map(index, text).values())
-        # Where the single file is there too, it is the model, as for transformers: an index that
-        # does not name it was left behind by what was saved there before.
-        if SINGLE in named or SINGLE not in found:
-            return path, _require_files(index, named), text
-    if SINGLE in found:
-        return path, [SINGLE], None
-    if len(found) == 1:
-        return path, found, None
-    if found:
-        msg = f"holds {len(found)} safetensors files but no {INDEX} that says which belong to it"
-        raise CheckpointError(msg, file=path)
-    raise _without_weights(path)
+def _require_safetensors(path: Path) -> str:
+    """The name of a checkpoint that is one file.
 
-
-def _without_weights(path: Path) -> CheckpointError:
-    """What is wrong with a folder that holds no safetensors file."""
-    if any(p.suffix in _PICKLED or p.name == ".metadata" for p in path.iterdir()):
-        return PickleRefusedError(_CONVERT, file=path)
-    msg = "holds no safetensors file"
-    if any(p.suffix == ".gguf" for p in path.iterdir()):
-        msg += ", only GGUF, whose weights are quantised anew; give the safetensors checkpoint"
-    return CheckpointError(msg, file=path)
-
-
-def _check_single(path: Path) -> str:
-    """The name of a checkpoint that is one file."""
-    if path.suffix in _PICKLED:
-        raise PickleRefusedError(_CONVERT, file=path)
+    Raises:
+        PickleRefusedError: It is pickled.
+        CheckpointError: It is something else.
+    """
+    refused = unsafe_file(path.name, path)
+    if refused is not None:
+        raise refused
     if path.suffix != SUFFIX:
         msg = "not a .safetensors file; give one, or the folder of a checkpoint"
         raise CheckpointError(msg, file=path)
     return path.name
-
-
-def _require_files(path: Path, named: set[str]) -> list[str]:
-    """The files that an index names, which must be there."""
-    names = sorted(named)
-    for name in names:
-        if any(name.endswith(suffix) for suffix in _PICKLED):
-            raise PickleRefusedError(_CONVERT, file=path)
-        if not (is_file_name(name) and name.endswith(SUFFIX)):
-            msg = f"names {printable(name)!r}, which is not a plain safetensors file name"
-            raise CheckpointError(msg, file=path)
-        if not (path.parent / name).exists():
-            msg = f"the shard {name} is missing; download or copy the checkpoint again"
-            raise CheckpointError(msg, file=path.parent)
-    if not 0 < len(names) <= MAX_FILES:
-        msg = f"names {len(names)} files; 1 to {MAX_FILES} are accepted"
-        raise CheckpointError(msg, file=path)
-    return names
-
-
-def _weight_map(path: Path, text: bytes) -> dict[str, str]:
-    try:
-        index: Any = parse_index(text)
-    except StrictJsonError as error:
-        raise CheckpointError(str(error), file=path) from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
-        msg = "has no weight_map from names to files"
-        raise CheckpointError(msg, file=path)
-    return weight_map
-
-
-def parse_index(text: bytes) -> Any:  # noqa: ANN401 - JSON has no one type
-    """Parse an index file, whose metadata may hold any JSON but duplicate keys and bombs.
-
-    Raises:
-        StrictJsonError: It is not such JSON.
-    """
-    return parse(text, most_objects=1000, any_number=True)
 
 
 def _open_file(source: Source, name: str) -> CheckpointFile:
@@ -280,35 +234,77 @@ def _open_file(source: Source, name: str) -> CheckpointFile:
     return CheckpointFile(name, source, header, parsed)
 
 
-def _collect_tensors(
-    folder: Path, files: list[CheckpointFile], index_text: bytes | None
-) -> dict[str, TensorRef]:
+def _collected(
+    path: Path,
+    place: Path,
+    files: list[CheckpointFile],
+    weights: WeightFiles,
+    listing: tuple[str, ...],
+) -> Checkpoint:
+    """The checkpoint of some open files, its tensors found in their headers."""
+    listed: dict[str, str] = {}
+    if weights.index_name is not None and weights.index_text is not None:
+        listed = weight_map_of(weights.index_text, place / weights.index_name)
     found: dict[str, TensorRef] = {}
+    twice: list[str] = []
     for number, file in enumerate(files):
         data = 8 + len(file.header)
         for e in file.parsed.entries:
             if e.name in found:
                 other = files[found[e.name].file].name
-                msg = f"stands in {other} and in {file.name}"
-                raise CheckpointError(msg, file=folder, tensor=e.name)
+                if listed.get(e.name) not in {file.name, other}:
+                    msg = f"stands in {other} and in {file.name}"
+                    raise CheckpointError(msg, file=place, tensor=printable(e.name))
+                twice.append(e.name)
+                if listed[e.name] == other:
+                    continue
             found[e.name] = TensorRef(
                 e.name, e.dtype, e.shape, number, data + e.start, e.end - e.start
             )
     if len(found) > MAX_TENSORS:
         msg = f"holds {len(found)} tensors; at most {MAX_TENSORS} are accepted"
-        raise CheckpointError(msg, file=folder)
-    if index_text is not None:
-        _check_weight_map(folder, files, found, _weight_map(folder / INDEX, index_text))
-    return {name: found[name] for name in sorted(found, key=str.encode)}
+        raise CheckpointError(msg, file=place)
+    absent = _absent(place, files, found, listed, weights.index_name or "")
+    tensors = {name: found[name] for name in sorted(found, key=str.encode)}
+    index_text = weights.index_text if weights.index_name == INDEX else None
+    oddities = _oddities(weights.index_name or "", absent, sorted(twice))
+    return Checkpoint(
+        path, files, tensors, index_text, weights.index_name, weights.notes, oddities, listing
+    )
 
 
-def _check_weight_map(
-    folder: Path,
+def _absent(
+    place: Path,
     files: list[CheckpointFile],
     found: dict[str, TensorRef],
-    weight_map: dict[str, str],
-) -> None:
-    for name, file in weight_map.items():
-        if name not in found or files[found[name].file].name != file:
-            msg = f"is not in {file}, where {INDEX} says it is"
-            raise CheckpointError(msg, file=folder, tensor=printable(name))
+    listed: dict[str, str],
+    index: str,
+) -> list[str]:
+    """The tensors that an index lists and no shard holds.
+
+    Raises:
+        CheckpointError: A tensor is in another file than the index says.
+    """
+    for name, file in listed.items():
+        if name in found and files[found[name].file].name != file:
+            msg = (
+                f"is not in {file}, where {index} says it is; save the checkpoint again, or "
+                "download it again"
+            )
+            raise CheckpointError(msg, file=place, tensor=printable(name))
+    return sorted(name for name in listed if name not in found)
+
+
+def _oddities(index: str, absent: list[str], twice: list[str]) -> tuple[str, ...]:
+    """What an index says that its shards do not bear out; loaders read such a checkpoint."""
+    found = []
+    if absent:
+        found.append(f"{index} lists {_counted(absent)} that no shard holds")
+    if twice:
+        found.append(f"{_counted(twice)} stand in two shards, and {index} decides which counts")
+    return tuple(found)
+
+
+def _counted(names: list[str]) -> str:
+    shown = printable(", ".join(names[:_LISTED])) + (" …" if len(names) > _LISTED else "")
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({shown})"

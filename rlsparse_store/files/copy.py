@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["copy_files"]
+    from rlsparse_store.files.source import Source
+
+__all__ = ["copy_files", "copy_source"]
 
 PIECE: Final = 4 << 20
 """Bytes copied at a time."""
@@ -23,7 +25,7 @@ def copy_files(source: Path, names: Sequence[str], target: Path) -> int:
     Args:
         source: The folder.
         names: Their paths within it.
-        target: The folder to copy them to, which is there.
+        target: The folder to copy them to, which exists.
 
     Raises:
         RlsparseError: One cannot be read.
@@ -31,10 +33,21 @@ def copy_files(source: Path, names: Sequence[str], target: Path) -> int:
     """
     copied = 0
     for name in names:
-        with output_errors(target / name):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with FileSource(source / name) as original, OutputFile(target / name) as copy:
-            for start in range(0, original.nbytes, PIECE):
-                copy.write(original.read(start, min(PIECE, original.nbytes - start)), start)
-            copied += original.nbytes
+        with FileSource(source / name) as original:
+            copied += copy_source(original, target / name)
     return copied
+
+
+def copy_source(source: Source, target: Path) -> int:
+    """Copy an open file to a new path, whose folders are created, and return its bytes.
+
+    Raises:
+        RlsparseError: It cannot be read.
+        OutputError: The target cannot be written.
+    """
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with OutputFile(target) as copy:
+        for start in range(0, source.nbytes, PIECE):
+            copy.write(source.read(start, min(PIECE, source.nbytes - start)), start)
+    return source.nbytes

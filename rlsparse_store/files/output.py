@@ -1,9 +1,10 @@
 """Writing folders and files so that they are there completely or not at all.
 
 Everything goes into a temporary folder beside the final one; its files are flushed to the disk,
-it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old
-state or the new one under the final name, and at most a temporary folder, which the next run
-for the same name removes once its process is gone.
+it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old state
+or the new one under the final name, and at most a temporary folder, which the next run for the same
+name removes once its process is gone. Where a folder cannot be renamed,
+:mod:`rlsparse_store.files.placing` moves its files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rlsparse_store.errors import OutputError, RlsparseError
+from rlsparse_store.files.placing import (
+    can_rename_folders,
+    flush_folder,
+    move_files,
+    rename_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +68,8 @@ def output_errors(place: Path) -> Iterator[None]:
             errno.EEXIST: "exists already, or a file stands in its way; choose another place",
             errno.ENOTDIR: "a file stands in its way; choose another place",
             errno.EROFS: "a read-only file system; choose another place",
+            errno.ENOSYS: "this file system cannot do it; choose a place on another one",
+            errno.ENOTSUP: "this file system cannot do it; choose a place on another one",
         }
         reason = remedies.get(error.errno or 0, error.strerror or str(error))
         raise OutputError(reason, file=place) from error
@@ -158,13 +167,18 @@ def require_new(path: Path) -> None:
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
+def _temporary(target: Path, *, is_inside: bool = False) -> Iterator[Path]:
     """The name under which this process writes what becomes ``target``, once at a time.
+
+    Args:
+        target: The final name.
+        is_inside: Whether it is a name in the target, and not beside it.
 
     Raises:
         OutputError: It is being written already.
     """
-    temporary = target.with_name(f".{target.name}.tmp-{_HOST}-{os.getpid()}")
+    folder = target if is_inside else target.parent
+    temporary = folder / f".{target.name}.tmp-{_HOST}-{os.getpid()}"
     with _NAMING:
         if temporary in _LIVE:
             msg = "is being written by this process already"
@@ -190,6 +204,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
             path.parent.mkdir(parents=True, exist_ok=True)
             # What a killed process of our own number left: containers reuse numbers.
             temporary.unlink(missing_ok=True)
+            _require_rename(temporary)
         try:
             with OutputFile(temporary) as file:
                 yield file
@@ -197,11 +212,22 @@ def new_file(path: Path) -> Iterator[OutputFile]:
             require_new(path)
             with output_errors(path):
                 temporary.rename(path)
-                _flush_folder(path.parent)
+                flush_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _require_rename(temporary: Path) -> None:
+    """Find out before the work whether a file can be given its final name."""
+    probe = temporary.with_name(f"{temporary.name}.probe")
+    try:
+        temporary.touch()
+        temporary.rename(probe)
+    finally:
+        for path in (temporary, probe):
+            path.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -212,14 +238,6 @@ def write_new(path: Path, content: bytes) -> None:
     """
     with new_file(path) as file:
         file.write(content, 0)
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_running(process: int) -> bool:
@@ -234,7 +252,8 @@ def _is_running(process: int) -> bool:
 
 def _remove_stale(target: Path) -> None:
     """Remove temporary folders for this target whose process on this host is gone."""
-    for found in target.parent.glob(f".{glob.escape(target.name)}.tmp-{_HOST}-*"):
+    pattern = f".{glob.escape(target.name)}.tmp-{_HOST}-*"
+    for found in (*target.parent.glob(pattern), *target.glob(pattern)):
         process = found.name.rpartition("-")[2]
         if not re.fullmatch(r"\d{1,9}", process) or found in _LIVE:
             continue
@@ -250,38 +269,67 @@ def _require_free(target: Path) -> None:
     if target.exists() and not target.is_dir():
         msg = "exists and is not a folder; choose another place"
         raise OutputError(msg, file=target)
-    if target.is_dir() and any(target.iterdir()):
+    # What a fresh file system holds is no one's.
+    free = {"lost+found"} if target.is_mount() else set()
+    if target.is_dir() and any(path.name not in free for path in target.iterdir()):
         msg = "exists and is not empty; remove it or choose another place"
         raise OutputError(msg, file=target)
 
 
 @contextmanager
-def output_folder(target: Path) -> Iterator[Path]:
+def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     """Give a temporary folder that becomes ``target`` when the block ends without an error.
 
+    Before the block begins, it is found out whether the file system can do what that takes.
+
     Args:
-        target: Must not exist, or be an empty folder.
+        target: Must not exist, or be an empty folder, which may be a mount point.
+        nbytes: Bytes that will be written at least.
 
     Raises:
-        OutputError: The place is taken or cannot be written.
+        OutputError: The place is taken, cannot be written, or has too little room.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
-        _require_free(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
-    with _temporary(target) as temporary:
+        _require_free(target)
+        is_inside = _is_written_inside(target)
+    with _temporary(target, is_inside=is_inside) as temporary:
         try:
             # Within the block, so that a signal cannot come between making it and removing it.
             with output_errors(target):
                 temporary.mkdir()
+                renames = can_rename_folders(temporary, target) and not is_inside
+                _require_room(temporary, target, nbytes)
             yield temporary
             with output_errors(target):
                 for folder, _, _ in os.walk(temporary):
-                    _flush_folder(Path(folder))
+                    flush_folder(Path(folder))
                 # rename replaces an empty folder, and fails if someone filled it meanwhile.
-                temporary.rename(target)
-                _flush_folder(target.parent)
+                if not (renames and rename_folder(temporary, target)):
+                    move_files(temporary, target)
+                    shutil.rmtree(temporary)
+                flush_folder(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _is_written_inside(target: Path) -> bool:
+    """Whether the temporary folder has to be in the target: nothing can be made beside it."""
+    if not target.is_dir():
+        return False
+    return target.is_mount() or not os.access(target.parent, os.W_OK | os.X_OK)
+
+
+def _require_room(temporary: Path, target: Path, nbytes: int) -> None:
+    """Require that a file system has room, as far as it says."""
+    free = shutil.disk_usage(temporary).free
+    # Some say nothing, which reads as 0; one that is full refuses the first byte.
+    if 0 < free < nbytes:
+        msg = (
+            f"no space left on the device: {nbytes:,} bytes are needed and {free:,} free; free "
+            "some or choose another place"
+        )
+        raise OutputError(msg, file=target)

@@ -1,4 +1,4 @@
-"""Reading by position: what that means, and files, each through one descriptor that stays open."""
+"""Reading by position: the interface, and files, each through one descriptor that stays open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -20,7 +20,37 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FileSource", "Source"]
+__all__ = ["LFS_POINTER", "POINTER_REMEDY", "FileSource", "Source"]
+
+
+_FRONT: Final = 64
+"""Bytes by which other formats are recognized."""
+
+_AGAIN: Final = "save, copy or download it again"
+
+LFS_POINTER: Final = b"version https://git-lfs.github.com/"
+"""How a file begins that stands for one in git-lfs."""
+
+POINTER_REMEDY: Final = (
+    "is a git-lfs pointer, not the file itself: run git lfs pull in its repository, or fetch it "
+    "with hf download"
+)
+
+
+def _recognized(front: bytes) -> str:
+    """What a file is whose first bytes are no safetensors header; empty if that is not known."""
+    if front.startswith(LFS_POINTER):
+        return POINTER_REMEDY
+    if front.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "is a pickled PyTorch file, not safetensors, and is never read; save it again"
+    if front.startswith(b"GGUF"):
+        return "is a GGUF file, not safetensors; give the safetensors checkpoint"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in front):
+        return (
+            "is text, not a safetensors file, perhaps an error page that was saved under its "
+            "name; download it again"
+        )
+    return ""
 
 
 class Source(Closeable):
@@ -74,14 +104,20 @@ class Source(Closeable):
             RlsparseError: It cannot be read.
         """
         if self.nbytes < 8:
-            msg = f"only {self.nbytes} bytes long, too short for a safetensors file"
+            msg = f"only {self.nbytes} bytes long, too short for a safetensors file; {_AGAIN}"
             raise HeaderError(msg)
         (length,) = struct.unpack("<Q", self.read(0, 8))
         if length > most:
+            other = _recognized(self.read(0, min(self.nbytes, _FRONT)))
+            if other:
+                raise HeaderError(other)
             msg = f"announces a header of {length} bytes; at most {most} are accepted"
             raise HeaderLimitError(msg)
         if length > self.nbytes - 8:
-            msg = f"announces a header of {length} bytes but is only {self.nbytes} long"
+            msg = (
+                f"announces a header of {length} bytes but is only {self.nbytes} long: it was cut "
+                f"short; {_AGAIN}"
+            )
             raise HeaderError(msg)
         return self.read(8, length)
 
@@ -108,6 +144,8 @@ class FileSource(Source):
             self._descriptor = os.open(path, flags)
         except FileNotFoundError as error:
             msg = "no such file"
+            if path.is_symlink():
+                msg = "is a link to a file that is gone; copy or download it again"
             raise NotFoundError(msg, file=path) from error
         except OSError as error:
             msg = f"cannot be opened ({error.strerror})"
@@ -157,7 +195,7 @@ class FileSource(Source):
             offset += got
 
     def map_into_memory(self) -> NDArray[np.uint8]:
-        """All of the file as memory of which whoever writes to it has a copy of their own.
+        """All of the file as memory; who writes to it writes to a copy.
 
         The file itself is never written to. A page that is read for the first time after the file
         was cut short kills the process: what this library reads itself, it reads by position.

@@ -132,6 +132,13 @@ def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
     return HubError(f"the Hub client failed (the {what}): {cause}", file=name)
 
 
+def is_logged_in() -> bool:
+    """Whether the client has an access token of its own."""
+    from huggingface_hub import get_token  # noqa: PLC0415 - after it was used
+
+    return bool(get_token())
+
+
 def not_cached(what: str, name: str) -> HubOfflineError:
     """Return the error for a repository that is neither reachable nor cached."""
     msg = (
@@ -152,10 +159,12 @@ def _http_error(status: int, error: Exception, what: str, name: str) -> Rlsparse
         )
         return HubQuotaError(f"a limit of the Hub is exceeded ({details}); {remedy}", file=name)
     if status in {401, 403}:
-        msg = (
-            f"the access token does not allow this ({details}); log in with another token: "
-            "`hf auth login`"
-        )
+        msg = f"an access token is needed ({details}); log in: `hf auth login`"
+        if is_logged_in():
+            msg = (
+                f"the access token does not allow this ({details}); log in with another token: "
+                "`hf auth login`"
+            )
         return HubPermissionError(msg, file=name)
     if status == 404:
         return NotFoundError(f"not found on the Hub ({details})", file=name)

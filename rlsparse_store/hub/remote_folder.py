@@ -42,6 +42,15 @@ class HubFolder:
         self._prefix = f"{folder}/" if folder else ""
         self._access = access
 
+    def names(self) -> list[str]:
+        """The names of the files in it, without those in folders within."""
+        names = (
+            path.removeprefix(self._prefix)
+            for path in self._listing.files
+            if path.startswith(self._prefix)
+        )
+        return [name for name in names if "/" not in name]
+
     def has(self, name: str) -> bool:
         """Return whether the folder has a file of this name."""
         return self._prefix + name in self._listing.files

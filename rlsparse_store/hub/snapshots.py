@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import logging
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlsparse_store.errors import ChecksumError, NotFoundError
+from rlsparse_store.files.folder import LocalFolder
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
-from rlsparse_store.files.side_files import CARRIED_FILES
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.calls import Deadline, call, map_concurrently, retry, transfer_deadline
 from rlsparse_store.hub.errors import not_cached
 from rlsparse_store.hub.listing import HubFile, Listing, content_id, list_repo
+from rlsparse_store.hub.remote_folder import HubFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.repo_id import RepoId
+    from rlsparse_store.hub.selection import Selection
 
 __all__ = [
-    "CHECKPOINT_FILES",
-    "FileSelection",
     "Snapshot",
     "cached_snapshot",
     "cached_snapshots",
+    "fetch_listed",
     "fetch_snapshot",
 ]
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_FILES: Final = ("model*.safetensors", "model.safetensors.index.json", *CARRIED_FILES)
-"""Patterns of the files needed from a base: safetensors weights and small files."""
 
 
 class Snapshot(NamedTuple):
@@ -51,33 +48,7 @@ class Snapshot(NamedTuple):
     names: Sequence[str] = ()
 
 
-class FileSelection(NamedTuple):
-    """The files of a repository to fetch.
-
-    Attributes:
-        what: What the files are, for errors: "base" or "delta".
-        allow: Patterns of files to fetch.
-        ignore: Patterns of files not to fetch; they override ``allow``.
-        is_checked: Whether to verify files that were cached before. New downloads are always
-            verified, because the client does not.
-    """
-
-    what: str
-    allow: Sequence[str]
-    ignore: Sequence[str] = ()
-    is_checked: bool = True
-
-    def among(self, names: Iterable[str]) -> list[str]:
-        """Return the selected names."""
-        return [
-            name
-            for name in names
-            if any(fnmatchcase(name, pattern) for pattern in self.allow)
-            and not any(fnmatchcase(name, pattern) for pattern in self.ignore)
-        ]
-
-
-def fetch_snapshot(repo: RepoId, selection: FileSelection, access: HubAccess) -> Snapshot:
+def fetch_snapshot(repo: RepoId, selection: Selection, access: HubAccess) -> Snapshot:
     """Download the selected files that are not in the cache.
 
     Args:
@@ -93,11 +64,13 @@ def fetch_snapshot(repo: RepoId, selection: FileSelection, access: HubAccess) ->
     """
     if access.is_offline:
         return _find_offline(repo, selection, access)
-    listing = list_repo(repo, selection.what, access)
-    names = selection.among(listing.files)
-    if not names:
-        msg = f"the repository has no files of a {selection.what}"
-        raise NotFoundError(msg, file=printable(str(repo)))
+    return fetch_listed(list_repo(repo, selection.what, access), selection, access)
+
+
+def fetch_listed(listing: Listing, selection: Selection, access: HubAccess) -> Snapshot:
+    """Download the selected files of a listed repository, as :func:`fetch_snapshot` does."""
+    folder = HubFolder(listing, "", access)
+    names = selection.among(listing.files, folder, Path(listing.repo.repo))
     downloads = [_Download(listing, name, selection, access) for name in names]
     missing = [download for download in downloads if not download.is_cached]
     if missing:
@@ -108,17 +81,17 @@ def fetch_snapshot(repo: RepoId, selection: FileSelection, access: HubAccess) ->
             printable(str(listing.repo)),
         )
     paths = map_concurrently(_Download.fetch, downloads)
-    folder = paths[0].parents[names[0].count("/")]
-    return Snapshot(folder, base_hint_from_path(folder), names)
+    path = paths[0].parents[names[0].count("/")]
+    return Snapshot(path, base_hint_from_path(path), names)
 
 
-def _find_offline(repo: RepoId, selection: FileSelection, access: HubAccess) -> Snapshot:
+def _find_offline(repo: RepoId, selection: Selection, access: HubAccess) -> Snapshot:
     snapshot = cached_snapshot(repo, selection.what, access)
     if snapshot is None:
         raise not_cached(selection.what, printable(str(repo)))
     folder = snapshot.path
-    cached = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    names = selection.among(cached)
+    cached = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    names = selection.among(cached, LocalFolder(folder), Path(repo.repo))
     if selection.is_checked:
         for name in names:
             _check_cached(folder / name, name, repo)
@@ -170,7 +143,7 @@ class _Download:
     """Downloads one file into the cache."""
 
     def __init__(
-        self, listing: Listing, name: str, selection: FileSelection, access: HubAccess
+        self, listing: Listing, name: str, selection: Selection, access: HubAccess
     ) -> None:
         self._repo = listing.repo
         self._file: HubFile = listing.files[name]

@@ -15,13 +15,21 @@ from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import Widening, as_words, narrow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
 
-__all__ = ["PIECE_BYTES", "DtypePolicy", "TensorPlan", "plan_tensors"]
+__all__ = [
+    "PIECE_BYTES",
+    "DtypePolicy",
+    "TensorPlan",
+    "find_sources",
+    "plan_tensors",
+    "shared_elements",
+    "suffixes",
+]
 
 PIECE_BYTES: Final = 4 << 20
 """Bytes compared or hashed at a time outside of chunks."""
@@ -91,13 +99,25 @@ class TensorPlan:
         return self.stored_nbytes // (2 if self.widening else 1)
 
 
-def plan_tensors(base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> list[TensorPlan]:
+def plan_tensors(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    policy: DtypePolicy,
+    sources: Mapping[str, TensorRef] | None = None,
+) -> list[TensorPlan]:
     """Plan every tuned tensor, in ascending order of names.
+
+    Args:
+        base: The base.
+        tuned: The tuned checkpoint.
+        policy: What to do where dtypes do not match.
+        sources: What :func:`find_sources` found, if that is known.
 
     Raises:
         DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
     """
-    sources = _find_sources(base, tuned)
+    if sources is None:
+        sources = find_sources(base, tuned)
     plans = [_plan(tuned, t, sources.get(t.name), policy) for t in tuned.tensors.values()]
     aliases = _find_aliases(base, tuned, plans)
     return [
@@ -111,8 +131,16 @@ def plan_tensors(base: Checkpoint, tuned: Checkpoint, policy: DtypePolicy) -> li
 # --- which base tensor -----------------------------------------------------------------------
 
 
-def _find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
-    """The base tensor of each tuned tensor that has one: by name, then suffix, then content."""
+def find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
+    """The base tensor of each tuned tensor that has one: by name, then suffix, then content.
+
+    Args:
+        base: The base.
+        tuned: The tuned checkpoint.
+
+    Returns:
+        Base tensors by the names of tuned ones. Dimensions may differ where the names are equal.
+    """
     sources = {name: base.tensors[name] for name in tuned.tensors if name in base.tensors}
     lost = [t for name, t in tuned.tensors.items() if name not in sources]
     if not lost:
@@ -130,8 +158,13 @@ def _find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
     return sources | _match_content(tuned, lost, base, list(base.tensors.values()))
 
 
-def _suffixes(name: str) -> Iterator[str]:
-    """A name without its first 0, 1, 2 … dotted components."""
+def suffixes(name: str) -> Iterator[str]:
+    """A name without its first 0, 1, 2 … dotted components.
+
+    Example:
+        >>> list(suffixes("model.norm.weight"))
+        ['model.norm.weight', 'norm.weight', 'weight']
+    """
     parts = name.split(".")
     return (".".join(parts[start:]) for start in range(len(parts)))
 
@@ -140,12 +173,12 @@ def _match_suffixes(lost: list[TensorRef], free: list[TensorRef]) -> dict[str, T
     """Match by the longest common dotted suffix that only one base tensor of that shape has."""
     owners: defaultdict[tuple[str, tuple[int, ...]], list[TensorRef]] = defaultdict(list)
     for candidate in free:
-        for suffix in _suffixes(candidate.name):
+        for suffix in suffixes(candidate.name):
             owners[suffix, candidate.shape].append(candidate)
     matched: dict[str, TensorRef] = {}
     claimed: set[str] = set()
     for tensor in lost:
-        for suffix in _suffixes(tensor.name):
+        for suffix in suffixes(tensor.name):
             found = owners.get((suffix, tensor.shape), [])
             if found:
                 # A lone component such as "weight" says nothing about where a tensor belongs.
@@ -205,7 +238,7 @@ def _plan(
 ) -> TensorPlan:
     if source is None:
         return TensorPlan(tensor, tensor.dtype, reason="added")
-    elements = _shared_elements(tensor.shape, source.shape)
+    elements = shared_elements(tensor.shape, source.shape)
     if elements is None:
         shapes = f"{list(source.shape)} became {list(tensor.shape)}"
         return TensorPlan(tensor, tensor.dtype, reason=f"reshaped: {shapes}")
@@ -219,7 +252,7 @@ def _plan(
     return TensorPlan(tensor, dtype, source, widening, shared_bytes, reason=reason)
 
 
-def _shared_elements(shape: tuple[int, ...], source: tuple[int, ...]) -> int | None:
+def shared_elements(shape: tuple[int, ...], source: tuple[int, ...]) -> int | None:
     """Leading elements that two shapes share in the same order, or ``None`` if none do."""
     if math.prod(shape) == math.prod(source) and _is_reshape(shape, source):
         return math.prod(shape)

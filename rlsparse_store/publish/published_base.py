@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.errors import BaseMismatchError, HubOfflineError, NotFoundError
 from rlsparse_store.files.checkpoint import open_files
+from rlsparse_store.files.weight_files import choose_weight_files
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.listing import list_repo
 from rlsparse_store.hub.remote_folder import HubFolder
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
-from rlsparse_store.hub.snapshots import FileSelection
 from rlsparse_store.pipeline.chunk_decoder import check_sources
 from rlsparse_store.pipeline.fingerprints import check_small_origins
 
@@ -114,12 +114,12 @@ def require_base(reader: DeltaReader, listing: Listing, access: HubAccess) -> No
         NotFoundError: The repository has no safetensors files.
         BaseMismatchError: It is another base.
     """
-    wanted = FileSelection("base", ("model*.safetensors",))
-    names = [name for name in wanted.among(listing.files) if "/" not in name]
     place = Path(str(listing.repo))
-    if not names:
+    folder = HubFolder(listing, "", access)
+    weights = choose_weight_files(folder, place)
+    if weights is None:
         msg = "has no safetensors weights, so it is not the base"
         raise NotFoundError(msg, file=printable(str(place)))
-    with open_files(place, HubFolder(listing, "", access), names) as base:
+    with open_files(place, folder, weights) as base:
         check_sources(reader, base)
         check_small_origins(reader, base, SAMPLE, SAMPLE_BYTES)

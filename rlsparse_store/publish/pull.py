@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.resolve import subfolder_parts
+from rlsparse_store.delta.resolve import delta_folders, subfolder_parts
 from rlsparse_store.delta.run import delta_names
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.copy import copy_files
 from rlsparse_store.files.output import output_folder
-from rlsparse_store.files.side_files import CARRIED_FILES
+from rlsparse_store.files.side_files import SIDE_FILES
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.hub.listing import list_repo
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
-from rlsparse_store.hub.snapshots import FileSelection, fetch_snapshot
-from rlsparse_store.publish.card import CARD
+from rlsparse_store.hub.selection import FileSelection
+from rlsparse_store.hub.snapshots import fetch_listed, fetch_snapshot
+from rlsparse_store.publish.card import CARD, PICTURE
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -102,7 +104,7 @@ def pull_delta(
     asked = RepoId(asked.repo, revision or asked.revision)
     prefix = "".join(f"{part}/" for part in subfolder_parts(subfolder))
     with output_folder(Path(out)) as folder:
-        snapshot = fetch_snapshot(asked, _wanted(prefix), access)
+        snapshot = _fetched(asked, subfolder, prefix, access)
         # Only what was fetched: other files of the repository in the cache were not compared.
         names = [n.removeprefix(prefix) for n in snapshot.names if n.startswith(prefix)]
         nbytes = copy_files(snapshot.path / prefix, names, folder)
@@ -122,10 +124,23 @@ def pull_delta(
 
 
 def _wanted(prefix: str) -> FileSelection:
-    """The deltas under a prefix, the small files beside them, and the card."""
-    beside = (f"{DELTA_FOLDER}/*", CARD, *CARRIED_FILES)
-    allow = [f"{prefix}{pattern}" for pattern in beside]
-    return FileSelection("delta", [*allow, *(f"{prefix}*/{pattern}" for pattern in beside)])
+    """The deltas under a prefix, the small files beside them, and the card with its picture."""
+    beside = (f"{DELTA_FOLDER}/*", f"*/{DELTA_FOLDER}/*", CARD, f"*/{CARD}", PICTURE, *SIDE_FILES)
+    return FileSelection("delta", [f"{prefix}{pattern}" for pattern in beside])
+
+
+def _fetched(asked: RepoId, subfolder: str, prefix: str, access: HubAccess) -> Snapshot:
+    """The files of the deltas, once it is known that there are any."""
+    if access.is_offline:
+        return fetch_snapshot(asked, _wanted(prefix), access)
+    listing = list_repo(asked, "delta", access)
+    found = delta_folders(listing)
+    if not any(f"{folder}/".startswith(prefix) for folder in found):
+        msg = "holds no delta"
+        if found:
+            msg += f"; there are deltas in {printable(', '.join(found))} (--subfolder)"
+        raise NotFoundError(msg, file=printable(f"{asked}/{subfolder}".rstrip("/")))
+    return fetch_listed(listing, _wanted(prefix), access)
 
 
 def _commit(snapshot: Snapshot, asked: RepoId) -> str:

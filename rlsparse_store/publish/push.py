@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FileUpload", "PushReport", "push_delta", "push_pair"]
 
+LARGEST_CARD: Final = 1 << 20
+"""Bytes: a longer text is no card."""
+
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
 
@@ -281,10 +284,17 @@ def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Local:
-    """A delta to publish: its report, and its files by their paths in its folder."""
+    """A delta to publish: its report, and its files by their paths in its folder.
+
+    Attributes:
+        report: Its report.
+        files: Its files.
+        card: The text that a trainer wrote for the model card, if there is one.
+    """
 
     report: DeltaReport
     files: dict[str, Path]
+    card: str | None = None
 
 
 @contextmanager
@@ -325,14 +335,22 @@ def _open(
         weights = {f"{DELTA_FOLDER}/", CARD}
         files |= {name: folder / name for name in delta_side_files(folder, weights)}
         if base is None or base.listing is None or scratch is None or access is None:
-            return _Local(report, files)
+            return _Local(report, files, _trainer_card(folder))
         repo, revision = base.repo.repo, str(base.repo.revision)
         if (report.base_repo, report.base_revision) == (repo, revision):
-            return _Local(report, files)
+            return _Local(report, files, _trainer_card(folder))
         require_base(reader, base.listing, access)
         write_named(reader, scratch, repo, revision)
         files[f"{DELTA_FOLDER}/{reader.shards[-1].source.path.name}"] = scratch
-    return _Local(replace(report, base_repo=repo, base_revision=revision), files)
+    named = replace(report, base_repo=repo, base_revision=revision)
+    return _Local(named, files, _trainer_card(folder))
+
+
+def _trainer_card(folder: Path) -> str | None:
+    """The card that encoding copied from the checkpoint."""
+    card = folder / CARD
+    is_own = card.is_file() and not card.is_symlink() and card.stat().st_size <= LARGEST_CARD
+    return card.read_text(errors="replace") if is_own else None
 
 
 def _require_public(base: PublishedBase) -> None:
@@ -466,7 +484,8 @@ class _Plan:
 
     def _old_card(self) -> str | None:
         if self._target.head is None or CARD not in self._there:
-            return None
+            # The first text of a new card is the trainer's own.
+            return next((delta.card for delta in self._local.values() if delta.card), None)
         return read_small_file(self._target.head, CARD, self._target.access).decode(
             errors="replace"
         )

@@ -10,6 +10,7 @@ import torch
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.closeable import Closeable
@@ -20,6 +21,7 @@ from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
 from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
 from rlsparse_store.torch.sharded_encoder import encode_sharded
@@ -159,14 +161,18 @@ class DeltaEncoder(Closeable):
         """
         policy = dtype_policy(cast, keep=keep_dtype)
         tensors = named_tensors(model)
+        require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
         synchronize(tensors.values())
 
         def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
             # Copies of non-contiguous tensors must be complete: other streams read them.
             synchronize(tensors.values())
-            encoder = Encoder(self._base, tuned, policy, self._hashes)
-            return encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
+            # What looks wrong is a warning: storing a checkpoint never ends a training job.
+            encoder = Encoder(self._base, tuned, policy, self._hashes, force=True)
+            report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
+            issue_warnings(report, stacklevel=4)
+            return report
 
         if any(map(is_dtensor, tensors.values())):
             return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)

@@ -13,6 +13,7 @@ from rlsparse_store.analysis.masks import MASK_KEY, count_ones
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.checkpoint import open_files
 from rlsparse_store.files.folder import LocalFolder
+from rlsparse_store.files.weight_files import WeightFiles
 from rlsparse_store.format.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, parse
@@ -44,7 +45,7 @@ def load_mask(path: str | PathLike[str]) -> Mask:
         0.158
     """
     path = Path(path)
-    with open_files(path, LocalFolder(path.parent), [path.name]) as stored:
+    with open_files(path, LocalFolder(path.parent), WeightFiles([path.name])) as stored:
         metadata = _read_metadata(stored)
         shapes, bits = {}, {}
         for name, tensor in stored.tensors.items():

@@ -11,6 +11,7 @@ import torch
 from rlsparse_store.analysis.masks import count_ones
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
 from rlsparse_store.format.names import printable
+from rlsparse_store.torch.live_names import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,17 +135,24 @@ class Frozen:
     ) -> None:
         self._model = model
         names = _names(model)
-        # The mask may name buffers: optimizers do not update them.
-        buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        unknown = set(mask).difference(buffers, *names.values())
-        if unknown:
-            msg = "is in the mask but is not a parameter of the model; pass the unwrapped model"
-            raise CheckpointError(msg, tensor=printable(min(unknown)))
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not optimized & names.keys():
             msg = "the optimizer has none of the model's parameters; pass the model's own optimizer"
             raise CheckpointError(msg)
-        self._parameters = [_FrozenParameter(names[id(p)], p, mask) for p in model.parameters()]
+        trainable = _Trainable(model, mask)
+        self._parameters = [
+            _FrozenParameter(names[id(p)][0], p, trainable.of(names[id(p)], p))
+            for p in model.parameters()
+        ]
+        # The mask may name buffers: optimizers do not update them.
+        buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+        unknown = set(mask).difference(buffers, trainable.found)
+        if unknown:
+            msg = (
+                "is in the mask but is not a parameter of the model, nor a part that transformers "
+                "saves of one; pass the unwrapped model that the mask was made for"
+            )
+            raise CheckpointError(msg, tensor=printable(min(unknown)))
         self._hooks: list[Any] = []
         for frozen in self._parameters:
             parameter: Any = frozen.parameter  # torch's tensor hooks have no types
@@ -199,19 +207,63 @@ class Frozen:
         self._hooks.clear()
 
 
+class _Trainable:
+    """The trainable weights of each parameter, as a mask names them.
+
+    A mask has the names of a checkpoint. A model of transformers may have other names in memory,
+    and fuse several tensors of a checkpoint into one.
+
+    Attributes:
+        found: Names in the mask that belong to a parameter.
+    """
+
+    def __init__(self, model: torch.nn.Module, mask: Mask) -> None:
+        self._model = model
+        self._mask = mask
+        self.found: set[str] = set()
+        transformers = sys.modules.get("transformers")
+        self._is_renamed = transformers is not None and isinstance(
+            model, transformers.PreTrainedModel
+        )
+
+    def of(self, names: list[str], parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return the trainable weights of a parameter, as ``torch.bool`` in main memory.
+
+        Args:
+            names: Its names in the model.
+            parameter: The parameter, which may be one rank's part.
+
+        Raises:
+            CheckpointError: The mask has other dimensions.
+        """
+        whole = torch.zeros(parameter.shape, dtype=torch.bool, device="cpu")
+        for name in names:
+            for target, part in self._parts(name, whole).items():
+                if target not in self._mask:
+                    continue
+                shape = self._mask.shapes[target]
+                if shape != tuple(part.shape):
+                    msg = f"is {list(part.shape)} in the model, {list(shape)} in the mask"
+                    raise CheckpointError(msg, tensor=printable(target))
+                self.found.add(target)
+                part |= self._mask[target].cpu()  # noqa: PLW2901 - writes into `whole`
+        return whole
+
+    def _parts(self, name: str, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return views of a parameter's mask by the names under which its parts are saved."""
+        if name in self._mask or not self._is_renamed:
+            return {name: whole}
+        from rlsparse_store.torch.weight_views import views_of  # noqa: PLC0415 - takes seconds
+
+        return views_of(self._model, name, whole)
+
+
 class _FrozenParameter:
     """A parameter, or this rank's part of it, with the original bits of its frozen weights."""
 
-    def __init__(self, names: list[str], parameter: torch.nn.Parameter, mask: Mask) -> None:
-        self.name = names[0]
+    def __init__(self, name: str, parameter: torch.nn.Parameter, whole: torch.Tensor) -> None:
+        self.name = name
         self.parameter = parameter
-        whole = torch.zeros(parameter.shape, dtype=torch.bool, device="cpu")
-        for name in filter(mask.__contains__, names):
-            shape = mask.shapes[name]
-            if shape != tuple(parameter.shape):
-                msg = f"is {list(parameter.shape)} in the model, {list(shape)} in the mask"
-                raise CheckpointError(msg, tensor=printable(name))
-            whole |= mask[name].cpu()
         # A parameter that the mask does not name is frozen.
         self._outside = ~_local_part(whole, parameter)
         # A full copy: storing only the frozen weights would take an index per weight at each step.
@@ -258,7 +310,7 @@ def _names(model: torch.nn.Module) -> dict[int, list[str]]:
     """Return the names of each parameter by object id; tied parameters have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(plain_name(name))
     return names
 
 

@@ -17,6 +17,7 @@ from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import bytes_of, code_of, has_kernels
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
+from rlsparse_store.torch.live_names import plain_names
 from rlsparse_store.torch.state_dict import synchronize
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from rlsparse_store.format.index.records import ChunkRecord, TensorRecord
 
 __all__ = ["Target", "check_is_base", "find_targets", "named_tensors"]
-
-_WRAPPERS: Final = {
-    "_orig_mod.": "the model that torch.compile was given",
-    "module.": "the model inside the wrapper",
-}
-"""By the prefix that a wrapper adds to all weight names: the model to pass instead."""
 
 HASH_BATCH_BYTES: Final = 1 << 28
 """Bytes of tensors on a device that are hashed in one pass."""
@@ -105,11 +100,10 @@ def named_tensors(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a mo
 
     Raises:
         TypeError: The argument is neither a model nor a state dict.
-        RlsparseError: The model is wrapped, which changes the names of its weights.
+        RlsparseError: The model is wrapped or holds an adapter, which changes its weights' names.
     """
     if isinstance(model, Mapping):
-        _check_names(model)
-        return dict(model)
+        return plain_names(model)
     if not isinstance(model, torch.nn.Module):
         msg = f"{type(model).__name__} is neither a model nor a state dict"
         raise TypeError(msg)
@@ -120,17 +114,9 @@ def named_tensors(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a mo
         tensors = checkpoint_views(model)
     else:
         tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
-    _check_names(tensors)
+    tensors = plain_names(tensors)
     _check_no_copies(model, tensors)
     return tensors
-
-
-def _check_names(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Require the names of a checkpoint, not those of a wrapped model."""
-    for prefix, inner in _WRAPPERS.items():
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            msg = f"all weight names begin with {prefix!r}: pass {inner}"
-            raise RlsparseError(msg)
 
 
 def _check_no_copies(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

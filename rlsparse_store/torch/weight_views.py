@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
+from rlsparse_store.errors import RlsparseError
+from rlsparse_store.format.names import printable
+from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.live_names import plain_names
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["checkpoint_views"]
+__all__ = ["checkpoint_views", "views_of"]
 
 
 def checkpoint_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -37,8 +42,8 @@ def checkpoint_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     views: dict[str, torch.Tensor] = {}
     ambiguous: set[str] = set()
     weights = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
-    for name, weight in weights.items():
-        for target, view in _views_of(model, name, weight).items():
+    for name, weight in plain_names(weights).items():
+        for target, view in views_of(model, name, weight).items():
             if target in views and not _is_same(views[target], view):
                 ambiguous.add(target)
             views[target] = view
@@ -50,8 +55,20 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return views[0] == views[1]
 
 
-def _views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - any model
-    """Return views of one weight by the names under which it is saved."""
+def views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401 - any model
+    """Return views of one weight by the names under which it is saved.
+
+    Args:
+        model: The model of transformers.
+        name: The weight's name in it.
+        weight: The weight, or any tensor of its dimensions.
+
+    Returns:
+        Views by name; none if the conversion needs several weights at once.
+
+    Raises:
+        RlsparseError: The weight is split over ranks, and saving takes it apart.
+    """
     # Renaming alone returns the same object.
     probe = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     try:
@@ -61,6 +78,12 @@ def _views_of(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Te
         return {}
     if all(part is probe for part in parts.values()):
         return dict.fromkeys(parts, weight)
+    if is_dtensor(weight):
+        msg = (
+            "is split over ranks, and a checkpoint holds its parts (experts) one by one: gather "
+            "the model first (FULL_STATE_DICT)"
+        )
+        raise RlsparseError(msg, tensor=printable(name))
     # Convert the positions of the elements to see where each element goes.
     dtype = torch.int32 if weight.numel() < 2**31 else torch.int64
     positions = torch.arange(weight.numel(), dtype=dtype).view(weight.shape)

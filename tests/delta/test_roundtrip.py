@@ -363,13 +363,20 @@ def test_links_in_a_delta_are_not_followed(tmp_path: Path) -> None:
         link.unlink()
 
 
-def test_links_in_a_checkpoint_are_followed(tmp_path: Path) -> None:
+def test_links_out_of_a_checkpoint_are_followed_only_by_name(tmp_path: Path) -> None:
     base, tuned = save(tmp_path / "base", model()), save(tmp_path / "tuned", model())
     (base / "config.json").write_text("{}")
     (tuned / "config.json").symlink_to(base / "config.json")
-    encode_delta(base, tuned, tmp_path / "delta")
-    assert (tmp_path / "delta" / "config.json").read_text() == "{}"
-    assert not (tmp_path / "delta" / "config.json").is_symlink()
+    (tuned / "vocab.json").write_text("{}")
+    (tuned / "tokenizer.json").symlink_to("vocab.json")
+    report = encode_delta(base, tuned, tmp_path / "delta")
+    assert report.carried_files == ["tokenizer.json", "vocab.json"]
+    assert report.skipped_files == ["config.json"]
+    assert any("config.json is a link" in note for note in report.notes)
+    encode_delta(base, tuned, tmp_path / "named", include=["config.json"])
+    for name in ("tokenizer.json", "vocab.json", "config.json"):
+        assert (tmp_path / "named" / name).read_text() == "{}"
+        assert not (tmp_path / "named" / name).is_symlink()
 
 
 def test_links_of_the_cache_are_followed(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_run_is_one_commit(run: Path, hub: LoopbackHub, home: Path) -> None:
     pulled = contents(run / "../again")
     assert {n: d for n, d in pulled.items() if n != "README.md"} == contents(run)
     stderr = fail(4, hub, home, "apply", "me/run", "-o", run / "../none")
-    assert "the repository has no files of a delta" in stderr
+    assert "there are deltas in step-1, step-10, step-2 (--subfolder)" in stderr
 
 
 def test_compare_by_ids(run: Path, hub: LoopbackHub, home: Path) -> None:
@@ -662,7 +662,7 @@ def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) 
     fail(3, hub, home, "pull", NAMED, "-o", pair / "out")
     assert not (pair / "out").exists()
     assert "is not a repository id" in fail(4, hub, home, "pull", "x", "-o", pair / "out")
-    assert "no files of a delta" in fail(4, hub, home, "pull", "org/base", "-o", pair / "out")
+    assert "holds no delta" in fail(4, hub, home, "pull", "org/base", "-o", pair / "out")
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

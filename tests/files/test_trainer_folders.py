@@ -1,0 +1,81 @@
+"""The output folders of trainers: which checkpoints they hold, and what their deltas are called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from pairs import bf16_tensor, contents, save, tune
+
+from rlsparse_store.delta import encode_run, inspect_run
+from rlsparse_store.errors import CheckpointError
+from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pairs import Tensors
+
+A: Tensors = {"a": bf16_tensor(1, 40, 30)}
+
+LAYOUTS = {
+    "Trainer": (["checkpoint-100", "checkpoint-200"], ["checkpoint-100", "checkpoint-200"]),
+    "verl": (
+        ["global_step_10/actor/huggingface", "global_step_100/actor/huggingface"],
+        ["global_step_10", "global_step_100"],
+    ),
+    "Automodel": (
+        ["epoch_0_step_5/model/consolidated", "epoch_1_step_10/model/consolidated"],
+        ["epoch_0_step_5", "epoch_1_step_10"],
+    ),
+    "OpenRLHF": (
+        ["global_step50_hf", "global_step100_hf"],
+        ["global_step50_hf", "global_step100_hf"],
+    ),
+    "one": (["global_step_10/actor/huggingface"], ["global_step_10"]),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_trainers_folder_stands_for_its_checkpoints(tmp_path: Path, kind: str) -> None:
+    inside, names = LAYOUTS[kind]
+    for number, path in enumerate(inside):
+        save(tmp_path / "out" / path, {"a": tune(A["a"], number)})
+        (tmp_path / "out" / path / "config.json").write_text("{}")
+    (tmp_path / "out" / "training_args.bin").touch()
+    base = save(tmp_path / "base", A)
+    command = [sys.executable, "-P", "-m", "rlsparse_store", "encode", base, tmp_path / "out"]
+    subprocess.run([*command, "-o", tmp_path / "run"], check=True, capture_output=True)
+    assert [entry.name for entry in inspect_run(tmp_path / "run").deltas] == names
+    # The same names one by one, as they would be given while training goes on.
+    for path in inside:
+        encode_run(base, [tmp_path / "out" / path], tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "run")
+
+
+def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None:
+    for path in ("actor/huggingface", "critic/huggingface"):
+        save(tmp_path / "global_step_1" / path, A)
+    adapter = save(tmp_path / "global_step_1" / "actor" / "lora_adapter", A)
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    save(tmp_path / "global_step_1" / "actor" / "huggingface" / "2_Dense", A)
+    assert find_checkpoints(tmp_path) == [tmp_path / "global_step_1/actor/huggingface"]
+
+
+def test_a_checkpoint_stands_for_itself(tmp_path: Path) -> None:
+    save(tmp_path / "out", A)
+    save(tmp_path / "out" / "checkpoint-1", A)
+    assert find_checkpoints(tmp_path / "out") == []
+    assert find_checkpoints(tmp_path / "no") == []
+    pipeline = save(tmp_path / "p" / "transformer", A).parent
+    assert find_checkpoints(pipeline) == []
+
+
+def test_names_are_those_that_differ(tmp_path: Path) -> None:
+    assert checkpoint_names(["a/b/final", "a/c/final"]) == ["b", "c"]
+    assert checkpoint_names(["x/1/m/hf", "x/2/n/hf"]) == ["1-m", "2-n"]
+    assert checkpoint_names(["a/one", "b/two"]) == ["one", "two"]
+    with pytest.raises(CheckpointError, match="is given twice"):
+        checkpoint_names([tmp_path, tmp_path])
