@@ -14,6 +14,7 @@ from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import ImplausibleError, ImplausibleWarning
 from rlsparse_store.files.side_files import NO_RESUME, holds_training_state
 from rlsparse_store.format.names import printable
+from rlsparse_store.pipeline.tensor_matching import shared_elements, suffixes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.report import DeltaReport, EncodeReport
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.files.side_files import SideFiles
-from rlsparse_store.pipeline.tensor_matching import shared_elements, suffixes
 
 __all__ = [
     "content_warnings",

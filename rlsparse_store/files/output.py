@@ -4,7 +4,7 @@ Everything goes into a temporary folder beside the final one; its files are flus
 it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old state
 or the new one under the final name, and at most a temporary folder, which the next run for the same
 name removes once its process is gone. Where a folder cannot be renamed,
-:mod:`rlsparse_store.files.placing` moves its files.
+:mod:`rlsparse_store.files.rename` moves its files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rlsparse_store.errors import OutputError, RlsparseError
-from rlsparse_store.files.placing import (
+from rlsparse_store.files.rename import (
     can_rename_folders,
     flush_folder,
     move_files,

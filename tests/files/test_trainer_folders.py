@@ -46,8 +46,12 @@ def test_a_trainers_folder_stands_for_its_checkpoints(tmp_path: Path, kind: str)
         (tmp_path / "out" / path / "config.json").write_text("{}")
     (tmp_path / "out" / "training_args.bin").touch()
     base = save(tmp_path / "base", A)
-    command = [sys.executable, "-P", "-m", "rlsparse_store", "encode", base, tmp_path / "out"]
-    subprocess.run([*command, "-o", tmp_path / "run"], check=True, capture_output=True)
+    command = [sys.executable, "-P", "-m", "rlsparse_store", "encode", str(base)]
+    subprocess.run(
+        [*command, str(tmp_path / "out"), "-o", str(tmp_path / "run")],
+        check=True,
+        capture_output=True,
+    )
     assert [entry.name for entry in inspect_run(tmp_path / "run").deltas] == names
     # The same names one by one, as they would be given while training goes on.
     for path in inside:

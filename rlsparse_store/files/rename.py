@@ -21,7 +21,7 @@ from rlsparse_store.format.file_names import DELTA_FOLDER
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["can_rename_folders", "flush_folder", "move_files", "placing_order", "rename_folder"]
+__all__ = ["can_rename_folders", "flush_folder", "move_files", "rename_folder", "rename_order"]
 
 _UNSUPPORTED: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -119,7 +119,7 @@ def rename_folder(temporary: Path, target: Path) -> bool:
 
 
 def move_files(temporary: Path, target: Path) -> None:
-    """Move the files of a folder one by one, each by a rename, in :func:`placing_order`.
+    """Move the files of a folder one by one, each by a rename, in :func:`rename_order`.
 
     After an error, what was moved is removed again.
 
@@ -138,7 +138,7 @@ def move_files(temporary: Path, target: Path) -> None:
     made: list[Path] = []
     try:
         _make_folder(target, made)
-        for name in sorted(names, key=placing_order):
+        for name in sorted(names, key=rename_order):
             place = target / name
             for folder in reversed([f for f in place.parents if target in f.parents]):
                 _make_folder(folder, made)
@@ -164,11 +164,11 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
         folder.mkdir()
 
 
-def placing_order(path: str) -> tuple[int, bool, str]:
+def rename_order(path: str) -> tuple[int, bool, str]:
     """A key that sorts files as they are placed: last what a reader opens first.
 
     Example:
-        >>> sorted(["model.safetensors", "config.json", "tokenizer.json"], key=placing_order)
+        >>> sorted(["model.safetensors", "config.json", "tokenizer.json"], key=rename_order)
         ['tokenizer.json', 'config.json', 'model.safetensors']
     """
     parts = PurePath(path).parts
