@@ -33,6 +33,34 @@ def test_encode_from_ids_records_the_commit(pair: Path, hub: LoopbackHub) -> Non
     assert contents(pair / "new") == contents(pair / "delta")
 
 
+def test_a_run_of_ids(pair: Path, hub: LoopbackHub) -> None:
+    hub.commit("org/step-1", contents(pair / "tuned"))
+    commit = hub.commit("org/step-2", contents(pair / "tuned"))
+    run, home = pair / "run", pair / "home"
+    arguments = ("encode", "hf://org/base", "org/step-1", f"org/step-2@{commit}", "-o", run)
+    result = rlsparse(hub, home, *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    names = [entry["name"] for entry in json.loads(result.stdout)["deltas"]]
+    assert names == ["step-1", f"step-2-{commit}"]
+    for name in names:
+        assert contents(run / name) == contents(pair / "delta")
+    again = rlsparse(hub, home, *arguments, "--json", HF_HUB_OFFLINE="1")
+    assert not any(entry["is_new"] for entry in json.loads(again.stdout)["deltas"])
+
+
+def test_revisions_by_id_and_by_option(pair: Path, hub: LoopbackHub) -> None:
+    commit = hub.repos[NAMED].refs["main"]
+    hub.commit(NAMED, {"README.md": b"no delta any more"})
+    by_option = rlsparse(hub, pair / "home", "inspect", NAMED, "--revision", commit, "--json")
+    assert by_option.returncode == 0, by_option.stderr
+    for place in (f"{NAMED}@{commit}", f"hf://{NAMED}@{commit}"):
+        by_id = rlsparse(hub, pair / "home", "inspect", place, "--json")
+        assert by_id.stdout == by_option.stdout
+    local = rlsparse(hub, pair / "home", "inspect", pair / "delta", "--revision", commit)
+    assert local.returncode == 4
+    assert "is a local path, which has no revision" in local.stderr
+
+
 def test_inspect_reads_no_chunks(pair: Path, hub: LoopbackHub) -> None:
     hub.requests.clear()
     result = rlsparse(hub, pair / "home", "inspect", NAMED, "--json")
