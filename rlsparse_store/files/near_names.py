@@ -24,6 +24,8 @@ def near_path(place: str) -> Path | None:
         >>> near_path("no-such-folder-anywhere/x")
     """
     first, _, rest = place.partition("/")
+    if Path(first).exists():
+        return None
     for name in _near(Path(), first):
         if rest and (Path(name) / rest.partition("@")[0]).exists():
             return Path(name, rest.partition("@")[0])

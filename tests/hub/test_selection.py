@@ -168,3 +168,19 @@ def test_a_mistyped_path_never_reaches_the_hub(
     )
     assert f"did you mean {near}?" in done.stdout, done.stdout + done.stderr
     assert not hub.requests
+
+
+def test_a_path_that_exists_is_no_mistyped_one(tmp_path: Path, hub: LoopbackHub) -> None:
+    save(tmp_path / "ckpts" / "checkpoint-100", TUNED)
+    save(tmp_path / "base" / "new", BASE)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TYPED, "base/new", "ckpts/checkpoint-100", "run/delta"],
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not done.stdout
+    assert (tmp_path / "run" / "delta" / "rlsparse").is_dir()
+    assert not hub.requests
