@@ -1,4 +1,4 @@
-"""Whether a pair is what its user takes it for: a checkpoint and the base that it was tuned from.
+"""Checking that a checkpoint was probably tuned from its base.
 
 What the structure of the pair shows is refused before any coding. What only its content shows is a
 warning, never a refusal: full fine-tuning changes 99 % of the weights, and step 0 changes none.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import ImplausibleError, ImplausibleWarning
 from rlsparse_store.files.side_files import NO_RESUME, holds_training_state
+from rlsparse_store.files.trainer_folders import is_step
 from rlsparse_store.format.names import printable
 from rlsparse_store.pipeline.tensor_matching import shared_elements, suffixes
 
@@ -182,10 +183,13 @@ def _part_only(base: Checkpoint, tuned: Checkpoint, shared: Mapping[str, str]) -
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{printable(', '.join(names[:_NAMED]))}{more} {verb}"
+    return f"{printable(', '.join(sorted(names)[:_NAMED]))}{more}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{_named(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _swapped(base: Checkpoint, tuned: Checkpoint) -> str:
@@ -238,6 +242,11 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, sides: SideFiles) -> list[st
     """What a user should know of the files that were read, and of those that were not."""
     notes = [f"base: {note}" for note in (*base.notes, *base.oddities)]
     notes += [*tuned.notes, *sides.notes]
+    steps = [name for name in tuned.listing if is_step(name)]
+    if steps:
+        notes.append(
+            f"the folder also holds {_named(steps)}: give these folders to store them as a run"
+        )
     if holds_training_state(sides.skipped):
         notes.append(NO_RESUME)
     return notes

@@ -1,4 +1,4 @@
-"""Naming the base of a delta that was written without its name."""
+"""Recording the base's repository in a delta that was written without it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["write_named"]
 
 PIECE: Final = 4 << 20
-"""Bytes copied at a time."""
+"""Bytes copied per read."""
 
 
 def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> None:
-    """Write the last file of a delta again, with other hints of where its base is.
+    """Write the last file of a delta again, with another hint for finding its base.
 
-    The hints lie in the manifest, which the checksum of the index covers; nothing else changes,
-    nor is anything lost that a newer minor version of the format has there.
+    The manifest holds the hint, and the checksum of the index covers the manifest. Nothing else
+    changes, and fields of a newer minor version of the format are kept.
 
     Args:
         reader: The delta.

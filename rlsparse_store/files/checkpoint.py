@@ -154,7 +154,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path: The folder or the file.
 
     Returns:
-        The checkpoint, which is to be closed or used in a ``with`` statement.
+        The open checkpoint: close it, or use it in a ``with`` statement.
 
     Raises:
         NotFoundError: It does not exist.

@@ -1,4 +1,4 @@
-"""What holds files open, and closes them at the end of a ``with`` statement."""
+"""Base class of objects that hold files open and close them at the end of a ``with`` statement."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["Closeable"]
 
 
 class Closeable(ABC):
-    """Closed at the end of a ``with`` statement, whatever happened in it.
+    """Closed at the end of a ``with`` statement, with or without an error.
 
-    What is to be written back, or removed after an error, needs an end of its own.
+    Classes that write back, or clean up after an error, define their own ``__exit__``.
     """
 
     __slots__ = ()
@@ -24,7 +24,7 @@ class Closeable(ABC):
         """Close the files. May be called twice."""
 
     def __enter__(self) -> Self:
-        """Return the thing itself."""
+        """Return the object itself."""
         return self
 
     def __exit__(

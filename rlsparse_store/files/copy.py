@@ -1,4 +1,4 @@
-"""Copying files, flushed to the disk like everything that is written."""
+"""Copying files and flushing them to the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["copy_files", "copy_source"]
 
 PIECE: Final = 4 << 20
-"""Bytes copied at a time."""
+"""Bytes copied per read."""
 
 
 def copy_files(source: Path, names: Sequence[str], target: Path) -> int:

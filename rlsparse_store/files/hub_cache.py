@@ -1,4 +1,4 @@
-"""What the folder names of the Hub's cache tell: where a base may be found again, and its files."""
+"""The folder names of the Hub's cache: the repository and commit of a snapshot, and its files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class BaseHint:
 
 
 def base_hint_from_path(path: Path) -> BaseHint | None:
-    """Name the repository if ``path`` is a snapshot folder of the Hub's cache.
+    """The repository and commit, if ``path`` is a snapshot folder of the Hub's cache.
 
-    Only the repository and the commit are taken; a local path is never recorded.
+    A local path is never recorded.
 
     Example:
         >>> from pathlib import Path
@@ -43,7 +43,9 @@ def base_hint_from_path(path: Path) -> BaseHint | None:
 
 
 def cached_files(path: Path) -> Path | None:
-    """The folder that links in a snapshot of the Hub's cache lead to, if ``path`` lies in one.
+    """The folder with the files of a repository, if ``path`` is in a snapshot of the Hub's cache.
+
+    Files in a snapshot are links to it.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tensors in memory as the checkpoint that saving them would give, in one file."""
+"""Tensors in memory as a checkpoint of one file, as if they had been saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["TensorBytes", "TensorsSource", "checkpoint_in_memory"]
 
 FILE: Final = "model.safetensors"
 METADATA: Final = b'{"format":"pt"}'
-"""What transformers writes beside the tensors."""
+"""The metadata that transformers writes."""
 
 
 class TensorBytes(Protocol):
@@ -43,7 +43,7 @@ class TensorBytes(Protocol):
 
 
 class TensorsSource(Source):
-    """A file that is not there: its header, and tensors in memory.
+    """The content of a safetensors file whose tensors are in memory.
 
     Attributes:
         tensors: The tensors.
@@ -61,7 +61,7 @@ class TensorsSource(Source):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the file would have."""
+        """Length of the file."""
         return self._nbytes
 
     def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
@@ -83,11 +83,11 @@ class TensorsSource(Source):
 def checkpoint_in_memory(
     tensors: Mapping[str, TensorBytes], path: Path | None = None
 ) -> Checkpoint:
-    """The checkpoint that ``safetensors`` would save these tensors as, in one file.
+    """The checkpoint of one file that ``safetensors`` would save these tensors as.
 
     Args:
         tensors: The tensors by name. They are read when the checkpoint is.
-        path: Where they came from.
+        path: Their origin, for errors.
 
     Raises:
         LayoutError: A tensor is no whole number of bytes.

@@ -1,4 +1,4 @@
-"""Writing folders and files so that they are there completely or not at all.
+"""Writing folders and files that appear completely or not at all.
 
 Everything goes into a temporary folder beside the final one; its files are flushed to the disk,
 it is renamed, and the parent folder is flushed. A crash at any moment leaves either the old state
@@ -155,10 +155,10 @@ def close_all(files: list[OutputFile], *, failed: bool) -> None:
 
 
 def require_new(path: Path) -> None:
-    """Tell before the work is done that there is no place for its result.
+    """Require, before the work, that the place of its result is free.
 
     Raises:
-        OutputError: There is something already.
+        OutputError: Something exists there.
     """
     with output_errors(path):
         if path.is_symlink() or path.exists():
@@ -168,14 +168,14 @@ def require_new(path: Path) -> None:
 
 @contextmanager
 def _temporary(target: Path, *, is_inside: bool = False) -> Iterator[Path]:
-    """The name under which this process writes what becomes ``target``, once at a time.
+    """The temporary name of ``target`` while this process writes it.
 
     Args:
         target: The final name.
         is_inside: Whether it is a name in the target, and not beside it.
 
     Raises:
-        OutputError: It is being written already.
+        OutputError: This process is already writing it.
     """
     folder = target if is_inside else target.parent
     temporary = folder / f".{target.name}.tmp-{_HOST}-{os.getpid()}"
@@ -192,23 +192,23 @@ def _temporary(target: Path, *, is_inside: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[OutputFile]:
-    """A file that is there under its name once the block ends well, and else not at all.
+    """A file that appears under its name when the block ends without an error.
 
     Raises:
-        OutputError: It is there already or cannot be written.
+        OutputError: It exists or cannot be written.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
     with _temporary(path) as temporary:
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # What a killed process of our own number left: containers reuse numbers.
+            # A killed process of the same number may have left it: containers reuse numbers.
             temporary.unlink(missing_ok=True)
             _require_rename(temporary)
         try:
             with OutputFile(temporary) as file:
                 yield file
-            # It may have come meanwhile, and rename would replace it.
+            # Someone may have made it meanwhile, and rename would replace it.
             require_new(path)
             with output_errors(path):
                 temporary.rename(path)
@@ -220,7 +220,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
 
 
 def _require_rename(temporary: Path) -> None:
-    """Find out before the work whether a file can be given its final name."""
+    """Test, before the work, whether a file can get its final name."""
     probe = temporary.with_name(f"{temporary.name}.probe")
     try:
         temporary.touch()
@@ -231,10 +231,10 @@ def _require_rename(temporary: Path) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a small file, which is there completely or not at all.
+    """Write a small file, which appears completely or not at all.
 
     Raises:
-        OutputError: It is there already or cannot be written.
+        OutputError: It exists or cannot be written.
     """
     with new_file(path) as file:
         file.write(content, 0)
@@ -257,7 +257,7 @@ def _remove_stale(target: Path) -> None:
         process = found.name.rpartition("-")[2]
         if not re.fullmatch(r"\d{1,9}", process) or found in _LIVE:
             continue
-        # A process of our own number that left this before us is gone: containers reuse numbers.
+        # An earlier process of the same number is gone: containers reuse numbers.
         if int(process) == os.getpid() or not _is_running(int(process)):
             shutil.rmtree(found, ignore_errors=True)
 
@@ -269,7 +269,7 @@ def _require_free(target: Path) -> None:
     if target.exists() and not target.is_dir():
         msg = "exists and is not a folder; choose another place"
         raise OutputError(msg, file=target)
-    # What a fresh file system holds is no one's.
+    # A new file system has it.
     free = {"lost+found"} if target.is_mount() else set()
     if target.is_dir() and any(path.name not in free for path in target.iterdir()):
         msg = "exists and is not empty; remove it or choose another place"
@@ -280,7 +280,7 @@ def _require_free(target: Path) -> None:
 def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     """Give a temporary folder that becomes ``target`` when the block ends without an error.
 
-    Before the block begins, it is found out whether the file system can do what that takes.
+    Whether the file system supports that is tested before the block begins.
 
     Args:
         target: Must not exist, or be an empty folder, which may be a mount point.

@@ -29,7 +29,7 @@ _FRONT: Final = 64
 _AGAIN: Final = "save, copy or download it again"
 
 LFS_POINTER: Final = b"version https://git-lfs.github.com/"
-"""How a file begins that stands for one in git-lfs."""
+"""The first bytes of a git-lfs pointer."""
 
 POINTER_REMEDY: Final = (
     "is a git-lfs pointer, not the file itself: run git lfs pull in its repository, or fetch it "
@@ -38,7 +38,7 @@ POINTER_REMEDY: Final = (
 
 
 def _recognized(front: bytes) -> str:
-    """What a file is whose first bytes are no safetensors header; empty if that is not known."""
+    """The format of a file that is not safetensors; empty if it is unknown."""
     if front.startswith(LFS_POINTER):
         return POINTER_REMEDY
     if front.startswith((b"PK\x03\x04", b"\x80\x02")):
@@ -57,7 +57,7 @@ class Source(Closeable):
     """Bytes that are read by position.
 
     Attributes:
-        path: What they are called, for errors.
+        path: Their name in errors.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Source(Closeable):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """How many there are."""
+        """Their number."""
 
     @abstractmethod
     def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
@@ -86,10 +86,10 @@ class Source(Closeable):
         return out.tobytes()
 
     def check_unchanged(self) -> None:
-        """Require that these are still the bytes that were opened, where they can change.
+        """Require that the bytes have not changed since they were opened.
 
         Raises:
-            RlsparseError: They are not.
+            RlsparseError: They have.
         """
 
     def read_header(self, most: int) -> bytes:
@@ -125,8 +125,8 @@ class Source(Closeable):
 class FileSource(Source):
     """A regular file, read by position.
 
-    Reading through a mapping would turn a file that shrinks into a dead process; reading by
-    position turns it into an error. One descriptor means one version of the file.
+    A file that shrinks kills a process that reads it through a mapping; reading by position raises
+    an error instead. One descriptor means one version of the file.
 
     Args:
         path: The file. Links are followed: the Hub's cache is made of them.
@@ -139,7 +139,7 @@ class FileSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # A pipe without a writer would be waited for.
+            # Without O_NONBLOCK, opening a pipe waits for a writer.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
             self._descriptor = os.open(path, flags)
         except FileNotFoundError as error:
@@ -168,7 +168,7 @@ class FileSource(Source):
             RlsparseError: The file ends early or cannot be read.
         """
         try:
-            # At once and without a copy, as nearly always.
+            # One call and no copy, in nearly all cases.
             data = os.pread(self._descriptor, nbytes, offset)
         except OSError:
             data = b""
@@ -197,8 +197,8 @@ class FileSource(Source):
     def map_into_memory(self) -> NDArray[np.uint8]:
         """All of the file as memory; who writes to it writes to a copy.
 
-        The file itself is never written to. A page that is read for the first time after the file
-        was cut short kills the process: what this library reads itself, it reads by position.
+        The file itself is never written to. Reading a page after the file was cut short kills the
+        process, so this library itself reads by position.
 
         Raises:
             RlsparseError: The file cannot be mapped.

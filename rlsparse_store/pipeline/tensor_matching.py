@@ -1,4 +1,4 @@
-"""Finding, for each tuned tensor, the base tensor that it came from."""
+"""Matching tuned tensors with the base tensors that they came from."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 PIECE_BYTES: Final = 4 << 20
-"""Bytes compared or hashed at a time outside of chunks."""
+"""Bytes compared or hashed per read, outside of chunks."""
 
 SAMPLE_BYTES: Final = 512
 """Bytes of each of the three samples by which tensors are recognized."""
 
 SMALLEST_ALIAS: Final = 4096
-"""Bytes: a smaller tensor is not worth finding again elsewhere in the checkpoint."""
+"""Bytes of the smallest tensor for which aliases and renamed sources are searched by content."""
 
 MOST_COMPARISONS: Final = 1 << 20
-"""Pairs of samples compared when names do not tell; beyond it, tensors count as added."""
+"""Pairs of samples to compare at most; tensors beyond count as added."""
 
 ALIKE: Final = 0.05
 """Share of sampled words that must agree for two tensors to count as related; by chance it is
@@ -50,11 +50,11 @@ well under one percent."""
 
 @dataclass(frozen=True, slots=True)
 class DtypePolicy:
-    """What to do where dtypes of base and tuned do not fit.
+    """What to do where dtypes of base and tuned do not match.
 
     Attributes:
         cast: Round float32 tensors of bfloat16 sources to bfloat16. Lossy.
-        keep: Store tensors of a dtype that does not fit whole, as they are.
+        keep: Store tensors whole, in their own dtype, where it does not match.
     """
 
     cast: bool = False
@@ -67,12 +67,12 @@ class TensorPlan:
 
     Attributes:
         tuned: The tensor.
-        dtype: The dtype it will be stored in; another than its own only if it is cast.
-        source: The base tensor that it is coded against, or ``None`` to store it whole.
+        dtype: The dtype of the stored tensor; differs from its own only if it is cast.
+        source: The base tensor that it is coded against; ``None`` stores it whole.
         widening: From the source's words to its own.
         shared_bytes: Leading bytes of the source that it shares.
         alias_of: Name of the tuned tensor that has the same bytes, if it is stored as its alias.
-        reason: Why it has no source, or not all of it.
+        reason: Why all or a part of it has no source.
     """
 
     tuned: TensorRef
@@ -90,12 +90,12 @@ class TensorPlan:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of its data as it will be stored."""
+        """Bytes of the stored tensor."""
         return self.dtype.nbytes(self.tuned.shape) or 0
 
     @property
     def coded_nbytes(self) -> int:
-        """Bytes of its data in the dtype that is coded: before it is widened."""
+        """Bytes of the coded words, which may be widened to the stored dtype."""
         return self.stored_nbytes // (2 if self.widening else 1)
 
 
@@ -114,7 +114,7 @@ def plan_tensors(
         sources: What :func:`find_sources` found, if that is known.
 
     Raises:
-        DtypeMismatchError: A dtype does not fit and the policy does not say what to do.
+        DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
     if sources is None:
         sources = find_sources(base, tuned)
@@ -153,7 +153,7 @@ def find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
     left = [t for t in free if t.name not in claimed]
     by_content = _match_content(tuned, lost, base, left)
     sources |= by_content
-    # A tie that is stored anew comes from a tensor that another one of its own name claims too.
+    # A newly stored tie shares its source with the tensor of that name.
     lost = [t for t in lost if t.name not in by_content]
     return sources | _match_content(tuned, lost, base, list(base.tensors.values()))
 
@@ -181,7 +181,7 @@ def _match_suffixes(lost: list[TensorRef], free: list[TensorRef]) -> dict[str, T
         for suffix in suffixes(tensor.name):
             found = owners.get((suffix, tensor.shape), [])
             if found:
-                # A lone component such as "weight" says nothing about where a tensor belongs.
+                # A single component such as "weight" does not identify a tensor.
                 telling = "." in suffix or suffix in (tensor.name, found[0].name)
                 if len(found) == 1 and telling and found[0].name not in claimed:
                     matched[tensor.name] = found[0]
@@ -262,14 +262,14 @@ def shared_elements(shape: tuple[int, ...], source: tuple[int, ...]) -> int | No
 
 
 def _is_reshape(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
-    """Whether the flat order can be the same: not so for a transposed matrix."""
+    """Whether the flat order can be the same; that of a transposed matrix is not."""
     return shape == source or sorted(shape) != sorted(source)
 
 
 def _fit_dtype(
     tuned: Checkpoint, tensor: TensorRef, source: TensorRef, policy: DtypePolicy
 ) -> tuple[Dtype | None, Widening]:
-    """The dtype to store and the widening, or no dtype if it is to be kept whole."""
+    """The stored dtype and the widening; no dtype if the tensor is kept whole."""
     if tensor.dtype is source.dtype:
         return tensor.dtype, Widening.NONE
     if tensor.dtype.code == "F32" and source.dtype.code in ("BF16", "F16"):
@@ -312,7 +312,7 @@ def _pieces(checkpoint: Checkpoint, tensor: TensorRef) -> Iterator[NDArray[np.ui
 def _find_aliases(
     base: Checkpoint, tuned: Checkpoint, plans: Iterable[TensorPlan]
 ) -> dict[str, str]:
-    """Tuned tensors that repeat another one and are not simply unchanged."""
+    """Changed tuned tensors that repeat another one."""
     groups: defaultdict[tuple[str, tuple[int, ...], bytes], list[TensorPlan]] = defaultdict(list)
     shapes: defaultdict[tuple[str, tuple[int, ...]], list[TensorPlan]] = defaultdict(list)
     for plan in plans:

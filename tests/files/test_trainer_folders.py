@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pairs import bf16_tensor, contents, save, tune
 
-from rlsparse_store.delta import encode_run, inspect_run
+from rlsparse_store.delta import encode_run, inspect_run, measure_pair
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
 
@@ -72,6 +72,8 @@ def test_a_checkpoint_stands_for_itself(tmp_path: Path) -> None:
     save(tmp_path / "out", A)
     save(tmp_path / "out" / "checkpoint-1", A)
     assert find_checkpoints(tmp_path / "out") == []
+    report = measure_pair(tmp_path / "out" / "checkpoint-1", tmp_path / "out")
+    assert any("also holds checkpoint-1" in note for note in report.notes)
     assert find_checkpoints(tmp_path / "no") == []
     pipeline = save(tmp_path / "p" / "transformer", A).parent
     assert find_checkpoints(pipeline) == []
