@@ -242,7 +242,12 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, sides: SideFiles) -> list[st
     """What a user should know of the files that were read, and of those that were not."""
     notes = [f"base: {note}" for note in (*base.notes, *base.oddities)]
     notes += [*tuned.notes, *sides.notes]
-    steps = [name for name in tuned.listing if is_step(name)]
+    steps = [
+        name
+        for name in tuned.listing
+        # DeepSpeed keeps its parts in folders of such names, too.
+        if is_step(name) and any((tuned.path / name).glob("*.safetensors"))
+    ]
     if steps:
         notes.append(
             f"the folder also holds {_named(steps)}: give these folders to store them as a run"
