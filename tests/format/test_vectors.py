@@ -17,7 +17,10 @@ import pytest
 import zstandard
 from click.testing import CliRunner
 
-import vectors
+from format_vectors.checking import VECTORS, load
+from format_vectors.checkpoints import COMMIT
+from format_vectors.draft import DELTA, Draft, plain
+from format_vectors.pairs import PAIRS
 from rlsparse_store.delta import apply_delta, verify_delta
 from rlsparse_store.errors import FormatError
 from rlsparse_store.files.base_hint import write_named
@@ -25,12 +28,13 @@ from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.index.records import ChunkCoding, Kind
 from rlsparse_store.format.words import Widening
+from vectors import main as vectors_command
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-FOLDER = vectors.VECTORS
-LISTING = vectors.load()
+FOLDER = VECTORS
+LISTING = load()
 ALL: list[dict[str, Any]] = LISTING["vectors"]
 VALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "valid"]
 INVALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "invalid"]
@@ -112,13 +116,13 @@ def test_second_decoder_refuses_invalid_vector(vector: dict[str, Any]) -> None:
     assert refused.value.code == vector["expected"]["code"]
 
 
-Fault = Callable[[vectors.Draft], vectors.Draft]
+Fault = Callable[[Draft], Draft]
 
 
 def off(tensor: str, field: str) -> Fault:
     """A check of a tensor's first chunk that is wrong by a bit."""
 
-    def edit(draft: vectors.Draft) -> vectors.Draft:
+    def edit(draft: Draft) -> Draft:
         number = draft.chunk_of(tensor)
         value = getattr(draft.index.chunks[number], field) ^ 1
         return draft.with_chunk(number, **{field: value})
@@ -135,7 +139,7 @@ def other_digest(tensor: str, field: str) -> Fault:
     return lambda draft: draft.with_tensor(tensor, **{field: bytes(16)})
 
 
-def wrong_steps(draft: vectors.Draft) -> vectors.Draft:
+def wrong_steps(draft: Draft) -> Draft:
     return draft.with_tensor("new.layer.norm", steps=(1, *[0] * 7))
 
 
@@ -166,9 +170,9 @@ ORDER: dict[str, tuple[str, Fault, Fault]] = {
 @pytest.mark.parametrize("what", ORDER)
 def test_errors_come_in_the_order_of_the_format(what: str, threads: int, tmp_path: Path) -> None:
     code, first, second = ORDER[what]
-    draft = second(first(vectors.Draft.read(FOLDER / "valid" / "mixed")))
+    draft = second(first(Draft.read(FOLDER / "valid" / "mixed")))
     (tmp_path / "rlsparse").mkdir()
-    (tmp_path / "rlsparse" / vectors.DELTA).write_bytes(draft.sealed())
+    (tmp_path / "rlsparse" / DELTA).write_bytes(draft.sealed())
     base = FOLDER / "bases" / "mixed"
     with pytest.raises(FormatError) as refused:
         verify_delta(tmp_path, base=base, threads=threads)
@@ -239,7 +243,7 @@ def test_vectors_show_what_they_say() -> None:
     with opened("contexts") as reader:
         (chunk,) = reader.index.chunks
         assert len(chunk.bounds) > 1
-        words = vectors.PAIRS["contexts"]().base["w"].words & 0x7FFF
+        words = PAIRS["contexts"]().base["w"].words & 0x7FFF
         edges = [-1, *chunk.bounds]
         counts = [int(((words > a) & (words <= b)).sum()) for a, b in itertools.pairwise(edges)]
         dense = [6 * k >= n for n, k in zip(counts, chunk.changed, strict=True) if 0 < k < n]
@@ -256,7 +260,7 @@ def test_vectors_show_what_they_say() -> None:
         assert all(t.kind is Kind.DELTA for t in reader.index.tensors)
     with opened("escape") as reader:
         (chunk,) = reader.index.chunks
-        content = vectors.plain(reader.stored(chunk))
+        content = plain(reader.stored(chunk))
         assert (len(chunk.bounds), chunk.changed) == (1, (60,))
         assert 255 in content[23 : 23 + 60]  # after 60 times 3 low bits
 
@@ -294,7 +298,7 @@ def test_vectors_show_every_layout() -> None:
     with opened("cast") as reader:
         assert reader.manifest.cast == "BF16"
     with opened("hints") as reader:
-        assert (reader.manifest.repo, reader.manifest.revision) == ("example/base", vectors.COMMIT)
+        assert (reader.manifest.repo, reader.manifest.revision) == ("example/base", COMMIT)
     with opened("higher-minor") as reader:
         assert reader.manifest.version == "1.7"
 
@@ -302,9 +306,9 @@ def test_vectors_show_every_layout() -> None:
 def test_naming_the_base_keeps_what_a_newer_version_says(tmp_path: Path) -> None:
     (tmp_path / "rlsparse").mkdir()
     with opened("higher-minor") as reader:
-        write_named(reader, tmp_path / "rlsparse" / "delta.safetensors", "me/base", vectors.COMMIT)
+        write_named(reader, tmp_path / "rlsparse" / "delta.safetensors", "me/base", COMMIT)
         expected = json.loads(reader.shards[-1].manifest_text)
-    expected["base"] |= {"repo": "me/base", "revision": vectors.COMMIT}
+    expected["base"] |= {"repo": "me/base", "revision": COMMIT}
     with DeltaReader(tmp_path) as reader:
         assert json.loads(reader.shards[-1].manifest_text) == expected
         assert (expected["format"], expected["zeta"]) == ("1.7", {"a": [1]})
@@ -312,7 +316,7 @@ def test_naming_the_base_keeps_what_a_newer_version_says(tmp_path: Path) -> None
 
 
 def test_check_accepts_the_vectors() -> None:
-    result = CliRunner().invoke(vectors.main, ["check"])
+    result = CliRunner().invoke(vectors_command, ["check"])
     assert result.exit_code == 0, result.output
     assert ("not generated anew" in result.output) is not SAME_ZSTD
 
@@ -324,13 +328,13 @@ def test_vectors_are_small() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A folder of vectors as `generate` writes it."""
-    result = CliRunner().invoke(vectors.main, ["generate", "--out", str(tmp_path / "vectors")])
+    result = CliRunner().invoke(vectors_command, ["generate", "--out", str(tmp_path / "vectors")])
     assert result.exit_code == 0, result.output
     return tmp_path / "vectors"
 
 
 def reason(folder: Path) -> str:
-    result = CliRunner().invoke(vectors.main, ["check", "--folder", str(folder)])
+    result = CliRunner().invoke(vectors_command, ["check", "--folder", str(folder)])
     assert result.exit_code == 1
     return result.output.strip().splitlines()[-1]
 
@@ -361,6 +365,6 @@ def test_check_does_not_compare_with_another_zstd(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zstandard, "ZSTD_VERSION", (1, 0, 0))
-    result = CliRunner().invoke(vectors.main, ["check", "--folder", str(copy)])
+    result = CliRunner().invoke(vectors_command, ["check", "--folder", str(copy)])
     assert result.exit_code == 0
     assert "zstd 1.0.0" in result.output

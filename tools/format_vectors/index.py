@@ -1,0 +1,526 @@
+"""Invalid indexes: names, tensors, chunks (sections 5 to 7) and limits (section 11)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from format_vectors.draft import compressed, plain
+from format_vectors.frames import (
+    MAGIC,
+    frame_with_checksum,
+    raw_frame,
+    single_segment,
+    unsized_frame,
+)
+from format_vectors.invalid import (
+    Invalid,
+    Parent,
+    edit_file,
+    resealed,
+    with_chunk,
+    with_frame,
+    with_manifest,
+    with_tensor,
+)
+from rlsparse_store.format.dtypes import DTYPES, Dtype, OrderMap, WordCoding
+from rlsparse_store.format.index.columns import ColumnWriter
+from rlsparse_store.format.index.records import ChunkCoding, Kind
+from rlsparse_store.format.words import Widening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from format_vectors.checkpoints import Json
+
+
+def with_index(**changes: object) -> Callable[[Parent], bytes]:
+    """Exchange tensors or removed names."""
+
+    def make(parent: Parent) -> bytes:
+        index = parent.draft.index
+        named = {f: c for f, c in changes.items() if f in ("tensors", "removed")}
+        return replace(parent.draft, index=replace(index, **named)).sealed()  # type: ignore[arg-type]
+
+    return make
+
+
+def integer_column(values: Sequence[int]) -> bytes:
+    """One integer column."""
+    writer = ColumnWriter()
+    writer.integers(values)
+    return writer.content()
+
+
+def name_list(names: Sequence[str]) -> bytes:
+    """One name list."""
+    writer = ColumnWriter()
+    writer.names(names)
+    return writer.content()
+
+
+def _counts(place: int, value: int) -> Callable[[Parent], bytes]:
+    """Claim another number of something, and nothing else."""
+
+    def make(parent: Parent) -> bytes:
+        def edit(content: bytes) -> bytes:
+            counts = list(content[1:6])
+            counts[place] = value
+            return integer_column(counts) + content[6:]
+
+        return parent.draft.sealed(content=edit)
+
+    return make
+
+
+def _sources(names: list[str], *, origin: str = "") -> Callable[[Parent], bytes]:
+    """Exchange the list of sources, after pointing ``b_delta`` to a source if asked to."""
+
+    def make(parent: Parent) -> bytes:
+        draft = parent.draft
+        draft = draft.with_tensor("b_delta", origin=origin) if origin else draft
+        old = sorted({"old.layer.norm", origin} - {""})
+
+        def edit(content: bytes) -> bytes:
+            head = content[:6] + name_list([t.name for t in draft.index.tensors])
+            counts = list(content[1:6])
+            counts[1] = len(names)
+            rest = content[len(head) + len(name_list(old)) :]
+            return integer_column(counts) + head[6:] + name_list(names) + rest
+
+        return draft.sealed(content=edit)
+
+    return make
+
+
+def _swapped(parent: Parent) -> bytes:
+    """Give the first tensor, whose source is then foreign, the last name."""
+    return parent.draft.with_tensor("a_same", name="z", origin="a_same").sealed()
+
+
+def _renamed_to(name: str) -> Callable[[Parent], bytes]:
+    """Rename the last tensor, whose source is foreign in any case."""
+    return with_tensor("new.layer.norm", name=name)
+
+
+def _patched(old: bytes, new: bytes) -> Callable[[Parent], bytes]:
+    """Exchange bytes of the index content that stand there exactly once."""
+
+    def edit(content: bytes) -> bytes:
+        if content.count(old) != 1:
+            msg = f"{old!r} stands {content.count(old)} times in the index"
+            raise ValueError(msg)
+        return content.replace(old, new)
+
+    return resealed(content=edit)
+
+
+def _moved_chunk(parent: Parent) -> bytes:
+    """Give a tensor of kind ``same`` a chunk."""
+    number = parent.draft.chunk_of("b_delta")
+    return parent.draft.with_chunk(number, tensor=0).sealed()
+
+
+def _uncovered(name: str) -> Callable[[Parent], bytes]:
+    """Leave out the last chunk of a tensor."""
+
+    def make(parent: Parent) -> bytes:
+        draft = parent.draft
+        gone = draft.chunk_of(name, -1)
+        chunks = [c for i, c in enumerate(draft.index.chunks) if i != gone]
+        return draft.with_chunks(
+            chunks, [s for i, s in enumerate(draft.stored) if i != gone]
+        ).sealed()
+
+    return make
+
+
+def as_alias(name: str, origin: str) -> Callable[[Parent], bytes]:
+    """Make a tensor without chunks an alias."""
+    changes: Json = {"kind": Kind.ALIAS, "origin": origin, "tuned_digest": b"", "coding": None}
+    return with_tensor(name, **changes)
+
+
+class _NoWidth(WordCoding):
+    """A width of 0 for 16-bit words: a coding that a tensor without chunks must not have."""
+
+    def num_words(self, nbytes: int) -> int:
+        return nbytes // 2
+
+
+def _fake(dtype: str, **changes: int) -> Dtype:
+    return replace(DTYPES[dtype], **changes)  # type: ignore[arg-type]
+
+
+def _add_contexts(parent: Parent) -> bytes:
+    number = parent.draft.chunk_of("b_delta")
+    c = parent.draft.index.chunks[number]
+    bounds = (*range(1, 17), *c.bounds[-1:])
+    changed = (*[0] * 16, sum(c.changed))
+    return parent.draft.with_chunk(number, bounds=bounds, changed=changed).sealed()
+
+
+def _wrong_steps(parent: Parent) -> bytes:
+    """Count a word less than the chunks change."""
+    steps = list(parent.draft.tensor("b_delta").steps)
+    full = next(i for i, count in enumerate(steps) if count)
+    steps[full] -= 1
+    return parent.draft.with_tensor("b_delta", steps=tuple(steps)).sealed()
+
+
+_FLOAT32 = DTYPES["F32"].coding
+
+
+TENSORS: Final = (
+    Invalid("index-cut", "index", "an index that ends early", resealed(content=lambda c: c[:-1])),
+    Invalid(
+        "index-longer", "index", "bytes after the index", resealed(content=lambda c: c + b"\0")
+    ),
+    Invalid("index-entry-short", "index", "an entry of 7 bytes", resealed(entry=lambda e: e[:7])),
+    Invalid(
+        "index-second-frame",
+        "index",
+        "a second frame",
+        resealed(frame=lambda f: f + compressed(b"x")),
+    ),
+    Invalid(
+        "index-no-size", "index", "a frame without content size", resealed(frame=unsized_frame)
+    ),
+    Invalid(
+        "index-frame-checksum",
+        "index",
+        "a frame with a checksum",
+        resealed(frame=frame_with_checksum),
+    ),
+    Invalid(
+        "index-column-wide",
+        "index",
+        "a column wider than its values",
+        resealed(content=lambda c: b"\x02" + c[1:6] + bytes(5) + c[6:]),
+    ),
+    Invalid(
+        "index-column-width",
+        "index",
+        "a column of three bytes",
+        resealed(content=lambda c: b"\x03" + c[1:6] + bytes(10) + c[6:]),
+    ),
+    Invalid("names-descending", "index", "names out of order", _swapped),
+    Invalid(
+        "name-twice", "index", "a name twice", with_tensor("j_twin", name="i_new", origin="b_delta")
+    ),
+    Invalid("name-control", "index", "a control character in a name", _renamed_to("new\n")),
+    Invalid("name-reversed", "index", "a mark that reverses text", _renamed_to("new\u202e")),
+    Invalid("name-long", "index", "a name of 1025 bytes", _renamed_to("n" * 1025)),
+    Invalid("name-not-utf8", "index", "a name that is no UTF-8", _patched(b"g_gone", b"g_g\xffne")),
+    Invalid(
+        "name-prefix",
+        "index",
+        "a prefix that is not the longest",
+        _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x01\x00\x04\x01\x06\x02gone.a.b"),
+        "added-removed",
+    ),
+    Invalid("kind-unknown", "index", "an unknown kind", with_tensor("a_same", kind=7)),
+    Invalid(
+        "dtype-unknown",
+        "index",
+        "an unknown dtype",
+        with_tensor("a_same", dtype=_fake("BF16", number=22)),
+    ),
+    Invalid(
+        "width-unknown",
+        "index",
+        "words of 5 bits",
+        with_tensor("i_new", coding=WordCoding(5, OrderMap(0))),
+    ),
+    Invalid(
+        "width-none",
+        "index",
+        "a tensor with chunks and no width",
+        with_tensor("i_new", coding=None),
+    ),
+    Invalid(
+        "map-unknown",
+        "index",
+        "an unknown order map",
+        with_tensor("i_new", coding=WordCoding(8, 3)),  # type: ignore[arg-type]
+    ),
+    Invalid(
+        "map-of-same",
+        "index",
+        "an order map of a tensor without chunks",
+        with_tensor("a_same", coding=_NoWidth(0, OrderMap(1))),
+    ),
+    Invalid(
+        "width-of-same",
+        "index",
+        "a width of a tensor without chunks",
+        with_tensor("a_same", coding=_FLOAT32),
+    ),
+    Invalid(
+        "widening-unknown",
+        "index",
+        "an unknown widening",
+        with_tensor("f_wide", totals=False, widening=3),
+    ),
+    Invalid(
+        "widening-dtype",
+        "index",
+        "a widening to BF16",
+        with_tensor("b_delta", totals=False, widening=Widening.BF16_TO_F32),
+    ),
+    Invalid(
+        "widening-width",
+        "index",
+        "a widening that codes 32-bit words",
+        with_tensor("f_wide", totals=False, coding=_FLOAT32),
+    ),
+    Invalid(
+        "words-not-whole",
+        "index",
+        "no whole number of words",
+        with_tensor("i_new", shape=(41,), coding=_FLOAT32),
+    ),
+    Invalid(
+        "bytes-not-whole",
+        "index",
+        "no whole number of bytes",
+        with_tensor("i_new", shape=(41,), dtype=DTYPES["F4"]),
+    ),
+    Invalid(
+        "tail-long", "index", "a tail longer than its tensor", with_tensor("c_grown", tail=193)
+    ),
+    Invalid("tail-of-whole", "index", "a tail of a whole tensor", with_tensor("i_new", tail=1)),
+    Invalid(
+        "steps-of-same", "index", "steps of a tensor without chunks", with_tensor("a_same", moved=1)
+    ),
+    Invalid("steps-wrong", "index", "steps that the chunks do not have", _wrong_steps),
+    Invalid(
+        "steps-large",
+        "index",
+        "more steps than a tensor can have words",
+        with_tensor("w", steps=(1 << 50, *[0] * 7)),
+        "bitmap",
+    ),
+    Invalid(
+        "moved-more",
+        "index",
+        "more changed words than a whole chunk has",
+        with_tensor("w", moved=61),
+        "several-chunks",
+    ),
+    Invalid("alias-of-alias", "index", "an alias of an alias", as_alias("a_same", "j_twin")),
+    Invalid(
+        "alias-of-itself", "index", "an alias of itself", with_tensor("j_twin", origin="j_twin")
+    ),
+    Invalid(
+        "alias-shape", "index", "an alias of another shape", with_tensor("j_twin", shape=(4, 10))
+    ),
+    Invalid(
+        "alias-dtype",
+        "index",
+        "an alias of another dtype",
+        with_tensor("j_twin", dtype=DTYPES["I8"]),
+    ),
+    Invalid(
+        "source-unused", "index", "a source that is not used", _sources(["old.layer.norm", "z"])
+    ),
+    Invalid("source-not-listed", "index", "a source that is not listed", _sources([])),
+    Invalid(
+        "source-own-name",
+        "index",
+        "a listed source of the tensor's own name",
+        _sources(["b_delta", "old.layer.norm"], origin="b_other"),
+    ),
+    Invalid(
+        "removed-tensor",
+        "index",
+        "a removed tensor that is a tuned one",
+        with_index(removed=["a_same", "g_gone"]),
+    ),
+    Invalid(
+        "removed-source",
+        "index",
+        "a removed tensor that is a source",
+        with_index(removed=["g_gone", "old.layer.norm"]),
+    ),
+    Invalid(
+        "removed-descending",
+        "index",
+        "removed tensors out of order",
+        with_index(removed=["h", "g_gone"]),
+    ),
+    Invalid(
+        "removed-less",
+        "index",
+        "a base tensor that is neither used nor removed",
+        with_index(removed=[]),
+    ),
+    Invalid(
+        "removed-more",
+        "base",
+        "a removed tensor that the base lacks",
+        with_index(removed=["g_gone", "h_gone"]),
+    ),
+    Invalid(
+        "totals-changed",
+        "index",
+        "a total that is not that of the index",
+        resealed(
+            manifest=lambda m: m | {"totals": m["totals"] | {"changed": m["totals"]["changed"] + 1}}
+        ),
+    ),
+    Invalid(
+        "totals-bytes",
+        "index",
+        "a total of bytes that is not that of the index",
+        resealed(manifest=lambda m: m | {"totals": m["totals"] | {"tuned_bytes": 0}}),
+    ),
+    Invalid(
+        "tuned-digest",
+        "index",
+        "the state digest of another checkpoint",
+        with_manifest(tuned={"digest": "0" * 64}),
+    ),
+)
+
+
+CHUNKS: Final = (
+    Invalid(
+        "chunk-beyond", "index", "a chunk that leaves its tensor", with_chunk("b_delta", length=257)
+    ),
+    Invalid("chunk-of-same", "index", "a chunk of a tensor of kind `same`", _moved_chunk),
+    Invalid("chunk-empty", "index", "a chunk of no words", with_chunk("f_wide", length=0)),
+    Invalid(
+        "chunk-stored",
+        "index",
+        "a chunk of 9 bytes",
+        with_frame("w", lambda _: MAGIC + bytes.fromhex("2000010000")),
+        "bitmap",
+    ),
+    Invalid("chunk-coding", "index", "an unknown coding", with_chunk("i_new", coding=3)),
+    Invalid(
+        "chunk-shard",
+        "index",
+        "a chunk in a shard that is not there",
+        with_chunk("b_delta", shard=1),
+    ),
+    Invalid(
+        "chunk-delta-in-whole",
+        "index",
+        "a delta chunk of a whole tensor",
+        with_chunk("i_new", coding=ChunkCoding.DELTA, bounds=(127,), changed=(1,)),
+    ),
+    Invalid(
+        "chunk-in-tail",
+        "index",
+        "a delta chunk that reaches into the tail",
+        with_tensor("c_grown", tail=80),
+    ),
+    Invalid(
+        "chunk-rows",
+        "index",
+        "row flags without rows",
+        with_chunk("f_wide", coding=ChunkCoding.DELTA_WITH_ROWS),
+    ),
+    Invalid(
+        "chunk-bounds",
+        "index",
+        "bounds that do not ascend",
+        with_chunk("b_delta", bounds=(9, 9), changed=(1, 1)),
+    ),
+    Invalid(
+        "chunk-bound-large",
+        "index",
+        "a bound above every key",
+        with_chunk("w", bounds=(1 << 15,)),
+        "bitmap",
+    ),
+    Invalid(
+        "chunk-no-contexts",
+        "index",
+        "a delta chunk without context",
+        with_chunk("b_delta", bounds=(), changed=()),
+    ),
+    Invalid(
+        "chunk-no-changes",
+        "index",
+        "a delta chunk that changes nothing",
+        with_chunk("b_delta", changed=(0,)),
+    ),
+    Invalid(
+        "chunk-odd-start",
+        "index",
+        "4-bit words from an odd one on",
+        with_chunk("f4", first=1, length=638),
+        "four-bits",
+    ),
+    Invalid(
+        "chunk-odd-length",
+        "index",
+        "an odd number of 4-bit words",
+        with_chunk("f4", length=639),
+        "four-bits",
+    ),
+    Invalid("whole-uncovered", "index", "a whole tensor without chunk", _uncovered("i_new")),
+    Invalid("tail-uncovered", "index", "a tail without chunk", _uncovered("c_grown")),
+    Invalid(
+        "whole-gap",
+        "index",
+        "a whole tensor with a word in no chunk",
+        with_chunk("i_new", first=1, length=39),
+    ),
+    Invalid(
+        "data-longer", "index", "data after the last chunk", resealed(data=lambda d: d + b"\0")
+    ),
+    Invalid(
+        "data-shorter", "index", "data that ends within a chunk", resealed(data=lambda d: d[:-1])
+    ),
+)
+
+
+LIMITS: Final = (
+    Invalid(
+        "limit-header",
+        "limit",
+        "a header of more than 1 MiB",
+        edit_file(lambda f: ((1 << 20) + 8).to_bytes(8, "little") + f[8:]),
+        "bitmap",
+    ),
+    Invalid("limit-rank", "limit", "33 dimensions", with_tensor("a_same", shape=(16, *[1] * 32))),
+    Invalid("limit-contexts", "limit", "17 contexts", _add_contexts),
+    Invalid(
+        "limit-dimension",
+        "limit",
+        "a dimension above 2^48",
+        with_tensor("a_same", shape=(0, (1 << 48) + 1)),
+    ),
+    Invalid(
+        "limit-chunk-words",
+        "limit",
+        "a chunk of more than 2^26 words",
+        with_chunk("b_delta", length=(1 << 26) + 1),
+    ),
+    Invalid("limit-tensors", "limit", "more than 1,000,000 tensors", _counts(0, 1_000_001)),
+    Invalid("limit-sources", "limit", "more than 1,000,000 sources", _counts(1, 1_000_001)),
+    Invalid("limit-removed", "limit", "more than 1,000,000 removed tensors", _counts(2, 1_000_001)),
+    Invalid("limit-chunks", "limit", "more than 2^24 chunks", _counts(3, (1 << 24) + 1)),
+    Invalid("limit-files", "limit", "more than 10,000 files", _counts(4, 10_001)),
+    Invalid(
+        "limit-index",
+        "limit",
+        "an index that is a bomb",
+        resealed(content=lambda c: c + bytes(1 << 20)),
+    ),
+    Invalid(
+        "limit-window",
+        "limit",
+        "a window of 16 MiB",
+        with_frame("b_delta", lambda s: raw_frame(plain(s), window=24)),
+    ),
+    Invalid(
+        "limit-window-segment",
+        "limit",
+        "a single segment of more than 8 MiB",
+        with_frame("b_delta", lambda _: single_segment(65)),
+    ),
+)
