@@ -36,6 +36,7 @@ __all__ = [
     "RlsparseError",
     "StreamError",
     "TensorNotFoundError",
+    "TooLargeError",
     "UnsupportedDtypeError",
     "UnsupportedFeatureError",
     "UnsupportedVersionError",
@@ -73,7 +74,7 @@ class RlsparseError(Exception):
 
 
 class FormatError(RlsparseError, ValueError):
-    """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 12."""
+    """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 14."""
 
     code: ClassVar[str] = "header"
     exit_code = 3
@@ -103,6 +104,13 @@ class LimitError(FormatError):
     """A number in a file exceeds a limit of the format."""
 
     code = "limit"
+
+
+class TooLargeError(FormatError):
+    """The tuned checkpoint is larger than the caller accepts; the delta is sound."""
+
+    code = "large"
+    exit_code = 1
 
 
 class ChecksumError(FormatError):

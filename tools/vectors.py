@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 import zstandard
 
-from format_vectors.checking import VECTORS, difference_from, load, problem_with, read_tree
+from format_vectors.checking import difference_from, problem_with, read_tree
+from format_vectors.listing import VECTORS, load
 from format_vectors.writing import generate_into
 
 

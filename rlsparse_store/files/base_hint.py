@@ -25,8 +25,8 @@ PIECE: Final = 4 << 20
 def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> None:
     """Write the last file of a delta again, with other hints of where its base is.
 
-    The hints lie in the manifest, which the checksum of the index covers; nothing else changes,
-    nor is anything lost that a newer minor version of the format has there.
+    The hints are part of the manifest, which the checksum of the index covers. Nothing else
+    changes; keys that this version does not know are kept.
 
     Args:
         reader: The delta.
@@ -51,5 +51,6 @@ def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> Non
         for start in range(0, last.data_bytes, PIECE):
             piece = min(PIECE, last.data_bytes - start)
             file.write(last.source.read(last.data_start + start, piece), len(header) + start)
-        entry = checksum(text, frame).to_bytes(8, "little") + frame
+        manifests = [shard.manifest_text for shard in reader.shards[:-1]]
+        entry = checksum(*manifests, text, frame).to_bytes(8, "little") + frame
         file.write(entry, len(header) + last.data_bytes)

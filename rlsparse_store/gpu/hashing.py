@@ -1,4 +1,4 @@
-"""Leaf hashes where the words are: XXH3 of every 16384 bytes (``specs/format.md`` section 9)."""
+"""Leaf hashes where the words are: XXH3 of every 16384 bytes (``specs/format.md`` section 11)."""
 
 from __future__ import annotations
 

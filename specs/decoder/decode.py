@@ -92,19 +92,29 @@ class Cursor:
         need(self.at == len(self.data), self.code, "bytes after the end of the content")
 
 
+SIZE_BYTES = {0x20: 1, 0x60: 2, 0xA0: 4, 0xE0: 8}  # of the content size, by descriptor
+
+
 def frame_size(frame: bytes, code: str) -> int:
     """The content size that "one zstd frame" declares, its header checked (Conventions)."""
-    # The magic number first: zstandard also reads the header of a skippable frame.
     need(frame[:4] == b"\x28\xb5\x2f\xfd" and len(frame) > 5, code, "not a zstd frame")
-    try:
-        header = zstandard.get_frame_parameters(frame)
-    except zstandard.ZstdError:
-        refuse(code, "not a zstd frame header")
-    need(header.window_size <= 8 * MIB, "limit", "the frame's window is above 8 MiB")
-    need(frame[4] & 0b111 == 0, code, "the frame has a checksum or a dictionary id")
-    # Without the single-segment flag a content size of one byte cannot be told: flag 0 is none.
-    need(frame[4] >> 5, code, "the frame does not declare its content size")
-    return int(header.content_size)
+    need(frame[4] in SIZE_BYTES, code, "no single segment, or a checksum or a dictionary id")
+    count = SIZE_BYTES[frame[4]]
+    check_blocks(frame, 5 + count, code)
+    size = int.from_bytes(frame[5 : 5 + count], "little")
+    return size + 256 if count == 2 else size
+
+
+def check_blocks(frame: bytes, at: int, code: str) -> None:
+    """Walk the blocks of a frame, whose sizes decompressors check differently (Conventions)."""
+    last = 0
+    while not last:
+        header = int.from_bytes(frame[at : at + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        need(at + 3 <= len(frame), code, "the frame is cut off")
+        need(kind != 3 and size <= 128 * 1024, code, "a block there cannot be")
+        at += 3 + (1 if kind == 1 else size)
+    need(at == len(frame), code, "the frame does not end where its bytes do")
 
 
 def unframe(frame: bytes, size: int, code: str) -> bytes:
@@ -118,7 +128,10 @@ def unframe(frame: bytes, size: int, code: str) -> bytes:
     return content
 
 
-def load_json(text: bytes | str, code: str) -> Any:
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def load_json(text: bytes | str, code: str, *, any_number: bool = False) -> Any:
     """Parse JSON text (Conventions)."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,11 +145,40 @@ def load_json(text: bytes | str, code: str) -> Any:
     def constant(name: str) -> NoReturn:
         refuse(code, f"{name} is no JSON")
 
+    def other(digits: str) -> float:
+        need(any_number, code, f"the number {digits[:40]} is no integer")
+        return float(digits)
+
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
-    except (ValueError, RecursionError):
+        value = json.loads(
+            text,
+            object_pairs_hook=pairs,
+            parse_int=integer,
+            parse_float=other,
+            parse_constant=constant,
+        )
+    except ValueError:
         refuse(code, "not JSON")
+    except RecursionError:
+        refuse("limit", "JSON nested more than 32 deep")
+    check_json(value, code)
+    return value
+
+
+def check_json(value: Any, code: str) -> None:
+    """All of a JSON text is bound by the rules, whether it is used or not (Conventions)."""
+    queue = [(value, 1)]
+    while queue:
+        item, depth = queue.pop()
+        if isinstance(item, dict):
+            queue.extend((key, depth) for key in item)
+        if isinstance(item, (dict, list)):
+            need(depth <= 32, "limit", "JSON nested more than 32 deep")
+            parts = item.values() if isinstance(item, dict) else item
+            queue.extend((part, depth + 1) for part in parts)
+        elif isinstance(item, str):
+            need(not SURROGATE.search(item), code, "half a surrogate pair")
 
 
 def read_bytes(path: Path, at: int = 0, size: int = -1) -> bytes:
@@ -161,7 +203,7 @@ def shard_paths(delta: Path) -> list[Path]:
         return [single]
     need(not single.exists(), "missing", "both a single file and an index of shards")
     need(listing.stat().st_size <= 4 * MIB, "limit", "the index file is above 4 MiB")
-    listed = load_json(read_bytes(listing), "missing")
+    listed = load_json(read_bytes(listing), "missing", any_number=True)
     weights = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(weights, dict):
         refuse("missing", "the index file has no weight_map")
@@ -227,18 +269,13 @@ def read_shard(path: Path, number: int, *, last: bool) -> Shard:
 
 def check_canonical(text: str, value: Any) -> None:
     """The manifest is canonical JSON with small integers only (§4)."""
-    try:
-        again = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    except (ValueError, RecursionError):
-        refuse("header", "the manifest is not canonical")
+    again = json.dumps(value, sort_keys=True, separators=(",", ":"))
     need(again == text, "header", "the manifest is not canonical JSON")
-    queue = [(value, 1)]
+    queue = [value]
     while queue:
-        item, depth = queue.pop()
+        item = queue.pop()
         if isinstance(item, (dict, list)):
-            need(depth <= 32, "header", "the manifest is nested too deeply")
-            parts = item.values() if isinstance(item, dict) else item
-            queue.extend((part, depth + 1) for part in parts)
+            queue.extend(item.values() if isinstance(item, dict) else item)
         elif not isinstance(item, str):
             good = type(item) is int and 0 <= item < 1 << 53
             need(good, "header", "the manifest holds a value that is no small integer")
@@ -250,31 +287,58 @@ def is_digest(item: Any) -> bool:
     return isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
 
 
+KNOWN_FEATURES = frozenset[str]()  # this version of the format defines none
+BLOCK_NAME = "[a-z0-9][a-z0-9._/-]{0,127}"
+PART = "[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+REPO, REVISION, COMMIT = f"{PART}(/{PART})?", f"{PART}(/{PART}){{0,3}}", "[0-9a-f]{40,64}"
+PATH = f"{PART}(/{PART}){{0,7}}"
+
+
+def matches(pattern: str, item: Any) -> bool:
+    """Whether this is a string that matches a pattern from its start to its end (§4)."""
+    return isinstance(item, str) and re.fullmatch(pattern, item) is not None
+
+
+def check_hints(base: dict[str, Any]) -> None:
+    """Hints name places that no reader is led astray by (§4)."""
+    good = matches(REPO, base.get("repo", "x")) and matches(REVISION, base.get("revision", "x"))
+    need(good, "header", "`repo` or `revision` is none")
+    if "delta" not in base:
+        return
+    hint = base["delta"]
+    need(isinstance(hint, dict), "header", "`delta` is no object")
+    if "repo" in hint or "revision" in hint:
+        good = matches(REPO, hint.get("repo")) and matches(COMMIT, hint.get("revision"))
+        good = good and matches(PATH, hint.get("path", "x"))
+    else:
+        good = matches(rf"(\.\./){{0,8}}{PATH}", hint.get("path"))
+    need(good, "header", "`delta` leads nowhere")
+
+
 def read_manifest(text: str, number: int, *, last: bool) -> dict[str, Any]:
     """Check a manifest: first what a reader of any version knows, then the rest (§4)."""
     value = load_json(text, "header")
     need(isinstance(value, dict), "header", "the manifest is not an object")
     check_canonical(text, value)
     version, features = value.get("format"), value.get("features")
-    pattern = r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    good = isinstance(version, str) and re.fullmatch(pattern, version) is not None
-    need(good, "header", "the manifest has no format version")
-    need(str(version).startswith("1."), "version", f"format {version}")
-    good = isinstance(features, list) and all(isinstance(item, str) for item in features)
-    need(good and features == sorted(features), "header", "`features` is no ascending list")
-    need(not features, "feature", f"unknown features: {features}")
+    pattern = r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})(-rc\.[1-9][0-9]{0,5})?"
+    need(matches(pattern, version), "header", "the manifest has no format version")
+    need(version == "1.0-rc.1", "version", f"format {version}")
+    need(isinstance(features, list), "header", "`features` is no list")
+    names = all(matches(BLOCK_NAME, item) for item in features)
+    need(names and features == sorted(set(features)), "header", "`features` does not ascend")
+    need(KNOWN_FEATURES.issuperset(features), "feature", f"unknown features: {features}")
     need(value.get("shard") == number, "header", "`shard` is not the file's number")
     if not last:
         return dict(value)
     base, totals = value.get("base"), value.get("totals")
     good = is_digest(base) and is_digest(value.get("tuned"))
     need(good, "header", "the manifest lacks a digest")
-    hints = [base[key] for key in ("repo", "revision") if key in base]
-    need(all(isinstance(hint, str) for hint in hints), "header", "a hint is not a string")
+    check_hints(base)
     need(value.get("cast", "F32") in CODES, "header", "`cast` is not a dtype")
     keys = {"tensors", "elements", "changed", "chunks", "tuned_bytes"}
     need(isinstance(totals, dict) and keys <= totals.keys(), "header", "`totals` lacks a key")
-    good = all(isinstance(total, int) for total in totals.values())
+    good = all(isinstance(totals[key], int) for key in keys)
     need(good, "header", "`totals` holds more than integers")
     return dict(value)
 
@@ -409,14 +473,17 @@ def tensor_names(cursor: Cursor, count: int) -> list[str]:
     """A name list of tensors, each name checked (§5)."""
     names = []
     for raw in name_list(cursor, count):
-        need(1 <= len(raw) <= 1024, "index", "a name is not 1 to 1024 bytes")
         try:
             names.append(name := raw.decode("utf-8"))  # refuses surrogates
         except UnicodeDecodeError:
             refuse("index", "a name is not UTF-8")
-        good = name != "__metadata__" and not FORBIDDEN.search(name)
-        need(good, "index", "a name that no tensor may have")
+        need(good_name(name), "index", "a name that no tensor may have")
     return names
+
+
+def good_name(name: str) -> bool:
+    """Whether a tensor may have this name (§5)."""
+    return 1 <= len(name.encode()) <= 1024 and name != "__metadata__" and not FORBIDDEN.search(name)
 
 
 def read_index(shards: list[Shard]) -> Index:
@@ -425,7 +492,8 @@ def read_index(shards: list[Shard]) -> Index:
     need(last.index >= 8, "index", "the index entry is too short")
     stored = read_bytes(last.path, last.start + last.data, last.index)
     checksum, frame = int.from_bytes(stored[:8], "little"), stored[8:]
-    need(xxh3(last.text + frame) == checksum, "checksum", "the index's checksum is wrong")
+    manifests = b"".join(shard.text for shard in shards)
+    need(xxh3(manifests + frame) == checksum, "checksum", "the index's checksum is wrong")
     size = frame_size(frame, "index")
     bound = min(1 << 30, 65536 + 32 * len(frame))
     need(size <= bound, "limit", f"an index of {size} bytes")
@@ -440,6 +508,9 @@ def read_index(shards: list[Shard]) -> Index:
     columns = read_chunks(cursor, c)
     files, layouts, texts = read_files(cursor, entries, f)
     index_layout, index_text = read_index_text(cursor)
+    for _ in last.manifest["features"]:
+        read_text(cursor)  # a reader that knows the feature parses its block
+    read_blocks(cursor)
     cursor.end()
     index = Index(
         entries, sources, removed, columns, files, layouts, texts, index_layout, index_text
@@ -451,6 +522,18 @@ def read_index(shards: list[Shard]) -> Index:
     check_listing(index)
     check_manifest(index, last.manifest)
     return index
+
+
+def read_blocks(cursor: Cursor) -> None:
+    """Optional blocks, none of which this reader knows (§5)."""
+    count, before = int(column(cursor, 1)[0]), ""
+    need(count <= 1000, "limit", "more than 1,000 optional blocks")
+    for _ in range(count):
+        name = read_text(cursor).decode("latin-1")
+        need(matches(BLOCK_NAME, name), "index", "an optional block without a name")
+        need(name > before, "index", "optional blocks are not strictly ascending")
+        before = name
+        read_text(cursor)
 
 
 def read_entries(cursor: Cursor, names: list[str]) -> list[Entry]:
@@ -471,6 +554,8 @@ def read_entries(cursor: Cursor, names: list[str]) -> list[Entry]:
         entry.shape = tuple(dims[at : at + rank].tolist())
         at += rank
         check_words(entry)
+    size = sum(entry.size for entry in entries)
+    need(size <= 1 << 50, "limit", "tensors of more than 2^50 bytes")
     for entry in entries:
         entry.tuned = cursor.take(16).tobytes() if entry.kind != ALIAS else b""
     for entry in entries:
@@ -633,7 +718,7 @@ def check_manifest(index: Index, manifest: dict[str, Any]) -> None:
         owner = entries[entry.origin - 1] if entry.kind == ALIAS else entry
         parts.append((entry.name, entry.dtype, entry.shape, owner.tuned))
     need(
-        state_digest(parts) == manifest["tuned"]["digest"].lower(),
+        state_digest(parts) == manifest["tuned"]["digest"],
         "index",
         "the manifest's `tuned` is not the state that the index gives",
     )
@@ -718,7 +803,7 @@ def check_base(
 ) -> None:
     """The base as a whole is the one that the delta was made from (§4, §5, §9)."""
     state = state_digest([(n, t.dtype, t.shape, digests[n]) for n, t in base.items()])
-    need(state == manifest["base"]["digest"].lower(), "base", "not the base of this delta")
+    need(state == manifest["base"]["digest"], "base", "not the base of this delta")
     need(base.keys() >= set(index.removed), "base", "a removed tensor is not there")
     known = {entry.name for entry in index.entries}.union(index.sources, index.removed)
     need(base.keys() <= known, "index", "a base tensor that is neither used nor removed")
@@ -746,12 +831,13 @@ def decode_tensor(shards: list[Shard], index: Index, entry: Entry, source: bytes
     return widen(data, entry.widening) if entry.widening else data
 
 
-def decode(delta: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
+def decode(delta: Path, base: dict[str, Tensor], most: int | None = None) -> dict[str, Tensor]:
     """Rebuild the tuned checkpoint's tensors from a delta directory and the base (§7, §12).
 
     Args:
         delta: The delta directory, which holds ``rlsparse/``.
         base: The base's tensors by name.
+        most: Bytes of tuned tensors that the caller accepts; more are refused as `large`.
 
     Returns:
         The tuned tensors by name.
@@ -760,6 +846,8 @@ def decode(delta: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
         Refused: If anything breaks a rule of the format.
     """
     shards, index = open_delta(delta)
+    size = sum(entry.size for entry in index.entries)
+    need(most is None or size <= most, "large", f"tensors of {size} bytes")
     check_sources(index, base)
     digests = {name: tensor_digest(tensor.data) for name, tensor in base.items()}
     data = dict[str, bytes]()
@@ -788,6 +876,8 @@ def open_delta(delta: Path) -> tuple[list[Shard], Index]:
     """Check everything that needs no base, in the order of §12."""
     paths = shard_paths(delta)
     shards = [read_shard(path, k, last=k == len(paths)) for k, path in enumerate(paths, 1)]
+    features = [shard.manifest["features"] for shard in shards]
+    need(features.count(features[0]) == len(features), "header", "unlike features")
     return shards, read_index(shards)
 
 
@@ -969,6 +1059,8 @@ def read_files(
         need(good and name.endswith(".safetensors"), "index", "a file name there cannot be")
         device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
         need(device is None, "index", "a file name that is a device")
+    folded = {name.lower() for name in names}
+    need(len(folded) == len(names), "index", "file names that differ by case only")
     files = column(cursor, len(entries)).tolist()
     for entry, file in zip(entries, files, strict=True):
         need(file < count, "index", "a tensor in an unknown file")
@@ -983,17 +1075,12 @@ def read_index_text(cursor: Cursor) -> tuple[int, bytes]:
     layout, text = int(column(cursor, 1)[0]), read_text(cursor)
     need(layout <= 2, "index", "an unknown layout of the index file")
     need(layout or not text, "index", "a text of no index file")
-    if layout == 1:
-        need(print_json(load_json(text, "index")) == text, "index", "an unlike index text")
     return layout, text
 
 
 def print_json(value: Any) -> bytes:
     """JSON as index files are printed, without the newline at the end (§10)."""
-    try:
-        return json.dumps(value, indent=2, sort_keys=True).encode()
-    except (ValueError, RecursionError):
-        refuse("index", "the index text is no JSON that can be printed")
+    return json.dumps(value, indent=2, sort_keys=True).encode()
 
 
 def header_places(header: bytes, size: int, code: str) -> dict[str, Place]:
@@ -1002,8 +1089,10 @@ def header_places(header: bytes, size: int, code: str) -> dict[str, Place]:
     value, places, at = load_json(header, code), dict[str, Place](), 0
     check_metadata(value.pop("__metadata__", {}), code)
     for name, item in value.items():
+        need(good_name(name), code, "a name that no tensor may have")
         keys = ("dtype", "shape", "data_offsets")
-        found: list[Any] = [item.get(key) for key in keys] if isinstance(item, dict) else []
+        exact = isinstance(item, dict) and item.keys() == set(keys)
+        found: list[Any] = [item[key] for key in keys] if exact else []
         types = [type(part) for part in found]
         good = types == [str, list, list] and found[0] in CODES and len(found[2]) == 2
         need(good, code, "a tensor is not described as one")
@@ -1041,17 +1130,29 @@ def check_headers(index: Index) -> None:
             found = {name: place[:2] for name, place in places.items()}
             need(found == wanted, "index", "a header of other tensors")
         elif text:
+            good = text.startswith(b"{") and text.endswith(b"}")
+            need(good, "index", "white space around the metadata")
             check_metadata(load_json(text, "index"), "index")
 
 
 def check_listing(index: Index) -> None:
-    """A verbatim index file maps no tensor to another file than its own (§10)."""
-    if index.index_layout == VERBATIM:
+    """The text of the index file is one that it can have (§10)."""
+    if index.index_layout == 1:
         stored = load_json(index.index_text, "index")
+        good = has_one_text(stored) and print_json(stored) == index.index_text
+        need(good, "index", "metadata of the index file that prints otherwise")
+    if index.index_layout == VERBATIM:
+        stored = load_json(index.index_text, "index", any_number=True)
         mapped = stored.get("weight_map") if isinstance(stored, dict) else None
         own = {entry.name: index.files[entry.file] for entry in index.entries}
-        good = isinstance(mapped, dict) and mapped.items() <= own.items()
-        need(good, "index", "the stored index file maps tensors to other files")
+        need(mapped == own, "index", "the stored index file does not map tensors to their files")
+
+
+def has_one_text(value: Any) -> bool:
+    """Whether §10 says how this JSON value is printed: it holds neither floats nor ``null``."""
+    if isinstance(value, (dict, list)):
+        return all(map(has_one_text, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (str, bool, int))
 
 
 def file_order(layout: int, entry: Entry) -> tuple[int, str]:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from format_vectors.listing import load
 from format_vectors.writing import generate_into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from format_vectors.checkpoints import Json
-
-VECTORS: Final = Path(__file__).resolve().parents[2] / "specs" / "vectors"
-
-
-def load(folder: Path = VECTORS) -> Json:
-    """The index of the vectors."""
-    listing: Json = json.loads((folder / "index.json").read_text())
-    return listing
 
 
 def _listed(listing: Json) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,11 @@
-"""Wrong checksums, checks and digests, and bases of another delta (section 9)."""
+"""Wrong checksums, checks and digests, and bases of another delta (section 11)."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
+from format_vectors.directory import with_first_manifest
 from format_vectors.draft import DELTA, unchanged
 from format_vectors.invalid import Invalid, Parent, edit_file, with_manifest, with_wrong_check
 
@@ -33,7 +35,7 @@ CHECKSUM: Final = (
         "checksum-manifest",
         "checksum",
         "a digit of the manifest",
-        edit_file(lambda f: f.replace(b'chunks\\":', b'chunks\\":9', 1).replace(b"}  ", b"} ", 1)),
+        edit_file(lambda f: re.sub(rb'(chunks\\":)\d', rb"\g<1>9", f, count=1)),
     ),
     Invalid("checksum-chunk", "checksum", "a bit of a chunk", _flipped(data_start)),
     Invalid(
@@ -41,6 +43,13 @@ CHECKSUM: Final = (
         "checksum",
         "a wrong check of a chunk",
         with_wrong_check("b_delta", "check"),
+    ),
+    Invalid(
+        "checksum-first-shard",
+        "checksum",
+        "a key of the first shard's manifest",
+        with_first_manifest(lambda fields: fields | {"zz": 1}),
+        "shards",
     ),
 )
 
@@ -98,7 +107,12 @@ RESULTS: Final = (
         base="mixed-less",
     ),
     Invalid(
-        "base-more", "base", "a base with a tensor more", edit_file(unchanged), base="mixed-more"
+        "base-more",
+        "base",
+        "a base with a tensor more",
+        edit_file(unchanged),
+        base="mixed-more",
+        codes=("index",),
     ),
     Invalid(
         "base-dtype", "base", "a source of another dtype", edit_file(unchanged), base="mixed-dtype"

@@ -66,21 +66,24 @@ def with_part(streams: Streams, number: int, part: bytes) -> Streams:
 
 
 def recoded(
-    pair: Pair, draft: Draft, tensor: int, first: int, length: int
+    pair: Pair, draft: Draft, tensor: int, first: int, length: int, *, rows: bool = False
 ) -> tuple[ChunkRecord, bytes]:
-    """Part of a tensor as a delta chunk of one context."""
+    """Part of a tensor as a delta chunk of one context, with row flags if asked to."""
     t = draft.index.tensors[tensor]
     before, after = words_of(pair, t, first, length)
     coding = t.coding or t.dtype.coding
     top = (1 << coding.key_bits) - 1
     bounds = np.array([top], np.uint64)
-    streams = get_backend().partition(before, after, coding, bounds, None)
-    stored = compressed(joined(streams))
+    backend, row = get_backend(), t.row_words or 1
+    active = backend.active_rows(before, after, row, first % row) if rows else None
+    streams = backend.partition(before, after, coding, bounds, active)
+    flags = b"" if active is None else pack_flags(active.active)
+    stored = compressed(joined(streams, flags))
     record = ChunkRecord(
         tensor,
         first,
         length,
-        ChunkCoding.DELTA,
+        ChunkCoding.DELTA_WITH_ROWS if rows else ChunkCoding.DELTA,
         0,
         0,
         len(stored),

@@ -1,7 +1,8 @@
-"""Invalid containers (section 3)."""
+"""Invalid containers (section 8)."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from format_vectors.invalid import Invalid, edit_file, resealed
@@ -105,5 +106,74 @@ HEADER: Final = (
         "header",
         "entries that are not adjacent",
         resealed(header=lambda h: h.replace(b'"data_offsets":[0,', b'"data_offsets":[1,')),
+    ),
+    Invalid(
+        "header-longer-text",
+        "header",
+        "an entry more",
+        resealed(
+            header=lambda h: h[:-1] + b',"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+        ),
+    ),
+    Invalid(
+        "header-no-data",
+        "header",
+        "no data entry",
+        resealed(header=lambda h: h.replace(b"data.00001", b"date.00001")),
+    ),
+    Invalid(
+        "header-no-metadata",
+        "header",
+        "no manifest",
+        resealed(header=lambda h: h.replace(b'"rlsparse"', b'"rlsparsf"')),
+    ),
+    Invalid(
+        "header-metadata-number",
+        "header",
+        "a manifest that is no string",
+        resealed(
+            header=lambda h: b'{"__metadata__":{"rlsparse":1}' + h[h.index(b'},"data.') + 1 :]
+        ),
+    ),
+    Invalid("header-array", "header", "a header that is a list", resealed(header=lambda _: b"[]")),
+    Invalid(
+        "header-shape-text",
+        "header",
+        "a shape in quotes",
+        resealed(header=lambda h: re.sub(rb'"shape":\[(\d+)\]', rb'"shape":["\1"]', h, count=1)),
+    ),
+    Invalid(
+        "header-shape-two",
+        "header",
+        "a shape of two dimensions",
+        resealed(header=lambda h: re.sub(rb'"shape":\[(\d+)\]', rb'"shape":[\1,1]', h, count=1)),
+    ),
+    Invalid(
+        "header-shape-none",
+        "header",
+        "a shape of no dimension",
+        resealed(header=lambda h: re.sub(rb'"shape":\[(\d+)\]', b'"shape":[]', h, count=1)),
+    ),
+    Invalid(
+        "header-shape-true",
+        "header",
+        "a shape that is a boolean",
+        resealed(header=lambda h: re.sub(rb'"shape":\[(\d+)\]', b'"shape":[true]', h, count=1)),
+    ),
+    Invalid(
+        "header-trailing", "header", "text after the JSON", resealed(header=lambda h: h + b"{}")
+    ),
+    Invalid(
+        "header-not-utf8",
+        "header",
+        "a header that is no UTF-8",
+        resealed(header=lambda h: h.replace(b'"U8"', b'"\xff8"', 1)),
+    ),
+    Invalid(
+        "header-deep",
+        "limit",
+        "a header nested 33 deep",
+        resealed(header=lambda h: h[:-1] + b',"x":' + b"[" * 32 + b"]" * 32 + b"}"),
+        codes=("header",),
     ),
 )

@@ -56,7 +56,7 @@ class Draft:
         """Take apart the delta in a folder."""
         with DeltaReader(delta) as reader:
             stored = [reader.stored(chunk) for chunk in reader.index.chunks]
-            fields = json.loads(reader.manifest.text(1))
+            fields = json.loads(reader.shards[0].manifest_text)
             return cls(fields, reader.index, stored)
 
     def with_tensor(self, name: str, /, **changes: Any) -> Draft:  # noqa: ANN401 - of any field
@@ -148,3 +148,14 @@ def plain(stored: bytes) -> bytes:
     """The content of a frame."""
     content: bytes = zstandard.ZstdDecompressor().decompress(stored)
     return content
+
+
+def fill_index(draft: Draft, more: int) -> bytes:
+    """Fill the index to the largest content that its frame may have, and ``more`` bytes."""
+    for zeros in range(70_000, 300_000):
+        filled = replace(draft, index=replace(draft.index, blocks={"zeros": bytes(zeros)}))
+        content = encode_index(filled.index)
+        if len(content) == 65536 + 32 * len(compressed(content)) + more:
+            return filled.sealed()
+    msg = "no length of zeros is right"
+    raise ValueError(msg)

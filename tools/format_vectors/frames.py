@@ -39,7 +39,14 @@ def unsized_frame(stored: bytes) -> bytes:
     return MAGIC + b"\x00\x48" + block + content
 
 
-def _with_dictionary(number: int) -> Callable[[bytes], bytes]:
+def with_blocks(*blocks: bytes) -> Callable[[bytes], bytes]:
+    """A frame with the declared size of another, and these blocks."""
+    return lambda stored: (
+        MAGIC + b"\xa0" + len(plain(stored)).to_bytes(4, "little") + b"".join(blocks)
+    )
+
+
+def frame_with_dictionary(number: int) -> Callable[[bytes], bytes]:
     """A frame with a field of one byte for a dictionary's number."""
 
     def edit(stored: bytes) -> bytes:
@@ -49,12 +56,9 @@ def _with_dictionary(number: int) -> Callable[[bytes], bytes]:
     return edit
 
 
-def single_segment(blocks: int) -> bytes:
-    """A frame of one segment with so many blocks of 128 KiB, each one byte repeated."""
-    size = blocks << 17
-    block = (1 << 17 << 3 | 2).to_bytes(3, "little") + b"\0"
-    last = (1 << 17 << 3 | 3).to_bytes(3, "little") + b"\0"
-    return MAGIC + b"\xa0" + size.to_bytes(4, "little") + block * (blocks - 1) + last
+def block(kind: int, size: int, data: bytes, *, last: bool = True) -> bytes:
+    """One block: 0 raw, 1 a byte repeated, 2 compressed, 3 reserved."""
+    return (size << 3 | kind << 1 | last).to_bytes(3, "little") + data
 
 
 def frame_with_checksum(stored: bytes) -> bytes:

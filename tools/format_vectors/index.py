@@ -1,17 +1,21 @@
-"""Invalid indexes: names, tensors, chunks (sections 5 to 7) and limits (section 11)."""
+"""Invalid indexes: names, tensors, chunks (sections 3, 4, 10) and limits (section 13)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from format_vectors.draft import compressed, plain
+import numpy as np
+
+from format_vectors.chunks_by_hand import words_check
+from format_vectors.draft import compressed, fill_index, plain, unchanged
 from format_vectors.frames import (
     MAGIC,
+    block,
     frame_with_checksum,
     raw_frame,
-    single_segment,
     unsized_frame,
+    with_blocks,
 )
 from format_vectors.invalid import (
     Invalid,
@@ -23,6 +27,8 @@ from format_vectors.invalid import (
     with_manifest,
     with_tensor,
 )
+from format_vectors.manifest import with_totals
+from format_vectors.pairs import FEATURE
 from rlsparse_store.format.dtypes import DTYPES, Dtype, OrderMap, WordCoding
 from rlsparse_store.format.index.columns import ColumnWriter
 from rlsparse_store.format.index.records import ChunkCoding, Kind
@@ -171,6 +177,94 @@ def _wrong_steps(parent: Parent) -> bytes:
 _FLOAT32 = DTYPES["F32"].coding
 
 
+def _foreign(name: str) -> Callable[[Parent], bytes]:
+    """Exchange the name of the foreign source."""
+    return with_tensor("new.layer.norm", origin=name)
+
+
+def _wrapped_steps(parent: Parent) -> bytes:
+    """Steps that are 2^64 too many in all."""
+    old = parent.draft.tensor("b_delta").steps
+    steps = (old[0] + (1 << 63), old[1] + (1 << 63), *old[2:])
+    return parent.draft.with_tensor("b_delta", steps=steps).sealed(totals=False)
+
+
+def _origin_of(name: str, origin: int) -> Callable[[Parent], bytes]:
+    """Exchange one value of the column ``origin``, which records hold as names."""
+
+    def make(parent: Parent) -> bytes:
+        records = parent.draft.index.tensors
+        names = [t.name for t in records]
+        # What the parent has: the source of new.layer.norm, and the target of j_twin.
+        old = [0, 0, 0, 0, 0, names.index("i_new") + 1, 1]
+        new = list(old)
+        new[names.index(name)] = origin
+        return _patched(
+            integer_column([0, 0, 0, 1, 0, 0, 0]) + integer_column(old),
+            integer_column([0, 0, 0, 1, 0, 0, 0]) + integer_column(new),
+        )(parent)
+
+    return make
+
+
+def _raw_blocks(
+    blocks: list[tuple[bytes, bytes]], *, count: int | None = None, cut: int = 0
+) -> Callable[[Parent], bytes]:
+    """Exchange the optional blocks, of which the parent has none."""
+    writer = ColumnWriter()
+    writer.integers([len(blocks) if count is None else count])
+    for name, content in blocks:
+        writer.text(name)
+        writer.text(content)
+    raw = writer.content()
+    return resealed(content=lambda c: c[:-1] + raw[: len(raw) - cut])
+
+
+def _too_full(parent: Parent) -> bytes:
+    return fill_index(parent.draft, 8)
+
+
+def _wrapped_skip(parent: Parent) -> bytes:
+    """Let the second chunk start 8 words before the first ends."""
+    first, _, third = parent.draft.index.chunks
+    start = first.first + first.length - 8 + (1 << 64)
+    draft = parent.draft.with_chunk(1, first=start)
+    return draft.with_chunk(2, first=third.first + (1 << 64)).sealed()
+
+
+def _wrapped_tensor(parent: Parent) -> bytes:
+    """Let the last chunk be of the tensor before its own."""
+    chunks = parent.draft.index.chunks
+    return parent.draft.with_chunk(
+        len(chunks) - 1, tensor=chunks[-2].tensor - 1 + (1 << 64)
+    ).sealed()
+
+
+def _last_chunk_of(tensor: int) -> Callable[[Parent], bytes]:
+    return lambda p: p.draft.with_chunk(len(p.draft.index.chunks) - 1, tensor=tensor).sealed()
+
+
+def _longer_whole(parent: Parent) -> bytes:
+    """A whole chunk of 41 words for a tensor of 40."""
+    draft, number = parent.draft, parent.draft.chunk_of("i_new")
+    words = plain(draft.stored[number]) + b"\0"
+    draft = draft.with_content(number, words)
+    result = words_check(np.frombuffer(words, np.uint8))
+    return draft.with_chunk(number, length=41, result=result).sealed()
+
+
+def _bound_twice(parent: Parent) -> bytes:
+    """The only bound twice: the second context is empty, and changes nothing."""
+    chunk = parent.draft.index.chunks[0]
+    return parent.draft.with_chunk(0, bounds=chunk.bounds * 2, changed=(*chunk.changed, 0)).sealed()
+
+
+def _many_changed(parent: Parent) -> bytes:
+    many = (1 << 26) + 1
+    draft = parent.draft.with_chunk(0, changed=(many,))
+    return draft.with_tensor("w", steps=(many, *[0] * 7)).sealed()
+
+
 TENSORS: Final = (
     Invalid("index-cut", "index", "an index that ends early", resealed(content=lambda c: c[:-1])),
     Invalid(
@@ -290,9 +384,6 @@ TENSORS: Final = (
         "tail-long", "index", "a tail longer than its tensor", with_tensor("c_grown", tail=193)
     ),
     Invalid("tail-of-whole", "index", "a tail of a whole tensor", with_tensor("i_new", tail=1)),
-    Invalid(
-        "steps-of-same", "index", "steps of a tensor without chunks", with_tensor("a_same", moved=1)
-    ),
     Invalid("steps-wrong", "index", "steps that the chunks do not have", _wrong_steps),
     Invalid(
         "steps-large",
@@ -380,6 +471,203 @@ TENSORS: Final = (
         "index",
         "the state digest of another checkpoint",
         with_manifest(tuned={"digest": "0" * 64}),
+    ),
+    Invalid(
+        "index-window",
+        "index",
+        "a frame with a window",
+        resealed(frame=lambda f: raw_frame(plain(f), window=20)),
+    ),
+    Invalid(
+        "index-block-reserved",
+        "index",
+        "a block of the reserved type",
+        resealed(
+            frame=lambda f: with_blocks(
+                block(0, len(plain(f)), plain(f), last=False), block(3, 0, b"")
+            )(f)
+        ),
+    ),
+    Invalid("index-no-frame", "index", "no frame", resealed(frame=lambda f: b"\0" + f[1:])),
+    Invalid(
+        "index-frame-short",
+        "index",
+        "a frame that is cut within its header",
+        resealed(frame=lambda f: f[:4]),
+    ),
+    Invalid(
+        "index-announced-lie",
+        "index",
+        "another size than declared",
+        resealed(frame=lambda f: raw_frame(plain(f), size=len(plain(f)) + 1)),
+    ),
+    Invalid(
+        "index-column-empty",
+        "index",
+        "a column of no values with a width",
+        resealed(content=lambda c: c[:10] + b"\1" + c[11:]),
+        "bitmap",
+    ),
+    Invalid(
+        "index-column-nine",
+        "index",
+        "a column of nine bytes",
+        resealed(content=lambda c: b"\x09" + c[1:6] + bytes(40) + c[6:]),
+    ),
+    Invalid("name-empty", "index", "a name of no bytes", with_tensor("a_same", name="")),
+    Invalid(
+        "name-metadata",
+        "index",
+        "the name __metadata__",
+        with_tensor("a_same", name="__metadata__"),
+    ),
+    Invalid("name-c1", "index", "a control character of Unicode", _renamed_to("new\u0085")),
+    Invalid("name-delete", "index", "the control character U+007F", _renamed_to("new\x7f")),
+    Invalid("name-isolate", "index", "a mark that isolates text", _renamed_to("new\u2066")),
+    Invalid(
+        "name-surrogate",
+        "index",
+        "half a surrogate pair in a name",
+        _patched(b"g_gone", b"g_\xed\xa0\x80e"),
+    ),
+    Invalid(
+        "name-prefix-first",
+        "index",
+        "a prefix of the first name",
+        _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x01\x01\x05\x01\x05\x01gone.b"),
+        "added-removed",
+    ),
+    Invalid(
+        "name-prefix-long",
+        "index",
+        "a prefix longer than the name before",
+        _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x01\x00\x07\x01\x06\x01gone.ab"),
+        "added-removed",
+    ),
+    Invalid(
+        "name-prefix-same",
+        "index",
+        "a name that the one before begins with",
+        _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x01\x00\x05\x01\x06\x00gone.a"),
+        "added-removed",
+    ),
+    Invalid(
+        "name-prefix-huge",
+        "index",
+        "a prefix of 1025 bytes",
+        _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x02\x00\x01\x00\x04\x01\x06\x01gone.ab"),
+        "added-removed",
+    ),
+    Invalid(
+        "source-name", "index", "a source of a name that no tensor may have", _foreign("old\n")
+    ),
+    Invalid(
+        "removed-name",
+        "index",
+        "a removed tensor of a name that none may have",
+        with_index(removed=["g_gone", "h\n"]),
+    ),
+    Invalid(
+        "removed-twice", "index", "a removed tensor twice", with_index(removed=["g_gone", "g_gone"])
+    ),
+    Invalid(
+        "source-twice", "index", "a source twice", _sources(["old.layer.norm", "old.layer.norm"])
+    ),
+    Invalid(
+        "widening-of-whole",
+        "index",
+        "a widening of a whole tensor",
+        with_tensor("i_new", totals=False, widening=1),
+    ),
+    Invalid(
+        "widening-of-same",
+        "index",
+        "a widening of an unchanged tensor",
+        with_tensor("a_same", totals=False, widening=1),
+    ),
+    Invalid(
+        "widening-map",
+        "index",
+        "a widening of words in another order",
+        with_tensor("f_wide", coding=WordCoding(16, OrderMap.UNSIGNED)),
+    ),
+    Invalid(
+        "tail-of-same", "index", "a tail of an unchanged tensor", with_tensor("a_same", tail=1)
+    ),
+    Invalid(
+        "moved-of-same",
+        "index",
+        "moved words of an unchanged tensor",
+        with_tensor("a_same", moved=1),
+    ),
+    Invalid(
+        "moved-of-whole", "index", "moved words of a whole tensor", with_tensor("i_new", moved=1)
+    ),
+    Invalid(
+        "steps-of-same",
+        "index",
+        "steps of an unchanged tensor",
+        with_tensor("a_same", steps=(1, *[0] * 7)),
+    ),
+    Invalid(
+        "steps-of-whole",
+        "index",
+        "steps of a whole tensor",
+        with_tensor("i_new", steps=(1, *[0] * 7)),
+    ),
+    Invalid("steps-wrap", "index", "steps whose sum of 64 bits is right", _wrapped_steps),
+    Invalid("origin-of-whole", "index", "a whole tensor with a source", _origin_of("i_new", 1)),
+    Invalid("origin-unknown", "index", "a source that is not there", _origin_of("b_delta", 2)),
+    Invalid("alias-of-nothing", "index", "an alias without a target", _origin_of("j_twin", 0)),
+    Invalid(
+        "alias-unknown", "index", "an alias of a tensor that is not there", _origin_of("j_twin", 8)
+    ),
+    Invalid(
+        "totals-tensors",
+        "index",
+        "a total of tensors that is not that of the index",
+        with_totals(tensors=8),
+    ),
+    Invalid(
+        "totals-elements",
+        "index",
+        "a total of words that is not that of the index",
+        with_totals(elements=1),
+    ),
+    Invalid(
+        "totals-chunks",
+        "index",
+        "a total of chunks that is not that of the index",
+        with_totals(chunks=1),
+    ),
+    Invalid(
+        "block-order",
+        "index",
+        "optional blocks out of order",
+        _raw_blocks([(b"b", b""), (b"a", b"")]),
+    ),
+    Invalid(
+        "block-twice", "index", "an optional block twice", _raw_blocks([(b"a", b""), (b"a", b"")])
+    ),
+    Invalid("block-name", "index", "an optional block in upper case", _raw_blocks([(b"A", b"")])),
+    Invalid(
+        "block-name-empty", "index", "an optional block without a name", _raw_blocks([(b"", b"")])
+    ),
+    Invalid(
+        "block-name-long",
+        "index",
+        "an optional block with a name of 129 bytes",
+        _raw_blocks([(b"a" * 129, b"")]),
+    ),
+    Invalid(
+        "block-cut", "index", "an optional block that is cut", _raw_blocks([(b"a", b"abc")], cut=1)
+    ),
+    Invalid(
+        "feature-no-block",
+        "index",
+        "a feature without its block",
+        with_manifest(features=[FEATURE]),
+        reader={"features": [FEATURE]},
     ),
 )
 
@@ -475,6 +763,38 @@ CHUNKS: Final = (
     Invalid(
         "data-shorter", "index", "data that ends within a chunk", resealed(data=lambda d: d[:-1])
     ),
+    Invalid(
+        "chunk-skip-wrap",
+        "index",
+        "a chunk before another, by a sum of 64 bits",
+        _wrapped_skip,
+        "several-chunks",
+    ),
+    Invalid(
+        "chunk-tensor-wrap",
+        "index",
+        "a chunk of the tensor before, by a sum of 64 bits",
+        _wrapped_tensor,
+    ),
+    Invalid(
+        "chunk-tensor-beyond", "index", "a chunk of a tensor that is not there", _last_chunk_of(7)
+    ),
+    Invalid("chunk-whole-beyond", "index", "a whole chunk that leaves its tensor", _longer_whole),
+    Invalid("chunk-overlap-bounds", "index", "a bound twice", _bound_twice, "bitmap"),
+    Invalid(
+        "chunk-one-dimension",
+        "index",
+        "row flags of one dimension",
+        with_chunk("w", coding=ChunkCoding.DELTA_WITH_ROWS),
+        "bitmap",
+    ),
+    Invalid(
+        "moved-shared",
+        "index",
+        "more moved words than the shared part of a whole chunk",
+        with_tensor("w", moved=11),
+        "whole-tail",
+    ),
 )
 
 
@@ -512,15 +832,55 @@ LIMITS: Final = (
         resealed(content=lambda c: c + bytes(1 << 20)),
     ),
     Invalid(
-        "limit-window",
+        "limit-stored",
         "limit",
-        "a window of 16 MiB",
-        with_frame("b_delta", lambda s: raw_frame(plain(s), window=24)),
+        "a chunk of more than 2^40 bytes",
+        with_chunk("b_delta", stored=(1 << 40) + 1),
+    ),
+    Invalid("limit-check", "limit", "a check of 2^32", with_chunk("b_delta", check=1 << 32)),
+    Invalid(
+        "limit-result",
+        "limit",
+        "a check of a result of 2^32",
+        with_chunk("b_delta", result=1 << 32),
     ),
     Invalid(
-        "limit-window-segment",
+        "limit-base", "limit", "a check of base words of 2^32", with_chunk("b_delta", base=1 << 32)
+    ),
+    Invalid(
+        "limit-changed",
         "limit",
-        "a single segment of more than 8 MiB",
-        with_frame("b_delta", lambda _: single_segment(65)),
+        "more than 2^26 changed words of a context",
+        _many_changed,
+        "bitmap",
+    ),
+    Invalid(
+        "limit-words",
+        "limit",
+        "a tensor of more than 2^48 words",
+        with_tensor("a_same", shape=(1 << 48, 2), dtype=DTYPES["U8"]),
+    ),
+    Invalid(
+        "limit-words-wrap",
+        "limit",
+        "2^64 words",
+        with_tensor("a_same", totals=False, shape=(1 << 32, 1 << 32)),
+    ),
+    Invalid(
+        "limit-tuned-bytes",
+        "limit",
+        "tensors of more than 2^50 bytes",
+        with_tensor("a_same", shape=(1 << 47, 1), dtype=DTYPES["I64"]),
+    ),
+    Invalid("limit-blocks", "limit", "1,001 optional blocks", _raw_blocks([], count=1001)),
+    Invalid(
+        "limit-index-frame", "limit", "32 times the entry and not the frame", _too_full, "bitmap"
+    ),
+    Invalid(
+        "large",
+        "large",
+        "more than the reader accepts",
+        edit_file(unchanged),
+        reader={"max_tuned_bytes": 1231},
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from format_vectors.draft import DELTA, Draft
@@ -34,6 +34,8 @@ class Invalid:
         make: Makes the file of the delta, or all files of it.
         parent: The valid vector that it is made from.
         base: Its base, if it is not the parent's.
+        reader: How a reader is configured for this vector.
+        codes: All codes that are allowed, if there are several.
     """
 
     id: str
@@ -42,6 +44,8 @@ class Invalid:
     make: Callable[[Parent], bytes | Files]
     parent: str = "mixed"
     base: str = ""
+    reader: Json = field(default_factory=dict)
+    codes: tuple[str, ...] = ()
 
 
 def edit_file(edit: Callable[[bytes], bytes]) -> Callable[[Parent], bytes]:

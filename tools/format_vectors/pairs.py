@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from format_vectors.checkpoints import (
+    COMMIT,
     LISTING,
     MODEL,
     Files,
@@ -22,8 +23,9 @@ from format_vectors.checkpoints import (
     safetensors,
 )
 from format_vectors.chunks_by_hand import recoded, step_counts, whole_chunk
+from format_vectors.draft import fill_index
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
-from rlsparse_store.format.index.records import Kind
+from rlsparse_store.format.index.records import NO_STEPS, Kind
 from rlsparse_store.format.words import Widening, cast_to_bf16, widen
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Pair:
         rebuilt: The files that applying gives, if they are not the tuned ones.
         hints: Whether the base is encoded from a folder of the Hub's cache.
         edit: What is done to the sealed delta.
+        reader: How a reader is configured for this vector.
         base_name: Folder of the base.
     """
 
@@ -54,6 +57,7 @@ class Pair:
     rebuilt: Files | None = None
     hints: bool = False
     edit: Callable[[Draft], bytes] | None = None
+    reader: Json = field(default_factory=dict)
 
     def tuned_files(self) -> Files:
         """The tuned checkpoint's files."""
@@ -235,6 +239,82 @@ def _shards() -> Pair:
     return Pair("several shards and their index", base, tuned, {"shard_bytes": 120})
 
 
+def _repeated() -> Pair:
+    base = {"kept": raw("kept", "U8", 8)}
+    tuned = {**base, "zeros": Tensor("U8", (140_000,), bytes(140_000))}
+    return Pair("a whole tensor of two blocks, a byte repeated", base, tuned)
+
+
+def _padded() -> Pair:
+    base = {"w": of_words("BF16", [0x3F01] * 3001)}
+    about = "streams that all end within a byte"
+    return Pair(about, base, {"w": moved("padded", base["w"], 61, steps=(5, 1, -1))})
+
+
+def _contexts_signed() -> Pair:
+    small = raw("signed/s", "I16", 1500).words.astype(np.int64) % 200 - 100
+    large = raw("signed/l", "I16", 1500).words.astype(np.int64) | 0x4000
+    words = np.stack([small, large], axis=1).ravel() & 0xFFFF
+    base = {"w": of_words("I16", words.astype(np.uint64))}
+    where = [*range(0, 3000, 4), *range(1, 3000, 100)]
+    about = "contexts of two's complement words of either sign"
+    return Pair(about, base, {"w": moved("signed", base["w"], sorted(where))})
+
+
+def _rows_within() -> Pair:
+    base = {"w": floats("rows-within", "BF16", 40, 50)}
+    where = [row * 50 + column for row in (4, 11, 30) for column in range(0, 50, 2)]
+    tuned = {"w": moved("rw", base["w"], where)}
+    pair = Pair("row flags of a chunk that starts and ends within rows", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        record, stored = recoded(pair, draft, 0, 130, 1419, rows=True)
+        draft = draft.with_chunks([record], [stored])
+        steps = tuple(step_counts(pair, "w", [(130, 1419)]))
+        return draft.with_tensor("w", steps=steps, moved=0).sealed()
+
+    return replace(pair, edit=edit)
+
+
+def _whole_tail() -> Pair:
+    base = {"w": floats("whole-tail", "BF16", 10, 10)}
+    words = [
+        *moved("wt", base["w"], [91, 95, 99]).words.tolist(),
+        *floats("wtm", "BF16", 20).words.tolist(),
+    ]
+    tuned = {"w": of_words("BF16", words, 12, 10)}
+    pair = Pair("a whole chunk across the end of the shared part", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        record, stored = whole_chunk(pair, draft, 0, 90, 30)
+        draft = draft.with_chunks([record], [stored])
+        return draft.with_tensor("w", steps=NO_STEPS, moved=3).sealed()
+
+    return replace(pair, edit=edit)
+
+
+def _names() -> Pair:
+    names = ['"', "\\", "a/b", "\u00e9", "\u4e2d\u6587", "\U0001f40d", "n" * 1024]
+    base = {name: raw(f"names/{i}", "U8", 3) for i, name in enumerate(names)}
+    tuned = {name: moved(f"names/m{i}", t, [1]) for i, (name, t) in enumerate(base.items())}
+    return Pair("names that JSON escapes, that are not ASCII, and of 1,024 bytes", base, tuned)
+
+
+def _index_largest() -> Pair:
+    about = "an index of the largest content that its frame may have"
+    return replace(_bitmap(), about=about, edit=lambda draft: fill_index(draft, 0))
+
+
+def _listing_floats() -> Pair:
+    pair = _split(rebuilt=True)
+    files = pair.tuned_files()
+    listing = json.loads(files[LISTING])
+    listing["metadata"] = {"share": 1e-05, "none": None}
+    text = json.dumps(listing, indent=2, sort_keys=True) + "\n"
+    about = "an index file kept verbatim for its fraction and its null"
+    return replace(pair, about=about, tuned={**files, LISTING: text.encode()})
+
+
 def _cast() -> Pair:
     base = {"n": raw("cast/n", "F32", 8), "w": floats("cast", "BF16", 16, 16)}
     fine = floats("cast/f", "F32", 256).words
@@ -280,9 +360,8 @@ def nested(depth: int) -> list[Any]:
     return [nested(depth - 1)] if depth > 1 else []
 
 
-def _higher_minor() -> Pair:
+def _manifest_keys() -> Pair:
     more: Json = {
-        "format": "1.7",
         "zeta": {"a": [1]},
         "objects": [{"k": i} for i in range(70)],
         "braces": "{" * 70,
@@ -295,7 +374,37 @@ def _higher_minor() -> Pair:
     def edit(draft: Draft) -> bytes:
         return draft.sealed(manifest=lambda fields: fields | more)
 
-    about = "a higher MINOR and manifest keys that nobody knows"
+    about = "manifest keys that nobody knows"
+    return replace(_bitmap(), about=about, edit=edit)
+
+
+BLOCKS: Final = {"example.org/note": b"skip me", "hints": bytes(300), "zz": b""}
+FEATURE: Final = "example.org/test"
+
+
+def _optional_blocks() -> Pair:
+    def edit(draft: Draft) -> bytes:
+        return replace(draft, index=replace(draft.index, blocks=BLOCKS)).sealed()
+
+    return replace(_bitmap(), about="optional blocks that no reader knows", edit=edit)
+
+
+def _feature() -> Pair:
+    def edit(draft: Draft) -> bytes:
+        index = replace(draft.index, features={FEATURE: b"\x01\x02"}, blocks={"zz": b"z"})
+        return replace(draft, index=index).sealed(manifest=lambda m: m | {"features": [FEATURE]})
+
+    about = "a feature with a block of its own, for readers that know it, and an optional block"
+    return replace(_bitmap(), about=about, edit=edit, reader={"features": [FEATURE]})
+
+
+def _hint_delta(about: str, delta: Json) -> Pair:
+    """A base that is itself a delta's result."""
+
+    def edit(draft: Draft) -> bytes:
+        hints = {"repo": "example/base", "revision": COMMIT, "delta": delta}
+        return draft.sealed(manifest=lambda m: m | {"base": m["base"] | hints})
+
     return replace(_bitmap(), about=about, edit=edit)
 
 
@@ -371,18 +480,41 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "identical": _identical,
     "shards": _shards,
     "cast": _cast,
+    "repeated": _repeated,
+    "padded": _padded,
+    "contexts-signed": _contexts_signed,
+    "rows-within": _rows_within,
+    "whole-tail": _whole_tail,
+    "names": _names,
+    "index-largest": _index_largest,
+    "files-floats": _listing_floats,
     "verbatim": _verbatim,
     "files-rebuilt": lambda: _split(rebuilt=True),
     "files-verbatim": lambda: _split(rebuilt=False),
     "hints": _hints,
-    "higher-minor": _higher_minor,
+    "manifest-keys": _manifest_keys,
+    "optional-blocks": _optional_blocks,
+    "feature": _feature,
+    "base-delta-path": lambda: _hint_delta(
+        "a base that is the result of a delta beside this one", {"path": "../keyframes/step-100"}
+    ),
+    "base-delta-id": lambda: _hint_delta(
+        "a base that is the result of a delta in a repository",
+        {"repo": "example/run", "revision": COMMIT, "path": "step-100", "zz": "ignored"},
+    ),
     "several-chunks": _several_chunks,
     "mixed": mixed,
 }
 
 SHARED_BASES: Final = {
     "hints": "bitmap",
-    "higher-minor": "bitmap",
+    "manifest-keys": "bitmap",
+    "index-largest": "bitmap",
+    "files-floats": "files-rebuilt",
+    "optional-blocks": "bitmap",
+    "feature": "bitmap",
+    "base-delta-path": "bitmap",
+    "base-delta-id": "bitmap",
     "layout-by-dtype": "every-dtype",
     "files-verbatim": "files-rebuilt",
 }

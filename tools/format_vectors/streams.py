@@ -1,4 +1,4 @@
-"""Invalid frames and contents of chunks (section 8)."""
+"""Invalid frames and contents of chunks (section 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from format_vectors.chunks_by_hand import (
     words_of,
 )
 from format_vectors.draft import compressed, plain
-from format_vectors.frames import _with_dictionary, frame_with_checksum, raw_frame, unsized_frame
+from format_vectors.frames import (
+    block,
+    frame_with_checksum,
+    frame_with_dictionary,
+    raw_frame,
+    unsized_frame,
+    with_blocks,
+)
 from format_vectors.invalid import Invalid, Parent, with_frame
 from rlsparse_store.format.bits import pack_flags
 from rlsparse_store.kernels.dispatch import get_backend
@@ -98,6 +105,26 @@ def _far_step(exponent: bytes, low: bytes) -> Callable[[Streams], Streams]:
     return edit
 
 
+def with_blocks_of(size: int) -> Callable[[bytes], bytes]:
+    """A frame of one block of zeros."""
+    return with_blocks(block(1, size, b"\0"))
+
+
+def _wrapped_escape(mask: bytes) -> bytes:
+    """An escape that is 2^32 ranks longer: a sum of 32 bits does not notice."""
+    extra = int.from_bytes(mask[-4:], "little") + (1 << 29)
+    return mask[:-4] + extra.to_bytes(4, "little")
+
+
+def _step_below(parent: Parent) -> bytes:
+    """The step -2^31 - 1 of a word of 32 bits."""
+    flags, streams = streams_of(parent.pair, parent.draft, 0)
+    streams = with_part(streams, SIGNS, b"\1")
+    streams = _far_step(b"\x1e", (0x3FFFFFFE).to_bytes(4, "little"))(streams)
+    draft = parent.draft.with_content(0, joined(streams, flags))
+    return draft.with_tensor("w", steps=(0, 0, 0, 1, 0, 0, 0, 0)).sealed()
+
+
 STREAMS: Final = (
     Invalid(
         "stream-second-frame",
@@ -145,14 +172,14 @@ STREAMS: Final = (
         "stream-dictionary",
         "stream",
         "a dictionary id",
-        with_frame("w", _with_dictionary(7)),
+        with_frame("w", frame_with_dictionary(7)),
         "gaps",
     ),
     Invalid(
         "stream-dictionary-zero",
         "stream",
         "a dictionary id of 0",
-        with_frame("w", _with_dictionary(0)),
+        with_frame("w", frame_with_dictionary(0)),
         "gaps",
     ),
     Invalid(
@@ -196,13 +223,6 @@ STREAMS: Final = (
         "a padding bit in a bitmap",
         with_mask(lambda m: set_bit(m, -1)),
         "bitmap",
-    ),
-    Invalid(
-        "stream-padding-gaps",
-        "stream",
-        "a padding bit in the gaps' low bits",
-        with_mask(lambda m: set_bit(m, 95)),
-        "gaps",
     ),
     Invalid(
         "stream-padding-signs",
@@ -284,5 +304,94 @@ STREAMS: Final = (
         "a whole chunk that is cut",
         with_frame("i_new", lambda s: compressed(plain(s)[:-1])),
         "mixed",
+    ),
+    Invalid(
+        "stream-window",
+        "stream",
+        "a frame with a window",
+        with_frame("w", lambda s: raw_frame(plain(s), window=20)),
+        "gaps",
+    ),
+    Invalid(
+        "stream-reserved-bit",
+        "stream",
+        "the descriptor's reserved bit",
+        with_frame("w", lambda s: raw_frame(plain(s), flags=8)),
+        "gaps",
+    ),
+    Invalid(
+        "stream-unused-bit",
+        "stream",
+        "the descriptor's unused bit",
+        with_frame("w", lambda s: raw_frame(plain(s), flags=16)),
+        "gaps",
+    ),
+    Invalid(
+        "stream-block-reserved",
+        "stream",
+        "a block of the reserved type",
+        with_frame(
+            "w",
+            lambda s: with_blocks(block(0, len(plain(s)), plain(s), last=False), block(3, 0, b""))(
+                s
+            ),
+        ),
+        "gaps",
+    ),
+    Invalid(
+        "stream-block-large",
+        "stream",
+        "a repeated byte in a block of more than 128 KiB",
+        with_frame("zeros", with_blocks_of(140_000)),
+        "repeated",
+    ),
+    Invalid(
+        "stream-no-last",
+        "stream",
+        "no last block",
+        with_frame("w", lambda s: with_blocks(block(0, len(plain(s)), plain(s), last=False))(s)),
+        "gaps",
+    ),
+    Invalid(
+        "stream-block-compressed",
+        "stream",
+        "a compressed block of noise",
+        with_frame("w", lambda s: with_blocks(block(2, len(plain(s)), plain(s)))(s)),
+        "gaps",
+    ),
+    Invalid(
+        "stream-padding-low",
+        "stream",
+        "a padding bit in the low bits of steps",
+        with_streams(lambda s: with_part(s, LOW_BITS, set_bit(s.parts[LOW_BITS], -1))),
+        "padded",
+    ),
+    Invalid(
+        "stream-padding-exponents",
+        "stream",
+        "a padding bit in the q's",
+        with_streams(lambda s: with_part(s, EXPONENTS, set_bit(s.parts[EXPONENTS], -1))),
+        "padded",
+    ),
+    Invalid(
+        "stream-padding-gaps",
+        "stream",
+        "a padding bit in the gaps' low bits",
+        with_mask(lambda m: set_bit(m, 3 * 61)),
+        "padded",
+    ),
+    Invalid(
+        "stream-escape-wrap",
+        "stream",
+        "a gap of more than 32 bits",
+        with_mask(_wrapped_escape),
+        "escape",
+    ),
+    Invalid(
+        "stream-step-low",
+        "stream",
+        "a step below the smallest of its words",
+        _step_below,
+        "one-step",
     ),
 )

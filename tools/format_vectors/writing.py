@@ -20,6 +20,7 @@ from format_vectors.index import CHUNKS, LIMITS, TENSORS
 from format_vectors.invalid import Invalid, Parent
 from format_vectors.manifest import MANIFEST
 from format_vectors.pairs import PAIRS, SHARED_BASES, Pair, one_step, other_bases
+from format_vectors.rules import RULES
 from format_vectors.streams import STREAMS
 from rlsparse_store.delta import encode_delta
 from rlsparse_store.files.checkpoint import open_checkpoint
@@ -66,12 +67,19 @@ def encode_pair(pair: Pair, work: Path) -> Parent:
     if pair.edit is not None:
         (folder / DELTA).write_bytes(pair.edit(Draft.read(work / "delta")))
     files = read_folder(folder)
-    draft = Draft.read(work / "delta") if DELTA in files else Draft({}, _no_index(), [])
+    # What has shards, or needs a feature, is not taken apart.
+    single = DELTA in files and "features" not in pair.reader
+    draft = Draft.read(work / "delta") if single else Draft({}, _no_index(), [])
     return Parent(pair, draft, files)
 
 
 def _no_index() -> Index:
     return None  # type: ignore[return-value]
+
+
+def _reader(reader: Json) -> Json:
+    """How a reader is configured, where it is in any way."""
+    return {"reader": reader} if reader else {}
 
 
 def file_digests(files: Files) -> dict[str, str]:
@@ -95,6 +103,7 @@ def _valid_entry(name: str, parent: Parent, out: Path, work: Path) -> Json:
         "delta": f"valid/{name}",
         "base": f"bases/{base}",
         "sha256": file_digests(parent.files),
+        **_reader(parent.pair.reader),
         "expected": {"tuned": tuned, "files": file_digests(files)},
     }
 
@@ -102,7 +111,7 @@ def _valid_entry(name: str, parent: Parent, out: Path, work: Path) -> Json:
 def _invalid_entry(vector: Invalid, parent: Parent, out: Path) -> Json:
     made = vector.make(parent)
     files = {DELTA: made} if isinstance(made, bytes) else made
-    if not vector.base and files == parent.files:
+    if not (vector.base or vector.reader or parent.pair.reader) and files == parent.files:
         msg = f"{vector.id} is no other than {vector.parent}"
         raise ValueError(msg)
     _write(out / "invalid" / vector.id / "rlsparse", files)
@@ -113,7 +122,8 @@ def _invalid_entry(vector: Invalid, parent: Parent, out: Path) -> Json:
         "delta": f"invalid/{vector.id}",
         "base": f"bases/{vector.base or SHARED_BASES.get(vector.parent, vector.parent)}",
         "sha256": file_digests(files),
-        "expected": {"code": vector.code},
+        **_reader(vector.reader),
+        "expected": {"codes": sorted({vector.code, *vector.codes})},
     }
 
 
@@ -134,7 +144,9 @@ def generate_into(out: Path) -> Json:
         f"bases/{p.name}": file_digests(read_folder(p)) for p in sorted((out / "bases").iterdir())
     }
     version = list(zstandard.ZSTD_VERSION)
-    listing = {"format": FORMAT_VERSION, "zstd": version, "bases": bases, "vectors": vectors}
+    listing = {"format": FORMAT_VERSION, "zstd": version, "bases": bases}
+    listing["rules"] = {rule: names.split() for rule, names in RULES.items()}
+    listing["vectors"] = vectors
     (out / "index.json").write_text(_printed(listing))
     return listing
 
@@ -147,5 +159,7 @@ def _printed(listing: Json) -> str:
 
     head = "".join(f' "{key}": {json.dumps(listing[key])},\n' for key in ("format", "zstd"))
     bases = lines(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in listing["bases"].items())
+    rules = lines(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in listing["rules"].items())
     found = lines(map(json.dumps, listing["vectors"]))
-    return f'{{\n{head} "bases": {{\n{bases}\n }},\n "vectors": [\n{found}\n ]\n}}\n'
+    tables = f' "bases": {{\n{bases}\n }},\n "rules": {{\n{rules}\n }},\n'
+    return f'{{\n{head}{tables} "vectors": [\n{found}\n ]\n}}\n'

@@ -1,4 +1,4 @@
-"""The fields of an index: integer columns, name lists, texts and digests (section 5)."""
+"""The fields of an index: integer columns, name lists, texts and digests (section 10)."""
 
 from __future__ import annotations
 
