@@ -96,6 +96,22 @@ def recoded(
     return record, stored
 
 
+def with_contexts(
+    pair: Pair, draft: Draft, chunk: ChunkRecord, contexts: int
+) -> tuple[ChunkRecord, bytes]:
+    """A delta chunk in as many contexts, each with as many words as the others."""
+    t = draft.index.tensors[chunk.tensor]
+    before, after = words_of(pair, t, chunk.first, chunk.length)
+    coding = t.coding or t.dtype.coding
+    top = (1 << coding.key_bits) - 1
+    keys = np.unique(before & top)
+    bounds = [*keys[len(keys) // contexts :: len(keys) // contexts].tolist()[: contexts - 1], top]
+    streams = get_backend().partition(before, after, coding, np.array(bounds, np.uint64), None)
+    stored = compressed(joined(streams))
+    changed = tuple(streams.changed)
+    return chunk._replace(coding=ChunkCoding.DELTA, bounds=tuple(bounds), changed=changed), stored
+
+
 def whole_chunk(
     pair: Pair, draft: Draft, tensor: int, first: int, length: int
 ) -> tuple[ChunkRecord, bytes]:

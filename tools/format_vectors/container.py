@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
-from format_vectors.invalid import Invalid, edit_file, resealed
+from format_vectors.draft import DELTA
+from format_vectors.invalid import Invalid, Parent, edit_file, resealed
+from rlsparse_store.format.header import frame_header
 
 
 def _relength(file: bytes, add: int) -> bytes:
@@ -24,6 +27,18 @@ def _zero_padding(file: bytes) -> bytes:
 
 def _leading_space(file: bytes) -> bytes:
     return _relength(file[:8] + b" " * 8 + file[8:], 8)
+
+
+def _negative_shape(parent: Parent) -> bytes:
+    """A data entry of -8 bytes, in a file that is as long as its header then says."""
+    packed = parent.files[DELTA]
+    end = 8 + int.from_bytes(packed[:8], "little")
+    text = json.loads(packed[8:end])
+    size = text["index"]["shape"][0]
+    text["data.00001"] |= {"shape": [-8], "data_offsets": [0, -8]}
+    text["index"]["data_offsets"] = [-8, size - 8]
+    header = frame_header(json.dumps(text, separators=(",", ":")).encode())
+    return header + packed[-size:-8]
 
 
 HEADER: Final = (
@@ -176,4 +191,5 @@ HEADER: Final = (
         resealed(header=lambda h: h[:-1] + b',"x":' + b"[" * 32 + b"]" * 32 + b"}"),
         codes=("header",),
     ),
+    Invalid("header-shape-negative", "header", "a shape below 0", _negative_shape),
 )

@@ -70,6 +70,16 @@ def with_first_manifest(edit: Callable[[Json], Json]) -> Callable[[Parent], File
 _unlike_features = with_first_manifest(lambda fields: fields | {"features": [FEATURE]})
 
 
+_ONE: Final = canonical(
+    {
+        "weight_map": {
+            "data.00001": "delta-00001-of-00001.safetensors",
+            "index": "delta-00001-of-00001.safetensors",
+        }
+    }
+)
+
+
 MISSING: Final = (
     Invalid("missing-file", "missing", "no file of the delta", lambda _: {"notes.txt": b"-\n"}),
     Invalid("missing-shard", "missing", "a shard is not there", without_file(_shard(2)), "shards"),
@@ -157,10 +167,8 @@ MISSING: Final = (
         "listing-one",
         "missing",
         "an index of one shard",
-        relist_text(
-            b'{"weight_map":{"data.00001":"delta-00001-of-00001.safetensors","index":"delta-00001-of-00001.safetensors"}}'
-        ),
-        "shards",
+        lambda p: {LIST: _ONE, "delta-00001-of-00001.safetensors": p.files[DELTA]},
+        "bitmap",
     ),
     Invalid(
         "listing-index",
@@ -234,5 +242,19 @@ MISSING: Final = (
         _unlike_features,
         "shards",
         reader={"features": [FEATURE]},
+    ),
+    Invalid(
+        "listing-deeper",
+        "limit",
+        "lists nested 2,000 deep",
+        relisted_with(b'"a":' + b"[" * 2000 + b"]" * 2000),
+        "shards",
+    ),
+    Invalid(
+        "order-missing-header",
+        "missing",
+        "a shard that is not there, and one of no header",
+        lambda p: {LIST: p.files[LIST], _shard(1): b""},
+        "shards",
     ),
 )

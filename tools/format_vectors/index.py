@@ -221,7 +221,7 @@ def _raw_blocks(
 
 
 def _too_full(parent: Parent) -> bytes:
-    return fill_index(parent.draft, 8)
+    return fill_index(parent.draft, 1)
 
 
 def _wrapped_skip(parent: Parent) -> bytes:
@@ -263,6 +263,13 @@ def _many_changed(parent: Parent) -> bytes:
     many = (1 << 26) + 1
     draft = parent.draft.with_chunk(0, changed=(many,))
     return draft.with_tensor("w", steps=(many, *[0] * 7)).sealed()
+
+
+def _rows_of_half_words(parent: Parent) -> bytes:
+    """Row flags where a row is no whole number of words."""
+    draft = parent.draft.with_chunk(0, length=3075)
+    coding = WordCoding(32, OrderMap.SIGN_MAGNITUDE)
+    return draft.with_tensor("w", shape=(2050, 3), coding=coding).sealed()
 
 
 TENSORS: Final = (
@@ -669,6 +676,12 @@ TENSORS: Final = (
         with_manifest(features=[FEATURE]),
         reader={"features": [FEATURE]},
     ),
+    Invalid(
+        "index-column-loose",
+        "index",
+        "a column of two bytes for a value of 200",
+        resealed(content=lambda c: c[:-1] + b"\1\1" + b"\1\1a" + b"\2\xc8\0" + bytes(200)),
+    ),
 )
 
 
@@ -795,6 +808,7 @@ CHUNKS: Final = (
         with_tensor("w", moved=11),
         "whole-tail",
     ),
+    Invalid("chunk-rows-part", "index", "rows of one word and a half", _rows_of_half_words, "rows"),
 )
 
 

@@ -22,8 +22,9 @@ from format_vectors.checkpoints import (
     raw,
     safetensors,
 )
-from format_vectors.chunks_by_hand import recoded, step_counts, whole_chunk
-from format_vectors.draft import fill_index
+from format_vectors.chunks_by_hand import recoded, step_counts, whole_chunk, with_contexts
+from format_vectors.draft import fill_index, plain
+from format_vectors.frames import MAGIC, block, with_blocks
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.format.index.records import NO_STEPS, Kind
 from rlsparse_store.format.words import Widening, cast_to_bf16, widen
@@ -46,6 +47,7 @@ class Pair:
         rebuilt: The files that applying gives, if they are not the tuned ones.
         hints: Whether the base is encoded from a folder of the Hub's cache.
         edit: What is done to the sealed delta.
+        edit_files: What is done to the files of the delta.
         reader: How a reader is configured for this vector.
         base_name: Folder of the base.
     """
@@ -57,6 +59,7 @@ class Pair:
     rebuilt: Files | None = None
     hints: bool = False
     edit: Callable[[Draft], bytes] | None = None
+    edit_files: Callable[[Files], Files] | None = None
     reader: Json = field(default_factory=dict)
 
     def tuned_files(self) -> Files:
@@ -241,7 +244,7 @@ def _shards() -> Pair:
 
 def _repeated() -> Pair:
     base = {"kept": raw("kept", "U8", 8)}
-    tuned = {**base, "zeros": Tensor("U8", (140_000,), bytes(140_000))}
+    tuned = {**base, "zeros": Tensor("U8", (131_073,), bytes(131_073))}
     return Pair("a whole tensor of two blocks, a byte repeated", base, tuned)
 
 
@@ -315,6 +318,66 @@ def _listing_floats() -> Pair:
     return replace(pair, about=about, tuned={**files, LISTING: text.encode()})
 
 
+def _listing_keys() -> Pair:
+    name = "delta.safetensors.index.json"
+    more = {
+        "integer": 10**19 - 1,
+        "deep": nested(31),
+        "numbers": [0.5, -1, -0.0, 1e300],
+        "others": [None, True, "\U0001f40d", "{" * 40],
+    }
+
+    def edit(files: Files) -> Files:
+        text = json.dumps(json.loads(files[name]) | more, indent=1)
+        return {**files, name: text.replace('"deep"', '"\\u0064eep"').encode()}
+
+    return replace(
+        _shards(), about="an index of shards with keys that nobody knows", edit_files=edit
+    )
+
+
+def _widest() -> Pair:
+    """What is as large as a limit allows."""
+    base = {
+        "a": raw("widest/a", "U8", *[1] * 31, 5),
+        "b": raw("widest/b", "F32", 0, 1 << 48),
+        "c": floats("widest/c", "BF16", 400),
+        "z": raw("widest/z", "U8", 6),
+    }
+    tuned = {
+        **base,
+        "byte": Tensor("U8", (1,), b"\7"),
+        "c": moved("widest/c", base["c"], 40),
+    }
+    tuned["a"] = moved("widest/a", base["a"], [4])
+    pair = Pair("32 dimensions, 2^48, 16 contexts, 10 stored bytes, 1,000 blocks", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        number = draft.chunk_of("c")
+        chunk = draft.index.chunks[number]
+        record, stored = with_contexts(pair, draft, chunk, 16)
+        byte = draft.chunk_of("byte")
+        draft = draft.with_stored(number, stored).with_chunk(
+            number, coding=record.coding, bounds=record.bounds, changed=record.changed
+        )
+        draft = draft.with_stored(byte, MAGIC + bytes.fromhex("2001090000") + b"\7")
+        blocks = {f"{i:03}": b"" for i in range(1000)}
+        return replace(draft, index=replace(draft.index, blocks=blocks)).sealed()
+
+    return replace(pair, edit=edit)
+
+
+def _last_empty() -> Pair:
+    pair = _bitmap()
+
+    def edit(draft: Draft) -> bytes:
+        content = plain(draft.stored[0])
+        blocks = block(0, len(content), content, last=False) + block(0, 0, b"")
+        return draft.with_stored(0, with_blocks(blocks)(draft.stored[0])).sealed()
+
+    return replace(pair, about="a frame whose last block is empty", edit=edit)
+
+
 def _cast() -> Pair:
     base = {"n": raw("cast/n", "F32", 8), "w": floats("cast", "BF16", 16, 16)}
     fine = floats("cast/f", "F32", 256).words
@@ -366,6 +429,7 @@ def _manifest_keys() -> Pair:
         "objects": [{"k": i} for i in range(70)],
         "braces": "{" * 70,
         "deep": nested(31),
+        "largest": (1 << 53) - 1,
         "text": '\b\t\n\f\r\x01\x7f"/\\µ\ufffd\U0001f40d',
         "\ufffd": 1,
         "\U0001f40d": 2,
@@ -480,6 +544,9 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "identical": _identical,
     "shards": _shards,
     "cast": _cast,
+    "listing-keys": _listing_keys,
+    "widest": _widest,
+    "last-block-empty": _last_empty,
     "repeated": _repeated,
     "padded": _padded,
     "contexts-signed": _contexts_signed,
@@ -510,6 +577,8 @@ SHARED_BASES: Final = {
     "hints": "bitmap",
     "manifest-keys": "bitmap",
     "index-largest": "bitmap",
+    "listing-keys": "shards",
+    "last-block-empty": "bitmap",
     "files-floats": "files-rebuilt",
     "optional-blocks": "bitmap",
     "feature": "bitmap",

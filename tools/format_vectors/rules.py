@@ -8,30 +8,31 @@ from __future__ import annotations
 from typing import Final
 
 RULES: Final[dict[str, str]] = {
-    "S1": "stream-leftover stream-short stream-whole-size stream-whole-short stream-gap-escape",
-    "S2": "stream-announced",
-    "S3": "stream-padding-mask stream-padding-gaps stream-padding-signs stream-padding-classes "
+    "S1": "stream-announced stream-leftover stream-short stream-whole-size stream-whole-short "
+    "stream-gap-escape",
+    "S2": "stream-padding-mask stream-padding-gaps stream-padding-signs stream-padding-classes "
     "stream-padding-rows stream-padding-exponents stream-padding-low",
-    "S4": "stream-row-unchanged",
-    "S5": "stream-too-many",
-    "S6": "stream-popcount",
-    "S7": "stream-gap-overrun stream-escape-overrun stream-escape-wrap",
-    "S8": "stream-exponent stream-exponent-large",
-    "S9": "stream-step stream-step-low",
+    "S3": "stream-row-unchanged",
+    "S4": "stream-too-many",
+    "S5": "stream-popcount",
+    "S6": "stream-gap-overrun stream-escape-overrun stream-escape-wrap",
+    "S7": "stream-exponent stream-exponent-large",
+    "S8": "stream-step stream-step-low",
     "J1": "listing-no-json listing-not-utf8 listing-mark listing-not-a-number listing-comma "
     "file-text-no-json file-text-not-utf8 listing-text-no-json listing-verbatim-infinity "
     "manifest-empty manifest-not-a-number header-not-utf8 header-trailing",
     "J2": "listing-key-twice listing-key-escaped file-text-twice verbatim-twice "
-    "listing-verbatim-twice header-duplicate-key header-duplicate-entry manifest-duplicate",
-    "J3": "listing-surrogate listing-surrogate-key file-text-surrogate listing-verbatim-surrogate "
-    "manifest-surrogate manifest-surrogate-key",
+    "listing-verbatim-twice header-duplicate-key header-duplicate-entry "
+    "manifest-duplicate",
+    "J3": "listing-surrogate listing-surrogate-key file-text-surrogate "
+    "listing-verbatim-surrogate manifest-surrogate manifest-surrogate-key",
     "J4": "listing-integer manifest-integer",
-    "J5": "manifest-float listing-text-float",
-    "J6": "listing-deep manifest-deep header-deep file-text-deep listing-verbatim-deep "
-    "listing-text-deep",
+    "J5": "listing-deep listing-deeper manifest-deep header-deep file-text-deep "
+    "listing-verbatim-deep listing-text-deep",
     "Z1": "stream-no-frame stream-skippable-first index-no-frame index-frame-short",
-    "Z2": "stream-window stream-no-size stream-checksum stream-dictionary stream-dictionary-zero "
-    "stream-reserved-bit stream-unused-bit index-window index-no-size index-frame-checksum",
+    "Z2": "stream-window stream-no-size stream-checksum stream-dictionary "
+    "stream-dictionary-zero stream-reserved-bit stream-unused-bit index-window "
+    "index-no-size index-frame-checksum",
     "Z3": "stream-block-reserved stream-block-large index-block-reserved",
     "Z4": "stream-second-frame stream-skippable stream-trailing stream-cut stream-no-last "
     "index-second-frame",
@@ -41,19 +42,20 @@ RULES: Final[dict[str, str]] = {
     "D3": "listing-no-map listing-map-list listing-array",
     "D4": "listing-other listing-more listing-less listing-one listing-index listing-path",
     "D5": "",
-    "D6": "missing-shard",
+    "D6": "missing-shard order-missing-header",
     "C1": "header-none header-length-beyond",
     "C2": "limit-header",
     "C3": "header-unaligned",
     "C4": "header-padding header-length-short",
     "C5": "header-leading-space header-white-space header-more-metadata header-dtype "
-    "header-entry-name header-no-index header-escape header-gap header-longer-text header-no-data "
-    "header-no-metadata header-metadata-number header-array header-shape-text header-shape-two "
-    "header-shape-none header-shape-true shards-swapped",
+    "header-entry-name header-no-index header-escape header-gap header-longer-text "
+    "header-no-data header-no-metadata header-metadata-number header-array "
+    "header-shape-text header-shape-two header-shape-none header-shape-true "
+    "header-shape-negative shards-swapped",
     "C6": "header-file-longer header-file-shorter",
-    "M1": "manifest-white-space manifest-order manifest-array manifest-boolean manifest-negative "
-    "manifest-large manifest-null manifest-upper-hex manifest-code-units manifest-slash "
-    "manifest-tab",
+    "M1": "manifest-float manifest-white-space manifest-order manifest-array manifest-boolean "
+    "manifest-negative manifest-large manifest-null manifest-upper-hex "
+    "manifest-code-units manifest-slash manifest-tab",
     "M2": "manifest-no-format manifest-odd-format manifest-format-long manifest-format-suffix "
     "manifest-format-number",
     "M3": "version-major version-before version-next version-candidate version-major-rc",
@@ -67,19 +69,20 @@ RULES: Final[dict[str, str]] = {
     "M9": "base-repo base-repo-scheme base-repo-parts base-revision base-revision-up",
     "M10": "base-delta-type base-delta-empty base-delta-number base-delta-absolute "
     "base-delta-drive base-delta-scheme base-delta-backslash base-delta-up-later "
-    "base-delta-up-only base-delta-up-far base-delta-deep base-delta-branch base-delta-no-commit "
-    "base-delta-no-repo base-delta-host base-delta-repo-up",
+    "base-delta-up-only base-delta-up-far base-delta-deep base-delta-branch "
+    "base-delta-no-commit base-delta-no-repo base-delta-host base-delta-repo-up",
     "M11": "manifest-cast manifest-cast-type",
     "M12": "features-unlike",
     "I1": "index-entry-short",
     "I2": "checksum-index checksum-manifest checksum-first-shard",
     "I3": "limit-index limit-index-frame",
-    "I4": "index-column-wide index-column-width index-column-empty index-column-nine",
+    "I4": "index-column-wide index-column-width index-column-empty index-column-loose "
+    "index-column-nine",
     "I5": "index-cut index-longer block-cut",
     "I6": "name-prefix name-prefix-first name-prefix-long name-prefix-same",
     "I7": "name-long name-empty name-not-utf8 name-surrogate name-prefix-huge",
-    "I8": "name-control name-reversed name-c1 name-delete name-isolate name-metadata source-name "
-    "removed-name",
+    "I8": "name-control name-reversed name-c1 name-delete name-isolate name-metadata "
+    "source-name removed-name",
     "I9": "names-descending name-twice removed-descending removed-twice source-twice",
     "I10": "source-unused source-own-name",
     "I11": "removed-tensor removed-source",
@@ -102,7 +105,7 @@ RULES: Final[dict[str, str]] = {
     "I26": "chunk-empty chunk-stored",
     "I27": "chunk-shard data-longer data-shorter",
     "I28": "chunk-odd-start chunk-odd-length",
-    "I29": "chunk-rows chunk-one-dimension",
+    "I29": "chunk-rows chunk-one-dimension chunk-rows-part",
     "I30": "chunk-no-contexts chunk-bounds chunk-overlap-bounds",
     "I31": "chunk-bound-large",
     "I32": "chunk-no-changes",
@@ -124,15 +127,16 @@ RULES: Final[dict[str, str]] = {
     "F3": "file-case file-order",
     "F4": "file-of-tensor",
     "F5": "file-layout listing-layout",
-    "F6": "file-text-number file-text-more file-text-space file-text-space-after file-text-array "
-    "verbatim-metadata",
+    "F6": "file-text-number file-text-more file-text-space file-text-space-after "
+    "file-text-array verbatim-metadata",
     "F7": "file-verbatim-other file-verbatim-empty verbatim-dtype verbatim-shape verbatim-name "
     "verbatim-missing verbatim-more verbatim-space verbatim-array verbatim-dtype-unknown",
     "F8": "verbatim-gap verbatim-overlap verbatim-length verbatim-offsets verbatim-offset-text",
     "F9": "listing-text",
-    "F10": "listing-text-print listing-text-null",
+    "F10": "listing-text-float listing-text-print listing-text-null",
     "F11": "listing-verbatim-path listing-verbatim-more listing-verbatim-other "
-    "listing-verbatim-less listing-verbatim-empty listing-verbatim-no-map listing-verbatim-array",
+    "listing-verbatim-less listing-verbatim-empty listing-verbatim-no-map "
+    "listing-verbatim-array",
     "L1": "limit-tensors limit-sources limit-removed",
     "L2": "limit-chunks",
     "L3": "limit-files",

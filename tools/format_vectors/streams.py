@@ -342,7 +342,7 @@ STREAMS: Final = (
         "stream-block-large",
         "stream",
         "a repeated byte in a block of more than 128 KiB",
-        with_frame("zeros", with_blocks_of(140_000)),
+        with_frame("zeros", with_blocks_of(131_073)),
         "repeated",
     ),
     Invalid(

@@ -67,6 +67,8 @@ def encode_pair(pair: Pair, work: Path) -> Parent:
     if pair.edit is not None:
         (folder / DELTA).write_bytes(pair.edit(Draft.read(work / "delta")))
     files = read_folder(folder)
+    if pair.edit_files is not None:
+        files = pair.edit_files(files)
     # What has shards, or needs a feature, is not taken apart.
     single = DELTA in files and "features" not in pair.reader
     draft = Draft.read(work / "delta") if single else Draft({}, _no_index(), [])
