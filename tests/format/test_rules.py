@@ -29,7 +29,7 @@ def rules() -> dict[str, set[str]]:
 
 def test_rules_are_those_of_the_text() -> None:
     assert sorted(RULES) == sorted(rules())
-    assert {rule for rule, vectors in RULES.items() if not vectors} == set(TOO_LARGE)
+    assert {rule for rule, vectors in RULES.items() if not vectors} == TOO_LARGE.keys()
     assert LISTING["rules"] == {rule: vectors.split() for rule, vectors in RULES.items()}
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import zstandard
 from click.testing import CliRunner
 
+from conformance.readers import is_expected, library_outcome, load_decoder, second_outcome
 from format_vectors.checkpoints import COMMIT
 from format_vectors.draft import DELTA, Draft, plain
+from format_vectors.large import large_vectors
 from format_vectors.listing import VECTORS, load
 from format_vectors.pairs import BLOCKS, FEATURE, PAIRS
+from format_vectors.rules import TOO_LARGE
 from rlsparse_store.delta import apply_delta, verify_delta
 from rlsparse_store.errors import FormatError, UnsupportedFeatureError
 from rlsparse_store.files.base_hint import write_named
@@ -32,9 +33,6 @@ from rlsparse_store.format.manifest import BaseDelta
 from rlsparse_store.format.words import Widening
 from vectors import main as vectors_command
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
 FOLDER = VECTORS
 LISTING = load()
 ALL: list[dict[str, Any]] = LISTING["vectors"]
@@ -43,18 +41,6 @@ INVALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "invalid"]
 
 # What `generate` can only be asked of the zstd that wrote the vectors.
 SAME_ZSTD = tuple(LISTING["zstd"]) == zstandard.ZSTD_VERSION
-
-
-def load_decoder() -> ModuleType:
-    """The second decoder, which is a script beside the format and no module of a package."""
-    path = Path(__file__).parents[2] / "specs" / "decoder" / "decode.py"
-    spec = importlib.util.spec_from_file_location("rlsparse_second_decoder", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 DECODER = load_decoder()
@@ -247,6 +233,18 @@ def test_lists_of_shards_that_are_refused(
     with pytest.raises(DECODER.Refused) as refused_again:
         DECODER.shard_paths(delta)
     assert refused_again.value.code == code
+
+
+def test_large_vectors(tmp_path: Path) -> None:
+    made = large_vectors(tmp_path)
+    assert {name for rule in TOO_LARGE for name in TOO_LARGE[rule].split()} == {
+        vector["id"] for vector in made if vector["kind"] == "invalid"
+    }
+    for vector in made:
+        base = FOLDER / vector["base"]
+        assert is_expected(library_outcome(Path(vector["delta"]), base, {}), vector["expected"])
+        found = second_outcome(DECODER, Path(vector["delta"]), DECODER.read_checkpoint(base), {})
+        assert is_expected(found, vector["expected"])
 
 
 def test_ids_are_distinct() -> None:

@@ -37,7 +37,8 @@ _OPERATORS: Final[dict[type[ast.operator], type[ast.operator]]] = {
 _CHECKS: Final = ("need", "refuse", "require", "at_most")
 """Functions that refuse a file: a mutant does not call them."""
 
-_UNTOUCHED: Final = ("main", "__init__", "__repr__")
+_UNTOUCHED: Final = ("main", "__init__", "__repr__", "checkpoint_files", "read_checkpoint")
+"""Command lines and messages, and the reading of a base, which is no part of the format."""
 
 CODES: Final = (
     *("missing", "header", "version", "feature", "limit", "checksum", "index", "stream"),
