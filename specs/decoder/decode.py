@@ -867,13 +867,12 @@ def place_chunks(index: Index, sizes: list[int]) -> None:
         need(begin == end or entry.kind in (DELTA, WHOLE), "index", "a chunk of no coded tensor")
         for i in entry.chunks:
             at += int(columns["skip"][i])
-            need(at < entry.words, "index", "a chunk starts behind its tensor")
+            need(at <= entry.words, "index", "a chunk starts behind its tensor")
             columns["first"][i] = at
             at += int(columns["length"][i])
             shard = int(columns["shard"][i])
             columns["at"][i] = filled[shard]
             filled[shard] += int(columns["stored"][i])
-            need(filled[shard] <= sizes[shard], "index", "a chunk lies outside its shard")
     need(filled == sizes, "index", "the chunks do not fill their shards")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from format_vectors.chunks_by_hand import words_check
+from format_vectors.chunks_by_hand import whole_chunk, words_check
 from format_vectors.draft import compressed, fill_index, plain, unchanged
 from format_vectors.frames import (
     MAGIC,
@@ -31,7 +31,7 @@ from format_vectors.manifest import with_totals
 from format_vectors.pairs import FEATURE
 from rlsparse_store.format.dtypes import DTYPES, Dtype, OrderMap, WordCoding
 from rlsparse_store.format.index.columns import ColumnWriter
-from rlsparse_store.format.index.records import ChunkCoding, Kind
+from rlsparse_store.format.index.records import NO_STEPS, ChunkCoding, Kind
 from rlsparse_store.format.words import Widening
 
 if TYPE_CHECKING:
@@ -119,12 +119,6 @@ def _patched(old: bytes, new: bytes) -> Callable[[Parent], bytes]:
         return content.replace(old, new)
 
     return resealed(content=edit)
-
-
-def _moved_chunk(parent: Parent) -> bytes:
-    """Give a tensor of kind ``same`` a chunk."""
-    number = parent.draft.chunk_of("b_delta")
-    return parent.draft.with_chunk(number, tensor=0).sealed()
 
 
 def _uncovered(name: str) -> Callable[[Parent], bytes]:
@@ -272,6 +266,54 @@ def _rows_of_half_words(parent: Parent) -> bytes:
     return draft.with_tensor("w", shape=(2050, 3), coding=coding).sealed()
 
 
+def _half_word(parent: Parent) -> bytes:
+    """A tensor of 41 bytes in words of two."""
+    number = parent.draft.chunk_of("i_new")
+    draft = parent.draft.with_chunk(number, length=20)
+    coding = WordCoding(16, OrderMap.UNSIGNED)
+    return draft.with_tensor("i_new", shape=(41,), coding=coding).sealed()
+
+
+def _one_step_of(name: str) -> Callable[[Parent], bytes]:
+    """A step of a tensor that has none, which the totals count, too."""
+
+    def make(parent: Parent) -> bytes:
+        draft = parent.draft.with_tensor(name, steps=(1, *[0] * 7))
+        changed = draft.index.totals().changed + 1
+
+        def count(fields: Json) -> Json:
+            return fields | {"totals": fields["totals"] | {"changed": changed}}
+
+        return draft.sealed(manifest=count)
+
+    return make
+
+
+def _no_target(parent: Parent) -> bytes:
+    """The alias's origin, which stands between zeros, is 0."""
+    count = len(parent.draft.index.tensors)
+    names = [t.name for t in parent.draft.index.tensors]
+    old = [0] * count
+    old[names.index("y")] = count
+    return _patched(integer_column(old), integer_column([0] * count))(parent)
+
+
+def _nothing_changed(parent: Parent) -> bytes:
+    """A chunk without content, whose result is its base."""
+    draft, chunk = parent.draft, parent.draft.index.chunks[0]
+    empty = MAGIC + b"\x20\0" + block(0, 0, b"", last=False) + block(0, 0, b"")
+    draft = draft.with_stored(0, empty).with_chunk(0, changed=(0,), result=chunk.base)
+    digest = draft.tensor("w").base_digest
+    return draft.with_tensor("w", steps=NO_STEPS, tuned_digest=digest).sealed()
+
+
+def _chunk_of_same(parent: Parent) -> bytes:
+    """One more chunk, which is right, but of a tensor that has none."""
+    record, stored = whole_chunk(parent.pair, parent.draft, 0, 0, 16)
+    chunks = [record, *parent.draft.index.chunks]
+    return parent.draft.with_chunks(chunks, [stored, *parent.draft.stored]).sealed()
+
+
 TENSORS: Final = (
     Invalid("index-cut", "index", "an index that ends early", resealed(content=lambda c: c[:-1])),
     Invalid(
@@ -374,21 +416,6 @@ TENSORS: Final = (
         "index",
         "a widening that codes 32-bit words",
         with_tensor("f_wide", totals=False, coding=_FLOAT32),
-    ),
-    Invalid(
-        "words-not-whole",
-        "index",
-        "no whole number of words",
-        with_tensor("i_new", shape=(41,), coding=_FLOAT32),
-    ),
-    Invalid(
-        "bytes-not-whole",
-        "index",
-        "no whole number of bytes",
-        with_tensor("i_new", shape=(41,), dtype=DTYPES["F4"]),
-    ),
-    Invalid(
-        "tail-long", "index", "a tail longer than its tensor", with_tensor("c_grown", tail=193)
     ),
     Invalid("tail-of-whole", "index", "a tail of a whole tensor", with_tensor("i_new", tail=1)),
     Invalid("steps-wrong", "index", "steps that the chunks do not have", _wrong_steps),
@@ -610,18 +637,6 @@ TENSORS: Final = (
     Invalid(
         "moved-of-whole", "index", "moved words of a whole tensor", with_tensor("i_new", moved=1)
     ),
-    Invalid(
-        "steps-of-same",
-        "index",
-        "steps of an unchanged tensor",
-        with_tensor("a_same", steps=(1, *[0] * 7)),
-    ),
-    Invalid(
-        "steps-of-whole",
-        "index",
-        "steps of a whole tensor",
-        with_tensor("i_new", steps=(1, *[0] * 7)),
-    ),
     Invalid("steps-wrap", "index", "steps whose sum of 64 bits is right", _wrapped_steps),
     Invalid("origin-of-whole", "index", "a whole tensor with a source", _origin_of("i_new", 1)),
     Invalid("origin-unknown", "index", "a source that is not there", _origin_of("b_delta", 2)),
@@ -682,6 +697,29 @@ TENSORS: Final = (
         "a column of two bytes for a value of 200",
         resealed(content=lambda c: c[:-1] + b"\1\1" + b"\1\1a" + b"\2\xc8\0" + bytes(200)),
     ),
+    Invalid(
+        "bytes-not-whole",
+        "index",
+        "no whole number of bytes",
+        with_tensor("a_same", totals=False, shape=(65,), dtype=DTYPES["F4"]),
+    ),
+    Invalid("words-not-whole", "index", "no whole number of words", _half_word),
+    Invalid("steps-of-same", "index", "steps of an unchanged tensor", _one_step_of("a_same")),
+    Invalid("steps-of-whole", "index", "steps of a whole tensor", _one_step_of("i_new")),
+    Invalid(
+        "tail-long",
+        "index",
+        "a tail longer than its tensor",
+        with_tensor("w", tail=401, moved=0),
+        "whole",
+    ),
+    Invalid(
+        "alias-before",
+        "index",
+        "an alias of nothing, where the last tensor is alike",
+        _no_target,
+        "widest",
+    ),
 )
 
 
@@ -689,7 +727,6 @@ CHUNKS: Final = (
     Invalid(
         "chunk-beyond", "index", "a chunk that leaves its tensor", with_chunk("b_delta", length=257)
     ),
-    Invalid("chunk-of-same", "index", "a chunk of a tensor of kind `same`", _moved_chunk),
     Invalid("chunk-empty", "index", "a chunk of no words", with_chunk("f_wide", length=0)),
     Invalid(
         "chunk-stored",
@@ -698,7 +735,6 @@ CHUNKS: Final = (
         with_frame("w", lambda _: MAGIC + bytes.fromhex("2000010000")),
         "bitmap",
     ),
-    Invalid("chunk-coding", "index", "an unknown coding", with_chunk("i_new", coding=3)),
     Invalid(
         "chunk-shard",
         "index",
@@ -741,12 +777,6 @@ CHUNKS: Final = (
         "index",
         "a delta chunk without context",
         with_chunk("b_delta", bounds=(), changed=()),
-    ),
-    Invalid(
-        "chunk-no-changes",
-        "index",
-        "a delta chunk that changes nothing",
-        with_chunk("b_delta", changed=(0,)),
     ),
     Invalid(
         "chunk-odd-start",
@@ -809,6 +839,22 @@ CHUNKS: Final = (
         "whole-tail",
     ),
     Invalid("chunk-rows-part", "index", "rows of one word and a half", _rows_of_half_words, "rows"),
+    Invalid("chunk-coding", "index", "an unknown coding", with_chunk("b_delta", coding=3)),
+    Invalid(
+        "chunk-no-changes",
+        "index",
+        "a delta chunk that changes nothing",
+        _nothing_changed,
+        "bitmap",
+    ),
+    Invalid("chunk-of-same", "index", "a chunk of a tensor of kind `same`", _chunk_of_same),
+    Invalid(
+        "chunk-odd-three",
+        "index",
+        "4-bit words from the third on",
+        with_chunk("f4", first=3, length=636),
+        "four-bits",
+    ),
 )
 
 

@@ -280,17 +280,19 @@ def _rows_within() -> Pair:
 
 
 def _whole_tail() -> Pair:
-    base = {"w": floats("whole-tail", "BF16", 10, 10)}
+    base = {"v": floats("whole-tail/v", "BF16", 4, 4), "w": floats("whole-tail", "BF16", 10, 10)}
     words = [
         *moved("wt", base["w"], [91, 95, 99]).words.tolist(),
         *floats("wtm", "BF16", 20).words.tolist(),
     ]
-    tuned = {"w": of_words("BF16", words, 12, 10)}
+    more = [*base["v"].words.tolist(), *floats("wtv", "BF16", 8).words.tolist()]
+    tuned = {"v": of_words("BF16", more, 6, 4), "w": of_words("BF16", words, 12, 10)}
     pair = Pair("a whole chunk across the end of the shared part", base, tuned)
 
     def edit(draft: Draft) -> bytes:
-        record, stored = whole_chunk(pair, draft, 0, 90, 30)
-        draft = draft.with_chunks([record], [stored])
+        places = [(0, 16, 8), (1, 90, 20), (1, 110, 10)]
+        parts = [whole_chunk(pair, draft, *place) for place in places]
+        draft = draft.with_chunks([part[0] for part in parts], [part[1] for part in parts])
         return draft.with_tensor("w", steps=NO_STEPS, moved=3).sealed()
 
     return replace(pair, edit=edit)
@@ -350,7 +352,12 @@ def _widest() -> Pair:
         "c": moved("widest/c", base["c"], 40),
     }
     tuned["a"] = moved("widest/a", base["a"], [4])
-    pair = Pair("32 dimensions, 2^48, 16 contexts, 10 stored bytes, 1,000 blocks", base, tuned)
+    tuned["y"] = tuned["zz"] = raw("widest/y", "U8", 7)
+    pair = Pair(
+        "32 dimensions, 2^48, 16 contexts, 10 stored bytes, 1,000 blocks, an alias of the last",
+        base,
+        tuned,
+    )
 
     def edit(draft: Draft) -> bytes:
         number = draft.chunk_of("c")
@@ -361,6 +368,13 @@ def _widest() -> Pair:
             number, coding=record.coding, bounds=record.bounds, changed=record.changed
         )
         draft = draft.with_stored(byte, MAGIC + bytes.fromhex("2001090000") + b"\7")
+        twin = draft.chunk_of("y")
+        keep = [i for i in range(len(draft.stored)) if i != twin]
+        draft = draft.with_chunks(
+            [draft.index.chunks[i] for i in keep], [draft.stored[i] for i in keep]
+        )
+        changes: Json = {"kind": Kind.ALIAS, "coding": None, "origin": "zz", "tuned_digest": b""}
+        draft = draft.with_tensor("y", **changes)
         blocks = {f"{i:03}": b"" for i in range(1000)}
         return replace(draft, index=replace(draft.index, blocks=blocks)).sealed()
 

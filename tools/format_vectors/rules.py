@@ -95,7 +95,8 @@ RULES: Final[dict[str, str]] = {
     "widening-of-whole widening-of-same",
     "I17": "widening-dtype widening-width widening-map",
     "I18": "tail-long",
-    "I19": "origin-of-whole origin-unknown alias-of-nothing alias-unknown source-not-listed",
+    "I19": "origin-of-whole origin-unknown alias-of-nothing alias-before alias-unknown "
+    "source-not-listed",
     "I20": "alias-of-alias alias-of-itself alias-shape alias-dtype",
     "I21": "steps-wrong steps-large steps-wrap",
     "I22": "moved-more moved-shared",
@@ -104,7 +105,7 @@ RULES: Final[dict[str, str]] = {
     "I25": "whole-uncovered tail-uncovered whole-gap",
     "I26": "chunk-empty chunk-stored",
     "I27": "chunk-shard data-longer data-shorter",
-    "I28": "chunk-odd-start chunk-odd-length",
+    "I28": "chunk-odd-start chunk-odd-length chunk-odd-three",
     "I29": "chunk-rows chunk-one-dimension chunk-rows-part",
     "I30": "chunk-no-contexts chunk-bounds chunk-overlap-bounds",
     "I31": "chunk-bound-large",
