@@ -39,6 +39,7 @@ __all__ = [
     "RlsparseError",
     "StreamError",
     "TensorNotFoundError",
+    "TooLargeError",
     "UnsupportedDtypeError",
     "UnsupportedFeatureError",
     "UnsupportedVersionError",
@@ -82,7 +83,7 @@ class RlsparseError(Exception):
 
 
 class FormatError(RlsparseError, ValueError):
-    """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 12."""
+    """A delta breaks the format. ``code`` is the code of ``specs/format.md`` section 14."""
 
     code: ClassVar[str] = "header"
     exit_code = 3
@@ -112,6 +113,13 @@ class LimitError(FormatError):
     """A number in a file exceeds a limit of the format."""
 
     code = "limit"
+
+
+class TooLargeError(FormatError):
+    """The tuned checkpoint is larger than the caller accepts; the delta is sound."""
+
+    code = "large"
+    exit_code = 1
 
 
 class ChecksumError(FormatError):

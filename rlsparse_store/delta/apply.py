@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import find_base, find_delta
-from rlsparse_store.errors import IndexFormatError
+from rlsparse_store.errors import IndexFormatError, LimitError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.checkpoint_layout import (
     INDEX_NAME,
     FileLayout,
     IndexLayout,
     LayoutError,
+    LayoutLimitError,
     TensorShape,
     rebuild_header,
     rebuild_index,
@@ -175,6 +176,8 @@ def rebuild_files(reader: DeltaReader) -> tuple[list[RebuiltFile], bytes | None]
         }
         layout = IndexLayout(index.files.index_layout, index.files.index_text)
         return files, rebuild_index(layout, weight_map)
+    except LayoutLimitError as error:
+        raise LimitError(str(error), file=reader.path) from error
     except LayoutError as error:
         raise IndexFormatError(str(error), file=reader.path) from error
 

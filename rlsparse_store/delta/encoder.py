@@ -12,7 +12,11 @@ from rlsparse_store.codec.chunk import DeltaChunk
 from rlsparse_store.delta.plausibility import content_warnings, pair_notes, structure_warnings
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
-from rlsparse_store.files.checkpoint_layout import describe_file, describe_index
+from rlsparse_store.files.checkpoint_layout import (
+    LayoutError,
+    describe_file,
+    describe_index,
+)
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import SideFiles
 from rlsparse_store.format.digests import TensorDigester, bytes_check
@@ -95,6 +99,7 @@ class Encoder:
                 "repair the index in a copy of it"
             )
             raise CheckpointError(msg, file=tuned.path)
+        _require_distinct(tuned)
         sources = find_sources(base, tuned)
         self.warnings = structure_warnings(base, tuned, sources, force=force)
         self._plans = plan_tensors(base, tuned, policy, sources)
@@ -230,11 +235,14 @@ class Encoder:
     def _make_manifest(self, base: str, tuned: str, totals: Totals) -> Manifest:
         hints = self._hints or BaseHint("", "")
         cast = "BF16" if any(plan.is_cast for plan in self._plans) else None
-        return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast)
+        return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast=cast)
 
     def _files(self) -> FilesRecord:
         """The layout of the tuned files, which a cast changes."""
-        index = describe_index(self.tuned)
+        try:
+            index = describe_index(self.tuned)
+        except LayoutError as error:
+            raise CheckpointError(str(error), file=self.tuned.path) from error
         layouts = [describe_file(file) for file in self.tuned.files]
         files = [FileRecord(*layout) for layout in layouts]
         index_layout, index_text = index.layout, index.text
@@ -295,6 +303,16 @@ class _Digests:
     def base_leaves(self) -> NDArray[np.uint64]:
         """The leaf hashes of the source."""
         return np.concatenate([*self._base_leaves, np.zeros(0, np.uint64)])
+
+
+def _require_distinct(tuned: Checkpoint) -> None:
+    """Refuse file names that differ by case only: on some systems they are one file."""
+    seen: dict[str, str] = {}
+    for file in tuned.files:
+        other = seen.setdefault(file.name.lower(), file.name)
+        if other != file.name:
+            msg = f"has files {other!r} and {file.name!r}, which differ by case only; rename one"
+            raise CheckpointError(msg, file=tuned.path)
 
 
 def _cast_layout(tuned: Checkpoint, number: int, file: FileRecord) -> FileRecord:

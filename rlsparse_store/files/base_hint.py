@@ -26,7 +26,7 @@ def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> Non
     """Write the last file of a delta again, with another hint for finding its base.
 
     The manifest holds the hint, and the checksum of the index covers the manifest. Nothing else
-    changes, and fields of a newer minor version of the format are kept.
+    changes; keys that this version does not know are kept.
 
     Args:
         reader: The delta.
@@ -51,5 +51,6 @@ def write_named(reader: DeltaReader, out: Path, repo: str, revision: str) -> Non
         for start in range(0, last.data_bytes, PIECE):
             piece = min(PIECE, last.data_bytes - start)
             file.write(last.source.read(last.data_start + start, piece), len(header) + start)
-        entry = checksum(text, frame).to_bytes(8, "little") + frame
+        manifests = [shard.manifest_text for shard in reader.shards[:-1]]
+        entry = checksum(*manifests, text, frame).to_bytes(8, "little") + frame
         file.write(entry, len(header) + last.data_bytes)

@@ -1,4 +1,4 @@
-"""How a checkpoint is laid out in files, kept small (``specs/format.md`` section 10).
+"""How a checkpoint is laid out in files, kept small (``specs/format.md`` section 12).
 
 Nearly every file in the wild is one that a few words describe: names in one of two orders, data
 adjacent, one metadata text. Such a header is described and rebuilt; any other is kept verbatim.
@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlsparse_store.files.checkpoint import INDEX, Checkpoint, CheckpointFile, parse_index
+from rlsparse_store.files.checkpoint import INDEX, Checkpoint, CheckpointFile
 from rlsparse_store.format.header import (
     HeaderEntry,
     HeaderError,
@@ -20,7 +20,14 @@ from rlsparse_store.format.header import (
     parse_header,
 )
 from rlsparse_store.format.limits import MAX_TENSORS
-from rlsparse_store.format.strict_json import StrictJsonError, parse
+from rlsparse_store.format.names import printable
+from rlsparse_store.format.strict_json import (
+    JsonDepthError,
+    StrictJsonError,
+    parse,
+    parse_document,
+    printed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +39,7 @@ __all__ = [
     "FileLayout",
     "IndexLayout",
     "LayoutError",
+    "LayoutLimitError",
     "TensorShape",
     "describe_file",
     "describe_index",
@@ -47,6 +55,10 @@ NO_INDEX, REBUILT_INDEX, VERBATIM_INDEX = 0, 1, 2
 
 class LayoutError(ValueError):
     """A stored layout does not fit the tensors. Callers turn it into their own error."""
+
+
+class LayoutLimitError(LayoutError):
+    """A stored layout exceeds a limit of the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +142,9 @@ def rebuild_header(
             msg = f"the stored metadata of {layout.name} is not UTF-8"
             raise LayoutError(msg) from error
         if layout.text:
+            if not (layout.text.startswith(b"{") and layout.text.endswith(b"}")):
+                msg = f"the stored metadata of {layout.name} has white space around it"
+                raise LayoutError(msg)
             _check_header(framed[8:], layout.name, tensors)
         return framed, _placed(tensors, layout.layout)
     framed = len(layout.text).to_bytes(8, "little") + layout.text
@@ -173,9 +188,15 @@ def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[
     return entries
 
 
-def _rebuilt_index(metadata_text: bytes, weight_map: dict[str, str]) -> bytes:
-    index = {"metadata": json.loads(metadata_text), "weight_map": weight_map}
-    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+def _rebuilt_index(metadata: object, weight_map: dict[str, str]) -> bytes:
+    return printed({"metadata": metadata, "weight_map": weight_map}) + b"\n"
+
+
+def _has_one_text(value: object) -> bool:
+    """Whether the format says how this is printed: floats and ``null`` are kept verbatim."""
+    if isinstance(value, dict | list):
+        return all(map(_has_one_text, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | bool | int)
 
 
 def _weight_map(checkpoint: Checkpoint) -> dict[str, str]:
@@ -183,13 +204,25 @@ def _weight_map(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def describe_index(checkpoint: Checkpoint) -> IndexLayout:
-    """Describe a checkpoint's index file so that it can be rebuilt byte for byte."""
+    """Describe a checkpoint's index file so that it can be rebuilt byte for byte.
+
+    Raises:
+        LayoutError: It does not map every tensor to its file, or is no JSON of the format.
+    """
     if checkpoint.index_text is None:
         return IndexLayout(NO_INDEX, b"")
-    metadata = parse_index(checkpoint.index_text).get("metadata")
-    text = json.dumps(metadata, indent=2, sort_keys=True).encode()
-    if _rebuilt_index(text, _weight_map(checkpoint)) == checkpoint.index_text:
-        return IndexLayout(REBUILT_INDEX, text)
+    try:
+        index = parse_document(checkpoint.index_text, any_number=True)
+    except StrictJsonError as error:
+        msg = f"{INDEX_NAME}: {error}"
+        raise LayoutError(msg) from error
+    weight_map, metadata = _weight_map(checkpoint), index.get("metadata")
+    if index["weight_map"] != weight_map:
+        name = printable(min(weight_map.keys() - index["weight_map"].keys()))
+        msg = f"{INDEX_NAME} does not list the tensor {name!r}; save the checkpoint again"
+        raise LayoutError(msg)
+    if _has_one_text(metadata) and _rebuilt_index(metadata, weight_map) == checkpoint.index_text:
+        return IndexLayout(REBUILT_INDEX, printed(metadata))
     return IndexLayout(VERBATIM_INDEX, checkpoint.index_text)
 
 
@@ -205,19 +238,22 @@ def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | No
     """
     if layout.layout == NO_INDEX:
         return None
+    rebuilt = layout.layout == REBUILT_INDEX
     try:
-        if layout.layout == REBUILT_INDEX:
-            metadata = parse_index(layout.text)
-            if json.dumps(metadata, indent=2, sort_keys=True).encode() != layout.text:
-                msg = "the stored metadata of the index file is not printed as it must be"
-                raise LayoutError(msg)
-            return _rebuilt_index(layout.text, weight_map)
-        stored = parse_index(layout.text)
+        stored = parse_document(layout.text, any_number=not rebuilt)
+    except JsonDepthError as error:
+        msg = f"the stored index file: {error}"
+        raise LayoutLimitError(msg) from error
     except StrictJsonError as error:
         msg = f"the stored index file: {error}"
         raise LayoutError(msg) from error
-    stored_map = stored.get("weight_map") if isinstance(stored, dict) else None
-    if not isinstance(stored_map, dict) or not stored_map.items() <= weight_map.items():
-        msg = "the stored index file maps the tensors to other files"
+    if rebuilt:
+        if not _has_one_text(stored) or printed(stored) != layout.text:
+            msg = "the stored metadata of the index file is not printed as it must be"
+            raise LayoutError(msg)
+        return _rebuilt_index(stored, weight_map)
+    # Whoever loads the rebuilt folder goes where this leads.
+    if not isinstance(stored, dict) or stored.get("weight_map") != weight_map:
+        msg = "the stored index file does not map exactly the tensors to their files"
         raise LayoutError(msg)
     return layout.text

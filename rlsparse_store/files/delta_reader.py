@@ -14,6 +14,7 @@ from rlsparse_store.errors import (
     MissingFileError,
     NotFoundError,
     StreamError,
+    TooLargeError,
 )
 from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.delta_writer import container_header
@@ -37,7 +38,12 @@ from rlsparse_store.format.limits import (
 )
 from rlsparse_store.format.manifest import Manifest, parse_fields, parse_manifest
 from rlsparse_store.format.names import printable
-from rlsparse_store.format.strict_json import StrictJsonError, parse
+from rlsparse_store.format.strict_json import (
+    JsonDepthError,
+    StrictJsonError,
+    parse,
+    parse_document,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +61,7 @@ class Shard(NamedTuple):
 
     source: Source
     manifest_text: bytes
+    features: list[str]
     data_start: int
     data_bytes: int
     index_bytes: int | None
@@ -66,6 +73,7 @@ class DeltaReader(Closeable):
     Args:
         path: The delta's folder, which holds ``rlsparse/``.
         files: The files in ``rlsparse/``, if they are not on disk.
+        max_tuned_bytes: Bytes of all tuned tensors that the caller accepts.
 
     Attributes:
         path: The delta's folder.
@@ -78,9 +86,12 @@ class DeltaReader(Closeable):
     Raises:
         NotFoundError: There is no delta at this place.
         FormatError: It breaks the format.
+        TooLargeError: Its tuned checkpoint has more than ``max_tuned_bytes``.
     """
 
-    def __init__(self, path: Path, files: Folder | None = None) -> None:
+    def __init__(
+        self, path: Path, files: Folder | None = None, *, max_tuned_bytes: int | None = None
+    ) -> None:
         self.path = path
         self.shards: list[Shard] = []
         folder = path / DELTA_FOLDER
@@ -94,9 +105,11 @@ class DeltaReader(Closeable):
                 has_index = number == len(names)
                 self.shards.append(_open_shard(files.open(name), number, has_index=has_index))
             last = self.shards[-1]
+            _require_equal_features(self.shards)
             self.manifest: Manifest = parse_manifest(last.manifest_text, len(names))
-            self.index: Index = _read_index(last, [s.data_bytes for s in self.shards])
+            self.index: Index = _read_index(self.shards)
             self._check_totals()
+            self._check_size(max_tuned_bytes)
         except FormatError as error:
             self.close()
             error.file = error.file or folder
@@ -110,6 +123,12 @@ class DeltaReader(Closeable):
         if self.manifest.totals != self.index.totals():
             msg = "the manifest's totals are not those of the index"
             raise IndexFormatError(msg)
+
+    def _check_size(self, most: int | None) -> None:
+        nbytes = self.manifest.totals.tuned_bytes
+        if most is not None and nbytes > most:
+            msg = f"its tensors take {nbytes} bytes, and at most {most} were to be accepted"
+            raise TooLargeError(msg)
 
     def check_state(self) -> None:
         """Require that the tuned checkpoint's digest is the one that the index gives.
@@ -183,7 +202,9 @@ def _find_shards(files: Folder) -> tuple[list[str], int]:
 
 def _names_in(text: bytes, files: Folder) -> list[str]:
     try:
-        fields: Any = parse(text, most_objects=len(text), any_number=True)
+        fields: Any = parse_document(text, any_number=True)
+    except JsonDepthError as error:
+        raise LimitError(str(error)) from error
     except StrictJsonError as error:
         raise MissingFileError(str(error)) from error
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
@@ -200,6 +221,12 @@ def _names_in(text: bytes, files: Folder) -> list[str]:
             msg = f"the shard {name} is missing; copy or download the delta again"
             raise MissingFileError(msg)
     return list(expected.values())
+
+
+def _require_equal_features(shards: list[Shard]) -> None:
+    if any(shard.features != shards[-1].features for shard in shards):
+        msg = "its shards do not list the same features"
+        raise FormatError(msg)
 
 
 def _open_shard(source: Source, number: int, *, has_index: bool) -> Shard:
@@ -225,8 +252,8 @@ def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
     if 8 + len(header) + data + (index or 0) != source.nbytes:
         msg = f"its header describes another length than its {source.nbytes} bytes"
         raise FormatError(msg)
-    parse_fields(manifest_text, number)
-    return Shard(source, manifest_text, 8 + len(header), data, index)
+    features = parse_fields(manifest_text, number)["features"]
+    return Shard(source, manifest_text, features, 8 + len(header), data, index)
 
 
 def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes, int, int | None]:
@@ -251,14 +278,15 @@ def _parse_header(header: bytes, number: int, *, has_index: bool) -> tuple[bytes
     return manifest_text, data, index
 
 
-def _read_index(shard: Shard, shard_bytes: list[int]) -> Index:
+def _read_index(shards: list[Shard]) -> Index:
+    shard = shards[-1]
     assert shard.index_bytes is not None  # noqa: S101 - the last shard was opened with one
     entry = shard.source.read(shard.data_start + shard.data_bytes, shard.index_bytes)
     if len(entry) < 8:
         msg = "the index is cut short"
         raise IndexFormatError(msg)
     frame = entry[8:]
-    if checksum(shard.manifest_text, frame) != int.from_bytes(entry[:8], "little"):
+    if checksum(*(s.manifest_text for s in shards), frame) != int.from_bytes(entry[:8], "little"):
         msg = "the index or the manifest is damaged; copy or download the delta again"
         raise ChecksumError(msg, file=shard.source.path)
     largest = max_index_content(len(frame))
@@ -270,7 +298,7 @@ def _read_index(shard: Shard, shard_bytes: list[int]) -> Index:
     except StreamError as error:
         raise IndexFormatError(error.message) from error
     with _collector_paused():
-        return decode_index(content, shard_bytes)
+        return decode_index(content, [s.data_bytes for s in shards], shard.features)
 
 
 @contextmanager

@@ -52,10 +52,10 @@ class ChunkSink(Protocol):
         """Store the index and return the bytes of all files."""
 
 
-def pack_index(index: Index, manifest_text: bytes) -> bytes:
-    """The ``index`` entry: checksum and frame."""
+def pack_index(index: Index, manifest_texts: list[bytes]) -> bytes:
+    """The ``index`` entry: checksum of all manifests and the frame, and the frame."""
     frame = compress_bytes(encode_index(index), INDEX_LEVEL)
-    return checksum(manifest_text, frame).to_bytes(8, "little") + frame
+    return checksum(*manifest_texts, frame).to_bytes(8, "little") + frame
 
 
 def container_header(manifest_text: bytes, shard: int, data: int, index: int | None) -> bytes:
@@ -157,10 +157,11 @@ class DeltaWriter:
             OutputError: They cannot be written.
         """
         last = self._shards[-1]
-        manifest_text = manifest.text(last.number)
-        total = last.finish(manifest_text, pack_index(index, manifest_text))
-        for shard in self._shards[:-1]:
-            total += shard.finish(canonical(shard_fields(shard.number)), None)
+        texts = [canonical(shard_fields(shard.number)) for shard in self._shards[:-1]]
+        texts.append(manifest.text(last.number))
+        total = last.finish(texts[-1], pack_index(index, texts))
+        for shard, text in zip(self._shards[:-1], texts[:-1], strict=True):
+            total += shard.finish(text, None)
         for shard in self._shards:
             name = shard_name(shard.number, len(self._shards))
             with output_errors(self._folder / name):
@@ -212,4 +213,4 @@ class CountingSink:
 
     def finish(self, index: Index, manifest: Manifest) -> int:
         """Return the bytes of the file."""
-        return self._header + self._data + len(pack_index(index, manifest.text(1)))
+        return self._header + self._data + len(pack_index(index, [manifest.text(1)]))

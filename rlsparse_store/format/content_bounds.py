@@ -1,7 +1,7 @@
 """How large the content of a delta chunk can be, from numbers that are known before it is read.
 
 A frame may announce any size, and a few bytes of it can stand for gigabytes: what is announced is
-held against this bound before anything is decompressed (``specs/format.md`` section 8).
+held against this bound before anything is decompressed (``specs/format.md`` section 4).
 """
 
 from __future__ import annotations

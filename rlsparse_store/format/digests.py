@@ -1,4 +1,4 @@
-"""Digests of content and checks of chunks (``specs/format.md`` section 9).
+"""Digests of content and checks of chunks (``specs/format.md`` section 11).
 
 A byte string is hashed leaf by leaf, so that threads, devices and slices can each do their part.
 These detect accidents, not forgery.

@@ -1,4 +1,4 @@
-"""The dtypes of safetensors and how their bits are coded (``specs/format.md`` section 6)."""
+"""The dtypes of safetensors and how their bits are coded (``specs/format.md`` section 2)."""
 
 from __future__ import annotations
 

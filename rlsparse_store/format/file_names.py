@@ -1,4 +1,4 @@
-"""Where the files of a delta lie (``specs/format.md`` section 2)."""
+"""Where the files of a delta lie (``specs/format.md`` section 7)."""
 
 from __future__ import annotations
 

@@ -7,16 +7,23 @@ from typing import Final
 
 import zstandard
 
-from rlsparse_store.errors import LimitError, StreamError
-from rlsparse_store.format.limits import MAX_WINDOW
+from rlsparse_store.errors import StreamError
+from rlsparse_store.format.limits import MAX_BLOCK
 
 __all__ = ["compress", "compress_bytes", "content_size", "decompress"]
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
-# Bits of the frame header's descriptor, its fifth byte.
-_HAS_DICTIONARY: Final = 0b011
-_HAS_CHECKSUM: Final = 0b100
+_SIZE_BYTES: Final = {0x20: 1, 0x60: 2, 0xA0: 4, 0xE0: 8}
+"""Bytes of the content size by the descriptor, the fifth byte of a frame.
+
+Each is a single segment without checksum and dictionary; every other descriptor is refused.
+"""
+
+_SINGLE_SEGMENT: Final = 0x20
+
+# What a block's header says.
+_RLE, _RESERVED = 1, 3
 
 # Fixed here rather than taken from a level, whose meaning moves between library versions.
 # Literals dominate, so the fast strategy suffices; short matches would cost more than they save.
@@ -82,7 +89,7 @@ def compress(
         stored.append(compressor.compress(view[start:end]))
         start = end
     stored.append(compressor.flush())
-    return b"".join(stored)
+    return _as_single_segment(b"".join(stored))
 
 
 def compress_bytes(content: bytes, level: int) -> bytes:
@@ -90,49 +97,55 @@ def compress_bytes(content: bytes, level: int) -> bytes:
     compressor = zstandard.ZstdCompressor(
         level=level, write_content_size=True, write_checksum=False, write_dict_id=False
     )
-    return compressor.compress(content)
+    return _as_single_segment(compressor.compress(content))
+
+
+def _as_single_segment(frame: bytes) -> bytes:
+    """The frame without the window that zstd declares where the content is longer than its own."""
+    if frame[4] & _SINGLE_SEGMENT:
+        return frame
+    return frame[:4] + bytes([frame[4] | _SINGLE_SEGMENT]) + frame[6:]
 
 
 def content_size(stored: bytes) -> int:
-    """The content size a frame announces, once its header is known to be sound.
+    """The content size that a frame declares, once its header and its blocks are checked.
 
     Raises:
         StreamError: This is no zstd frame as the format wants it.
-        LimitError: Its window is too large.
     """
-    # zstandard reads the header of a skippable frame as well.
-    if not stored.startswith(_MAGIC):
-        msg = "not a zstd frame"
+    nbytes = _SIZE_BYTES.get(stored[4]) if len(stored) > 4 else None
+    if not stored.startswith(_MAGIC) or nbytes is None:
+        msg = "not a zstd frame of a single segment without checksum and dictionary"
         raise StreamError(msg)
-    try:
-        frame = zstandard.get_frame_parameters(stored)
-    except zstandard.ZstdError as error:
-        msg = f"not a zstd frame ({error})"
-        raise StreamError(msg) from error
-    # The window of a frame of a single segment is its content: this library's larger ones have one
-    # of their own.
-    if frame.window_size > MAX_WINDOW:
-        msg = f"the zstd frame wants a window of {frame.window_size} bytes"
-        raise LimitError(msg)
-    if frame.content_size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
-        msg = "the zstd frame does not tell its content size"
+    size = int.from_bytes(stored[5 : 5 + nbytes], "little")
+    _check_blocks(stored, 5 + nbytes)
+    return size + 256 if nbytes == 2 else size
+
+
+def _check_blocks(stored: bytes, at: int) -> None:
+    """Walk the block headers: decompressors differ in which sizes they accept."""
+    last = 0
+    while not last:
+        header = int.from_bytes(stored[at : at + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        if at + 3 > len(stored) or kind == _RESERVED or size > MAX_BLOCK:
+            msg = f"the zstd frame has a broken block at byte {at}"
+            raise StreamError(msg)
+        at += 3 + (1 if kind == _RLE else size)
+    if at != len(stored):
+        msg = f"the zstd frame ends at byte {at} of {len(stored)}"
         raise StreamError(msg)
-    # Not the dictionary's number: a field that holds 0 is read as none.
-    if stored[4] & (_HAS_DICTIONARY | _HAS_CHECKSUM):
-        msg = "the zstd frame has a dictionary or a checksum of its own"
-        raise StreamError(msg)
-    return int(frame.content_size)
 
 
 def decompress(stored: bytes, largest: int) -> bytes:
     """Decompress one frame of at most ``largest`` bytes of content.
 
     Raises:
-        StreamError: The frame is broken, announces more, or is followed by anything.
+        StreamError: The frame is broken, declares more, or is followed by anything.
     """
     size = content_size(stored)
     if size > largest:
-        msg = f"the zstd frame announces {size} bytes where at most {largest} can be needed"
+        msg = f"the zstd frame declares {size} bytes where at most {largest} can be needed"
         raise StreamError(msg)
     try:
         content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
@@ -140,6 +153,6 @@ def decompress(stored: bytes, largest: int) -> bytes:
         msg = f"the zstd frame is broken ({error})"
         raise StreamError(msg) from error
     if len(content) != size:
-        msg = f"the zstd frame holds {len(content)} bytes, not the {size} it announces"
+        msg = f"the zstd frame holds {len(content)} bytes, not the {size} that it declares"
         raise StreamError(msg)
     return content

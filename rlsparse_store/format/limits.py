@@ -1,10 +1,12 @@
-"""The limits of the format (``specs/format.md`` section 11) and of what a reader accepts."""
+"""The limits of the format (``specs/format.md`` section 13) and of what a reader accepts."""
 
 from __future__ import annotations
 
 from typing import Final
 
 __all__ = [
+    "MAX_BLOCK",
+    "MAX_BLOCKS",
     "MAX_CHECK",
     "MAX_CHUNKS",
     "MAX_CHUNK_STORED",
@@ -14,13 +16,14 @@ __all__ = [
     "MAX_DIMENSION",
     "MAX_FILES",
     "MAX_INDEX_CONTENT",
+    "MAX_JSON_DEPTH",
     "MAX_NAMES_BYTES",
     "MAX_NAME_BYTES",
     "MAX_RANK",
     "MAX_SHARD_LIST",
     "MAX_TENSORS",
     "MAX_TENSOR_HEADER",
-    "MAX_WINDOW",
+    "MAX_TUNED_BYTES",
     "MIN_CHUNK_STORED",
     "max_index_content",
 ]
@@ -70,8 +73,17 @@ MAX_CHECK: Final = 0xFFFFFFFF
 MAX_CONTEXTS: Final = 16
 """Contexts of a chunk."""
 
-MAX_WINDOW: Final = 1 << 23
-"""Bytes of a zstd window."""
+MAX_BLOCK: Final = 1 << 17
+"""Bytes of a zstd block."""
+
+MAX_BLOCKS: Final = 1000
+"""Optional blocks of an index."""
+
+MAX_JSON_DEPTH: Final = 32
+"""Objects and lists within each other."""
+
+MAX_TUNED_BYTES: Final = 1 << 50
+"""Bytes of all tensors of a tuned checkpoint, aliases included."""
 
 MAX_INDEX_CONTENT: Final = 1 << 30
 """Bytes of a decompressed index."""

@@ -1,4 +1,4 @@
-"""The manifest: the few facts at the front of a delta (``specs/format.md`` section 4)."""
+"""The manifest: the few facts at the front of a delta (``specs/format.md`` section 9)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rlsparse_store.errors import FormatError, UnsupportedFeatureError, UnsupportedVersionError
+from rlsparse_store.errors import (
+    FormatError,
+    LimitError,
+    UnsupportedFeatureError,
+    UnsupportedVersionError,
+)
 from rlsparse_store.format.dtypes import DTYPES
-from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse
+from rlsparse_store.format.names import is_block_name
+from rlsparse_store.format.strict_json import (
+    JsonDepthError,
+    StrictJsonError,
+    canonical,
+    parse_document,
+)
 
 __all__ = [
     "FORMAT_VERSION",
+    "BaseDelta",
     "Manifest",
     "Totals",
     "parse_fields",
@@ -19,14 +31,41 @@ __all__ = [
     "shard_fields",
 ]
 
-FORMAT_VERSION: Final = "1.0"
+FORMAT_VERSION: Final = "1.0-rc.1"
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
-MAX_DEPTH: Final = 32
-"""Objects and lists of a manifest within each other."""
-
-_VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
+_NUMBER: Final = "(0|[1-9][0-9]{0,5})"
+_VERSION: Final = re.compile(rf"{_NUMBER}\.{_NUMBER}(-rc\.[1-9][0-9]{{0,5}})?")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+# Hints. None can name a scheme or a host, or a place from the root of a file system.
+_PART: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+_REPO: Final = re.compile(rf"{_PART}(/{_PART})?")
+_REVISION: Final = re.compile(rf"{_PART}(/{_PART}){{0,3}}")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
+_PATH: Final = re.compile(rf"(\.\./){{0,8}}{_PART}(/{_PART}){{0,7}}")
+_PATH_IN_REPO: Final = re.compile(rf"{_PART}(/{_PART}){{0,7}}")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDelta:
+    """Hint: the delta whose result the base is. Content decides, as for every hint.
+
+    Attributes:
+        path: Its folder, relative to that of the delta with this hint or, with ``repo``, within
+            the repository; empty for the top of the repository.
+        repo: Its repository on the Hub, if it is not the one that the delta lies in.
+        revision: Its commit there.
+    """
+
+    path: str = ""
+    repo: str | None = None
+    revision: str | None = None
+
+    def fields(self) -> dict[str, str]:
+        """The object that the manifest holds."""
+        found = {"path": self.path or None, "repo": self.repo, "revision": self.revision}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +97,8 @@ class Manifest:
         totals: Sums over the index.
         repo: Hint: the base's repository on the Hub.
         revision: Hint: the base's commit.
+        base_delta: Hint: the delta whose result the base is. ``repo`` and ``revision`` then say
+            where that delta's base is.
         cast: Dtype code the tuned checkpoint was rounded to before, if it was.
         version: The format version it was written in.
     """
@@ -67,12 +108,18 @@ class Manifest:
     totals: Totals
     repo: str | None = None
     revision: str | None = None
+    base_delta: BaseDelta | None = None
     cast: str | None = None
     version: str = FORMAT_VERSION
 
     def text(self, shard: int) -> bytes:
         """The canonical text, for the file with this number."""
-        base = {"digest": self.base_digest, "repo": self.repo, "revision": self.revision}
+        base = {
+            "delta": None if self.base_delta is None else self.base_delta.fields(),
+            "digest": self.base_digest,
+            "repo": self.repo,
+            "revision": self.revision,
+        }
         totals = {name: getattr(self.totals, name) for name in Totals.__slots__}
         full: dict[str, Any] = {
             **shard_fields(shard),
@@ -99,17 +146,19 @@ def parse_fields(text: bytes, shard: int) -> dict[str, Any]:
 
     Raises:
         FormatError: It is not canonical, or lacks something.
-        UnsupportedVersionError: Another major version.
+        LimitError: It is nested too deeply.
+        UnsupportedVersionError: Another version.
         UnsupportedFeatureError: A feature that is not known here.
     """
     try:
-        fields = parse(text, most_objects=len(text))
-        # In this order: what is nested deeply has no canonical text here.
-        is_canonical = _is_plain(fields, MAX_DEPTH) and canonical(fields) == text
-    except (StrictJsonError, UnicodeEncodeError) as error:
+        fields = parse_document(text)
+    except JsonDepthError as error:
+        msg = f"the manifest: {error}"
+        raise LimitError(msg) from error
+    except StrictJsonError as error:
         msg = f"the manifest: {error}"
         raise FormatError(msg) from error
-    if not is_canonical or not isinstance(fields, dict):
+    if not isinstance(fields, dict) or not _is_plain(fields) or canonical(fields) != text:
         msg = "the manifest is not canonical JSON of texts and integers"
         raise FormatError(msg)
     _check_version(fields.get("format"))
@@ -120,10 +169,9 @@ def parse_fields(text: bytes, shard: int) -> dict[str, Any]:
     return fields
 
 
-def _is_plain(value: object, depth: int) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) or (type(value) is int and 0 <= value < 2**53)
 
 
@@ -132,10 +180,10 @@ def _check_version(version: object) -> None:
     if found is None:
         msg = "the manifest has no format version"
         raise FormatError(msg)
-    if found[1] != FORMAT_VERSION.partition(".")[0]:
+    if version != FORMAT_VERSION:
         msg = (
-            f"format version {found[0]}; this library reads version "
-            f"{FORMAT_VERSION.partition('.')[0]}: upgrade rlsparse-store"
+            f"format version {found[0]}; this library reads {FORMAT_VERSION} only, until 1.0 is "
+            "frozen: encode the checkpoint again, or read it with the rlsparse-store that wrote it"
         )
         raise UnsupportedVersionError(msg)
 
@@ -144,8 +192,8 @@ def _check_features(features: object) -> None:
     if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
         msg = "the manifest has no list of features"
         raise FormatError(msg)
-    if features != sorted(set(features)):
-        msg = "the manifest's features are not in ascending order"
+    if features != sorted(set(features)) or not all(map(is_block_name, features)):
+        msg = "the manifest's features are no names in ascending order"
         raise FormatError(msg)
     unknown = [f for f in features if f not in KNOWN_FEATURES]
     if unknown:
@@ -164,11 +212,12 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
     if base is None or tuned is None or not (_has_digest(base) and _has_digest(tuned)):
         msg = "the manifest lacks the digest of base or tuned"
         raise FormatError(msg)
-    texts = (base.get("repo"), base.get("revision"), fields.get("cast"))
-    if not all(text is None or isinstance(text, str) for text in texts):
-        msg = "the manifest's repo, revision or cast is no text"
+    hints = (base.get("repo"), base.get("revision"))
+    if not (_is_hint(hints[0], _REPO) and _is_hint(hints[1], _REVISION)):
+        msg = "the manifest's hints of the base are no repository and revision"
         raise FormatError(msg)
-    if texts[2] is not None and texts[2] not in DTYPES:
+    cast = fields.get("cast")
+    if "cast" in fields and not (isinstance(cast, str) and cast in DTYPES):
         msg = "the manifest's cast is no dtype"
         raise FormatError(msg)
     totals = fields.get("totals")
@@ -181,11 +230,30 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
         base_digest=base["digest"],
         tuned_digest=tuned["digest"],
         totals=Totals(**{name: totals[name] for name in Totals.__slots__}),
-        repo=texts[0],
-        revision=texts[1],
-        cast=texts[2],
+        repo=hints[0],
+        revision=hints[1],
+        base_delta=_base_delta(base["delta"]) if "delta" in base else None,
+        cast=cast,
         version=fields["format"],
     )
+
+
+def _is_hint(text: object, form: re.Pattern[str]) -> bool:
+    return text is None or (isinstance(text, str) and form.fullmatch(text) is not None)
+
+
+def _base_delta(value: object) -> BaseDelta:
+    fields = value if isinstance(value, dict) else {}
+    path, repo, revision = (fields.get(key) for key in ("path", "repo", "revision"))
+    in_repo = repo is not None
+    good = fields.keys() & {"path", "repo", "revision"} in (
+        ({"repo", "revision"}, {"path", "repo", "revision"}) if in_repo else ({"path"},)
+    )
+    good = good and _is_hint(path, _PATH_IN_REPO if in_repo else _PATH)
+    if not (good and _is_hint(repo, _REPO) and _is_hint(revision, _COMMIT)):
+        msg = "the manifest's hint of the delta whose result the base is leads nowhere"
+        raise FormatError(msg)
+    return BaseDelta(path or "", repo, revision)
 
 
 def _has_digest(value: Any) -> bool:  # noqa: ANN401 - JSON has no one type

@@ -1,4 +1,4 @@
-"""Which words of a context changed (``specs/format.md`` section 8.2, masks)."""
+"""Which words of a context changed (``specs/format.md`` section 4.2, masks)."""
 
 from __future__ import annotations
 

@@ -7,13 +7,15 @@ from typing import Final
 
 from rlsparse_store.format.limits import MAX_NAME_BYTES
 
-__all__ = ["are_tensor_names", "is_file_name", "is_tensor_name", "printable"]
+__all__ = ["are_tensor_names", "is_block_name", "is_file_name", "is_tensor_name", "printable"]
 
 # Control characters, surrogates and the marks that reverse text on a terminal.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 # What a terminal shows as nothing, or as a line of its own, besides.
 _UNSEEN: Final = re.compile(_UNSAFE.pattern[:-1] + "\u061c\u200b-\u200f\u2028\u2029\ufeff]")
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}")
+# Features and optional blocks.
+_BLOCK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}")
 # Names that Windows gives to devices, with any suffix.
 _DEVICES: Final = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
@@ -33,6 +35,16 @@ def are_tensor_names(names: list[str]) -> bool:
         return False
     longest = [name for name in names if len(name) > MAX_NAME_BYTES // 4]
     return all(is_tensor_name(name) for name in longest)
+
+
+def is_block_name(name: str) -> bool:
+    """Whether this can be the name of a feature or an optional block.
+
+    Example:
+        >>> is_block_name("example.org/predictor"), is_block_name("Predictor")
+        (True, False)
+    """
+    return _BLOCK_NAME.fullmatch(name) is not None
 
 
 def is_file_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Order maps, keys and steps of words (``specs/format.md`` section 6)."""
+"""Order maps, keys and steps of words (``specs/format.md`` section 2)."""
 
 from __future__ import annotations
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+import re
+from typing import Any, Final, NoReturn
 
-__all__ = ["StrictJsonError", "canonical", "parse"]
+from rlsparse_store.format.limits import MAX_JSON_DEPTH
+
+__all__ = ["JsonDepthError", "StrictJsonError", "canonical", "parse", "parse_document", "printed"]
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class StrictJsonError(ValueError):
     """The text is not JSON as this package accepts it. Callers turn it into their own error."""
+
+
+class JsonDepthError(StrictJsonError):
+    """Objects and lists are nested too deeply: a limit of the format."""
 
 
 def _refuse_number(text: str) -> NoReturn:
@@ -62,11 +71,51 @@ def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  
         )
     except StrictJsonError:
         raise
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        msg = "nested too deeply"
+        raise JsonDepthError(msg) from error
+    except (UnicodeDecodeError, ValueError) as error:
         msg = f"not valid JSON ({error})"
         raise StrictJsonError(msg) from error
+
+
+def parse_document(text: bytes, *, any_number: bool = False) -> Any:  # noqa: ANN401 - as parse
+    """Parse a JSON text of a delta, all of which is checked, whether it is used or not.
+
+    Args:
+        text: UTF-8 without a byte-order mark, whose length the caller has bounded.
+        any_number: Accept fractions and exponents too.
+
+    Raises:
+        JsonDepthError: It is nested too deeply.
+        StrictJsonError: As :func:`parse`, or a string is not Unicode.
+    """
+    value = parse(text, most_objects=len(text), any_number=any_number)
+    level, depth = [value], 0
+    while level:
+        groups = [part for part in level if isinstance(part, dict | list)]
+        depth += 1
+        if groups and depth > MAX_JSON_DEPTH:
+            msg = f"nested more than {MAX_JSON_DEPTH} deep"
+            raise JsonDepthError(msg)
+        keys = [key for group in groups if isinstance(group, dict) for key in group]
+        strings = [part for part in level if isinstance(part, str)]
+        if any(_SURROGATE.search(string) for string in keys + strings):
+            msg = "a string with half a surrogate pair"
+            raise StrictJsonError(msg)
+        level = [
+            part
+            for group in groups
+            for part in (group.values() if isinstance(group, dict) else group)
+        ]
+    return value
 
 
 def canonical(value: object) -> bytes:
     """The one text of a value: sorted keys, no white space, all ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def printed(value: object) -> bytes:
+    """The text of a value in an index file: sorted keys, two spaces a level, all ASCII."""
+    return json.dumps(value, sort_keys=True, indent=2).encode("ascii")

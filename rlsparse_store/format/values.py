@@ -1,4 +1,4 @@
-"""By how many steps changed words moved (``specs/format.md`` section 8.2, values)."""
+"""By how many steps changed words moved (``specs/format.md`` section 4.2, values)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaf hashes on a device: XXH3 of every 16384 bytes (``specs/format.md`` section 9)."""
+"""Leaf hashes on a device: XXH3 of every 16384 bytes (``specs/format.md`` section 11)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a backend does: the few hot loops, and nothing else.
 
 A backend sees a chunk as arrays of words. What the streams must be is fixed by
-``specs/format.md`` section 8; the NumPy backend is the definition in code of that and of the
+``specs/format.md`` section 4; the NumPy backend is the definition in code of that and of the
 encoder's choices, and every other backend must equal it bit for bit.
 """
 

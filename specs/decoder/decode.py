@@ -15,7 +15,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,18 +27,17 @@ U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 Words = NDArray[Any]  # one word per item: uint8 for W = 4 and 8, else the type of W bits
 Place = tuple[str, tuple[int, ...], int, int]  # dtype, shape, from, to in a safetensors header
-
 MIB = 1 << 20
 SAME, DELTA, WHOLE, ALIAS = range(4)  # kinds of tensors
 DELTA_CHUNK, WHOLE_CHUNK, ROWS_CHUNK = range(3)  # codings
 VERBATIM = 2  # a layout
 
 
-# ---- Conventions, and the errors of §12 ---------------------------------------------------------
+# ---- Conventions, and the errors of §14 ----------------------------------------------------------
 
 
 class Refused(Exception):
-    """A file that breaks a rule (§12): ``code`` is one of the codes of that section."""
+    """A file that breaks a rule (§14): ``code`` is one of the codes of that section."""
 
     def __init__(self, code: str, message: str) -> None:
         """Keep the code beside the message."""
@@ -56,14 +55,19 @@ class Tensor:
 
 
 def refuse(code: str, message: str) -> NoReturn:
-    """Raise ``Refused`` (§12)."""
+    """Raise ``Refused`` (§14)."""
     raise Refused(code, message)
 
 
 def need(truth: object, code: str, message: str) -> None:
-    """Refuse unless ``truth`` holds (§12)."""
+    """Refuse unless ``truth`` holds (§14)."""
     if not truth:
         refuse(code, message)
+
+
+def at_most(values: U64, limit: int, code: str, what: str) -> None:
+    """No value of a column is above ``limit``."""
+    need(not len(values) or int(values.max()) <= limit, code, f"{what} above {limit}")
 
 
 class Cursor:
@@ -82,7 +86,7 @@ class Cursor:
         return self.data[self.at - count : self.at]
 
     def bits(self, count: int) -> U8:
-        """The next ``count`` bits, least significant first, whose padding must be zero."""
+        """The next ``count`` bits, least significant first, whose padding must be zero (S2)."""
         bits = np.unpackbits(self.take((count + 7) // 8), bitorder="little")
         need(not bits[count:].any(), self.code, "padding bits are not zero")
         return bits[:count]
@@ -92,34 +96,224 @@ class Cursor:
         need(self.at == len(self.data), self.code, "bytes after the end of the content")
 
 
-def frame_size(frame: bytes, code: str) -> int:
-    """The content size that "one zstd frame" declares, its header checked (Conventions)."""
-    # The magic number first: zstandard also reads the header of a skippable frame.
-    need(frame[:4] == b"\x28\xb5\x2f\xfd" and len(frame) > 5, code, "not a zstd frame")
-    try:
-        header = zstandard.get_frame_parameters(frame)
-    except zstandard.ZstdError:
-        refuse(code, "not a zstd frame header")
-    need(header.window_size <= 8 * MIB, "limit", "the frame's window is above 8 MiB")
-    need(frame[4] & 0b111 == 0, code, "the frame has a checksum or a dictionary id")
-    # Without the single-segment flag a content size of one byte cannot be told: flag 0 is none.
-    need(frame[4] >> 5, code, "the frame does not declare its content size")
-    return int(header.content_size)
+# ---- §2 Words ------------------------------------------------------------------------------------
 
 
-def unframe(frame: bytes, size: int, code: str) -> bytes:
-    """The content of a frame whose size the caller has bounded (Conventions)."""
-    need(size > 0, code, "an empty frame")  # no part of the format is empty, and zstandard
-    try:  # would not look at the blocks of such a frame
-        content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        refuse(code, f"zstd: {error}")
-    need(len(content) == size, code, "the frame's content size is wrong")
-    return content
+CODES = [
+    *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8"),
+    *("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
+    *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
+]
+BITS = [8, 4, 6, 6, *[8] * 7, *[16] * 4, *[32] * 3, *[64] * 4]  # per element
+WIDTHS = [8, 4, 8, 8, *[8] * 7, *[16] * 4, *[32] * 3, 32, *[64] * 3]  # W by default
+
+
+def to_words(data: bytes, width: int) -> Words:
+    """The words of a tensor's bytes (§2)."""
+    if width == 4:
+        raw = np.frombuffer(data, np.uint8)
+        return np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)
+    return np.frombuffer(data, f"<u{width // 8}")
+
+
+def to_bytes(words: Words, width: int) -> bytes:
+    """The bytes of words (§2)."""
+    return (words[::2] | words[1::2] << 4 if width == 4 else words).tobytes()
+
+
+def order_of(words: Words, width: int, order: int) -> U64:
+    """The order map, which is its own inverse (§2)."""
+    wide = words.astype(np.uint64)
+    if order < 2:
+        return wide
+    low = np.uint64((1 << width - 1) - 1)
+    return np.where(wide > low, wide ^ low, wide)
+
+
+def keys_of(words: Words, width: int, order: int) -> U64:
+    """What base words are classed by (§2)."""
+    wide = words.astype(np.uint64)
+    if order == 0:
+        return wide
+    low = np.uint64((1 << width - 1) - 1)
+    # Under map 1, 2^(W-1) - 1 - m is m with its bits inverted.
+    return (np.where(wide > low, ~wide, wide) if order == 1 else wide) & low
+
+
+def widen(data: bytes, widening: int) -> bytes:
+    """F32 bytes of BF16 (1) or F16 (2) bytes, exactly (§2)."""
+    words = np.frombuffer(data, "<u2").astype(np.uint32)
+    if widening == 1:
+        return (words << 16).astype("<u4").tobytes()
+    sign, exponent, fraction = (words & 0x8000) << 16, words >> 10 & 31, words & 0x3FF
+    # A float would not keep every NaN's bits: only subnormals, all exact, go through one.
+    small = (fraction.astype(np.float32) * np.float32(2.0**-24)).view(np.uint32)
+    normal = (np.where(exponent == 31, 255, exponent + 112) << 23) | fraction << 13
+    return (sign | np.where(exponent == 0, small, normal)).astype("<u4").tobytes()
+
+
+# ---- §3 Tensors ----------------------------------------------------------------------------------
+
+
+def decode_tensor(shards: list[Shard], index: Index, entry: Entry, source: bytes) -> bytes:
+    """The data of a ``delta`` or ``whole`` tensor (§3; B5); ``source`` is empty for the latter."""
+    # Pieces, not one buffer: a tensor's declared size is only as real as its chunks are.
+    pieces, at = list[bytes](), 0
+    for chunk in map(index.chunk, entry.chunks):
+        end = chunk.first + chunk.length
+        bounds = (at, chunk.first, end)
+        here, start, stop = ((words * entry.width + 7) // 8 for words in bounds)
+        content = read_content(shards[chunk.shard], entry, chunk)
+        if chunk.coding == WHOLE_CHUNK:
+            result = decode_whole(entry, chunk, content)
+        else:
+            result = decode_delta(entry, chunk, content, source[start:stop])
+        data = to_bytes(result, entry.width)
+        need(words_check(data) == chunk.result, "result", "a chunk's result is wrong")
+        pieces += [source[here:start], data]
+        at = end
+    pieces.append(source[at * entry.width // 8 : entry.words * entry.width // 8])
+    data = b"".join(pieces)
+    return widen(data, entry.widening) if entry.widening else data
+
+
+def check_sources(index: Index, base: dict[str, Tensor]) -> None:
+    """The base has every source, in its dtype and long enough (§3; B2)."""
+    for entry in index.entries:
+        if entry.kind not in (SAME, DELTA):
+            continue
+        what = f"the base's {entry.source!r}"
+        need(entry.source in base, "base", f"{what} is not there")
+        source, same = base[entry.source], entry.kind == SAME
+        need(source.dtype == entry.source_dtype, "base", f"{what} has another dtype")
+        if same:
+            need(len(source.data) == entry.size, "base", f"{what} has another length")
+        else:
+            words = len(source.data) * 8 // entry.width
+            need(words >= entry.words - entry.tail, "base", f"{what} has too few words")
+
+
+# ---- §4 Chunks -----------------------------------------------------------------------------------
+
+
+def read_content(shard: Shard, entry: Entry, chunk: Chunk) -> bytes:
+    """A chunk's content, once its stored bytes are known to be right (§4, §11; B1, S1)."""
+    stored = read_bytes(shard.path, shard.start + chunk.at, chunk.stored)
+    need(xxh3(stored) & M32 == chunk.check, "checksum", "a chunk's stored bytes are wrong")
+    size = frame_size(stored, "stream")
+    if chunk.coding == WHOLE_CHUNK:
+        good = size == chunk.length * entry.width // 8
+        need(good, "stream", "a whole chunk of the wrong size")
+        return unframe(stored, "stream")
+    need(size <= largest_content(entry, chunk), "stream", "a chunk larger than it can be")
+    return unframe(stored, "stream")
+
+
+def decode_whole(entry: Entry, chunk: Chunk, content: bytes) -> Words:
+    """The words of a whole chunk (§4.1)."""
+    width = entry.width
+    if width == 4:
+        return to_words(content, 4)
+    planes = np.frombuffer(content, np.uint8).reshape(width // 8, chunk.length)
+    words = planes[::-1].T.copy().view(f"<u{width // 8}").reshape(-1)
+    return words >> 1 | words << width - 1 if entry.order == 2 else words
+
+
+def row_count(entry: Entry, chunk: Chunk) -> int:
+    """Rows that a chunk with row flags touches (§4.2)."""
+    size = entry.row_words
+    return (chunk.first + chunk.length - 1) // size - chunk.first // size + 1
+
+
+def largest_content(entry: Entry, chunk: Chunk) -> int:
+    """More than any content of this chunk can take (§4.2): only memory depends on it."""
+    rows = row_count(entry, chunk) if chunk.coding == ROWS_CHUNK else 0
+    return rows + chunk.length + 16 + 2 * entry.width * min(chunk.length, sum(chunk.changed))
+
+
+def decode_delta(entry: Entry, chunk: Chunk, content: bytes, source: bytes) -> Words:
+    """The words of a delta chunk (§4.2; S1, S3, B3), from the bytes of its base words."""
+    cursor = Cursor(content, "stream")
+    considered = np.ones(chunk.length, bool)
+    rows, flags = np.zeros(chunk.length, np.int64), np.ones(1, np.uint8)
+    if chunk.coding == ROWS_CHUNK:
+        size = entry.row_words
+        rows = (np.arange(chunk.length) + chunk.first) // size - chunk.first // size
+        flags = cursor.bits(row_count(entry, chunk))
+        considered = flags[rows] == 1
+    need(words_check(source) == chunk.base, "base", "a chunk's base words are wrong")
+    base = to_words(source, entry.width)
+    keys, places = keys_of(base, entry.width, entry.order), []
+    for bound, k in zip(chunk.bounds, chunk.changed, strict=True):
+        inside = considered & (keys <= bound)
+        considered &= ~inside  # what is left lies above this bound
+        positions = np.flatnonzero(inside)
+        places.append(positions[read_mask(cursor, len(positions), k)])
+    changed = np.concatenate(places)
+    touched = np.zeros_like(flags)
+    touched[rows[changed]] = 1
+    need((touched == flags).all(), "stream", "a row is flagged that holds no changed word")
+    negative, size_of_step = read_values(cursor, len(changed), entry.width)
+    cursor.end()
+    orders = order_of(base[changed], entry.width, entry.order)
+    orders = np.where(negative, orders - size_of_step, orders + size_of_step)
+    orders &= np.uint64((1 << entry.width) - 1)
+    result = base.copy()
+    result[changed] = order_of(orders, entry.width, entry.order)
+    return result
+
+
+def read_mask(cursor: Cursor, n: int, k: int) -> NDArray[np.int64]:
+    """The ranks of the ``k`` changed words among the ``n`` of a context (§4.2, masks; S4 to S6)."""
+    need(k <= n, "stream", "a context has fewer words than it changes")
+    if k in (0, n):
+        return np.arange(k)
+    if 6 * k >= n:
+        ranks = np.flatnonzero(cursor.bits(n))
+        need(len(ranks) == k, "stream", "a mask has not as many bits as words changed")
+        return ranks
+    r = (n // (6 * k)).bit_length() - 1
+    low = cursor.bits(k * r).reshape(k, r).astype(np.int64) @ (1 << np.arange(r))
+    high = cursor.take(k).astype(np.int64)
+    escapes = high == 255
+    high[escapes] += cursor.take(4 * int(escapes.sum())).copy().view("<u4")
+    # No overflow: k·2^r <= n / 6 < 2^24, and no quotient reaches 2^33.
+    ranks = np.cumsum((high << r) + low + 1) - 1
+    need(ranks[-1] < n, "stream", "a gap leads behind the context")
+    return ranks
+
+
+def read_values(cursor: Cursor, count: int, width: int) -> tuple[NDArray[np.bool_], U64]:
+    """Which of the steps are negative, and the steps' absolute values (§4.2, values; S7, S8)."""
+    negative = cursor.bits(count) == 1
+    pairs = cursor.bits(2 * count).reshape(count, 2)
+    steps = (pairs[:, 0] + 2 * pairs[:, 1] + 1).astype(np.uint64)
+    large = np.flatnonzero(steps == 4)
+    if width <= 16:
+        nibbles = cursor.bits(4 * len(large)).reshape(-1, 4)
+        sizes = (nibbles @ np.array([1, 2, 4, 8], np.uint8)).astype(np.int64)
+    else:
+        sizes = cursor.take(len(large)).astype(np.int64)
+    need((sizes <= width - 2).all(), "stream", "a step too large for its word")
+    bits = cursor.bits(int(sizes.sum()))
+    starts, ys = np.cumsum(sizes) - sizes, np.uint64(1) << sizes.astype(np.uint64)
+    for j in range(int(sizes.max(initial=0))):
+        longer = sizes > j
+        ys[longer] |= bits[starts[longer] + j].astype(np.uint64) << np.uint64(j)
+    steps[large] = ys + np.uint64(3)
+    limit = np.uint64((1 << width - 1) - 1) + negative.astype(np.uint64)
+    need((steps <= limit).all(), "stream", "a step too large for its word")
+    return negative, steps
+
+
+# ---- §5 JSON -------------------------------------------------------------------------------------
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_json(text: bytes | str, code: str) -> Any:
-    """Parse JSON text (Conventions)."""
+    """Parse JSON text (§5; J1, J2, J4)."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(items)) == len(items), code, "a duplicate key")
@@ -134,9 +328,85 @@ def load_json(text: bytes | str, code: str) -> Any:
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
-    except (ValueError, RecursionError):
+        value = json.loads(
+            text,
+            object_pairs_hook=pairs,
+            parse_int=integer,
+            parse_constant=constant,
+        )
+    except ValueError:
         refuse(code, "not JSON")
+    except RecursionError:
+        refuse("limit", "JSON nested more than 32 deep")
+    check_json(value, code)
+    return value
+
+
+def check_json(value: Any, code: str) -> None:
+    """All of a JSON text is bound by the rules, whether it is used or not (§5; J3, J5)."""
+    queue = [(value, 1)]
+    while queue:
+        item, depth = queue.pop()
+        if isinstance(item, dict):
+            queue.extend((key, depth) for key in item)
+        if isinstance(item, (dict, list)):
+            need(depth <= 32, "limit", "JSON nested more than 32 deep")
+            parts = item.values() if isinstance(item, dict) else item
+            queue.extend((part, depth + 1) for part in parts)
+        elif isinstance(item, str):
+            need(not SURROGATE.search(item), code, "half a surrogate pair")
+
+
+def print_json(value: Any) -> bytes:
+    """JSON as index files are printed, without the newline at the end (§12)."""
+    return json.dumps(value, indent=2, sort_keys=True).encode()
+
+
+def has_one_text(value: Any) -> bool:
+    """Whether §12 says how this JSON value is printed: it holds neither floats nor ``null``."""
+    if isinstance(value, (dict, list)):
+        return all(map(has_one_text, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (str, bool, int))
+
+
+# ---- §6 The zstd frame ---------------------------------------------------------------------------
+
+
+SIZE_BYTES = {b"\x20": 1, b"\x60": 2, b"\xa0": 4, b"\xe0": 8}  # of the content size, by descriptor
+
+
+def frame_size(frame: bytes, code: str) -> int:
+    """The content size that "one zstd frame" declares, its header checked (§6; Z1, Z2)."""
+    need(frame[:4] == b"\x28\xb5\x2f\xfd", code, "not a zstd frame")
+    need(frame[4:5] in SIZE_BYTES, code, "no single segment, or a checksum or a dictionary id")
+    count = SIZE_BYTES[frame[4:5]]
+    check_blocks(frame, 5 + count, code)
+    size = int.from_bytes(frame[5 : 5 + count], "little")
+    return size + 256 if count == 2 else size
+
+
+def check_blocks(frame: bytes, at: int, code: str) -> None:
+    """Walk the blocks of a frame, whose sizes decompressors check differently (§6; Z3, Z4)."""
+    last = 0
+    while not last:
+        start = frame[at : at + 3]
+        need(len(start) == 3, code, "the frame is cut off")
+        header = int.from_bytes(start, "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        need(kind != 3 and size <= 128 * 1024, code, "a block there cannot be")
+        at += 3 + (1 if kind == 1 else size)
+    need(at == len(frame), code, "the frame does not end where its bytes do")
+
+
+def unframe(frame: bytes, code: str) -> bytes:
+    """The content of a frame whose size the caller has bounded (§6; Z5)."""
+    try:
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        refuse(code, f"zstd: {error}")
+
+
+# ---- §7 The directory ----------------------------------------------------------------------------
 
 
 def read_bytes(path: Path, at: int = 0, size: int = -1) -> bytes:
@@ -149,15 +419,11 @@ def read_bytes(path: Path, at: int = 0, size: int = -1) -> bytes:
         refuse("missing", f"cannot read {path.name}")
 
 
-# ---- §2 The directory ---------------------------------------------------------------------------
-
-
 def shard_paths(delta: Path) -> list[Path]:
-    """The files of a delta in order of their numbers (§2)."""
+    """The files of a delta in order of their numbers (§7; D1 to D6)."""
     folder = delta / "rlsparse"
     single, listing = folder / "delta.safetensors", folder / "delta.safetensors.index.json"
     if not listing.exists():
-        need(single.is_file(), "missing", "no delta.safetensors")
         return [single]
     need(not single.exists(), "missing", "both a single file and an index of shards")
     need(listing.stat().st_size <= 4 * MIB, "limit", "the index file is above 4 MiB")
@@ -175,12 +441,12 @@ def shard_paths(delta: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-# ---- §3 The container ---------------------------------------------------------------------------
+# ---- §8 The container ----------------------------------------------------------------------------
 
 
 @dataclass
 class Shard:
-    """One file of the delta: its manifest, and where its entries lie (§3)."""
+    """One file of the delta: its manifest, and where its entries lie (§8)."""
 
     path: Path
     text: bytes  # the manifest's bytes
@@ -191,19 +457,18 @@ class Shard:
 
 
 def entry_text(name: str, begin: int, size: int) -> str:
-    """One entry of a header as a canonical writer prints it (§3)."""
+    """One entry of a header as a canonical writer prints it (§8)."""
     offsets = f'"data_offsets":[{begin},{begin + size}]'
     return f'"{name}":{{"dtype":"U8","shape":[{size}],{offsets}}}'
 
 
 def read_shard(path: Path, number: int, *, last: bool) -> Shard:
-    """Read and check one file's header, length and manifest (§3)."""
+    """Read and check one file's header, length and manifest (§8; C1 to C6)."""
     start = read_bytes(path, 0, 8)
-    need(len(start) == 8, "header", "the file is shorter than its length field")
     length = int.from_bytes(start, "little")
     need(length <= MIB, "limit", "the header is above 1 MiB")
     raw = read_bytes(path, 8, length)
-    need(length % 8 == 0 and len(raw) == length, "header", "the header's length is wrong")
+    need(length % 8 == 0, "header", "the header's length is wrong")
     text, data = raw.rstrip(b" "), f"data.{number:05d}"
     header = load_json(text, "header")
     try:
@@ -222,69 +487,91 @@ def read_shard(path: Path, number: int, *, last: bool) -> Shard:
     return Shard(path, manifest.encode(), parsed, 8 + length, sizes[0], sum(sizes[1:]))
 
 
-# ---- §4 The manifest ----------------------------------------------------------------------------
+# ---- §9 The manifest -----------------------------------------------------------------------------
+
+
+KNOWN_FEATURES = frozenset[str]()  # this version of the format defines none
+BLOCK_NAME = "[a-z0-9][a-z0-9._/-]{0,127}"
+PART = "[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+REPO, REVISION, COMMIT = f"{PART}(/{PART})?", f"{PART}(/{PART}){{0,3}}", "[0-9a-f]{40,64}"
+PATH = f"{PART}(/{PART}){{0,7}}"
+
+
+def matches(pattern: str, item: Any) -> bool:
+    """Whether this is a string that matches a pattern from its start to its end (§9)."""
+    return isinstance(item, str) and re.fullmatch(pattern, item) is not None
 
 
 def check_canonical(text: str, value: Any) -> None:
-    """The manifest is canonical JSON with small integers only (§4)."""
-    try:
-        again = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    except (ValueError, RecursionError):
-        refuse("header", "the manifest is not canonical")
+    """The manifest is canonical JSON with small integers only (§9; M1)."""
+    again = json.dumps(value, sort_keys=True, separators=(",", ":"))
     need(again == text, "header", "the manifest is not canonical JSON")
-    queue = [(value, 1)]
+    queue = [value]
     while queue:
-        item, depth = queue.pop()
+        item = queue.pop()
         if isinstance(item, (dict, list)):
-            need(depth <= 32, "header", "the manifest is nested too deeply")
-            parts = item.values() if isinstance(item, dict) else item
-            queue.extend((part, depth + 1) for part in parts)
+            queue.extend(item.values() if isinstance(item, dict) else item)
         elif not isinstance(item, str):
             good = type(item) is int and 0 <= item < 1 << 53
             need(good, "header", "the manifest holds a value that is no small integer")
 
 
 def is_digest(item: Any) -> bool:
-    """An object with a ``digest`` of 64 hex digits (§4)."""
+    """An object with a ``digest`` of 64 hex digits (§9)."""
     digest = item.get("digest") if isinstance(item, dict) else None
     return isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
 
 
+def check_hints(base: dict[str, Any]) -> None:
+    """Hints name places that no reader is led astray by (§9; M9, M10)."""
+    good = matches(REPO, base.get("repo", "x")) and matches(REVISION, base.get("revision", "x"))
+    need(good, "header", "`repo` or `revision` is none")
+    if "delta" not in base:
+        return
+    hint = base["delta"]
+    need(isinstance(hint, dict), "header", "`delta` is no object")
+    if "repo" in hint or "revision" in hint:
+        good = matches(REPO, hint.get("repo")) and matches(COMMIT, hint.get("revision"))
+        good = good and matches(PATH, hint.get("path", "x"))
+    else:
+        good = matches(rf"(\.\./){{0,8}}{PATH}", hint.get("path"))
+    need(good, "header", "`delta` leads nowhere")
+
+
 def read_manifest(text: str, number: int, *, last: bool) -> dict[str, Any]:
-    """Check a manifest: first what a reader of any version knows, then the rest (§4)."""
+    """Check a manifest: first what a reader of any version knows, then the rest (§9; M2 to M11)."""
     value = load_json(text, "header")
     need(isinstance(value, dict), "header", "the manifest is not an object")
     check_canonical(text, value)
     version, features = value.get("format"), value.get("features")
-    pattern = r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    good = isinstance(version, str) and re.fullmatch(pattern, version) is not None
-    need(good, "header", "the manifest has no format version")
-    need(str(version).startswith("1."), "version", f"format {version}")
-    good = isinstance(features, list) and all(isinstance(item, str) for item in features)
-    need(good and features == sorted(features), "header", "`features` is no ascending list")
-    need(not features, "feature", f"unknown features: {features}")
+    pattern = r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})(-rc\.[1-9][0-9]{0,5})?"
+    need(matches(pattern, version), "header", "the manifest has no format version")
+    need(version == "1.0-rc.1", "version", f"format {version}")
+    need(isinstance(features, list), "header", "`features` is no list")
+    names = all(matches(BLOCK_NAME, item) for item in features)
+    need(names and features == sorted(set(features)), "header", "`features` does not ascend")
+    need(KNOWN_FEATURES.issuperset(features), "feature", f"unknown features: {features}")
     need(value.get("shard") == number, "header", "`shard` is not the file's number")
     if not last:
         return dict(value)
     base, totals = value.get("base"), value.get("totals")
     good = is_digest(base) and is_digest(value.get("tuned"))
     need(good, "header", "the manifest lacks a digest")
-    hints = [base[key] for key in ("repo", "revision") if key in base]
-    need(all(isinstance(hint, str) for hint in hints), "header", "a hint is not a string")
+    check_hints(base)
     need(value.get("cast", "F32") in CODES, "header", "`cast` is not a dtype")
     keys = {"tensors", "elements", "changed", "chunks", "tuned_bytes"}
     need(isinstance(totals, dict) and keys <= totals.keys(), "header", "`totals` lacks a key")
-    good = all(isinstance(total, int) for total in totals.values())
+    good = all(isinstance(totals[key], int) for key in keys)
     need(good, "header", "`totals` holds more than integers")
     return dict(value)
 
 
-# ---- §5 The index -------------------------------------------------------------------------------
+# ---- §10 The index -------------------------------------------------------------------------------
 
 
 @dataclass
 class Entry:
-    """What the index says of one tuned tensor (§5); its words are those its chunks count."""
+    """What the index says of one tuned tensor (§10); its words are those its chunks count."""
 
     name: str
     kind: int
@@ -296,14 +583,14 @@ class Entry:
     tail: int
     steps: list[int]
     moved: int
-    shape: tuple[int, ...] = ()
-    size: int = 0  # bytes
-    words: int = 0
-    source: str = ""  # the base tensor it comes from (kinds same, delta)
-    tuned: bytes = b""  # tensor digests
-    base: bytes = b""
-    chunks: range = range(0)
-    file: int = 0
+    shape: tuple[int, ...] = field(init=False)
+    size: int = field(init=False)  # bytes
+    words: int = field(init=False)
+    source: str = field(init=False)  # the base tensor it comes from (kinds same, delta)
+    tuned: bytes = field(init=False)  # tensor digests
+    base: bytes = field(init=False)
+    chunks: range = field(init=False)
+    file: int = field(init=False)
 
     @property
     def dtype(self) -> str:
@@ -317,14 +604,14 @@ class Entry:
 
     @property
     def row_words(self) -> int:
-        """Words in a row, 0 where the tensor has no rows that §8.2 could flag."""
+        """Words in a row, 0 where the tensor has no rows that §4.2 could flag."""
         rows = math.prod(self.shape[:-1])
-        return self.words // rows if len(self.shape) > 1 and rows and self.words % rows == 0 else 0
+        return self.words // rows if len(self.shape) > 1 and self.words % rows == 0 else 0
 
 
 @dataclass
 class Chunk:
-    """What the index says of one chunk (§5)."""
+    """What the index says of one chunk (§10)."""
 
     first: int
     length: int
@@ -341,7 +628,7 @@ class Chunk:
 
 @dataclass
 class Index:
-    """The parsed index (§5). What it says of chunks stays in columns: there may be millions."""
+    """The parsed index (§10). What it says of chunks stays in columns: there may be millions."""
 
     entries: list[Entry]
     sources: list[str]
@@ -367,7 +654,7 @@ class Index:
 
 
 def column(cursor: Cursor, count: int) -> U64:
-    """An integer column (§5)."""
+    """An integer column (§10; I4)."""
     width = int(cursor.take(1)[0])
     need(width in (0, 1, 2, 4, 8), "index", "a column of a width there is not")
     if width == 0:  # nothing stored vouches for the count, so allocate nothing for it either
@@ -379,22 +666,16 @@ def column(cursor: Cursor, count: int) -> U64:
     return values
 
 
-def at_most(values: U64, limit: int, code: str, what: str) -> None:
-    """No value of a column is above ``limit``."""
-    need(not len(values) or int(values.max()) <= limit, code, f"{what} above {limit}")
-
-
 def name_list(cursor: Cursor, count: int) -> list[bytes]:
-    """A name list, which the format has strictly ascending wherever it uses one (§5)."""
+    """A name list, all of which are strictly ascending (§10; I6, I9, L4)."""
     prefixes, suffixes = column(cursor, count), column(cursor, count)
-    at_most(prefixes, 1024, "index", "a name's prefix")
-    at_most(suffixes, 1024, "index", "a name's suffix")
-    need(int(prefixes.sum() + suffixes.sum()) <= 1 << 27, "limit", "the names are too long")
-    data, at, last, names = cursor.take(int(suffixes.sum())).tobytes(), 0, b"", list[bytes]()
+    size = sum(suffixes.tolist())
+    need(sum(prefixes.tolist()) + size <= 1 << 27, "limit", "the names are too long")
+    data, at, last, names = cursor.take(size).tobytes(), 0, b"", list[bytes]()
     for prefix, suffix in zip(prefixes.tolist(), suffixes.tolist(), strict=True):
         rest, at = data[at : at + suffix], at + suffix
         need(prefix <= len(last), "index", "a prefix longer than the name before it")
-        longest = last[prefix : prefix + 1] != rest[:1] or not rest
+        longest = last[prefix : prefix + 1] != rest[:1]
         need(longest, "index", "a prefix is not the longest")
         name = last[:prefix] + rest
         need(name > last, "index", "names are not strictly ascending")
@@ -406,40 +687,51 @@ FORBIDDEN = re.compile("[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
 
 
 def tensor_names(cursor: Cursor, count: int) -> list[str]:
-    """A name list of tensors, each name checked (§5)."""
+    """A name list of tensors, each name checked (§10)."""
     names = []
     for raw in name_list(cursor, count):
-        need(1 <= len(raw) <= 1024, "index", "a name is not 1 to 1024 bytes")
         try:
             names.append(name := raw.decode("utf-8"))  # refuses surrogates
         except UnicodeDecodeError:
             refuse("index", "a name is not UTF-8")
-        good = name != "__metadata__" and not FORBIDDEN.search(name)
-        need(good, "index", "a name that no tensor may have")
+        need(good_name(name), "index", "a name that no tensor may have")
     return names
 
 
+def good_name(name: str) -> bool:
+    """Whether a tensor may have this name (§10; I7, I8)."""
+    return 1 <= len(name.encode()) <= 1024 and name != "__metadata__" and not FORBIDDEN.search(name)
+
+
+def read_text(cursor: Cursor) -> bytes:
+    """A text (§10)."""
+    return cursor.take(int(column(cursor, 1)[0])).tobytes()
+
+
 def read_index(shards: list[Shard]) -> Index:
-    """Read, check and parse the entry ``index`` (§5)."""
+    """Read, check and parse the entry ``index`` (§10; I1 to I3, I5, L1 to L3)."""
     last = shards[-1]
     need(last.index >= 8, "index", "the index entry is too short")
     stored = read_bytes(last.path, last.start + last.data, last.index)
     checksum, frame = int.from_bytes(stored[:8], "little"), stored[8:]
-    need(xxh3(last.text + frame) == checksum, "checksum", "the index's checksum is wrong")
+    manifests = b"".join(shard.text for shard in shards)
+    need(xxh3(manifests + frame) == checksum, "checksum", "the index's checksum is wrong")
     size = frame_size(frame, "index")
     bound = min(1 << 30, 65536 + 32 * len(frame))
     need(size <= bound, "limit", f"an index of {size} bytes")
-    cursor = Cursor(unframe(frame, size, "index"), "index")
+    cursor = Cursor(unframe(frame, "index"), "index")
     counts = column(cursor, 5)
-    at_most(counts[:3], 1_000_000, "limit", "tensors, sources or removed tensors")
-    at_most(counts[3:4], 1 << 24, "limit", "chunks")
-    at_most(counts[4:], 10_000, "limit", "files")
+    most = [1_000_000, 1_000_000, 1_000_000, 1 << 24, 10_000]
+    need(all(counts <= most), "limit", "tensors, sources, removed tensors, chunks or files")
     t, s, r, c, f = counts.tolist()
     names, sources, removed = (tensor_names(cursor, n) for n in (t, s, r))
     entries = read_entries(cursor, names)
     columns = read_chunks(cursor, c)
     files, layouts, texts = read_files(cursor, entries, f)
     index_layout, index_text = read_index_text(cursor)
+    for _ in last.manifest["features"]:
+        read_text(cursor)  # a reader that knows the feature parses its block
+    read_blocks(cursor)
     cursor.end()
     index = Index(
         entries, sources, removed, columns, files, layouts, texts, index_layout, index_text
@@ -454,7 +746,7 @@ def read_index(shards: list[Shard]) -> Index:
 
 
 def read_entries(cursor: Cursor, names: list[str]) -> list[Entry]:
-    """The columns of tensors, from ``kind`` to the digests (§5)."""
+    """The columns of tensors, from ``kind`` to the digests (§10; L5, L6, L8)."""
     count = len(names)
     kinds, numbers, ranks = (column(cursor, count) for _ in range(3))
     at_most(kinds, 3, "index", "a kind")
@@ -471,6 +763,8 @@ def read_entries(cursor: Cursor, names: list[str]) -> list[Entry]:
         entry.shape = tuple(dims[at : at + rank].tolist())
         at += rank
         check_words(entry)
+    size = sum(entry.size for entry in entries)
+    need(size <= 1 << 50, "limit", "tensors of more than 2^50 bytes")
     for entry in entries:
         entry.tuned = cursor.take(16).tobytes() if entry.kind != ALIAS else b""
     for entry in entries:
@@ -479,7 +773,7 @@ def read_entries(cursor: Cursor, names: list[str]) -> list[Entry]:
 
 
 def check_words(entry: Entry) -> None:
-    """What the columns must hold for a tensor's kind, and how many words it has (§5, §6)."""
+    """What a tensor's columns hold, and how many words it has (§10, §2; I12 to I18, L7)."""
     coded = entry.kind in (DELTA, WHOLE)
     elements = math.prod(entry.shape)
     need(elements * BITS[entry.number] % 8 == 0, "index", "a tensor is not whole bytes")
@@ -503,7 +797,7 @@ def check_words(entry: Entry) -> None:
 
 
 def read_chunks(cursor: Cursor, count: int) -> dict[str, U64]:
-    """The columns of chunks (§5)."""
+    """The columns of chunks (§10; I26, I30, I32, L9 to L13)."""
     keys = ("tensor", "skip", "length", "coding", "shard", "stored", "check", "result")
     columns = {key: column(cursor, count) for key in keys}
     at_most(columns["length"], 1 << 26, "limit", "words of a chunk")
@@ -537,7 +831,7 @@ def read_chunks(cursor: Cursor, count: int) -> dict[str, U64]:
 
 
 def check_origins(index: Index) -> None:
-    """Where tensors come from: sources, removed tensors and aliases (§5, §7)."""
+    """Sources, removed tensors and aliases (§10, §3; I10, I11, I19, I20)."""
     entries, used = index.entries, set()
     for entry in entries:
         origin = entry.origin
@@ -559,7 +853,7 @@ def check_origins(index: Index) -> None:
 
 
 def place_chunks(index: Index, sizes: list[int]) -> None:
-    """Give chunks their tensor, first word and offset, which §5 stores as differences."""
+    """Give chunks their tensor, first word and offset (§10: differences; I23, I24, I27)."""
     columns, entries = index.columns, index.entries
     count, filled = len(columns["tensor"]), [0] * len(sizes)
     at_most(columns["tensor"], len(entries), "index", "a chunk's tensor")
@@ -573,18 +867,17 @@ def place_chunks(index: Index, sizes: list[int]) -> None:
         need(begin == end or entry.kind in (DELTA, WHOLE), "index", "a chunk of no coded tensor")
         for i in entry.chunks:
             at += int(columns["skip"][i])
-            need(at < entry.words, "index", "a chunk starts behind its tensor")
+            need(at <= entry.words, "index", "a chunk starts behind its tensor")
             columns["first"][i] = at
             at += int(columns["length"][i])
             shard = int(columns["shard"][i])
             columns["at"][i] = filled[shard]
             filled[shard] += int(columns["stored"][i])
-            need(filled[shard] <= sizes[shard], "index", "a chunk lies outside its shard")
     need(filled == sizes, "index", "the chunks do not fill their shards")
 
 
 def check_covering(index: Index) -> None:
-    """Chunks lie where their kind and coding allow, and cover what they must (§7, §8)."""
+    """Chunks lie where they may, and cover the rest (§3, §4; I21, I22, I24, I25, I28, I29, I31)."""
     for entry in index.entries:
         if entry.kind not in (DELTA, WHOLE):
             continue
@@ -617,7 +910,7 @@ def check_covering(index: Index) -> None:
 
 
 def check_manifest(index: Index, manifest: dict[str, Any]) -> None:
-    """The manifest's ``totals`` and ``tuned`` agree with the index (§4, §9)."""
+    """The manifest's ``totals`` and ``tuned`` agree with the index (§9, §11; I33, I34)."""
     entries = index.entries
     found = {
         "tensors": len(entries),
@@ -633,294 +926,32 @@ def check_manifest(index: Index, manifest: dict[str, Any]) -> None:
         owner = entries[entry.origin - 1] if entry.kind == ALIAS else entry
         parts.append((entry.name, entry.dtype, entry.shape, owner.tuned))
     need(
-        state_digest(parts) == manifest["tuned"]["digest"].lower(),
+        state_digest(parts) == manifest["tuned"]["digest"],
         "index",
         "the manifest's `tuned` is not the state that the index gives",
     )
 
 
-# ---- §6 Words, order maps and keys --------------------------------------------------------------
-
-CODES = [
-    *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8"),
-    *("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
-    *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
-]
-BITS = [8, 4, 6, 6, *[8] * 7, *[16] * 4, *[32] * 3, *[64] * 4]  # per element
-WIDTHS = [8, 4, 8, 8, *[8] * 7, *[16] * 4, *[32] * 3, 32, *[64] * 3]  # W by default
-
-
-def to_words(data: bytes, width: int) -> Words:
-    """The words of a tensor's bytes (§6)."""
-    if width == 4:
-        raw = np.frombuffer(data, np.uint8)
-        return np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)
-    return np.frombuffer(data, f"<u{width // 8}")
+def read_blocks(cursor: Cursor) -> None:
+    """Optional blocks, none of which this reader knows (§10; I36, L14)."""
+    count, before = int(column(cursor, 1)[0]), ""
+    need(count <= 1000, "limit", "more than 1,000 optional blocks")
+    for _ in range(count):
+        name = read_text(cursor).decode("latin-1")
+        need(matches(BLOCK_NAME, name), "index", "an optional block without a name")
+        need(name > before, "index", "optional blocks are not strictly ascending")
+        before = name
+        read_text(cursor)
 
 
-def to_bytes(words: Words, width: int) -> bytes:
-    """The bytes of words (§6)."""
-    return (words[::2] | words[1::2] << 4 if width == 4 else words).tobytes()
+# ---- §11 Checksums and digests -------------------------------------------------------------------
 
-
-def order_of(words: Words, width: int, order: int) -> U64:
-    """The order map, which is its own inverse (§6)."""
-    wide = words.astype(np.uint64)
-    if order < 2:
-        return wide
-    low = np.uint64((1 << width - 1) - 1)
-    return np.where(wide > low, wide ^ low, wide)
-
-
-def keys_of(words: Words, width: int, order: int) -> U64:
-    """What base words are classed by (§6)."""
-    wide = words.astype(np.uint64)
-    if order == 0:
-        return wide
-    low = np.uint64((1 << width - 1) - 1)
-    # Under map 1, 2^(W-1) - 1 - m is m with its bits inverted.
-    return (np.where(wide > low, ~wide, wide) if order == 1 else wide) & low
-
-
-def widen(data: bytes, widening: int) -> bytes:
-    """F32 bytes of BF16 (1) or F16 (2) bytes, exactly (§6)."""
-    words = np.frombuffer(data, "<u2").astype(np.uint32)
-    if widening == 1:
-        return (words << 16).astype("<u4").tobytes()
-    sign, exponent, fraction = (words & 0x8000) << 16, words >> 10 & 31, words & 0x3FF
-    # A float would not keep every NaN's bits: only subnormals, all exact, go through one.
-    small = (fraction.astype(np.float32) * np.float32(2.0**-24)).view(np.uint32)
-    normal = (np.where(exponent == 31, 255, exponent + 112) << 23) | fraction << 13
-    return (sign | np.where(exponent == 0, small, normal)).astype("<u4").tobytes()
-
-
-# ---- §7 Tensors ---------------------------------------------------------------------------------
-
-
-def check_sources(index: Index, base: dict[str, Tensor]) -> None:
-    """The base has every source, in its dtype and long enough (§7)."""
-    for entry in index.entries:
-        if entry.kind not in (SAME, DELTA):
-            continue
-        what = f"the base's {entry.source!r}"
-        need(entry.source in base, "base", f"{what} is not there")
-        source, same = base[entry.source], entry.kind == SAME
-        need(source.dtype == entry.source_dtype, "base", f"{what} has another dtype")
-        if same:
-            need(len(source.data) == entry.size, "base", f"{what} has another length")
-        else:
-            words = len(source.data) * 8 // entry.width
-            need(words >= entry.words - entry.tail, "base", f"{what} has too few words")
-
-
-def check_base(
-    index: Index, manifest: dict[str, Any], base: dict[str, Tensor], digests: dict[str, bytes]
-) -> None:
-    """The base as a whole is the one that the delta was made from (§4, §5, §9)."""
-    state = state_digest([(n, t.dtype, t.shape, digests[n]) for n, t in base.items()])
-    need(state == manifest["base"]["digest"].lower(), "base", "not the base of this delta")
-    need(base.keys() >= set(index.removed), "base", "a removed tensor is not there")
-    known = {entry.name for entry in index.entries}.union(index.sources, index.removed)
-    need(base.keys() <= known, "index", "a base tensor that is neither used nor removed")
-
-
-def decode_tensor(shards: list[Shard], index: Index, entry: Entry, source: bytes) -> bytes:
-    """The data of a ``delta`` or ``whole`` tensor (§7); ``source`` is empty for the latter."""
-    # Pieces, not one buffer: a tensor's declared size is only as real as its chunks are.
-    pieces, at = list[bytes](), 0
-    for chunk in map(index.chunk, entry.chunks):
-        end = chunk.first + chunk.length
-        bounds = (at, chunk.first, end)
-        here, start, stop = ((words * entry.width + 7) // 8 for words in bounds)
-        content = read_content(shards[chunk.shard], entry, chunk)
-        if chunk.coding == WHOLE_CHUNK:
-            result = decode_whole(entry, chunk, content)
-        else:
-            result = decode_delta(entry, chunk, content, source[start:stop])
-        data = to_bytes(result, entry.width)
-        need(words_check(data) == chunk.result, "result", "a chunk's result is wrong")
-        pieces += [source[here:start], data]
-        at = end
-    pieces.append(source[at * entry.width // 8 : entry.words * entry.width // 8])
-    data = b"".join(pieces)
-    return widen(data, entry.widening) if entry.widening else data
-
-
-def decode(delta: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rebuild the tuned checkpoint's tensors from a delta directory and the base (§7, §12).
-
-    Args:
-        delta: The delta directory, which holds ``rlsparse/``.
-        base: The base's tensors by name.
-
-    Returns:
-        The tuned tensors by name.
-
-    Raises:
-        Refused: If anything breaks a rule of the format.
-    """
-    shards, index = open_delta(delta)
-    check_sources(index, base)
-    digests = {name: tensor_digest(tensor.data) for name, tensor in base.items()}
-    data = dict[str, bytes]()
-    for entry in index.entries:
-        source = base[entry.source].data if entry.kind in (SAME, DELTA) else b""
-        if entry.kind == SAME:
-            data[entry.name] = source
-        elif entry.kind != ALIAS:
-            data[entry.name] = decode_tensor(shards, index, entry, source)
-        if entry.kind in (SAME, DELTA):
-            expected = entry.tuned if entry.kind == SAME else entry.base
-            good = digests[entry.source] == expected
-            need(good, "base", f"the base's {entry.source!r} has another digest")
-        if entry.kind in (DELTA, WHOLE):
-            good = tensor_digest(data[entry.name]) == entry.tuned
-            need(good, "result", f"{entry.name!r} has not its digest")
-    check_base(index, shards[-1].manifest, base, digests)
-    result = dict[str, Tensor]()
-    for entry in index.entries:
-        owner = index.entries[entry.origin - 1] if entry.kind == ALIAS else entry
-        result[entry.name] = Tensor(entry.dtype, entry.shape, data[owner.name])
-    return result
-
-
-def open_delta(delta: Path) -> tuple[list[Shard], Index]:
-    """Check everything that needs no base, in the order of §12."""
-    paths = shard_paths(delta)
-    shards = [read_shard(path, k, last=k == len(paths)) for k, path in enumerate(paths, 1)]
-    return shards, read_index(shards)
-
-
-# ---- §8 Chunks ----------------------------------------------------------------------------------
-
-
-def read_content(shard: Shard, entry: Entry, chunk: Chunk) -> bytes:
-    """A chunk's content, once its stored bytes are known to be right (§8, §9)."""
-    stored = read_bytes(shard.path, shard.start + chunk.at, chunk.stored)
-    need(xxh3(stored) & M32 == chunk.check, "checksum", "a chunk's stored bytes are wrong")
-    size = frame_size(stored, "stream")
-    if chunk.coding == WHOLE_CHUNK:
-        good = size == chunk.length * entry.width // 8
-        need(good, "stream", "a whole chunk of the wrong size")
-        return unframe(stored, size, "stream")
-    need(size <= largest_content(entry, chunk), "stream", "a chunk larger than it can be")
-    return unframe(stored, size, "stream")
-
-
-def decode_whole(entry: Entry, chunk: Chunk, content: bytes) -> Words:
-    """The words of a whole chunk (§8.1)."""
-    width = entry.width
-    if width == 4:
-        return to_words(content, 4)
-    planes = np.frombuffer(content, np.uint8).reshape(width // 8, chunk.length)
-    words = planes[::-1].T.copy().view(f"<u{width // 8}").reshape(-1)
-    return words >> 1 | words << width - 1 if entry.order == 2 else words
-
-
-def row_count(entry: Entry, chunk: Chunk) -> int:
-    """Rows that a chunk with row flags touches (§8.2)."""
-    size = entry.row_words
-    return (chunk.first + chunk.length - 1) // size - chunk.first // size + 1
-
-
-def largest_content(entry: Entry, chunk: Chunk) -> int:
-    """No content of this chunk can be larger, whatever its base words are (§8, §8.2)."""
-    length, width, changed = chunk.length, entry.width, min(chunk.length, sum(chunk.changed))
-    size = (row_count(entry, chunk) + 7) // 8 if chunk.coding == ROWS_CHUNK else 0
-    masks = 0
-    for k in filter(None, chunk.changed):
-        r = max(0, (length // (6 * k)).bit_length() - 1)
-        # A bit for each of at most 6k words takes no more bytes than the k gaps do.
-        gaps = (k * r + 7) // 8 + k + 4 * (4 * k // 85)
-        masks += gaps if 6 * k < length else (length + 7) // 8
-    size += min(masks, length // 5 + len(chunk.changed))
-    quotients = changed if width > 16 else (changed + 1) // 2
-    low = (changed * (width - 2) + 7) // 8
-    return size + (changed + 7) // 8 + (2 * changed + 7) // 8 + quotients + low
-
-
-def decode_delta(entry: Entry, chunk: Chunk, content: bytes, source: bytes) -> Words:
-    """The words of a delta chunk (§8.2), from the bytes of its base words."""
-    cursor = Cursor(content, "stream")
-    considered = np.ones(chunk.length, bool)
-    rows, flags = np.zeros(chunk.length, np.int64), np.ones(1, np.uint8)
-    if chunk.coding == ROWS_CHUNK:
-        size = entry.row_words
-        rows = (np.arange(chunk.length) + chunk.first) // size - chunk.first // size
-        flags = cursor.bits(row_count(entry, chunk))
-        considered = flags[rows] == 1
-    need(words_check(source) == chunk.base, "base", "a chunk's base words are wrong")
-    base = to_words(source, entry.width)
-    keys, places = keys_of(base, entry.width, entry.order), []
-    for bound, k in zip(chunk.bounds, chunk.changed, strict=True):
-        inside = considered & (keys <= bound)
-        considered &= ~inside  # what is left lies above this bound
-        positions = np.flatnonzero(inside)
-        places.append(positions[read_mask(cursor, len(positions), k)])
-    changed = np.concatenate(places)
-    touched = np.zeros_like(flags)
-    touched[rows[changed]] = 1
-    need((touched == flags).all(), "stream", "a row is flagged that holds no changed word")
-    negative, size_of_step = read_values(cursor, len(changed), entry.width)
-    cursor.end()
-    orders = order_of(base[changed], entry.width, entry.order)
-    orders = np.where(negative, orders - size_of_step, orders + size_of_step)
-    orders &= np.uint64((1 << entry.width) - 1)
-    result = base.copy()
-    result[changed] = order_of(orders, entry.width, entry.order)
-    return result
-
-
-def read_mask(cursor: Cursor, n: int, k: int) -> NDArray[np.int64]:
-    """The ranks of the ``k`` changed words among the ``n`` of a context (§8.2, masks)."""
-    need(k <= n, "stream", "a context has fewer words than it changes")
-    if k in (0, n):
-        return np.arange(k)
-    if 6 * k >= n:
-        ranks = np.flatnonzero(cursor.bits(n))
-        need(len(ranks) == k, "stream", "a mask has not as many bits as words changed")
-        return ranks
-    r = (n // (6 * k)).bit_length() - 1
-    low = cursor.bits(k * r).reshape(k, r).astype(np.int64) @ (1 << np.arange(r))
-    high = cursor.take(k).astype(np.int64)
-    escapes = high == 255
-    high[escapes] += cursor.take(4 * int(escapes.sum())).copy().view("<u4")
-    # No overflow: k·2^r <= n / 6 < 2^24, and no quotient reaches 2^33.
-    ranks = np.cumsum((high << r) + low + 1) - 1
-    need(ranks[-1] < n, "stream", "a gap leads behind the context")
-    return ranks
-
-
-def read_values(cursor: Cursor, count: int, width: int) -> tuple[NDArray[np.bool_], U64]:
-    """Which of the steps are negative, and the steps' absolute values (§8.2, values)."""
-    negative = cursor.bits(count) == 1
-    pairs = cursor.bits(2 * count).reshape(count, 2)
-    steps = (pairs[:, 0] + 2 * pairs[:, 1] + 1).astype(np.uint64)
-    large = np.flatnonzero(steps == 4)
-    if width <= 16:
-        nibbles = cursor.bits(4 * len(large)).reshape(-1, 4)
-        sizes = (nibbles @ np.array([1, 2, 4, 8], np.uint8)).astype(np.int64)
-    else:
-        sizes = cursor.take(len(large)).astype(np.int64)
-    need((sizes <= width - 2).all(), "stream", "a step too large for its word")
-    bits = cursor.bits(int(sizes.sum()))
-    starts, ys = np.cumsum(sizes) - sizes, np.uint64(1) << sizes.astype(np.uint64)
-    for j in range(int(sizes.max(initial=0))):
-        longer = sizes > j
-        ys[longer] |= bits[starts[longer] + j].astype(np.uint64) << np.uint64(j)
-    steps[large] = ys + np.uint64(3)
-    limit = np.uint64((1 << width - 1) - 1) + negative.astype(np.uint64)
-    need((steps <= limit).all(), "stream", "a step too large for its word")
-    return negative, steps
-
-
-# ---- §9 Digests and checks ----------------------------------------------------------------------
 
 LEAF = 16384
 
 
 def leaf_hashes(data: bytes) -> bytes:
-    """The XXH3 of each leaf, as 8 bytes each (§9)."""
+    """The XXH3 of each leaf, as 8 bytes each (§11)."""
     count = len(data) // LEAF
     leaves = np.frombuffer(data, np.uint8, count * LEAF).reshape(count, LEAF)
     parts = [xxh3_rows(leaves[at : at + 256]).tobytes() for at in range(0, count, 256)]
@@ -929,13 +960,13 @@ def leaf_hashes(data: bytes) -> bytes:
 
 
 def tensor_digest(data: bytes) -> bytes:
-    """A tensor digest (§9)."""
+    """A tensor digest (§11)."""
     prefix = b"rlsparse-tensor-1" + len(data).to_bytes(8, "little")
     return hashlib.sha256(prefix + leaf_hashes(data)).digest()[:16]
 
 
 def state_digest(tensors: list[tuple[str, str, tuple[int, ...], bytes]]) -> str:
-    """The state digest of (name, dtype, shape, tensor digest) of each tensor, in hex (§9)."""
+    """The state digest of (name, dtype, shape, tensor digest) of each tensor, in hex (§11)."""
     state = hashlib.sha256(b"rlsparse-state-1")
     # A base given by a caller may hold names that are no UTF-8: they match no digest.
     encoded = [(t[0].encode("utf-8", "surrogatepass"), *t[1:]) for t in tensors]
@@ -947,28 +978,36 @@ def state_digest(tensors: list[tuple[str, str, tuple[int, ...], bytes]]) -> str:
 
 
 def words_check(data: bytes) -> int:
-    """The check of base or result words (§9)."""
+    """The check of base or result words (§11)."""
     return xxh3(leaf_hashes(data)) & M32
 
 
-# ---- §10 Files ----------------------------------------------------------------------------------
+def check_base(
+    index: Index, manifest: dict[str, Any], base: dict[str, Tensor], digests: dict[str, bytes]
+) -> None:
+    """The base as a whole is the one that the delta was made from (§9, §10, §11; B7 to B9)."""
+    state = state_digest([(n, t.dtype, t.shape, digests[n]) for n, t in base.items()])
+    need(state == manifest["base"]["digest"], "base", "not the base of this delta")
+    need(base.keys() >= set(index.removed), "base", "a removed tensor is not there")
+    known = {entry.name for entry in index.entries}.union(index.sources, index.removed)
+    need(base.keys() <= known, "index", "a base tensor that is neither used nor removed")
 
 
-def read_text(cursor: Cursor) -> bytes:
-    """A text (§5)."""
-    return cursor.take(int(column(cursor, 1)[0])).tobytes()
+# ---- §12 The tuned checkpoint's files ------------------------------------------------------------
 
 
 def read_files(
     cursor: Cursor, entries: list[Entry], count: int
 ) -> tuple[list[str], list[int], list[bytes]]:
-    """Names, layouts and texts of the tuned checkpoint's files (§10)."""
+    """Names, layouts and texts of the tuned checkpoint's files (§12; F1 to F5)."""
     names = [name.decode("latin-1") for name in name_list(cursor, count)]
     for name in names:
         good = re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,180}", name)
         need(good and name.endswith(".safetensors"), "index", "a file name there cannot be")
         device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
         need(device is None, "index", "a file name that is a device")
+    folded = {name.lower() for name in names}
+    need(len(folded) == len(names), "index", "file names that differ by case only")
     files = column(cursor, len(entries)).tolist()
     for entry, file in zip(entries, files, strict=True):
         need(file < count, "index", "a tensor in an unknown file")
@@ -979,38 +1018,30 @@ def read_files(
 
 
 def read_index_text(cursor: Cursor) -> tuple[int, bytes]:
-    """Layout and text of the index file (§10)."""
+    """Layout and text of the index file (§12; F5, F9)."""
     layout, text = int(column(cursor, 1)[0]), read_text(cursor)
     need(layout <= 2, "index", "an unknown layout of the index file")
     need(layout or not text, "index", "a text of no index file")
-    if layout == 1:
-        need(print_json(load_json(text, "index")) == text, "index", "an unlike index text")
     return layout, text
 
 
-def print_json(value: Any) -> bytes:
-    """JSON as index files are printed, without the newline at the end (§10)."""
-    try:
-        return json.dumps(value, indent=2, sort_keys=True).encode()
-    except (ValueError, RecursionError):
-        refuse("index", "the index text is no JSON that can be printed")
-
-
 def header_places(header: bytes, size: int, code: str) -> dict[str, Place]:
-    """A safetensors header's tensors, which must cover ``size`` bytes exactly (§10)."""
+    """A safetensors header's tensors, which must cover ``size`` bytes exactly (§12; F7, F8)."""
     need(header[:1] == b"{", code, "not a safetensors header")
     value, places, at = load_json(header, code), dict[str, Place](), 0
     check_metadata(value.pop("__metadata__", {}), code)
     for name, item in value.items():
+        need(good_name(name), code, "a name that no tensor may have")
         keys = ("dtype", "shape", "data_offsets")
-        found: list[Any] = [item.get(key) for key in keys] if isinstance(item, dict) else []
+        exact = isinstance(item, dict) and item.keys() == set(keys)
+        found: list[Any] = [item[key] for key in keys] if exact else []
         types = [type(part) for part in found]
         good = types == [str, list, list] and found[0] in CODES and len(found[2]) == 2
         need(good, code, "a tensor is not described as one")
         dtype, shape, place = found
         numbers = all(type(number) is int and number >= 0 for number in shape + place)
         need(numbers, code, "a tensor is not described by numbers")
-        # §11, and no product of thousands of huge numbers.
+        # §13, and no product of thousands of huge numbers.
         small = len(shape) <= 32 and all(dim <= 1 << 48 for dim in shape)
         need(small, code, "a shape beyond the limits")
         bits = math.prod(shape) * BITS[CODES.index(dtype)]
@@ -1024,13 +1055,13 @@ def header_places(header: bytes, size: int, code: str) -> dict[str, Place]:
 
 
 def check_metadata(value: Any, code: str) -> None:
-    """``__metadata__`` maps strings to strings (§10: a valid header)."""
+    """``__metadata__`` maps strings to strings (§12: a valid header; F6)."""
     good = isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
     need(good, code, "`__metadata__` does not map strings to strings")
 
 
 def check_headers(index: Index) -> None:
-    """The text of each file's header can be what it is said to be (§10)."""
+    """The text of each file's header can be what it is said to be (§12; F6, F7)."""
     held: list[list[Entry]] = [[] for _ in index.files]
     for entry in index.entries:
         held[entry.file].append(entry)
@@ -1041,26 +1072,31 @@ def check_headers(index: Index) -> None:
             found = {name: place[:2] for name, place in places.items()}
             need(found == wanted, "index", "a header of other tensors")
         elif text:
+            good = text.startswith(b"{") and text.endswith(b"}")
+            need(good, "index", "white space around the metadata")
             check_metadata(load_json(text, "index"), "index")
 
 
 def check_listing(index: Index) -> None:
-    """A verbatim index file maps no tensor to another file than its own (§10)."""
+    """The text of the index file is one that it can have (§12; F10, F11)."""
+    if index.index_layout == 1:
+        stored = load_json(index.index_text, "index")
+        good = has_one_text(stored) and print_json(stored) == index.index_text
+        need(good, "index", "metadata of the index file that prints otherwise")
     if index.index_layout == VERBATIM:
         stored = load_json(index.index_text, "index")
         mapped = stored.get("weight_map") if isinstance(stored, dict) else None
         own = {entry.name: index.files[entry.file] for entry in index.entries}
-        good = isinstance(mapped, dict) and mapped.items() <= own.items()
-        need(good, "index", "the stored index file maps tensors to other files")
+        need(mapped == own, "index", "the stored index file does not map tensors to their files")
 
 
 def file_order(layout: int, entry: Entry) -> tuple[int, str]:
-    """What a rebuilt header sorts its tensors by (§10); names sort as their UTF-8 bytes do."""
+    """What a rebuilt header sorts its tensors by (§12); names sort as their UTF-8 bytes do."""
     return (-entry.number if layout else 0, entry.name)
 
 
 def rebuild_header(entries: list[Entry], text: bytes) -> bytes:
-    """A header from the tensors of a file, in order, and the text of its metadata (§10)."""
+    """A header from the tensors of a file, in order, and the text of its metadata (§12)."""
     items, at = [b'"__metadata__":' + text] if text else [], 0
     for entry in entries:
         name = entry.name.replace("\\", "\\\\").replace('"', '\\"')
@@ -1073,7 +1109,7 @@ def rebuild_header(entries: list[Entry], text: bytes) -> bytes:
 
 
 def rebuild_files(delta: Path, tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    """The tuned checkpoint's files, byte for byte, from its decoded tensors (§10).
+    """The tuned checkpoint's files, byte for byte, from its decoded tensors (§12).
 
     Args:
         delta: The delta directory.
@@ -1115,7 +1151,60 @@ def rebuild_files(delta: Path, tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return files
 
 
-# ---- The base, and the command line -------------------------------------------------------------
+# ---- §14 The order of it all ---------------------------------------------------------------------
+
+
+def open_delta(delta: Path) -> tuple[list[Shard], Index]:
+    """Check everything that needs no base, in the order of §14 (M12)."""
+    paths = shard_paths(delta)
+    shards = [read_shard(path, k, last=k == len(paths)) for k, path in enumerate(paths, 1)]
+    features = [shard.manifest["features"] for shard in shards]
+    need(features.count(features[0]) == len(features), "header", "unlike features")
+    return shards, read_index(shards)
+
+
+def decode(delta: Path, base: dict[str, Tensor], most: int | None = None) -> dict[str, Tensor]:
+    """Rebuild the tuned tensors from a delta directory and the base (§3, §14; B4, B6, L15).
+
+    Args:
+        delta: The delta directory, which holds ``rlsparse/``.
+        base: The base's tensors by name.
+        most: Bytes of tuned tensors that the caller accepts; more are refused as `large`.
+
+    Returns:
+        The tuned tensors by name.
+
+    Raises:
+        Refused: If anything breaks a rule of the format.
+    """
+    shards, index = open_delta(delta)
+    size = sum(entry.size for entry in index.entries)
+    need(most is None or size <= most, "large", f"tensors of {size} bytes")
+    check_sources(index, base)
+    digests = {name: tensor_digest(tensor.data) for name, tensor in base.items()}
+    data = dict[str, bytes]()
+    for entry in index.entries:
+        source = base[entry.source].data if entry.kind in (SAME, DELTA) else b""
+        if entry.kind == SAME:
+            data[entry.name] = source
+        elif entry.kind != ALIAS:
+            data[entry.name] = decode_tensor(shards, index, entry, source)
+        if entry.kind in (SAME, DELTA):
+            expected = entry.tuned if entry.kind == SAME else entry.base
+            good = digests[entry.source] == expected
+            need(good, "base", f"the base's {entry.source!r} has another digest")
+        if entry.kind in (DELTA, WHOLE):
+            good = tensor_digest(data[entry.name]) == entry.tuned
+            need(good, "result", f"{entry.name!r} has not its digest")
+    check_base(index, shards[-1].manifest, base, digests)
+    result = dict[str, Tensor]()
+    for entry in index.entries:
+        owner = index.entries[entry.origin - 1] if entry.kind == ALIAS else entry
+        result[entry.name] = Tensor(entry.dtype, entry.shape, data[owner.name])
+    return result
+
+
+# ---- The base, and the command line --------------------------------------------------------------
 
 
 def checkpoint_files(path: Path) -> list[Path]:
@@ -1182,7 +1271,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-# ---- XXH3-64 with seed 0, after its specification -----------------------------------------------
+# ---- XXH3-64 with seed 0, after its specification ------------------------------------------------
 
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 P32 = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)

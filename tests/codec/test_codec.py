@@ -25,13 +25,12 @@ from rlsparse_store.codec.chunk import (
     open_chunk,
 )
 from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
-from rlsparse_store.errors import LimitError, StreamError
+from rlsparse_store.errors import StreamError
 from rlsparse_store.files.delta_writer import INDEX_LEVEL
 from rlsparse_store.format.bits import pack_flags
 from rlsparse_store.format.content_bounds import largest_content
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.format.frames import compress, compress_bytes, content_size, decompress
-from rlsparse_store.format.limits import MAX_WINDOW
 from rlsparse_store.format.masks import DENSE, ESCAPE, low_width
 from rlsparse_store.format.order import add_steps
 from rlsparse_store.format.words import (
@@ -365,7 +364,7 @@ def test_frames_hold_their_streams(streams: list[bytes]) -> None:
     assert stored == packed(*streams)
     assert decompress(stored, len(content)) == content
     if content:
-        with pytest.raises(StreamError, match="announces"):
+        with pytest.raises(StreamError, match="declares"):
             decompress(stored, len(content) - 1)
 
 
@@ -522,29 +521,34 @@ def test_a_dictionary_of_number_zero_is_refused() -> None:
         decompress(bytes(stored), 1 << 20)
 
 
-@pytest.mark.parametrize("blocks", [64, 65])
-def test_a_single_segment_is_its_own_window(blocks: int) -> None:
-    size = blocks << 17
-    repeated = [struct.pack("<I", 1 << 20 | 2 | last)[:3] + b"x" for last in (0, 1)]
-    header = bytes.fromhex("28b52ffd a0") + struct.pack("<I", size)
-    stored = header + repeated[0] * (blocks - 1) + repeated[1]
-    if size <= MAX_WINDOW:
-        assert decompress(stored, size) == b"x" * size
-    else:
-        with pytest.raises(LimitError, match="window"):
-            decompress(stored, size)
+def repeated_blocks(*sizes: int) -> bytes:
+    """A single segment whose blocks are one byte repeated."""
+    blocks = [size << 3 | 2 | (i == len(sizes)) for i, size in enumerate(sizes, 1)]
+    header = bytes.fromhex("28b52ffd a0") + struct.pack("<I", sum(sizes))
+    return header + b"".join(struct.pack("<I", block)[:3] + b"x" for block in blocks)
 
 
-def test_no_window_of_this_library_is_too_large() -> None:
-    content = bytes(MAX_WINDOW + 1)
+def test_a_single_segment_may_be_large() -> None:
+    size = 1100 << 17
+    assert decompress(repeated_blocks(*[1 << 17] * 1100), size) == b"x" * size
+
+
+def test_a_large_block_is_refused() -> None:
+    # The library itself refuses this only when it reads a stream.
+    with pytest.raises(StreamError, match="block"):
+        decompress(repeated_blocks((1 << 17) + 1), 1 << 20)
+
+
+def test_what_is_written_is_a_single_segment() -> None:
+    content = bytes(range(256)) * (9 << 12)
     for stored in (packed(content), compress_bytes(content, INDEX_LEVEL)):
+        assert stored[4] == 0xA0
         assert content_size(stored) == len(content)
+        assert decompress(stored, len(content)) == content
 
 
-def test_a_large_window_is_refused() -> None:
-    # Magic, then: no single segment, 4 bytes of content size, a window of 2^(10 + 14).
-    header = bytes.fromhex("28b52ffd") + bytes([0x80, 14 << 3]) + struct.pack("<I", 5)
-    with pytest.raises(LimitError, match="window"):
+def test_a_window_is_refused() -> None:
+    # Magic, then: no single segment, 4 bytes of content size, a window of 1 MiB.
+    header = bytes.fromhex("28b52ffd") + bytes([0x80, 10 << 3]) + struct.pack("<I", 5)
+    with pytest.raises(StreamError, match="segment"):
         decompress(header + b"\x29\0\0hello", 1 << 20)
-    header = header[:5] + bytes([13 << 3]) + header[6:]
-    assert decompress(header + b"\x29\0\0hello", 1 << 20) == b"hello"

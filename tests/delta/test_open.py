@@ -32,7 +32,8 @@ from pairs import (
 )
 from safetensors import SafetensorError, safe_open
 
-import vectors
+from format_vectors import checkpoints
+from format_vectors.listing import VECTORS, load
 from rlsparse_store import open_delta
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import (
@@ -56,10 +57,10 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.open import DeltaCheckpoint, Verify
 
-FOLDER = vectors.VECTORS
-ALL: list[dict[str, Any]] = vectors.load()["vectors"]
-VALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "valid"]
-INVALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "invalid"]
+FOLDER = VECTORS
+ALL: list[dict[str, Any]] = load()["vectors"]
+VALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "valid" and "reader" not in v]
+INVALID = [pytest.param(v, id=v["id"]) for v in ALL if v["kind"] == "invalid" and "reader" not in v]
 WORDS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
@@ -169,9 +170,9 @@ def test_valid_vectors(vector: dict[str, Any], tmp_path: Path, verify: Verify) -
 
 
 def test_metadata_of_many_tensors_in_no_usual_order(tmp_path: Path) -> None:
-    tensors = {f"t{i}": vectors.raw(f"many/{i}", "U8", 4) for i in range(1200)}
+    tensors = {f"t{i}": checkpoints.raw(f"many/{i}", "U8", 4) for i in range(1200)}
     order = [*sorted(tensors)[1:], "t0"]
-    file = vectors.safetensors(tensors, metadata={"format": "pt"}, names=order)
+    file = checkpoints.safetensors(tensors, metadata={"format": "pt"}, names=order)
     base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
     base.write_bytes(file)
     tuned.write_bytes(file[:-1] + bytes([file[-1] ^ 1]))
@@ -228,7 +229,7 @@ def test_invalid_vectors_are_refused_in_full(vector: dict[str, Any]) -> None:
             framework="bits",
             verify="full",
         )
-    assert refused.value.code == vector["expected"]["code"]
+    assert refused.value.code in vector["expected"]["codes"]
 
 
 # --- slices ----------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def index_of_equal_chunks(count: int, stored: int) -> bytes:
     out.text(b"")
     out.integers([0])
     out.text(b"")
+    out.integers([0])
     return out.content()
 
 

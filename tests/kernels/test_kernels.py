@@ -41,7 +41,7 @@ TYPES: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32,
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
 
 
-# --- section 6, on integers ------------------------------------------------------------------
+# --- section 2, on integers ------------------------------------------------------------------
 
 
 def order_of(word: int, coding: WordCoding) -> int:
@@ -66,7 +66,7 @@ def step_of(base: int, tuned: int, coding: WordCoding) -> int:
     return distance - (1 << coding.width) if distance >> (coding.width - 1) else distance
 
 
-# --- section 8.2, on lists of bits -----------------------------------------------------------
+# --- section 4.2, on lists of bits -----------------------------------------------------------
 
 
 def field(value: int, width: int) -> list[int]:

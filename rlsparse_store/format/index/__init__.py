@@ -1,1 +1,1 @@
-"""The index of a delta: its records, and their bytes (``specs/format.md`` sections 5 and 7)."""
+"""The index of a delta: its records, and their bytes (``specs/format.md`` sections 3 and 10)."""

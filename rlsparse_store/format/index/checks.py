@@ -1,4 +1,4 @@
-"""What must hold of the records of an index, whatever the data is (sections 5, 7 and 8)."""
+"""What must hold of the records of an index, whatever the data is (sections 3, 4 and 10)."""
 
 from __future__ import annotations
 

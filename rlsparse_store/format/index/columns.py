@@ -1,4 +1,4 @@
-"""The fields of an index: integer columns, name lists, texts and digests (section 5)."""
+"""The fields of an index: integer columns, name lists, texts and digests (section 10)."""
 
 from __future__ import annotations
 
@@ -143,12 +143,13 @@ class ColumnReader:
         """
         prefixes = self.integers(count)
         suffixes = self.integers(count)
+        # In Python's integers: 64 bits would wrap.
+        if sum(prefixes.tolist()) + sum(suffixes.tolist()) > MAX_NAMES_BYTES:
+            msg = f"names of more than {MAX_NAMES_BYTES} bytes in all"
+            raise LimitError(msg)
         if count and max(int(prefixes.max()), int(suffixes.max())) > MAX_NAME_BYTES:
             msg = f"a name of more than {MAX_NAME_BYTES} bytes"
             raise IndexFormatError(msg)
-        if int(prefixes.sum() + suffixes.sum()) > MAX_NAMES_BYTES:
-            msg = f"names of more than {MAX_NAMES_BYTES} bytes in all"
-            raise LimitError(msg)
         names: list[str] = []
         before = b""
         for prefix, suffix in zip(prefixes.tolist(), suffixes.tolist(), strict=True):

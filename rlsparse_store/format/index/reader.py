@@ -1,4 +1,4 @@
-"""Reading the index of a delta, none of which is believed (``specs/format.md`` section 5)."""
+"""Reading the index of a delta, none of which is believed (``specs/format.md`` section 10)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from rlsparse_store.format.index.records import (
     TensorRecord,
 )
 from rlsparse_store.format.limits import (
+    MAX_BLOCKS,
     MAX_CHECK,
     MAX_CHUNK_STORED,
     MAX_CHUNK_WORDS,
@@ -36,9 +37,10 @@ from rlsparse_store.format.limits import (
     MAX_FILES,
     MAX_RANK,
     MAX_TENSORS,
+    MAX_TUNED_BYTES,
     MIN_CHUNK_STORED,
 )
-from rlsparse_store.format.names import are_tensor_names, is_file_name
+from rlsparse_store.format.names import are_tensor_names, is_block_name, is_file_name
 from rlsparse_store.format.words import Widening
 
 if TYPE_CHECKING:
@@ -61,15 +63,18 @@ def _word_coding(width: int, order: int) -> WordCoding:
 
 
 def _are_file_names(names: list[str]) -> bool:
-    return all(is_file_name(name) and name.endswith(".safetensors") for name in names)
+    good = all(is_file_name(name) and name.endswith(".safetensors") for name in names)
+    # On some systems, names that differ by case are one file.
+    return good and len({name.lower() for name in names}) == len(names)
 
 
-def decode_index(content: bytes, shard_bytes: Sequence[int]) -> Index:
+def decode_index(content: bytes, shard_bytes: Sequence[int], features: Sequence[str] = ()) -> Index:
     """Read an index and check everything that does not need data.
 
     Args:
         content: The index.
         shard_bytes: Bytes of chunks that each shard holds.
+        features: The features that the manifest lists.
 
     Raises:
         IndexFormatError: It breaks the format, or its chunks do not fill the shards.
@@ -96,13 +101,15 @@ def decode_index(content: bytes, shard_bytes: Sequence[int]) -> Index:
     tensors = _read_tensors(columns, names, foreign)
     chunks = _read_chunks(columns, num_chunks, tensors, shard_bytes)
     files = _read_files(columns, num_files, num_tensors)
+    feature_blocks = {name: columns.text() for name in features}
+    blocks = _read_blocks(columns)
     columns.finish()
     if removed:
         # A source is a foreign one or has the name of a tensor.
         require(set(foreign).isdisjoint(removed), "a removed tensor is a source")
         require(set(names).isdisjoint(removed), "a removed tensor is a tensor")
     check_chunks(tensors, chunks)
-    return Index(tensors, removed, chunks, files)
+    return Index(tensors, removed, chunks, files, feature_blocks, blocks)
 
 
 def _read_tensors(
@@ -160,6 +167,10 @@ def _read_tensors(
         check_tensor(tensors[-1])
     require(set(range(1, len(foreign) + 1)) <= used, "a listed source is not used")
     check_aliases(tensors)
+    nbytes = sum(t.nbytes for t in tensors)
+    if nbytes > MAX_TUNED_BYTES:
+        msg = f"tensors of {nbytes} bytes; at most {MAX_TUNED_BYTES} are accepted"
+        raise LimitError(msg)
     return tensors
 
 
@@ -260,3 +271,17 @@ def _read_files(columns: ColumnReader, count: int, tensors: int) -> FilesRecord:
     require(bool(index_layout) or not index_text, "a text of no index file")
     files = [FileRecord(*file) for file in zip(names, layouts, texts, strict=True)]
     return FilesRecord(files, file_of, index_layout, index_text)
+
+
+def _read_blocks(columns: ColumnReader) -> dict[str, bytes]:
+    (count,) = columns.limited(1, MAX_BLOCKS, "optional blocks")
+    blocks: dict[str, bytes] = {}
+    before = ""
+    for _ in range(count):
+        # What is no text of ASCII has no name that is accepted.
+        name = columns.text().decode("ascii", "replace")
+        require(is_block_name(name), "an optional block without a name")
+        require(name > before, "optional blocks are not in ascending order")
+        blocks[name] = columns.text()
+        before = name
+    return blocks

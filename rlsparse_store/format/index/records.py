@@ -160,7 +160,7 @@ class FileRecord(NamedTuple):
 
 
 class FilesRecord(NamedTuple):
-    """How the tuned checkpoint was laid out in files (section 10).
+    """How the tuned checkpoint was laid out in files (section 12).
 
     Attributes:
         files: Its files, by name.
@@ -184,12 +184,16 @@ class Index:
         removed: Base tensors that the tuned checkpoint does not have.
         chunks: By tensor, then first word.
         files: The tuned checkpoint's files.
+        features: The block of each feature, by name.
+        blocks: Optional blocks by name, which never change the result.
     """
 
     tensors: list[TensorRecord]
     removed: list[str]
     chunks: list[ChunkRecord]
     files: FilesRecord
+    features: dict[str, bytes] = field(default_factory=dict)
+    blocks: dict[str, bytes] = field(default_factory=dict)
 
     def chunks_of_tensors(self) -> dict[str, list[ChunkRecord]]:
         """The chunks of each tensor that has any, in order."""

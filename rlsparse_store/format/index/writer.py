@@ -1,4 +1,4 @@
-"""Writing the index of a delta (``specs/format.md`` section 5)."""
+"""Writing the index of a delta (``specs/format.md`` section 10)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def encode_index(index: Index) -> bytes:
         out.text(file.text)
     out.integers([files.index_layout])
     out.text(files.index_text)
+    for _, block in sorted(index.features.items()):
+        out.text(block)
+    out.integers([len(index.blocks)])
+    for name, block in sorted(index.blocks.items()):
+        out.text(name.encode())
+        out.text(block)
     return out.content()
 
 

@@ -1,5 +1,5 @@
 // What the kernels take and give, for every instruction set. What they must compute is defined by
-// the NumPy backend and, in words, by specs/format.md section 8.
+// the NumPy backend and, in words, by specs/format.md section 4.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Masks and steps as the bytes of specs/format.md section 8.2, and back.
+// Masks and steps as the bytes of specs/format.md section 4.2, and back.
 // Included inside the namespace of one instruction set, which has defined `Simd`.
 
 constexpr uint64_t kDense = 6;     // a context with a change in this many words has a bit per word

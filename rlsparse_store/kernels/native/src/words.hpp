@@ -22,7 +22,7 @@ struct SignedOf<uint64_t> {
 template <class W>
 using Signed = typename SignedOf<W>::type;
 
-// specs/format.md section 6, on words of `width` bits that lie in a W.
+// specs/format.md section 2, on words of `width` bits that lie in a W.
 template <class W>
 struct WordMap {
     W top;         // all bits of a word

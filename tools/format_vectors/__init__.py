@@ -1,0 +1,1 @@
+"""The vectors of the format: what they are made from, section by section of its text."""
