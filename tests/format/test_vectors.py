@@ -78,10 +78,12 @@ def test_valid_vector_is_rebuilt_byte_for_byte(vector: dict[str, Any], tmp_path:
     verify_delta(delta, base=base, tuned=tmp_path / "out", threads=1)
 
 
-@pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize("vector", VALID)
-def test_second_decoder_rebuilds_valid_vector(vector: dict[str, Any]) -> None:
-    assert digests(decode_second(vector)) == vector["expected"]["files"]
+def test_second_decoder_rebuilds_valid_vector(
+    vector: dict[str, Any], configured: dict[str, Any]
+) -> None:
+    found = decode_second(vector, configured.get("max_tuned_bytes"))
+    assert digests(found) == vector["expected"]["files"]
 
 
 @pytest.mark.parametrize("vector", INVALID)
@@ -275,6 +277,7 @@ def test_vectors_show_what_they_say() -> None:
         assert {t.kind for t in reader.index.tensors} == {Kind.DELTA}
     with opened("four-bits") as reader:
         assert {t.coding.width for t in reader.index.tensors if t.coding} == {4}
+        assert {t.kind for t in reader.index.tensors} == {Kind.DELTA, Kind.WHOLE}
     with opened("every-dtype") as reader:
         assert {t.dtype.code for t in reader.index.tensors} == set(DTYPES)
         assert all(t.kind is Kind.DELTA for t in reader.index.tensors)

@@ -157,6 +157,7 @@ def _four_bits() -> Pair:
     base = {"f4": raw("f4", "F4", 40, 16), "packed": raw("packed", "I32", 30, 8)}
     packed = moved("p", base["packed"], 400, steps=(1, -1), coding=nibble)
     tuned = {"f4": moved("f4/m", base["f4"], 40, steps=(1, -1, 2)), "packed": packed}
+    tuned["whole"] = raw("f4/w", "F4", 7, 4)
     return Pair("4-bit words: F4, and two to eight numbers packed in I32", base, tuned)
 
 
@@ -266,14 +267,14 @@ def _contexts_signed() -> Pair:
 
 def _rows_within() -> Pair:
     base = {"w": floats("rows-within", "BF16", 40, 50)}
-    where = [row * 50 + column for row in (4, 11, 30) for column in range(0, 50, 2)]
+    where = [row * 50 + column for row in (4, 11, 25) for column in range(0, 50, 2)]
     tuned = {"w": moved("rw", base["w"], where)}
     pair = Pair("row flags of a chunk that starts and ends within rows", base, tuned)
 
     def edit(draft: Draft) -> bytes:
-        record, stored = recoded(pair, draft, 0, 130, 1419, rows=True)
+        record, stored = recoded(pair, draft, 0, 130, 1170, rows=True)
         draft = draft.with_chunks([record], [stored])
-        steps = tuple(step_counts(pair, "w", [(130, 1419)]))
+        steps = tuple(step_counts(pair, "w", [(130, 1170)]))
         return draft.with_tensor("w", steps=steps, moved=0).sealed()
 
     return replace(pair, edit=edit)
@@ -318,6 +319,30 @@ def _listing_floats() -> Pair:
     text = json.dumps(listing, indent=2, sort_keys=True) + "\n"
     about = "an index file kept verbatim for its fraction and its null"
     return replace(pair, about=about, tuned={**files, LISTING: text.encode()})
+
+
+def _same_dtypes() -> Pair:
+    base = _every_dtype().base
+    return Pair("an unchanged tensor of every dtype", base, base)
+
+
+def _gaps_plain() -> Pair:
+    base = {"w": of_words("BF16", [0x3F01] * 100)}
+    about = "gaps without low bits"
+    return Pair(about, base, {"w": moved("gp", base["w"], list(range(3, 93, 9)))})
+
+
+def _far_steps() -> Pair:
+    base = {"w": floats("far", "BF16", 600)}
+    steps = (300, -700, 5000, -20_000, 1, 32_000, -32_768)
+    return Pair(
+        "steps of many binary digits", base, {"w": moved("far/m", base["w"], 20, steps=steps)}
+    )
+
+
+def _large_enough() -> Pair:
+    about = "as many bytes of tensors as the reader's caller accepts"
+    return replace(_bitmap(), about=about, reader={"max_tuned_bytes": 122})
 
 
 def _listing_keys() -> Pair:
@@ -415,11 +440,13 @@ def _split(*, rebuilt: bool) -> Pair:
     base = {n: floats(f"split{n}", "BF16", 10, 6) for n in ("a", "b", "c")}
     tuned = {n: moved(n, t, 6) for n, t in base.items()}
     names = {"a": 1, "b": 2, "c": 1}
+    more = [1, True, {"\u00e9": "\n"}, [], {}, -7]
+    metadata: Json = {"total_size": 360, "more": more}
     files: Files = {}
     weights = {n: f"model-0000{k}-of-00002.safetensors" for n, k in names.items()}
     for file in sorted(set(weights.values())):
         files[file] = safetensors({n: tuned[n] for n in tuned if weights[n] == file})
-    listing = {"metadata": {"total_size": 360}, "weight_map": weights}
+    listing = {"metadata": metadata, "weight_map": weights}
     if rebuilt:
         text = json.dumps(listing, indent=2, sort_keys=True) + "\n"
     else:
@@ -559,6 +586,10 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "shards": _shards,
     "cast": _cast,
     "listing-keys": _listing_keys,
+    "large-enough": _large_enough,
+    "same-dtypes": _same_dtypes,
+    "gaps-plain": _gaps_plain,
+    "far-steps": _far_steps,
     "widest": _widest,
     "last-block-empty": _last_empty,
     "repeated": _repeated,
@@ -592,6 +623,8 @@ SHARED_BASES: Final = {
     "manifest-keys": "bitmap",
     "index-largest": "bitmap",
     "listing-keys": "shards",
+    "large-enough": "bitmap",
+    "same-dtypes": "every-dtype",
     "last-block-empty": "bitmap",
     "files-floats": "files-rebuilt",
     "optional-blocks": "bitmap",

@@ -15,7 +15,7 @@ RULES: Final[dict[str, str]] = {
     "S3": "stream-row-unchanged",
     "S4": "stream-too-many",
     "S5": "stream-popcount",
-    "S6": "stream-gap-overrun stream-escape-overrun stream-escape-wrap",
+    "S6": "stream-gap-overrun stream-gap-end stream-escape-overrun stream-escape-wrap",
     "S7": "stream-exponent stream-exponent-large",
     "S8": "stream-step stream-step-low",
     "J1": "listing-no-json listing-not-utf8 listing-mark listing-not-a-number listing-comma "

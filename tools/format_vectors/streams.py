@@ -394,4 +394,11 @@ STREAMS: Final = (
         _step_below,
         "one-step",
     ),
+    Invalid(
+        "stream-gap-end",
+        "stream",
+        "a gap that leads to the first rank behind its context",
+        with_mask(lambda m: m[:-1] + bytes([m[-1] + 16])),
+        "gaps-plain",
+    ),
 )
