@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from format_vectors.pairs import PAIRS, SHARED_BASES, Pair, one_step, other_base
 from format_vectors.rules import RULES
 from format_vectors.streams import STREAMS
 from rlsparse_store.delta import encode_delta
+from rlsparse_store.errors import ImplausibleWarning
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.manifest import FORMAT_VERSION
 from rlsparse_store.pipeline.fingerprints import checkpoint_state
@@ -62,7 +64,10 @@ def encode_pair(pair: Pair, work: Path) -> Parent:
     base = work / "models--example--base" / "snapshots" / COMMIT if pair.hints else work / "base"
     _write(base, {MODEL: safetensors(pair.base)})
     _write(work / "tuned", pair.tuned_files())
-    encode_delta(base, work / "tuned", work / "delta", threads=1, **pair.options)
+    with warnings.catch_warnings():
+        # Vectors are as small and as odd as a case needs.
+        warnings.simplefilter("ignore", ImplausibleWarning)
+        encode_delta(base, work / "tuned", work / "delta", threads=1, **pair.options)
     folder = work / "delta" / "rlsparse"
     if pair.edit is not None:
         (folder / DELTA).write_bytes(pair.edit(Draft.read(work / "delta")))
