@@ -113,7 +113,7 @@ def from_vectors() -> Iterator[Seed]:
             try:
                 apply_delta(delta, Path(scratch) / vector["delta"], base=base, threads=1)
             except RlsparseError:
-                if vector["kind"] == "valid":
+                if vector["kind"] == "valid" and "reader" not in vector:
                     raise
     yield from seeds
 
