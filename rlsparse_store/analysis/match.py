@@ -51,8 +51,8 @@ class MatchShares(SummaryRepr):
 
     def _summary(self) -> Rows:
         yield "words", self.words
-        yield from ((f"full_and_sub, {t}", share) for t, share in self.full_and_sub.items())
-        yield from ((f"base_and_full, {t}", share) for t, share in self.base_and_full.items())
+        yield from ((f"full_and_sub[{t}]", share) for t, share in self.full_and_sub.items())
+        yield from ((f"base_and_full[{t}]", share) for t, share in self.base_and_full.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -80,10 +80,10 @@ class MatchReport(SummaryRepr):
 
     def _summary(self) -> Rows:
         yield "words", self.everything.words
-        yield from ((f"full_and_sub, {t}", s) for t, s in self.everything.full_and_sub.items())
+        yield from ((f"full_and_sub[{t}]", s) for t, s in self.everything.full_and_sub.items())
         yield "sub_outside", self.sub_outside
         yield "unmatched", len(self.unmatched)
-        yield from ((f"base_and_full, {t}", s) for t, s in self.everything.base_and_full.items())
+        yield from ((f"base_and_full[{t}]", s) for t, s in self.everything.base_and_full.items())
 
 
 def match_checkpoints(  # noqa: PLR0913 - three ids with their revisions, and access to the Hub

@@ -79,7 +79,7 @@ class Overlap(SummaryRepr):
         yield "words", self.words
         yield "both", self.both
         yield "jaccard", self.jaccard
-        yield from ((f"lift, {baseline}", lift) for baseline, lift in self.lift.items())
+        yield from ((f"lift[{baseline}]", lift) for baseline, lift in self.lift.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -104,7 +104,7 @@ class PairOverlap(SummaryRepr):
         yield "a", self.a
         yield "b", self.b
         yield "jaccard", self.overall.jaccard
-        yield from ((f"lift, {baseline}", lift) for baseline, lift in self.overall.lift.items())
+        yield from ((f"lift[{baseline}]", lift) for baseline, lift in self.overall.lift.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -140,9 +140,9 @@ class CompareReport(SummaryRepr):
         yield "mean_jaccard", self.mean_jaccard
         yield "unmatched", len(self.unmatched)
         for name, changed in zip(self.deltas, self.changed, strict=True):
-            yield f"changed, {name}", changed
+            yield f"changed[{name}]", changed
         for pair in self.pairs:
-            yield f"jaccard, {pair.a} and {pair.b}", pair.overall.jaccard
+            yield f"jaccard[{pair.a}, {pair.b}]", pair.overall.jaccard
 
 
 @dataclass(slots=True)

@@ -94,7 +94,7 @@ class SeriesReport(SummaryRepr):
         yield "ever_changed", self.ever_changed
         yield "cancelled", self.cancelled
         yield "unmatched", len(self.unmatched)
-        yield from ((f"density, {step.name}", step.density) for step in self.steps)
+        yield from ((f"density[{step.name}]", step.density) for step in self.steps)
 
 
 @dataclass(slots=True)

@@ -181,7 +181,7 @@ class ExponentTable(SummaryRepr):
         yield "dtype", self.dtype
         yield "half_magnitude", self.half_magnitude
         for exponent, words, changed in zip(self.exponents, self.words, self.changed, strict=True):
-            yield f"P(change), 2^{exponent}", changed / words if words else None
+            yield f"P(change | 2^{exponent})", changed / words if words else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -292,7 +292,7 @@ class ValueReport(SummaryRepr):
         yield "delta_norm", self.delta_norm
         yield "largest_delta", self.largest_delta
         yield from (("caution", caution) for caution in self.cautions)
-        yield from ((f"density, {group.name}", group.density) for group in self.modules)
+        yield from ((f"density[{group.name}]", group.density) for group in self.modules)
 
 
 @dataclass(frozen=True, slots=True)
