@@ -177,7 +177,7 @@ class DeltaReport(SummaryRepr):
         yield "tuned_bytes", self.tuned_bytes
         yield "base_repo", self.base_repo
         yield "cast", self.cast
-        yield from ((f"density, {g.name}", g.density) for g in self.modules)
+        yield from ((f"density[{g.name}]", g.density) for g in self.modules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -132,7 +132,7 @@ class RunReport(SummaryRepr):
         yield "new", sum(entry.is_new for entry in self.deltas)
         yield "delta_bytes", sum(entry.delta_bytes for entry in self.deltas)
         yield "tuned_bytes", sum(entry.tuned_bytes for entry in self.deltas)
-        yield from ((f"density, {entry.name}", entry.density) for entry in self.deltas)
+        yield from ((f"density[{entry.name}]", entry.density) for entry in self.deltas)
 
 
 def is_run(
@@ -239,4 +239,10 @@ def delta_names(run: Path) -> list[str]:
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts ``step-9`` before ``step-10``."""
     parts = re.split(r"([0-9]+)", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+    return [_number(part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def _number(digits: str) -> tuple[int, int, str]:
+    """A key that sorts numbers by value. Python refuses to convert very long ones."""
+    digits = digits.lstrip("0")
+    return (0, len(digits), digits)

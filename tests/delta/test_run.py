@@ -23,6 +23,7 @@ from rlsparse_store.delta import (
     run_encoder,
 )
 from rlsparse_store.delta.encode import encode_spans
+from rlsparse_store.delta.run import natural_order
 from rlsparse_store.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -205,6 +206,11 @@ def test_one_checkpoint_is_open_at_a_time(training: Training, tmp_path: Path) ->
 
     encode_run(training.base, training.tuned, tmp_path / "run", progress=look)
     assert peak == 1
+
+
+def test_natural_order_of_any_name() -> None:
+    names = [f"step-{number}" for number in ("9", "10", "0011", "1" * 5000)]
+    assert sorted([names[2], names[0], names[3], names[1]], key=natural_order) == names
 
 
 # --- the command -------------------------------------------------------------------------------
