@@ -99,6 +99,9 @@ def inspect_command(
     if len(paths) > 2:
         msg = "give one DELTA or RUN, or BASE and TUNED"
         raise click.UsageError(msg)
+    if as_json and options["as_csv"]:
+        msg = "--json and --csv exclude each other"
+        raise click.UsageError(msg)
     hub = {name: options[name] for name in _HUB}
     revision = options["revision"]
     of_run = len(paths) == 1 and not options["subfolder"]
@@ -115,7 +118,7 @@ def inspect_command(
     _require_places(options["plots"], options["page"])
     report, values = _measure(paths, options, quiet=quiet)
     if options["plots"] is not None or options["page"] is not None:
-        _draw(report, values, options["plots"], options["page"])
+        _draw(paths, report, values, options["plots"], options["page"])
     if as_json:
         measured = {} if values is None else {"values": values.as_json()}
         print_json({**report.as_json(), **measured})
@@ -173,7 +176,11 @@ def _require_places(plots: str | None, page: str | None) -> None:
 
 
 def _draw(
-    report: DeltaReport, values: ValueReport | None, plots: str | None, page: str | None
+    paths: tuple[str, ...],
+    report: DeltaReport,
+    values: ValueReport | None,
+    plots: str | None,
+    page: str | None,
 ) -> None:
     # Imported late: only pictures need it.
     from rlsparse_store.cli.report_files import write_pictures, write_report  # noqa: PLC0415
@@ -181,7 +188,7 @@ def _draw(
     if plots is not None:
         write_pictures(report, values, Path(plots))
     if page is not None:
-        write_report(report, values, Path(page))
+        write_report(paths, report, values, Path(page))
 
 
 def _half(progress: Progress, number: int) -> Progress:

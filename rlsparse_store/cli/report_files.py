@@ -67,7 +67,9 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
     click.echo(f"wrote {printable(str(folder))}", err=True)
 
 
-def write_report(report: DeltaReport, values: ValueReport | None, path: Path) -> None:
+def write_report(
+    places: Sequence[str], report: DeltaReport, values: ValueReport | None, path: Path
+) -> None:
     """Write one self-contained page.
 
     Raises:
@@ -77,6 +79,7 @@ def write_report(report: DeltaReport, values: ValueReport | None, path: Path) ->
     title = f"{format_percent(report.density)} of {report.elements:,} weights changed"
     base = report.base_repo or "not named"
     facts = [
+        ("inspected", " → ".join(places)),
         ("base", f"{base}, {report.base_digest[:16]}…"),
         ("base's commit", report.base_revision or "not named"),
         ("tuned", f"{report.tuned_digest[:16]}…"),

@@ -19,6 +19,9 @@ SIGNALLED = 128
 
 INTERRUPTED = b"rlsparse: interrupted\n"
 
+CLEAR_LINE = b"\r\x1b[K"
+"""On a terminal, removes the progress bar and the ^C of the shell."""
+
 AGAIN_SECONDS = 0.01
 """Delay before a lost exception is raised again, so that its frame has returned."""
 
@@ -58,7 +61,7 @@ def _is_heard(number: int) -> bool:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     try:
-        os.write(2, INTERRUPTED)
+        os.write(2, CLEAR_LINE * os.isatty(2) + INTERRUPTED)
     finally:
         os._exit(SIGNALLED + number)
 
@@ -66,7 +69,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     if number == signal.SIGINT:
-        os.write(2, INTERRUPTED)
+        os.write(2, CLEAR_LINE * os.isatty(2) + INTERRUPTED)
     raise _Ended(SIGNALLED + number)
 
 

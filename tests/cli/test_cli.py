@@ -303,6 +303,7 @@ def test_tables_fit_the_terminal(pair: Pair, columns: int) -> None:
         (["encode", "a", "b", "-o", ""], "variable"),
         (["encode", "a", "b", "--out="], "--out= is empty"),
         (["encode", "a", "b", "-o", "c", "--device", "mars"], "'mars' is not a device"),
+        (["inspect", "delta", "--json", "--csv"], "--json and --csv exclude each other"),
         (["mask", "a", "-o", "b", "--tolerance", "nan"], "--tolerance"),
         (["mask", "a", "-o", "b", "--tolerance", "-1"], "--tolerance"),
         (["mask", "a", "-o", "b", "--seed", "-1"], "--seed"),
