@@ -162,7 +162,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: A file is missing or broken, or loaders disagree about the files.
     """
     if not path.exists():
-        msg = "no such file or folder, and no ORG/NAME on the Hub"
+        msg = "no such file or folder (Hub ids look like ORG/NAME)"
         raise NotFoundError(msg, file=printable(str(path)))
     if path.is_file():
         return open_files(path, LocalFolder(path.parent), WeightFiles([_require_safetensors(path)]))

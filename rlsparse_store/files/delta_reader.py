@@ -166,7 +166,7 @@ class DeltaReader(Closeable):
 
 def _why_no_delta(path: Path) -> str:
     if not path.exists():
-        return "no such folder, and no ORG/NAME on the Hub"
+        return "no such folder (Hub ids look like ORG/NAME)"
     within = sorted(found.parent.name for found in path.glob(f"*/{DELTA_FOLDER}"))
     if within:
         return (
