@@ -12,7 +12,7 @@ from rlsparse_store.codec.chunk import encode_whole
 from rlsparse_store.format.bits import pack_flags
 from rlsparse_store.format.digests import bytes_check, leaf_hashes, leaves_check
 from rlsparse_store.format.index.records import ChunkCoding, ChunkRecord, TensorRecord
-from rlsparse_store.format.words import Words, as_words
+from rlsparse_store.format.words import Words, as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def words_of(pair: Pair, t: TensorRecord, first: int, length: int) -> tuple[Word
     return before[first : first + length], after[first : first + length]
 
 
-def words_check(words: Words) -> int:
-    """The check of words."""
-    return leaves_check(leaf_hashes(np.ascontiguousarray(words).view(np.uint8)))
+def words_check(words: Words, width: int = 8) -> int:
+    """The check of words of a width."""
+    data = to_bytes(words, 4) if width == 4 else words
+    return leaves_check(leaf_hashes(np.ascontiguousarray(data).view(np.uint8)))
 
 
 def streams_of(pair: Pair, draft: Draft, number: int) -> tuple[bytes, Streams]:
@@ -88,8 +89,8 @@ def recoded(
         0,
         len(stored),
         bytes_check(stored),
-        words_check(after),
-        words_check(before),
+        words_check(after, coding.width),
+        words_check(before, coding.width),
         (top,),
         tuple(streams.changed),
     )

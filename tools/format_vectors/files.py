@@ -401,4 +401,18 @@ FILES: Final = (
         with_files(index_text=printed(nested(33))),
         "files-rebuilt",
     ),
+    Invalid(
+        "verbatim-shift",
+        "index",
+        "a verbatim header whose tensors are longer and shorter than they are",
+        _verbatim(lambda h: h.replace(b"[0,90]", b"[0,92]").replace(b"[90,180]", b"[92,180]")),
+        "verbatim",
+    ),
+    Invalid(
+        "verbatim-overlap-gap",
+        "index",
+        "a verbatim header with an overlap and a gap as long",
+        _verbatim(lambda h: h.replace(b"[90,180]", b"[0,90]")),
+        "verbatim",
+    ),
 )

@@ -266,12 +266,22 @@ def _rows_of_half_words(parent: Parent) -> bytes:
     return draft.with_tensor("w", shape=(2050, 3), coding=coding).sealed()
 
 
+def _half_byte(parent: Parent) -> bytes:
+    """65 numbers of 4 bits: the totals are those of 64."""
+    draft = parent.draft.with_tensor("a_same", shape=(65,), dtype=DTYPES["F4"])
+
+    def count(fields: Json) -> Json:
+        totals = fields["totals"]
+        return fields | {"totals": totals | {"elements": totals["elements"] + 48}}
+
+    return draft.sealed(totals=False, manifest=count)
+
+
 def _half_word(parent: Parent) -> bytes:
-    """A tensor of 41 bytes in words of two."""
-    number = parent.draft.chunk_of("i_new")
-    draft = parent.draft.with_chunk(number, length=20)
-    coding = WordCoding(16, OrderMap.UNSIGNED)
-    return draft.with_tensor("i_new", shape=(41,), coding=coding).sealed()
+    """A tensor of 14 bytes in words of four."""
+    draft = parent.draft.with_chunk(parent.draft.chunk_of("whole"), length=3)
+    coding = WordCoding(32, OrderMap.UNSIGNED)
+    return draft.with_tensor("whole", coding=coding).sealed()
 
 
 def _one_step_of(name: str) -> Callable[[Parent], bytes]:
@@ -697,13 +707,6 @@ TENSORS: Final = (
         "a column of two bytes for a value of 200",
         resealed(content=lambda c: c[:-1] + b"\1\1" + b"\1\1a" + b"\2\xc8\0" + bytes(200)),
     ),
-    Invalid(
-        "bytes-not-whole",
-        "index",
-        "no whole number of bytes",
-        with_tensor("a_same", totals=False, shape=(65,), dtype=DTYPES["F4"]),
-    ),
-    Invalid("words-not-whole", "index", "no whole number of words", _half_word),
     Invalid("steps-of-same", "index", "steps of an unchanged tensor", _one_step_of("a_same")),
     Invalid("steps-of-whole", "index", "steps of a whole tensor", _one_step_of("i_new")),
     Invalid(
@@ -720,6 +723,8 @@ TENSORS: Final = (
         _no_target,
         "widest",
     ),
+    Invalid("bytes-not-whole", "index", "no whole number of bytes", _half_byte),
+    Invalid("words-not-whole", "index", "no whole number of words", _half_word, "four-bits"),
 )
 
 

@@ -326,6 +326,32 @@ def _same_dtypes() -> Pair:
     return Pair("an unchanged tensor of every dtype", base, base)
 
 
+def _lengths() -> Pair:
+    sizes = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 128, 129, 130, 240, 241, 1024, 1025, 1089, 5000)
+    base = {f"n{size:04}": raw(f"lengths/{size}", "U8", size) for size in sizes}
+    return Pair("tensors of lengths that XXH3 treats in different ways", base, base)
+
+
+def _size_of_eight() -> Pair:
+    def edit(draft: Draft) -> bytes:
+        content = plain(draft.stored[0])
+        frame = MAGIC + b"\xe0" + len(content).to_bytes(8, "little")
+        return draft.with_stored(0, frame + block(0, len(content), content)).sealed()
+
+    return replace(_bitmap(), about="a frame whose content size takes 8 bytes", edit=edit)
+
+
+def _four_bits_two() -> Pair:
+    base = {"f4": raw("f4/two", "F4", 40, 16)}
+    pair = Pair("two chunks of 4-bit words", base, {"f4": moved("f4/n", base["f4"], 40)})
+
+    def edit(draft: Draft) -> bytes:
+        parts = [recoded(pair, draft, 0, first, 320) for first in (0, 320)]
+        return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
+
+    return replace(pair, edit=edit)
+
+
 def _gaps_plain() -> Pair:
     base = {"w": of_words("BF16", [0x3F01] * 100)}
     about = "gaps without low bits"
@@ -588,6 +614,9 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "listing-keys": _listing_keys,
     "large-enough": _large_enough,
     "same-dtypes": _same_dtypes,
+    "lengths": _lengths,
+    "size-of-eight": _size_of_eight,
+    "four-bits-two": _four_bits_two,
     "gaps-plain": _gaps_plain,
     "far-steps": _far_steps,
     "widest": _widest,
@@ -624,6 +653,7 @@ SHARED_BASES: Final = {
     "index-largest": "bitmap",
     "listing-keys": "shards",
     "large-enough": "bitmap",
+    "size-of-eight": "bitmap",
     "same-dtypes": "every-dtype",
     "last-block-empty": "bitmap",
     "files-floats": "files-rebuilt",

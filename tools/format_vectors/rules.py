@@ -132,7 +132,8 @@ RULES: Final[dict[str, str]] = {
     "file-text-array verbatim-metadata",
     "F7": "file-verbatim-other file-verbatim-empty verbatim-dtype verbatim-shape verbatim-name "
     "verbatim-missing verbatim-more verbatim-space verbatim-array verbatim-dtype-unknown",
-    "F8": "verbatim-gap verbatim-overlap verbatim-length verbatim-offsets verbatim-offset-text",
+    "F8": "verbatim-gap verbatim-overlap verbatim-shift verbatim-overlap-gap "
+    "verbatim-length verbatim-offsets verbatim-offset-text",
     "F9": "listing-text",
     "F10": "listing-text-float listing-text-print listing-text-null",
     "F11": "listing-verbatim-path listing-verbatim-more listing-verbatim-other "
