@@ -1,1 +1,1 @@
-"""One chunk: base and tuned words to stored bytes, and back."""
+"""Encoding and decoding of one chunk."""

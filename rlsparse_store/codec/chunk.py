@@ -1,4 +1,4 @@
-"""A chunk: stored bytes and the numbers that a decoder needs beside them."""
+"""Encoding a chunk to stored bytes and index fields, and decoding it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsparse_store.kernels.interface import (
     Histogram,
     Rows,
     Streams,
-    rows_touched,
+    row_count,
 )
 
 if TYPE_CHECKING:
@@ -43,35 +43,35 @@ __all__ = [
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
-    "may_be_whole",
+    "may_store_whole",
     "open_chunk",
     "store_draft",
 ]
 
 ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
-"""Row flags must save this much more than they cost to be worth their stream."""
+"""Minimum net saving of row flags; it covers the overhead of one more stream."""
 
-MOSTLY_ACTIVE: Final = 8
-"""Row flags are not tried when fewer than one row in this many is without changes."""
+INACTIVE_ROWS: Final = 8
+"""The encoder tries row flags if at least one row in this many has no change."""
 
-ENOUGH_SAMPLED: Final = 1 << 12
-"""Changed words from which the contexts of a chunk can be chosen: with all of them the files of
-the real cases are smaller by a part in 1,000."""
+SAMPLE_CHANGES: Final = 1 << 12
+"""Changed words that a histogram samples, about. Without sampling, the real test cases are 0.1 %
+smaller."""
 
-MOST_SAMPLED: Final = 32
-"""The histogram looks at one in so many tiles at least."""
+MAX_STRIDE: Final = 32
+"""Largest sampling stride of a histogram, in tiles."""
 
-WHOLE_TRIAL: Final = 2
-"""A delta above one part in this many of the raw bytes is compared with storing them whole."""
+WHOLE_TRIAL_RATIO: Final = 2
+"""The encoder also tries to store a chunk whole if the delta exceeds 1/2 of the raw bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaChunk:
-    """A chunk stored as changes of the base's words.
+    """A chunk stored as changes to base words.
 
     Attributes:
         stored: The frame.
-        has_row_flags: Whether the content starts with row flags.
+        has_row_flags: Whether row flags precede the streams.
         bounds: Inclusive upper key of each context.
         changed: Changed words of each context.
         steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
@@ -100,10 +100,10 @@ CodedChunk = DeltaChunk | WholeChunk
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A chunk split into streams that are not compressed yet.
+    """A chunk split into streams, before compression.
 
     Attributes:
-        rows: The active rows, if row flags pay.
+        rows: The active rows; ``None`` without row flags.
         bounds: Inclusive upper key of each context.
         streams: The streams.
     """
@@ -116,13 +116,13 @@ class Draft:
 def encode_chunk(
     backend: CpuBackend, chunk: ChunkWords, coding: WordCoding, mantissa_bits: int | None
 ) -> CodedChunk:
-    """Code the words of a chunk, of which at least one changed, the cheaper way.
+    """Encode a chunk, as a delta or whole, whichever is smaller.
 
     Args:
         backend: Runs the loops.
-        chunk: The chunk.
+        chunk: The chunk. At least one word changed.
         coding: Width and order map of its words.
-        mantissa_bits: Of a floating-point dtype, for the choice of contexts.
+        mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     (draft,) = draft_chunks(backend, [chunk], coding, mantissa_bits)
     return store_draft(backend, draft, coding, len(chunk.base), chunk.tuned)
@@ -135,18 +135,18 @@ def draft_chunks(
 
     Args:
         backend: Runs the loops.
-        chunks: The chunks, at least one word of each of which changed.
+        chunks: The chunks. At least one word of each changed.
         coding: Width and order map of their words.
-        mantissa_bits: Of a floating-point dtype, for the choice of contexts.
+        mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     bins = key_bins(coding, mantissa_bits)
-    every = [min(MOST_SAMPLED, max(1, chunk.changes.number // ENOUGH_SAMPLED)) for chunk in chunks]
-    none: list[Rows | None] = [None] * len(chunks)
-    found = backend.histograms(chunks, coding, bins, none, every)
-    rows = _try_rows(backend, chunks, coding, bins, found, every)
+    strides = [min(MAX_STRIDE, max(1, chunk.changes.count // SAMPLE_CHANGES)) for chunk in chunks]
+    all_rows: list[Rows | None] = [None] * len(chunks)
+    histograms = backend.histograms(chunks, coding, bins, all_rows, strides)
+    rows = _choose_rows(backend, chunks, coding, bins, histograms, strides)
     bounds = [
         choose_bounds(backend, histogram, bins, chunk.changes.top_key)[0]
-        for chunk, histogram in zip(chunks, found, strict=True)
+        for chunk, histogram in zip(chunks, histograms, strict=True)
     ]
     streams = backend.partitions(chunks, coding, bounds, rows)
     return [Draft(*parts) for parts in zip(rows, bounds, streams, strict=True)]
@@ -165,17 +165,17 @@ def store_draft(
         backend: Runs the loops.
         draft: The streams.
         coding: Width and order map of its words.
-        words: How many words it has.
-        tuned: Its tuned words; none are needed if :func:`may_be_whole` says no.
+        words: Number of its words.
+        tuned: Its tuned words; unused if :func:`may_store_whole` is false.
     """
     rows, streams = draft.rows, draft.streams
-    content, ends = streams.content, _ends(streams)
+    content, ends = streams.content, _block_candidates(streams)
     if rows is not None:
         flags = pack_flags(rows.active)
         content = flags + content
         ends = [len(flags), *(len(flags) + end for end in ends)]
     stored = _compress(backend, content, ends)
-    if len(stored) * WHOLE_TRIAL > coding.nbytes(words):
+    if len(stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
         whole = encode_whole(backend, tuned, coding)
         if len(whole.stored) < len(stored):
             return whole
@@ -191,76 +191,79 @@ def store_draft(
 def _compress(
     backend: CpuBackend, content: bytes | memoryview, ends: list[int], *, of_words: bool = False
 ) -> bytes:
-    """Compress streams into one frame, with a new block where the distribution changes.
+    """Compress streams into one frame, with a new block where the byte distribution changes.
 
-    A block carries its own Huffman table, so streams that differ are cheaper apart and streams
-    that are alike, or tiny, are cheaper together.
+    Each block has its own Huffman table: separate blocks suit streams with different
+    distributions, and one block suits streams that are alike or tiny.
 
     Args:
         backend: Chooses the blocks.
-        content: The streams, one after another.
-        ends: Where each ends, ascending to the end of the content; some may be empty.
-        of_words: Whether they are words stored whole, which may repeat.
+        content: The streams, concatenated.
+        ends: End of each stream, ascending to the end of the content. Streams may be empty.
+        of_words: Whether the streams are words stored whole, which may repeat.
     """
     blocks = backend.block_ends(content, [end for end, _ in groupby(ends) if end])
     return compress(content, blocks, of_words=of_words)
 
 
-def may_be_whole(draft: Draft, raw: int) -> bool:
-    """Whether a chunk of so many raw bytes may take half of them, once it is compressed.
+def may_store_whole(draft: Draft, raw: int) -> bool:
+    """Return whether a draft may compress to more than half of the ``raw`` bytes of its chunk.
 
-    A frame is never larger than its content by more than this: three bytes a block, and its header.
+    The bound adds the overhead of a frame: its header, and three bytes per block.
     """
     flags = 0 if draft.rows is None else draft.rows.active.size // 8
     most = len(draft.streams.content) + flags
-    return (most + most // 64 + 1024) * WHOLE_TRIAL > raw
+    return (most + most // 64 + 1024) * WHOLE_TRIAL_RATIO > raw
 
 
-def _try_rows(
+def _choose_rows(
     backend: Backend,
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
     histograms: list[Histogram],
-    every: list[int],
+    strides: list[int],
 ) -> list[Rows | None]:
-    """The active rows of each chunk whose flags pay; its histogram is then of what they leave."""
+    """Return the active rows of each chunk for which row flags save space.
+
+    Replaces the histograms of these chunks by those of the active rows.
+    """
     with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
     flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
-    tried = [
+    candidates = [
         (i, rows)
         for i, rows in zip(with_rows, flagged, strict=True)
-        if (rows.active.size - rows.active.sum()) * MOSTLY_ACTIVE >= rows.active.size
+        if (rows.active.size - rows.active.sum()) * INACTIVE_ROWS >= rows.active.size
     ]
-    places = [i for i, _ in tried]
-    left = backend.histograms(
-        [chunks[i] for i in places],
+    indices = [i for i, _ in candidates]
+    active_histograms = backend.histograms(
+        [chunks[i] for i in indices],
         coding,
         bins,
-        [rows for _, rows in tried],
-        [every[i] for i in places],
+        [rows for _, rows in candidates],
+        [strides[i] for i in indices],
     )
     chosen: list[Rows | None] = [None] * len(chunks)
-    for (i, rows), histogram in zip(tried, left, strict=True):
-        if _flags_pay(rows, histograms[i], histogram):
+    for (i, rows), histogram in zip(candidates, active_histograms, strict=True):
+        if _flags_save(rows, histograms[i], histogram):
             chosen[i], histograms[i] = rows, histogram
     return chosen
 
 
-def _flags_pay(rows: Rows, before: Histogram, left: Histogram) -> bool:
-    """Whether row flags cost less than what they save of the masks."""
-    changed = left.magnitudes.sum(1)
-    plain = int(mask_cost(before.words, changed).sum())
-    flagged = int(mask_cost(left.words, changed).sum())
+def _flags_save(rows: Rows, all_words: Histogram, active_words: Histogram) -> bool:
+    """Return whether row flags cost less than they save in the masks."""
+    changed = active_words.magnitudes.sum(1)
+    plain = int(mask_cost(all_words.words, changed).sum())
+    flagged = int(mask_cost(active_words.words, changed).sum())
     active = int(rows.active.sum())
     flags = int(mask_cost(np.array([rows.active.size]), np.array([active]))[0])
     return flagged + flags + flags // 10 + ROW_FLAG_MARGIN < plain
 
 
-def _ends(streams: Streams) -> list[int]:
-    """Where streams end, and signs and classes near the boundaries of contexts as well.
+def _block_candidates(streams: Streams) -> list[int]:
+    """Return possible ends of blocks: the ends of streams, and context boundaries within them.
 
-    Their distribution may change there.
+    The distribution of signs and of classes may change where a context ends.
     """
     ends = list(accumulate(streams.sizes))
     contexts = len(streams.changed)
@@ -268,9 +271,9 @@ def _ends(streams: Streams) -> list[int]:
     inner = list(accumulate(streams.changed[:-1]))
     return [
         *masks,
-        *(masks[-1] + number // 8 for number in inner),
+        *(masks[-1] + changed // 8 for changed in inner),
         signs,
-        *(signs + number // 4 for number in inner),
+        *(signs + changed // 4 for changed in inner),
         classes,
         *rest,
     ]
@@ -279,21 +282,21 @@ def _ends(streams: Streams) -> list[int]:
 def estimate_bits(
     backend: CpuBackend, base: Words, tuned: Words, coding: WordCoding, mantissa_bits: int | None
 ) -> int:
-    """About how many bits the changes of these words would take under this word coding."""
+    """Estimate the bits that the changes between these words take under a word coding."""
     changes = backend.changes(base, tuned, coding)
-    if changes.number == 0:
+    if changes.count == 0:
         return 0
     bins = key_bins(coding, mantissa_bits)
     chunk = ChunkWords(base, tuned, None, changes)
     (histogram,) = backend.histograms([chunk], coding, bins, [None], [1])
-    # Beyond the costs of masks and classes: a sign each, and the low bits of far steps. The last
-    # class is open; its steps are taken to be of middling size.
+    # Added to masks and classes: one sign per change, and the low bits of far steps. The last class
+    # has no upper limit; assume steps of medium size.
     classes = np.arange(MAGNITUDE_CLASSES)
     low_bits = np.maximum(classes - 3, 0)
     low_bits[-1] = max(low_bits[-1], (low_bits[-1] + coding.width) // 2)
-    moved = histogram.magnitudes.sum(0)
+    steps = histogram.magnitudes.sum(0)
     return choose_bounds(backend, histogram, bins, changes.top_key)[1] // ONE_BIT + int(
-        (moved * (1 + low_bits)).sum()
+        (steps * (1 + low_bits)).sum()
     )
 
 
@@ -305,16 +308,16 @@ def decode_delta(
     row: tuple[int, int] | None,
     out: Words,
 ) -> None:
-    """Decode a delta chunk against the base words it was made from.
+    """Decode a delta chunk against its base words.
 
     Args:
         backend: Runs the loops.
-        base: Words before, already checked.
+        base: Verified base words.
         coding: Width and order map of the words.
-        chunk: Stored bytes, already checked, and the chunk's numbers.
-        row: Words of a row and the place of the chunk's first word in its row; needed where the
+        chunk: The chunk, with verified stored bytes.
+        row: Words per row, and the offset of the chunk's first word in its row; required if the
             chunk has row flags.
-        out: Receives the tuned words. May be ``base``, which is then patched in place.
+        out: Receives the tuned words. May be ``base``, to decode in place.
 
     Raises:
         StreamError: The chunk breaks the format.
@@ -331,12 +334,12 @@ def open_chunk(
 
     Args:
         chunk: The chunk.
-        words: How many words it has.
+        words: Number of its words.
         coding: Width and order map of the words.
-        row: Words of a row, and the place of the chunk's first word in its row.
+        row: Words per row, and the offset of the chunk's first word in its row.
 
     Returns:
-        The active rows, if it has row flags, and the streams behind those.
+        The active rows, or ``None`` without row flags, and the streams.
 
     Raises:
         StreamError: The frame or the row flags break the format.
@@ -346,52 +349,55 @@ def open_chunk(
             chunk.stored, largest_content(chunk.changed, words, coding.width, 0)
         )
     if row is None:
-        msg = "row flags in a tensor without rows"
+        msg = "a chunk has row flags, but its tensor has no rows"
         raise StreamError(msg)
     length, offset = row
-    number = rows_touched(words, length, offset)
-    largest = largest_content(chunk.changed, words, coding.width, number)
+    count = row_count(words, length, offset)
+    largest = largest_content(chunk.changed, words, coding.width, count)
     content = decompress(chunk.stored, largest)
-    flags = StreamReader(content[: -(-number // 8)]).take_bits(number)
-    # Not copied: it may be large.
-    return Rows(flags == 1, length, offset), memoryview(content)[-(-number // 8) :]
+    flags = StreamReader(content[: -(-count // 8)]).take_bits(count)
+    # A view, because the content may be large.
+    return Rows(flags == 1, length, offset), memoryview(content)[-(-count // 8) :]
 
 
 def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> WholeChunk:
-    """Store words as byte planes, the most significant first; floats with their sign last."""
+    """Store words as byte planes, the most significant first.
+
+    Sign-magnitude words are rotated, so that the sign is their lowest bit.
+    """
     if coding.width == 4:
         packed = to_bytes(words, 4).tobytes()
         return WholeChunk(_compress(backend, packed, [len(packed)], of_words=True))
     if coding.order is OrderMap.SIGN_MAGNITUDE:
-        words = _rotated(words, 1)
+        words = _rotate_left(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1).T[::-1]
     ends = [(i + 1) * words.size for i in range(len(planes))]
     return WholeChunk(_compress(backend, planes.tobytes(), ends, of_words=True))
 
 
-def _rotated(words: Words, by: int) -> Words:
-    """Every word rotated left by this many bits."""
+def _rotate_left(words: Words, bits: int) -> Words:
+    """Rotate each word left."""
     unsigned = words.dtype.type
-    left, right = unsigned(by), unsigned(words.dtype.itemsize * 8 - by)
+    left, right = unsigned(bits), unsigned(words.dtype.itemsize * 8 - bits)
     rotated: Words = (words << left) | (words >> right)
     return rotated
 
 
 def decode_whole(stored: bytes, count: int, coding: WordCoding) -> Words:
-    """Read back ``count`` words.
+    """Decode ``count`` words that were stored whole.
 
     Raises:
-        StreamError: The frame is broken or holds another number of bytes.
+        StreamError: The frame is malformed or has the wrong size.
     """
     nbytes = coding.nbytes(count)
     content = np.frombuffer(decompress(stored, nbytes), np.uint8)
     if content.size != nbytes:
-        msg = f"a whole chunk of {nbytes} bytes holds {content.size}"
+        msg = f"a chunk stored whole has {content.size} bytes instead of {nbytes}"
         raise StreamError(msg)
     if coding.width == 4:
         return as_words(content, 4)
     planes = content.reshape(coding.width // 8, count)[::-1]
     words = as_words(np.ascontiguousarray(planes.T).ravel(), coding.width)
     if coding.order is OrderMap.SIGN_MAGNITUDE:
-        words = _rotated(words, coding.width - 1)
+        words = _rotate_left(words, coding.width - 1)
     return words

@@ -1,8 +1,8 @@
-"""Choosing the contexts of a chunk by what they cost (``specs/rationale.md``).
+"""Choice of a chunk's contexts (``specs/rationale.md``).
 
-A histogram over bins of the base key tells, for every possible interval of keys, what its mask
-and its steps would cost; dynamic programming finds the cheapest cut. Only the encoder does this:
-a decoder reads the bounds.
+A histogram over bins of the base key gives the cost of mask and steps for each interval of keys;
+dynamic programming finds the contexts of minimum cost. Only the encoder does this: a decoder reads
+the bounds.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_bounds", "key_bins"]
 
-FEW_CHANGES: Final = 48
-"""With no more changes than this in a chunk, one context is the cheapest."""
+SINGLE_CONTEXT_CHANGES: Final = 48
+"""A chunk with this many changes or fewer gets one context."""
 
 
 @cache
 def key_bins(coding: WordCoding, mantissa_bits: int | None) -> NDArray[np.uint64]:
-    """The bins a histogram uses: ascending inclusive upper keys, the last the largest key.
+    """Return the bins of a histogram: ascending inclusive upper keys up to the largest key.
 
-    Narrow words have a bin per key. Floats have two per exponent: mantissa zero, whose lower
-    neighbour is half as far, and the rest. Wide integers have one per bit length.
+    Narrow words have one bin per key and wide integers one per bit length. Floats have two per
+    exponent: mantissa zero, whose distance to the next lower value is half as large, and the rest.
     """
     top = (1 << coding.key_bits) - 1
     if coding.width <= 8:
@@ -46,41 +46,42 @@ def key_bins(coding: WordCoding, mantissa_bits: int | None) -> NDArray[np.uint64
 def choose_bounds(
     backend: Backend, histogram: Histogram, bins: NDArray[np.uint64], top_key: int
 ) -> tuple[NDArray[np.uint64], int]:
-    """Choose the contexts of a chunk with at least one changed word.
+    """Choose the contexts of a chunk that has a changed word.
 
     Args:
-        backend: Finds the cheapest cut.
-        histogram: Counts per bin, which may be estimates.
+        backend: Finds the cheapest grouping of bins.
+        histogram: Counts per bin, possibly estimates.
         bins: Inclusive upper keys of the bins.
-        top_key: The largest key of a changed word, which the contexts must reach.
+        top_key: The largest key of a changed word, which the contexts must cover.
 
     Returns:
-        The inclusive upper keys of the contexts, ascending, and the estimated cost of masks
-        and steps.
+        The inclusive upper keys of the contexts, ascending, and the estimated cost of masks and
+        steps.
     """
     last = int(bins.searchsorted(np.uint64(top_key)))
     is_used = histogram.words[: last + 1] > 0
     is_used[last] = True
     used = is_used.nonzero()[0]
     words, magnitudes = histogram.words[used], histogram.magnitudes[used]
-    if magnitudes.sum() <= FEW_CHANGES:
+    if magnitudes.sum() <= SINGLE_CONTEXT_CHANGES:
         words, magnitudes = words.sum(keepdims=True), magnitudes.sum(0, keepdims=True)
         used = used[-1:]
-    elif used.size > 2 * _MOST_BINS:
+    elif used.size > 2 * _MAX_EXPONENTS:
         words, magnitudes, used = _merge_bins(words, magnitudes, used)
     ends, cost = backend.cheapest_cut(words, magnitudes)
     return bins[used[[end - 1 for end in ends]]], cost
 
 
-_MOST_BINS: Final = 64
+_MAX_EXPONENTS: Final = 64
+"""Exponents whose bins, two each, the search handles without merging."""
 
 
 def _merge_bins(
     words: NDArray[np.int64], magnitudes: NDArray[np.int64], used: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Merge neighbouring bins into at most 128 with about the same number of changes each."""
+    """Merge adjacent bins into at most 128 with about equal numbers of changes."""
     changed = magnitudes.sum(1)
-    share = np.cumsum(changed) * (2 * _MOST_BINS - 1) // max(int(changed.sum()), 1)
+    share = np.cumsum(changed) * (2 * _MAX_EXPONENTS - 1) // max(int(changed.sum()), 1)
     ends = np.flatnonzero(np.diff(share, append=-1)) + 1
     starts = np.concatenate([[0], ends[:-1]])
     return (

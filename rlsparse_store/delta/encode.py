@@ -168,7 +168,7 @@ def encode_spans(
     spans = ((span, chosen.weigh(span, base, tuned)) for span in encoder.spans(get_backend()))
     # Users count the checkpoint's bytes; those of the base are read besides.
     done, coded_bytes, total = 0, max(1, encoder.nbytes), tuned.nbytes
-    for coded in ordered_map(code, batched(spans, chosen.group_bytes), workers):
+    for coded in ordered_map(code, batched(spans, chosen.batch_bytes), workers):
         for span in coded:
             encoder.add(span, sink)
             done += span.span.nbytes

@@ -32,7 +32,13 @@ from rlsparse_store.format.index.records import (
 from rlsparse_store.format.manifest import Manifest, Totals
 from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
-from rlsparse_store.pipeline.spans import CodedSpan, Span, SpanChunk, choose_word_coding, spans_of
+from rlsparse_store.pipeline.spans import (
+    CodedSpan,
+    Span,
+    SpanChunk,
+    choose_word_coding,
+    tensor_spans,
+)
 from rlsparse_store.pipeline.tensor_matching import (
     DtypePolicy,
     TensorPlan,
@@ -133,7 +139,7 @@ class Encoder:
             self._codings[number] = coding
             source = plan.source
             known = None if source is None else self._hashes.leaves.get(source.name)
-            yield from spans_of(number, plan, coding, known)
+            yield from tensor_spans(number, plan, coding, known)
 
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
         """Add an encoded span. Spans come in order."""

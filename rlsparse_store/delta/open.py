@@ -125,7 +125,7 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         self._base = base
         self._framework = framework
         self._checked = verify != "none"
-        self._decoder = ChunkDecoder(reader, base.path, checked=self._checked)
+        self._decoder = ChunkDecoder(reader, base.path, verify=self._checked)
         self._records = {t.name: t for t in reader.index.tensors}
         self._chunks = reader.index.chunks_of_tensors()
         self._mappings = _Mappings(base)
@@ -247,7 +247,7 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         memory = DeviceMemory(device)
         if not _can_be_made_in(memory, stored):
             return None
-        decoder = ChunkDecoder(self._reader, self.base, checked=self._checked, memory=memory)
+        decoder = ChunkDecoder(self._reader, self.base, verify=self._checked, memory=memory)
         return _make_in(memory, self._cursor(t, decoder))
 
     def _read(self, t: TensorRecord, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - as above
@@ -264,7 +264,7 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
 
 def _can_be_made_in(memory: Memory, t: TensorRecord) -> bool:
     """Whether a tensor that is not an alias can be decoded in a memory."""
-    return t.kind is not Kind.DELTA or t.coding is None or memory.takes(t.coding.width)
+    return t.kind is not Kind.DELTA or t.coding is None or memory.supports(t.coding.width)
 
 
 def _make_in(memory: Memory, cursor: TensorReader) -> Bytes | None:
@@ -282,7 +282,7 @@ def _make_in(memory: Memory, cursor: TensorReader) -> Bytes | None:
         RlsparseError: A file was truncated or cannot be read.
     """
     try:
-        return cursor.make(resolve_threads(None))
+        return cursor.read_all(resolve_threads(None))
     except MemoryError:
         msg = f"no memory left on {memory.name}: a tensor is decoded on the CPU, more slowly"
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
@@ -425,7 +425,7 @@ def open_local(
             rebuild_files(reader)
             check_base(reader, checkpoint, threads, no_progress)
         elif verify == "touched" and is_whole:
-            check_origins(reader, checkpoint, threads, every=False)
+            check_origins(reader, checkpoint, threads, include_covered=False)
         opened = DeltaCheckpoint(reader, checkpoint, framework, verify)
         stack.pop_all()
         return opened

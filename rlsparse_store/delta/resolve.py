@@ -347,7 +347,7 @@ def _is_base(reader: DeltaReader, path: Path) -> bool:
     try:
         with open_checkpoint(path) as checkpoint:
             check_sources(reader, checkpoint)
-            check_origins(reader, checkpoint, resolve_threads(None), every=True)
+            check_origins(reader, checkpoint, resolve_threads(None), include_covered=True)
     except (CheckpointError, FormatError):
         return False
     return True

@@ -55,10 +55,10 @@ class GpuBackend:
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Sequence[Rows | None],
-        every: Sequence[int],
+        strides: Sequence[int],
     ) -> list[Histogram]:
         """Count words and steps of each chunk by bin of the base word's key."""
-        return histograms(diff_chunks(chunks, coding), coding, bins, rows, every)
+        return histograms(diff_chunks(chunks, coding), coding, bins, rows, strides)
 
     def partitions(
         self,

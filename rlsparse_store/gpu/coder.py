@@ -72,7 +72,7 @@ class DeviceCoder:
         >>> encode_delta("base", "tuned", "delta", coder=DeviceCoder("cuda"))  # doctest: +SKIP
     """
 
-    group_bytes: Final = BATCH_BYTES
+    batch_bytes: Final = BATCH_BYTES
 
     def __init__(
         self,

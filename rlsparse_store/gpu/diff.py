@@ -20,7 +20,7 @@ from rlsparse_store.kernels.interface import (
     ChunkWords,
     Histogram,
     Rows,
-    rows_touched,
+    row_count,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def flag_rows(chunks: Sequence[DiffWords]) -> list[Rows]:
     rows: list[Rows] = []
     for chunk in chunks:
         assert chunk.row is not None  # noqa: S101 - see the docstring
-        number = rows_touched(len(chunk.base), *chunk.row)
+        number = row_count(len(chunk.base), *chunk.row)
         rows.append(Rows(np.zeros(number, np.bool_), *chunk.row))
     if not rows:
         return []
@@ -183,7 +183,7 @@ def histograms(
     coding: WordCoding,
     bins: NDArray[np.uint64],
     rows: Sequence[Rows | None],
-    every: Sequence[int],
+    strides: Sequence[int],
 ) -> list[Histogram]:
     """Count words and steps of each chunk by bin of the base word's key."""
     if not chunks:
@@ -191,7 +191,7 @@ def histograms(
     table = table_of(chunks, rows)
     number = len(chunks)
     parts = -(-table.words // sizes.PART)
-    samples = [np.arange(0, n, e) for n, e in zip(parts.tolist(), every, strict=True)]
+    samples = [np.arange(0, n, e) for n, e in zip(parts.tolist(), strides, strict=True)]
     owners = np.repeat(np.arange(number), [len(s) for s in samples])
     pairs = np.stack([owners, np.concatenate(samples)], 1).astype(np.int32)
     cells = 1 + MAGNITUDE_CLASSES
@@ -210,7 +210,7 @@ def histograms(
         num_warps=2 * NUM_WARPS,
     )
     (found,) = to_host(counts)
-    scaled = np.array(every, np.int64)[:, None]
+    scaled = np.array(strides, np.int64)[:, None]
     by_bin = found[: number * bins.size].reshape(number, -1) * scaled
     by_step = found[number * bins.size :].reshape(number, -1) * scaled
     shape = number, bins.size, MAGNITUDE_CLASSES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import draft_chunks, may_be_whole
+from rlsparse_store.codec.chunk import draft_chunks, may_store_whole
 from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
 from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkLocation, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
@@ -18,7 +18,7 @@ from rlsparse_store.pipeline.spans import (
     ChunkExtent,
     Span,
     chunk_extents,
-    proof_failed,
+    roundtrip_error,
 )
 from rlsparse_store.pipeline.threads import batched
 
@@ -100,7 +100,7 @@ class DeviceSpan:
         base_check = leaves_check(_leaves(self.old, self.old_leaves, extent))
         leaves = _leaves(self.new, self.new_leaves, extent)
         tuned = _NO_BYTES
-        if may_be_whole(draft, self.span.coding.nbytes(location.words)):
+        if may_store_whole(draft, self.span.coding.nbytes(location.words)):
             tuned = self.new[extent.start : extent.stop].cpu().numpy()
         self.chunks.append(ChunkDraft(location, draft, base_check, leaves, tuned))
 
@@ -185,7 +185,7 @@ class Drafter:
             return
         diff = self._backend.diff([span.words() for span in self._spans], self._coding)
         chunks = (
-            (chunk, draft_memory(chunk.location.words, chunk.location.extent.number))
+            (chunk, draft_memory(chunk.location.words, chunk.location.extent.changed))
             for number in range(len(self._spans))
             for chunk in self._chunks(diff, number)
         )
@@ -215,5 +215,5 @@ class Drafter:
         problems = self._backend.verify(coded, [words.tuned for words in chunks], self._coding)
         for chunk, draft, problem in zip(batch, drafts, problems, strict=True):
             if problem is not None:
-                raise proof_failed(chunk.span.span.plan) from problem
+                raise roundtrip_error(chunk.span.span.plan) from problem
             chunk.span.add(chunk, draft)

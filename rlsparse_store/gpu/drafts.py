@@ -18,7 +18,7 @@ from rlsparse_store.codec.chunk import (
 from rlsparse_store.format.digests import leaf_hashes, leaves_check
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, proof_failed
+from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, roundtrip_error
 from rlsparse_store.pipeline.threads import Batch, batched
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class ChunkDraft:
                 _same_bytes(content, self.draft.streams.content)
                 and _same_flags(rows, self.draft.rows)
             ):
-                raise proof_failed(location.span.plan)
+                raise roundtrip_error(location.span.plan)
             base_check = self.base_check
         else:
             _verify_whole(stored, location.words, location.span, self.leaves)
-        check, number = leaves_check(self.leaves), location.extent.number
+        check, number = leaves_check(self.leaves), location.extent.changed
         return SpanChunk(location.first, location.words, stored, base_check, check, number)
 
 
@@ -190,4 +190,4 @@ def _verify_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np.
     """Require that a whole chunk decodes to bytes with these leaf hashes."""
     decoded = to_bytes(decode_whole(chunk.stored, words, span.coding), span.coding.width)
     if not np.array_equal(leaf_hashes(decoded), leaves):
-        raise proof_failed(span.plan)
+        raise roundtrip_error(span.plan)

@@ -94,7 +94,7 @@ def _check_result(
     flags = layout.contexts.chunks.split_flags(touched.view(np.bool_), rows)
     for i, (own, changed) in enumerate(zip(rows, flags, strict=True)):
         if own is not None and (own.active & ~changed).any():
-            layout.add_problem(i, "a row without changes is flagged")
+            layout.add_problem(i, "a flagged row has no change")
         elif differ[i]:
             layout.add_problem(i, "decoded words differ from the encoded ones")
 

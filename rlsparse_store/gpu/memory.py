@@ -30,7 +30,7 @@ _INTS: Final = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 class DeviceMemory:
     """A device's memory. Its bytes are ``torch.uint8`` tensors.
 
-    Inside :meth:`working`, threads work on the stream that was current when the object was created,
+    Inside :meth:`session`, threads work on the stream that was current when the object was created,
     so that the results are ordered for the caller.
 
     Args:
@@ -45,12 +45,12 @@ class DeviceMemory:
         # With its index: on other threads, another device may be the current one.
         self._device = device if self._stream is None else self._stream.device
 
-    def takes(self, width: int) -> bool:
+    def supports(self, width: int) -> bool:
         """Return whether the kernels support a word width."""
         return width in WIDTHS
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def session(self) -> Iterator[None]:
         """Work on the stream.
 
         Raises:
@@ -67,7 +67,7 @@ class DeviceMemory:
         """Allocate bytes."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
-    def from_main(self, data: NDArray[np.uint8]) -> torch.Tensor:
+    def from_host(self, data: NDArray[np.uint8]) -> torch.Tensor:
         """Copy bytes to the device."""
         # copy(): torch warns about arrays that are not writable.
         return torch.from_numpy(data.copy()).to(self._device)

@@ -1,1 +1,1 @@
-"""The hot loops over the words of one chunk, in several implementations that give the same bits."""
+"""Inner loops over the words of one chunk. All implementations give the same bits."""

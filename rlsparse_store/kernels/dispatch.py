@@ -1,4 +1,4 @@
-"""Which backend to run on."""
+"""Selection of the backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.errors import BackendError
-from rlsparse_store.kernels.native import load_native, native_paths
+from rlsparse_store.kernels.native import instruction_sets, load_native
 from rlsparse_store.kernels.numpy.kernels import NumpyBackend
 
 if TYPE_CHECKING:
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLE", "get_backend"]
 
 VARIABLE: Final = "RLSPARSE_BACKEND"
-"""Environment variable that forces a backend: ``numpy``, ``portable``, ``avx2`` or ``avx512``."""
+"""Environment variable that selects a backend: ``numpy``, ``portable``, ``avx2`` or ``avx512``."""
 
 
 def get_backend() -> CpuBackend:
-    """The fastest backend that runs here, or the one that ``RLSPARSE_BACKEND`` names.
+    """Return the backend that ``RLSPARSE_BACKEND`` names, or else the fastest that runs here.
 
     Raises:
-        BackendError: The one named does not run here.
+        BackendError: The named backend does not run here.
     """
-    return _choose(os.environ.get(VARIABLE, ""))
+    return _load(os.environ.get(VARIABLE, ""))
 
 
 @cache
-def _choose(wanted: str) -> CpuBackend:
-    paths = native_paths()
-    if not wanted and not paths:
+def _load(name: str) -> CpuBackend:
+    native = instruction_sets()
+    if not name and not native:
         msg = (
-            "the native kernels were not built, so rlsparse_store runs on NumPy, many times slower;"
-            f" install a C++ compiler and install it again, or set {VARIABLE}=numpy to accept it"
+            "the native kernels are not built: rlsparse_store runs on NumPy, many times slower;"
+            f" install a C++ compiler and reinstall, or set {VARIABLE}=numpy to hide this warning"
         )
         warnings.warn(msg, RuntimeWarning, stacklevel=3)
-    wanted = wanted or (paths[0] if paths else NumpyBackend.name)
-    if wanted == NumpyBackend.name:
+    name = name or (native[0] if native else NumpyBackend.name)
+    if name == NumpyBackend.name:
         return NumpyBackend()
-    if wanted not in paths:
-        known = ", ".join([*paths, NumpyBackend.name])
-        msg = f"{VARIABLE} is {wanted!r}, which does not run here; {known} would"
+    if name not in native:
+        available = ", ".join([*native, NumpyBackend.name])
+        msg = f"{VARIABLE}={name!r} is not available here; set one of {available}"
         raise BackendError(msg)
-    return load_native(wanted)
+    return load_native(name)

@@ -1,8 +1,8 @@
-"""What a backend does: the few hot loops, and nothing else.
+"""Interface of a backend: the inner loops over words.
 
-A backend sees a chunk as arrays of words. What the streams must be is fixed by
-``specs/format.md`` section 4; the NumPy backend is the definition in code of that and of the
-encoder's choices, and every other backend must equal it bit for bit.
+A backend takes a chunk as arrays of words. ``specs/format.md`` section 4 defines the streams; the
+NumPy backend defines them, and the encoder's choices, in code. Every other backend equals it bit
+for bit.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ __all__ = [
     "Rows",
     "Streams",
     "check_exchange",
-    "rows_touched",
+    "row_count",
 ]
 
 BackendWords: TypeAlias = Any
-"""Words as a backend has them: those of the CPU are NumPy's, a device's are tensors there. They are
-one-dimensional and have a length, and slices that share them."""
+"""Words of a backend: a NumPy array, or a tensor on a device. One-dimensional, with a length and
+slices that share memory."""
 
 MAGNITUDE_CLASSES = 12
-"""Classes of |step| that a histogram tells apart: 1, 2, 3, then by the bits of |step| - 3."""
+"""Classes of |step| in a histogram: 1, 2, 3, then one per bit length of |step| - 3."""
 
 
-def rows_touched(words: int, length: int, offset: int) -> int:
-    """Rows of ``length`` words that ``words`` words touch whose first is word ``offset`` of one."""
+def row_count(words: int, length: int, offset: int) -> int:
+    """Count the rows of ``length`` words that overlap ``words`` words from ``offset`` on."""
     return -(-(offset + words) // length) if words else 0
 
 
 def check_exchange(words: Words, mask: NDArray[np.uint8], values: Words) -> None:
-    """What a backend asks of the arrays of ``exchange`` before it looks at the mask's bits.
+    """Check dtypes, sizes and flags of the arguments of :meth:`CpuBackend.exchange`.
 
     Raises:
-        ValueError: They do not fit together, or cannot be written.
+        ValueError: The arrays do not match, or cannot be written.
     """
     if words.dtype != values.dtype:
-        raise ValueError(f"values of {values.dtype} cannot take the place of {words.dtype}")
+        raise ValueError(f"the values are {values.dtype}, the words {words.dtype}")
     if mask.dtype != np.uint8 or mask.size != -(-words.size // 8):
-        raise ValueError(f"the mask must be the bytes of one bit for each of {words.size} words")
+        raise ValueError(f"the mask must be uint8, one bit for each of {words.size} words")
     if not (words.flags.writeable and values.flags.writeable):
-        raise ValueError("words and values are swapped in place, and one of them is read-only")
+        raise ValueError("words and values are swapped in place, but one of them is read-only")
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which rows of a chunk hold changed words.
+    """The rows of a chunk that have changed words.
 
     Attributes:
-        active: One flag per row that the chunk touches.
+        active: One flag per row that overlaps the chunk.
         length: Words of a row.
         offset: Position of the chunk's first word within its row.
     """
@@ -81,8 +81,8 @@ class Rows:
     length: int
     offset: int
 
-    def live(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Whether each word from ``start`` to ``stop`` of the chunk lies in an active row."""
+    def word_flags(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Return for each word from ``start`` to ``stop`` whether its row is active."""
         first = (self.offset + start) // self.length
         last = (self.offset + stop - 1) // self.length
         flags = np.repeat(self.active[first : last + 1], self.length)
@@ -91,36 +91,36 @@ class Rows:
 
 
 TILE = 4096
-"""Words of the tiles that a histogram takes samples of."""
+"""Words per tile, the sampling unit of a histogram."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in a run of words.
+    """Summary of the changes in a range of words.
 
     Attributes:
-        number: Changed words.
-        top_key: The largest key of a base word that changed, 0 if none did.
+        count: Changed words.
+        top_key: The largest key of a changed base word; 0 if no word changed.
     """
 
-    number: int
+    count: int
     top_key: int
 
     def __add__(self, other: Changes) -> Changes:
-        """The changes of both."""
-        return Changes(self.number + other.number, max(self.top_key, other.top_key))
+        """Return the changes of both ranges."""
+        return Changes(self.count + other.count, max(self.top_key, other.top_key))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkWords:
-    """A chunk that is to be coded.
+    """Words of a chunk to encode.
 
     Attributes:
-        base: Its words before.
-        tuned: Its words after.
-        row: Words of a row of the tensor and the place of the chunk's first word in its row, or
-            ``None`` where rows mean nothing.
-        changes: What changed in it.
+        base: Base words.
+        tuned: Tuned words.
+        row: Words per row of the tensor, and the offset of the chunk's first word in its row;
+            ``None`` if the tensor has no rows.
+        changes: Summary of its changes.
     """
 
     base: BackendWords
@@ -131,14 +131,14 @@ class ChunkWords:
 
 @dataclass(frozen=True, slots=True)
 class CodedWords:
-    """A chunk that is to be decoded.
+    """A chunk to decode.
 
     Attributes:
-        words: Its words before, which become those after.
+        words: Base words, which decoding replaces by the tuned words.
         bounds: Inclusive upper key of each context.
         rows: The active rows, if the chunk has row flags.
         changed: Changed words of each context.
-        content: The streams, without row flags.
+        content: Streams, without row flags.
     """
 
     words: BackendWords
@@ -150,7 +150,7 @@ class CodedWords:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often each bin of base keys occurs, and how its changed words moved.
+    """Counts of words and of step sizes by bin of base keys.
 
     Attributes:
         words: Words per bin.
@@ -163,17 +163,17 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The coded parts of a delta chunk, each a run of bytes.
+    """The streams of a delta chunk, each a byte string.
 
-    These are, one behind the other: a mask for each context; signs, one bit per changed word;
-    classes, two bits per changed word; exponents, per word of class 3 the bit length of |step| - 3
-    less one; low bits, those below the leading one of each |step| - 3.
+    In order: a mask per context; signs, one bit per changed word; classes, two bits per changed
+    word; exponents, for each word of class 3 the bit length of |step| - 3, less one; low bits, the
+    bits of each |step| - 3 below its leading one.
 
     Attributes:
         counts: Words of each context.
         changed: Changed words of each context.
-        content: All streams.
-        sizes: Bytes of each.
+        content: All streams, concatenated.
+        sizes: Bytes of each stream.
         steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
     """
 
@@ -185,22 +185,22 @@ class Streams:
 
     @property
     def parts(self) -> list[bytes]:
-        """Each stream by itself."""
+        """The streams, one by one."""
         ends = list(accumulate(self.sizes))
         return [bytes(self.content[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
 
 
 class Backend(Protocol):
-    """The loops over words. All arrays are one-dimensional and of one chunk or block.
+    """The loops over words. All arrays are one-dimensional.
 
-    What encoding asks of chunks, it asks of several at a time: a device is kept busy only so. The
-    CPU looks at them one by one (:class:`CpuBackend`).
+    Methods take batches of chunks, because only a batch keeps a device busy. The CPU processes the
+    chunks one by one (:class:`CpuBackend`).
     """
 
     name: str
 
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
-        """Find the rows of each chunk that hold a changed word. Every chunk has rows."""
+        """Find the rows of each chunk that have a changed word. Every chunk must have rows."""
 
     def histograms(
         self,
@@ -208,17 +208,17 @@ class Backend(Protocol):
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Sequence[Rows | None],
-        every: Sequence[int],
+        strides: Sequence[int],
     ) -> list[Histogram]:
         """Count words and steps of each chunk by bin of the base word's key.
 
         Args:
             chunks: The chunks.
             coding: Width and order map of their words.
-            bins: Ascending inclusive upper keys; the last is the largest key there is.
-            rows: Of each chunk the active rows, if only those count.
-            every: Of each chunk, count one in so many tiles of ``TILE`` words, the first one
-                always, each word as so many.
+            bins: Ascending inclusive upper keys; the last is the largest possible key.
+            rows: Active rows of each chunk, to count only their words; ``None`` to count all.
+            strides: Sampling stride of each chunk: count each ``stride``-th tile of ``TILE``
+                words, starting with the first, and multiply the counts by ``stride``.
         """
 
     def partitions(
@@ -234,46 +234,46 @@ class Backend(Protocol):
             chunks: The chunks.
             coding: Width and order map of their words.
             bounds: Inclusive upper keys of each chunk's contexts.
-            rows: Of each chunk the active rows, if it is to have row flags.
+            rows: Active rows of each chunk; ``None`` for a chunk without row flags.
         """
 
     def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
-        """Decode the streams of chunks, and write the words that changed over the base's.
+        """Decode the streams of chunks, in place.
 
         Args:
             chunks: The chunks.
             coding: Width and order map of their words.
 
         Returns:
-            What is wrong with each chunk, if anything: its streams break the format, a row is
-            flagged that has no change, or the base's words changed while they were read. The words
-            of a wrong chunk are anything.
+            An error for each chunk whose streams break the format, in which a flagged row has no
+            change, or whose base words changed during the call; ``None`` for the others. After an
+            error, the words of the chunk are undefined.
         """
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
     ) -> tuple[list[int], int]:
-        """Cut bins into contexts at the least cost.
+        """Group bins into contexts at minimum cost.
 
         Args:
             words: Words per bin.
             magnitudes: Changed words per bin and class of |step|.
 
         Returns:
-            The ends of the contexts, and the cost of their masks and steps.
+            The ends of the contexts, in bins, and the cost of their masks and steps.
         """
 
 
 class CpuBackend(Backend, ABC):
-    """A backend of the CPU, whose words are NumPy's: it looks at one chunk after the other."""
+    """A backend of the CPU. Its words are NumPy arrays; it processes chunks one by one."""
 
     @abstractmethod
     def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the words that differ and find the largest key among them."""
+        """Count the changed words and find the largest key among them."""
 
     @abstractmethod
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
-        """Find the rows of ``length`` words that hold a changed word."""
+        """Find the rows of ``length`` words that have a changed word."""
 
     @abstractmethod
     def histogram(
@@ -283,9 +283,9 @@ class CpuBackend(Backend, ABC):
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Rows | None = None,
-        every: int = 1,
+        stride: int = 1,
     ) -> Histogram:
-        """Count words and steps of a chunk, as :meth:`Backend.histograms` does of several."""
+        """Count words and steps of a chunk: :meth:`Backend.histograms` for one chunk."""
 
     @abstractmethod
     def partition(
@@ -311,59 +311,57 @@ class CpuBackend(Backend, ABC):
     ) -> None:
         """Decode the streams (``content`` without row flags) and write the tuned words to ``out``.
 
-        ``out`` may be ``base``, which is then patched in place. It holds anything after an error.
+        ``out`` may be ``base``, to decode in place. After an error, ``out`` is undefined.
 
         Raises:
-            StreamError: The streams break the format, a row is flagged that has no change, or
-                the base's words changed while they were read.
+            StreamError: The streams break the format, a flagged row has no change, or the base
+                words changed during the call.
         """
 
     @abstractmethod
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
-        """Where blocks of a frame end, so that together they cost the least.
+        """Choose the ends of a frame's blocks at minimum cost.
 
         Args:
             content: The frame's content.
-            ends: Where its streams end, ascending to the end of the content; none is empty.
+            ends: Ends of its streams, strictly ascending; the last is the end of the content.
 
         Returns:
-            Some of these, the last one among them.
+            A subset of ``ends`` that includes the last one.
         """
 
     @abstractmethod
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
-        """Find the words that differ, and what they were before.
-
-        Bits, not values, decide: a word is of its array's own width.
+        """Return a mask of the changed words, and their old values.
 
         Args:
-            before: ``n`` words, of uint8, 16, 32 or 64.
-            after: As many of the same dtype.
+            before: ``n`` words: uint8, uint16, uint32 or uint64.
+            after: ``n`` words of the same dtype.
 
         Returns:
-            The mask: uint8, ``ceil(n / 8)`` bytes; bit ``i % 8`` of byte ``i // 8`` tells whether
-            word ``i`` differs, and the bits after the last word are zero. And a new array of the
-            words of ``before`` that differ, in order, of their dtype.
+            The mask, uint8, ``ceil(n / 8)`` bytes: bit ``i % 8`` of byte ``i // 8`` is set if word
+            ``i`` changed; the bits after the last word are zero. And a new array of the changed
+            words of ``before``, in order.
         """
 
     @abstractmethod
     def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
-        """Swap the words that have a bit in the mask with the values, in order and in place.
+        """Swap the masked words with ``values``, in order and in place.
 
-        Done twice, it gives back what was there. The arrays must not share memory.
+        A second call restores the arrays. They must not share memory.
 
         Args:
-            words: ``n`` words, of uint8, 16, 32 or 64.
-            mask: uint8, ``ceil(n / 8)`` bytes, as of ``record``.
-            values: A word of the same dtype for each bit that is set.
+            words: ``n`` words: uint8, uint16, uint32 or uint64.
+            mask: uint8, ``ceil(n / 8)`` bytes, as :meth:`record` returns it.
+            values: One word of the same dtype for each bit set in the mask.
 
         Raises:
-            ValueError: The arrays do not fit together, a bit is set after the last word, or one
-                that is swapped cannot be written. Nothing was written.
+            ValueError: The arrays do not match, the mask has a bit set after the last word, or
+                ``words`` or ``values`` is read-only. Nothing is written.
         """
 
-    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:  # noqa: ARG002 - a device compares anew
-        """Find the rows of each chunk that hold a changed word."""
+    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:  # noqa: ARG002 - a device needs it
+        """Find the rows of each chunk that have a changed word."""
         return [
             self.active_rows(chunk.base, chunk.tuned, *chunk.row)
             for chunk in chunks
@@ -376,12 +374,12 @@ class CpuBackend(Backend, ABC):
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Sequence[Rows | None],
-        every: Sequence[int],
+        strides: Sequence[int],
     ) -> list[Histogram]:
         """Count words and steps of each chunk by bin of the base word's key."""
         return [
-            self.histogram(chunk.base, chunk.tuned, coding, bins, active, step)
-            for chunk, active, step in zip(chunks, rows, every, strict=True)
+            self.histogram(chunk.base, chunk.tuned, coding, bins, active, stride)
+            for chunk, active, stride in zip(chunks, rows, strides, strict=True)
         ]
 
     def partitions(
@@ -393,16 +391,17 @@ class CpuBackend(Backend, ABC):
     ) -> list[Streams]:
         """Split each chunk into the streams of its contexts."""
         return [
-            self.partition(chunk.base, chunk.tuned, coding, own, active)
-            for chunk, own, active in zip(chunks, bounds, rows, strict=True)
+            self.partition(chunk.base, chunk.tuned, coding, chunk_bounds, active)
+            for chunk, chunk_bounds, active in zip(chunks, bounds, rows, strict=True)
         ]
 
     def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
         """Decode the streams of chunks, in place."""
         problems: list[StreamError | None] = []
-        for c in chunks:
+        for chunk in chunks:
+            words, rows = chunk.words, chunk.rows
             try:
-                self.apply(c.words, coding, c.bounds, c.rows, c.changed, c.content, c.words)
+                self.apply(words, coding, chunk.bounds, rows, chunk.changed, chunk.content, words)
                 problems.append(None)
             except StreamError as error:
                 problems.append(error)

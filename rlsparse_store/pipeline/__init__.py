@@ -1,1 +1,1 @@
-"""Whole tensors to chunks and back, on threads: match, cut, encode, decode, hash."""
+"""Encoding and decoding of whole tensors on threads: match, split, encode, decode, hash."""

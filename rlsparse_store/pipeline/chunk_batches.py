@@ -1,4 +1,4 @@
-"""Many chunks of a delta: some for each thread, and then as many together as a device takes."""
+"""Batches of chunks: small ones to open on threads, large ones to decode on a device."""
 
 from __future__ import annotations
 
@@ -16,36 +16,35 @@ if TYPE_CHECKING:
 __all__ = ["check_stored_bytes", "open_batches"]
 
 BATCH_MEMORY: Final = 1 << 29
-"""Bytes of a device's memory that chunks take that are joined at a time: what Python does for a
-batch takes some milliseconds, whatever its size."""
+"""Device memory of the chunks of a batch. Each batch costs milliseconds in Python at any size."""
 
 BATCH_CHUNKS: Final = 1 << 12
-"""Chunks that are joined at a time: each takes a tile of a device's memory, however small it is."""
+"""Maximum number of chunks in a batch. Each takes at least one tile of device memory."""
 
-SOME_BYTES: Final = 1 << 24
-"""Bytes of words whose chunks a thread is given at a time: handing a chunk over takes about as long
-as opening one that is small."""
+TASK_BYTES: Final = 1 << 24
+"""Bytes of words whose chunks one task opens. Submitting a task takes about as long as opening a
+small chunk."""
 
 STORED_WEIGHT: Final = 16
-"""Words that take as long to open as a stored byte does, in bytes, or less."""
+"""Weight of a stored byte in the size of a task, relative to a byte of words."""
 
 STORED_BYTES: Final = 1 << 22
-"""Bytes of stored chunks that a thread is given at a time."""
+"""Stored bytes that one task checks."""
 
 
 def check_stored_bytes(reader: DeltaReader, threads: int) -> None:
-    """Require that all stored bytes of a delta are the ones that were encoded.
+    """Check the checksums of all stored bytes of a delta.
 
     Args:
         reader: The delta.
         threads: Threads to read on.
 
     Raises:
-        ChecksumError: They are not.
+        ChecksumError: A checksum differs.
     """
 
-    def read(some: Batch[ChunkRecord]) -> None:
-        for chunk in some.items:
+    def read(batch: Batch[ChunkRecord]) -> None:
+        for chunk in batch.items:
             reader.stored(chunk)
 
     chunks = ((chunk, chunk.stored) for chunk in reader.index.chunks)
@@ -53,39 +52,39 @@ def check_stored_bytes(reader: DeltaReader, threads: int) -> None:
         pass
 
 
-Place = TypeVar("Place")
+Target = TypeVar("Target")
 
 
 def open_batches(
-    decoder: ChunkDecoder, chunks: Iterable[tuple[Place, TensorRecord, ChunkRecord]], threads: int
-) -> Iterator[Batch[tuple[Place, OpenChunk]]]:
-    """Chunks that are joined together on a device, in order, each with where it goes.
+    decoder: ChunkDecoder, chunks: Iterable[tuple[Target, TensorRecord, ChunkRecord]], threads: int
+) -> Iterator[Batch[tuple[Target, OpenChunk]]]:
+    """Open chunks on threads, and yield them in order, in batches for a device.
 
-    They are read and decompressed on threads, while what was handed out is being joined.
+    The threads read and decompress the next chunks while the caller decodes a batch.
 
     Args:
-        decoder: Opens them.
-        chunks: Where each goes, its tensor and the chunk.
-        threads: Threads to open them on.
+        decoder: Opens the chunks.
+        chunks: Tuples of target, tensor and chunk. Each target is returned with its chunk.
+        threads: Threads to open chunks on.
 
     Raises:
         FormatError: The delta is damaged.
     """
 
-    def opened(
-        some: Batch[tuple[Place, TensorRecord, ChunkRecord]],
-    ) -> list[tuple[Place, OpenChunk]]:
-        return [(place, decoder.open(t, chunk)) for place, t, chunk in some.items]
+    def open_batch(
+        batch: Batch[tuple[Target, TensorRecord, ChunkRecord]],
+    ) -> list[tuple[Target, OpenChunk]]:
+        return [(target, decoder.open(t, chunk)) for target, t, chunk in batch.items]
 
     sized = (
-        ((place, t, chunk), max(_nbytes(t, chunk), STORED_WEIGHT * chunk.stored))
-        for place, t, chunk in chunks
+        ((target, t, chunk), max(_nbytes(t, chunk), STORED_WEIGHT * chunk.stored))
+        for target, t, chunk in chunks
     )
-    batch: list[tuple[Place, OpenChunk]] = []
+    batch: list[tuple[Target, OpenChunk]] = []
     nbytes = memory = 0
-    for done in ordered_map(opened, batched(sized, SOME_BYTES), threads):
-        for place, chunk in done:
-            batch.append((place, chunk))
+    for task_chunks in ordered_map(open_batch, batched(sized, TASK_BYTES), threads):
+        for target, chunk in task_chunks:
+            batch.append((target, chunk))
             nbytes += _nbytes(chunk.tensor, chunk.chunk)
             memory += _memory(chunk.tensor, chunk.chunk)
             if memory >= BATCH_MEMORY or len(batch) >= BATCH_CHUNKS:
@@ -96,15 +95,15 @@ def open_batches(
 
 
 def _nbytes(t: TensorRecord, chunk: ChunkRecord) -> int:
-    """Bytes of a chunk's words."""
+    """Return the size of a chunk's words in bytes."""
     assert t.coding is not None  # noqa: S101 - a tensor with chunks has one
     return t.coding.nbytes(chunk.length)
 
 
 def _memory(t: TensorRecord, chunk: ChunkRecord) -> int:
-    """About how many bytes of a device a chunk takes while it is joined.
+    """Estimate the device memory of a chunk during decoding, in bytes.
 
-    A copy of its words, up to five bits of each that tell its context, and a share of what is
-    counted for its tile; of each changed word its step and its streams.
+    Per word: a copy, up to five bits of its context, and a share of its tile's counts. Per changed
+    word: its step and its part of the streams.
     """
     return _nbytes(t, chunk) + chunk.length * 3 // 4 + sum(chunk.changed) * 4

@@ -1,4 +1,4 @@
-"""One chunk at a time: stored bytes and base words in, tuned words out, each of them checked."""
+"""Decoding of chunks, with checks of stored bytes, base words and results."""
 
 from __future__ import annotations
 
@@ -36,26 +36,28 @@ __all__ = ["ChunkDecoder", "OpenChunk", "check_sources", "wrong_base"]
 def wrong_base(
     reader: DeltaReader, path: Path | None, tensor: str | None, problem: str
 ) -> BaseMismatchError:
-    """The error for a base that is not the one the delta was made against.
+    """Return the error for a checkpoint or model that is not the base of the delta.
 
     Args:
         reader: The delta.
-        path: Where the base lies, if it lies in files.
-        tensor: The base tensor concerned, if one is.
-        problem: What is wrong with it.
+        path: Path of the base; ``None`` for tensors in memory.
+        tensor: Name of the base tensor; ``None`` if the problem concerns no single tensor.
+        problem: What is wrong with it, as a predicate.
     """
     manifest = reader.manifest
-    known = f"{manifest.repo} at commit {manifest.revision}" if manifest.repo else "another one"
-    msg = f"{problem}; this is not the base of the delta, which was made against {printable(known)}"
+    expected = f"the base with digest {manifest.base_digest[:12]}"
+    if manifest.repo:
+        expected = f"{manifest.repo} at commit {manifest.revision}"
+    msg = f"{problem}; wrong base: the delta needs {printable(expected)}"
     name = None if tensor is None else printable(tensor)
     return BaseMismatchError(msg, file=path, tensor=name)
 
 
 def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
-    """Require that the base has every source, in the right dtype and of the right length.
+    """Check that the base has all sources, with the dtypes and lengths that the delta needs.
 
     Raises:
-        BaseMismatchError: It has not.
+        BaseMismatchError: A source is missing or does not match.
     """
     for t in reader.index.tensors:
         if t.kind in (Kind.SAME, Kind.DELTA):
@@ -63,25 +65,25 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
             if source is None:
                 raise wrong_base(reader, base.path, t.origin, "is missing from the base")
             if source.dtype is not t.coded_dtype:
-                found = f"is {source.dtype.code} in the base, not {t.coded_dtype.code}"
-                raise wrong_base(reader, base.path, t.origin, found)
+                problem = f"is {source.dtype.code} in the base, not {t.coded_dtype.code}"
+                raise wrong_base(reader, base.path, t.origin, problem)
             shared = t.nbytes if t.coding is None else t.coding.nbytes(t.shared)
-            exact = t.kind is Kind.SAME
-            if source.nbytes < shared or (exact and source.nbytes != shared):
-                found = f"has {source.nbytes} bytes in the base, not {shared}"
-                raise wrong_base(reader, base.path, t.origin, found)
+            is_exact = t.kind is Kind.SAME
+            if source.nbytes < shared or (is_exact and source.nbytes != shared):
+                problem = f"has {source.nbytes} bytes in the base, not {shared}"
+                raise wrong_base(reader, base.path, t.origin, problem)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenChunk:
-    """A chunk whose stored bytes were read, checked and decompressed.
+    """A chunk after its stored bytes were read, checked and decompressed.
 
     Attributes:
         tensor: Its tensor.
-        chunk: The chunk.
-        rows: Its active rows, if it has row flags.
-        content: Its streams behind those.
-        whole: Its bytes, if it is stored whole.
+        chunk: Its record.
+        rows: Its active rows; ``None`` without row flags.
+        content: Its streams; empty if it is stored whole.
+        whole: Its bytes if it is stored whole, else ``None``.
     """
 
     tensor: TensorRecord
@@ -92,7 +94,7 @@ class OpenChunk:
 
     @property
     def coding(self) -> WordCoding:
-        """The word coding of its tensor."""
+        """Word coding of its tensor."""
         assert self.tensor.coding is not None  # noqa: S101 - a tensor with chunks has one
         return self.tensor.coding
 
@@ -102,12 +104,12 @@ class ChunkDecoder:
 
     Args:
         reader: The delta.
-        base: Where the base lies, for errors; ``None`` if it is in memory.
-        checked: Whether stored bytes, base words and result words are compared with their checks.
-        memory: Where the words lie; main memory by default.
+        base: Path of the base, for errors; ``None`` for tensors in memory.
+        verify: Whether to check stored bytes, base words and results.
+        memory: Memory of the words; main memory by default.
 
     Attributes:
-        memory: Where the words lie.
+        memory: Memory of the words.
     """
 
     def __init__(
@@ -115,12 +117,12 @@ class ChunkDecoder:
         reader: DeltaReader,
         base: Path | None,
         *,
-        checked: bool = True,
+        verify: bool = True,
         memory: Memory | None = None,
     ) -> None:
         self._reader = reader
         self._base = base
-        self._checked = checked
+        self._verify = verify
         self.memory: Memory = MainMemory() if memory is None else memory
 
     def decode(
@@ -134,31 +136,29 @@ class ChunkDecoder:
 
         Args:
             t: Its tensor.
-            chunk: The chunk.
-            data: The source's bytes from the chunk's first word to its last, which are patched in
-                place where they can be, in the decoder's memory; anything for a chunk that is
-                stored whole.
-            base_leaves: The leaf hashes of ``data``, if known.
+            chunk: Its record.
+            data: The source's bytes of the chunk, in the decoder's memory. They may be overwritten.
+                Ignored for a chunk that is stored whole.
+            base_leaves: Leaf hashes of ``data``; computed if ``None``.
 
         Returns:
-            The bytes of the tuned words before any widening, and their leaf hashes if they were
-            checked.
+            The bytes of the tuned words before any widening, and their leaf hashes; ``None``
+            without verification.
 
         Raises:
-            FormatError: The delta is damaged, or ``data`` is not of the right base.
+            FormatError: The delta is damaged, or ``data`` is from a wrong base.
         """
-        opened = self.open(t, chunk)
-        known = None if base_leaves is None else [base_leaves]
-        return self.join([opened], [data], known)[0]
+        leaves = None if base_leaves is None else [base_leaves]
+        return self.join([self.open(t, chunk)], [data], leaves)[0]
 
     def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenChunk:
-        """Read and decompress what is stored of a chunk.
+        """Read and decompress the stored bytes of a chunk.
 
         Raises:
             FormatError: The delta is damaged.
         """
-        with self._naming(t):
-            stored = self._reader.stored(chunk, checked=self._checked)
+        with self._error_context(t):
+            stored = self._reader.stored(chunk, checked=self._verify)
             assert t.coding is not None  # noqa: S101 - the index was checked
             if chunk.coding is ChunkCoding.WHOLE:
                 words = decode_whole(stored, chunk.length, t.coding)
@@ -171,8 +171,8 @@ class ChunkDecoder:
                 steps=(),
             )
             row = t.row_words
-            place = None if row is None else (row, chunk.first % row)
-            rows, content = open_chunk(coded, chunk.length, t.coding, place)
+            row_offset = None if row is None else (row, chunk.first % row)
+            rows, content = open_chunk(coded, chunk.length, t.coding, row_offset)
             return OpenChunk(t, chunk, rows, content, None)
 
     def join(
@@ -181,66 +181,70 @@ class ChunkDecoder:
         data: Sequence[Bytes],
         base_leaves: Sequence[NDArray[np.uint64]] | None = None,
     ) -> list[tuple[Bytes, NDArray[np.uint64] | None]]:
-        """Decode chunks that were opened, as :meth:`decode` does, together.
+        """Decode a batch of open chunks.
 
         Args:
             chunks: The chunks.
-            data: The source's bytes of each.
-            base_leaves: Their leaf hashes, if known.
+            data: The source's bytes of each chunk, as for :meth:`decode`.
+            base_leaves: Leaf hashes of ``data``; computed if ``None``.
+
+        Returns:
+            For each chunk, the result of :meth:`decode`.
 
         Raises:
-            FormatError: The delta is damaged, or ``data`` is not of the right base.
+            FormatError: The delta is damaged, or ``data`` is from a wrong base.
         """
-        made = list(data)
-        deltas = [i for i, opened in enumerate(chunks) if opened.whole is None]
-        if self._checked and deltas:
-            known = base_leaves or self.memory.leaf_hashes(data)
+        results = list(data)
+        deltas = [i for i, chunk in enumerate(chunks) if chunk.whole is None]
+        if self._verify and deltas:
+            leaves = base_leaves or self.memory.leaf_hashes(data)
             for i in deltas:
-                self.check_base(chunks[i].tensor, chunks[i].chunk, known[i])
+                self.check_base(chunks[i].tensor, chunks[i].chunk, leaves[i])
         for coding in {chunks[i].coding for i in deltas}:
-            self._join(chunks, made, [i for i in deltas if chunks[i].coding == coding], coding)
-        for i, opened in enumerate(chunks):
-            if opened.whole is not None:
-                made[i] = self.memory.from_main(opened.whole)
-        if not self._checked:
-            return [(part, None) for part in made]
-        leaves = self.memory.leaf_hashes(made)
-        for opened, found in zip(chunks, leaves, strict=True):
-            if leaves_check(found) != opened.chunk.result:
-                with self._naming(opened.tensor):
-                    msg = "a decoded chunk does not have its check; the delta is damaged"
+            indices = [i for i in deltas if chunks[i].coding == coding]
+            self._join(chunks, results, indices, coding)
+        for i, chunk in enumerate(chunks):
+            if chunk.whole is not None:
+                results[i] = self.memory.from_host(chunk.whole)
+        if not self._verify:
+            return [(result, None) for result in results]
+        leaves = self.memory.leaf_hashes(results)
+        for chunk, chunk_leaves in zip(chunks, leaves, strict=True):
+            if leaves_check(chunk_leaves) != chunk.chunk.result:
+                with self._error_context(chunk.tensor):
+                    msg = "a decoded chunk does not match its digest; the delta is damaged"
                     raise ResultMismatchError(msg)
-        return list(zip(made, leaves, strict=True))
+        return list(zip(results, leaves, strict=True))
 
     def _join(
         self,
         chunks: Sequence[OpenChunk],
         data: list[Bytes],
-        places: list[int],
+        indices: list[int],
         coding: WordCoding,
     ) -> None:
-        """Decode the chunks at some places, all of one word coding."""
-        words = [self.memory.words(data[i], coding.width) for i in places]
+        """Decode the chunks at some indices, all of one word coding, in place in ``data``."""
+        words = [self.memory.words(data[i], coding.width) for i in indices]
         coded = [
             CodedWords(
-                own,
+                chunk_words,
                 np.array(chunks[i].chunk.bounds, np.uint64),
                 chunks[i].rows,
                 list(chunks[i].chunk.changed),
                 chunks[i].content,
             )
-            for i, own in zip(places, words, strict=True)
+            for i, chunk_words in zip(indices, words, strict=True)
         ]
         problems = self.memory.backend.join(coded, coding)
-        for i, own, problem in zip(places, words, problems, strict=True):
+        for i, chunk_words, problem in zip(indices, words, problems, strict=True):
             if problem is not None:
-                with self._naming(chunks[i].tensor):
+                with self._error_context(chunks[i].tensor):
                     raise problem
-            data[i] = self.memory.to_bytes(own, coding.width)
+            data[i] = self.memory.to_bytes(chunk_words, coding.width)
 
     @contextmanager
-    def _naming(self, t: TensorRecord) -> Iterator[None]:
-        """Name file and tensor in errors that do not."""
+    def _error_context(self, t: TensorRecord) -> Iterator[None]:
+        """Add file and tensor to errors that lack them."""
         try:
             yield
         except FormatError as error:
@@ -249,11 +253,10 @@ class ChunkDecoder:
             raise
 
     def check_base(self, t: TensorRecord, chunk: ChunkRecord, leaves: NDArray[np.uint64]) -> None:
-        """Require that base words with these leaf hashes are the ones a chunk was made from.
+        """Check the leaf hashes of a chunk's base words.
 
         Raises:
-            BaseMismatchError: They are not.
+            BaseMismatchError: The words differ from those that the chunk was encoded against.
         """
         if leaves_check(leaves) != chunk.base:
-            problem = "has other values in the base"
-            raise wrong_base(self._reader, self._base, t.origin, problem)
+            raise wrong_base(self._reader, self._base, t.origin, "has different values")

@@ -1,4 +1,4 @@
-"""Encoding spans: the protocol of a coder, and the coder of the CPU."""
+"""Coders: the protocol, and the coder of the CPU."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class SpanCoder(Protocol):
     """Encodes spans, on any thread."""
 
     @property
-    def group_bytes(self) -> int:
-        """Bytes of spans, as :meth:`weigh` counts them, to give it per call."""
+    def batch_bytes(self) -> int:
+        """Maximum size of a batch for :meth:`code`, in the bytes that :meth:`weigh` returns."""
 
     def weigh(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> int:
-        """What a span counts towards :attr:`group_bytes`."""
+        """Return how many bytes a span counts towards :attr:`batch_bytes`."""
 
     def code(self, spans: Sequence[Span], base: Checkpoint, tuned: Checkpoint) -> list[CodedSpan]:
-        """Encode spans of one tuned checkpoint, and prove that each decodes to its words.
+        """Encode spans of one tuned checkpoint, and verify that each decodes to its words.
 
         Args:
             spans: The spans.
@@ -38,23 +38,23 @@ class SpanCoder(Protocol):
             The encoded spans, in order.
 
         Raises:
-            RlsparseError: A checkpoint cannot be read, or a chunk does not decode to itself.
+            RlsparseError: A checkpoint cannot be read, or a chunk does not decode to its words.
         """
 
 
 class CpuCoder:
     """Encodes spans on the CPU, one per call."""
 
-    group_bytes: Final = 0
+    batch_bytes: Final = 0
 
     def __init__(self) -> None:
         self._backend = get_backend()
         self._scratch = Scratch()
 
-    def weigh(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> int:  # noqa: ARG002 - a device asks
-        """Bytes that the span reads."""
+    def weigh(self, span: Span, base: Checkpoint, tuned: Checkpoint) -> int:  # noqa: ARG002 - a device needs them
+        """Return the bytes that the span reads."""
         return span.nbytes
 
     def code(self, spans: Sequence[Span], base: Checkpoint, tuned: Checkpoint) -> list[CodedSpan]:
-        """Encode spans one by one, as :class:`SpanCoder` says."""
+        """Encode spans one by one."""
         return [encode_span(self._backend, span, base, tuned, self._scratch) for span in spans]

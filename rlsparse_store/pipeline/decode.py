@@ -1,4 +1,4 @@
-"""Decoding: the tuned tensors of a delta, piece by piece, each piece checked."""
+"""Decoding of all tuned tensors of a delta, in segments, with checks of each."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["Write", "decode_tensors"]
 
 Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
-"""Takes bytes of a tuned tensor: the tensor, their position in its data, and the bytes, which are
-overwritten afterwards. Called from several threads."""
+"""Receives bytes of a tuned tensor: the tensor, their offset in its data, and the bytes, which are
+valid only during the call. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """A run of words: what is needed of the base, and the chunk that changes it, if one does.
+    """A range of words that one task decodes.
 
     Attributes:
-        tensor: The tensor.
-        first: Its first word.
-        words: Its words.
-        start: Where its base bytes begin in the source.
-        base_nbytes: Its base bytes, which may lie beyond the tensor's end.
-        chunk: The chunk.
+        tensor: Their tensor.
+        first: The first word.
+        words: Number of words.
+        start: Offset of its base bytes in the source.
+        base_nbytes: Number of its base bytes. They may extend beyond the tensor's end.
+        chunk: The chunk of the range; ``None`` for a copy of the source.
     """
 
     tensor: TensorRecord
@@ -55,21 +55,21 @@ class _Segment:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it reads, roughly."""
+        """Bytes that it reads, about."""
         stored = 0 if self.chunk is None else self.chunk.stored
         return self.base_nbytes + self.words + stored
 
     @property
     def is_end(self) -> bool:
-        """Whether it is the empty one behind all others of its tensor."""
+        """Whether it is the empty segment that ends a tensor."""
         return not (self.words or self.base_nbytes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Some bytes of a tensor as its digest takes them: by their leaf hashes, or themselves.
+class _DigestInput:
+    """Input of a tensor's digest: leaf hashes, or bytes that are not whole leaves.
 
-    Runs need not begin and end with leaves, though those of this library's encoder do.
+    Segments of other encoders need not be aligned to leaves.
     """
 
     leaves: NDArray[np.uint64] | None
@@ -82,15 +82,22 @@ class _Part:
         start: int,
         end_of_data: int,
         leaves: NDArray[np.uint64] | None = None,
-    ) -> _Part:
-        """Bytes that begin at ``start`` of a tensor's data, and their hashes if known."""
+    ) -> _DigestInput:
+        """Return the input for bytes at offset ``start`` of a tensor's data.
+
+        Args:
+            data: The bytes.
+            start: Their offset.
+            end_of_data: Size of the tensor's data in bytes.
+            leaves: Leaf hashes of the bytes; computed if ``None``.
+        """
         end = start + data.size
         if start % LEAF_BYTES or (end % LEAF_BYTES and end != end_of_data):
             return cls(None, data.copy())
         return cls(leaf_hashes(data) if leaves is None else leaves, _NO_BYTES)
 
     def add_to(self, digester: TensorDigester) -> None:
-        """Add it to the digest of its tensor."""
+        """Add the input to a digest."""
         if self.leaves is None:
             digester.add(self.data)
         else:
@@ -99,12 +106,12 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _DecodedSegment:
-    """What became of a run: the bytes it wrote, and what the digests need."""
+    """The result of a segment: the bytes written, and the inputs of the digests."""
 
-    run: _Segment
+    segment: _Segment
     nbytes: int
-    source: _Part
-    result: _Part
+    source: _DigestInput
+    result: _DigestInput
 
 
 _NO_BYTES: Final = np.zeros(0, np.uint8)
@@ -113,33 +120,33 @@ _NO_BYTES: Final = np.zeros(0, np.uint8)
 def decode_tensors(
     reader: DeltaReader, base: Checkpoint, threads: int, write: Write, progress: Progress
 ) -> None:
-    """Decode every tensor but aliases, checking everything on the way.
+    """Decode and check all tensors except aliases.
 
-    Stored bytes, base words and result words of each chunk are checked before it is handed to
-    ``write``; the digests of each source and each tensor once they are complete.
+    Checks stored bytes, base words and result of each chunk before it calls ``write``, and the
+    digests of each source and each tensor at its end.
 
     Args:
         reader: The delta.
         base: The base.
         threads: Threads to decode on.
-        write: Takes the results.
-        progress: Called with bytes done and bytes in all.
+        write: Receives the results.
+        progress: Called with the bytes done and the total bytes.
 
     Raises:
-        FormatError: The delta is damaged, or the base is not the right one.
+        FormatError: The delta is damaged, or the base is wrong.
     """
     check_sources(reader, base)
     decoder = _Decoder(reader, base, write)
     digests = _Digests(reader, base)
     done, total = 0, reader.manifest.totals.tuned_bytes
-    for part in ordered_map(decoder.decode, _segments(reader, base), threads):
-        digests.add(part)
-        done += part.nbytes
+    for decoded in ordered_map(decoder.decode, _segments(reader, base), threads):
+        digests.add(decoded)
+        done += decoded.nbytes
         progress(done, total)
 
 
 class _Digests:
-    """The digests of a source and its result, compared before the next tensor is looked at."""
+    """The digests of a source and its result, checked at the end of each tensor."""
 
     def __init__(self, reader: DeltaReader, base: Checkpoint) -> None:
         self._reader = reader
@@ -147,28 +154,27 @@ class _Digests:
         self._tensor: TensorRecord | None = None
         self._source = self._result = TensorDigester(0)
 
-    def add(self, part: _DecodedSegment) -> None:
-        """Take the next run."""
-        t = part.run.tensor
+    def add(self, decoded: _DecodedSegment) -> None:
+        """Add the next segment."""
+        t = decoded.segment.tensor
         if t is not self._tensor:
             self._tensor = t
             has_source = t.kind in (Kind.SAME, Kind.DELTA)
             self._source = TensorDigester(self._base.tensors[t.origin].nbytes if has_source else 0)
             self._result = TensorDigester(t.nbytes)
-        part.source.add_to(self._source)
-        part.result.add_to(self._result)
-        if part.run.is_end:
-            self._compare(t)
+        decoded.source.add_to(self._source)
+        decoded.result.add_to(self._result)
+        if decoded.segment.is_end:
+            self._check(t)
 
-    def _compare(self, t: TensorRecord) -> None:
-        """Compare what is complete: first the source, for a wrong one spoils the result."""
+    def _check(self, t: TensorRecord) -> None:
+        """Check both digests, first the source: a wrong source makes the result wrong, too."""
         if t.kind in (Kind.SAME, Kind.DELTA):
             expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
             if self._source.digest() != expected:
-                problem = "has other values in the base"
-                raise wrong_base(self._reader, self._base.path, t.origin, problem)
+                raise wrong_base(self._reader, self._base.path, t.origin, "has different values")
         if self._result.digest() != t.tuned_digest:
-            msg = "the decoded tensor does not have its digest; the delta is damaged"
+            msg = "the decoded tensor does not match its digest; the delta is damaged"
             raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))
 
 
@@ -184,24 +190,25 @@ def _tensor_segments(
 ) -> Iterator[_Segment]:
     source = base.tensors[t.origin] if t.kind in (Kind.SAME, Kind.DELTA) else None
     coding = t.coding or t.dtype.coding
-    place = 0
+    position = 0
     for chunk in chunks:
-        yield from _copies(t, source, place, chunk.first)
-        place = chunk.first + chunk.length
-        needed = 0
+        yield from _copies(t, source, position, chunk.first)
+        position = chunk.first + chunk.length
+        base_nbytes = 0
         if source is not None:
-            needed = max(0, coding.nbytes(min(place, t.shared)) - coding.nbytes(chunk.first))
-        yield _Segment(t, chunk.first, chunk.length, coding.nbytes(chunk.first), needed, chunk)
-    yield from _copies(t, source, place, t.words)
+            base_stop = coding.nbytes(min(position, t.shared))
+            base_nbytes = max(0, base_stop - coding.nbytes(chunk.first))
+        yield _Segment(t, chunk.first, chunk.length, coding.nbytes(chunk.first), base_nbytes, chunk)
+    yield from _copies(t, source, position, t.words)
     if source is not None:
-        # A source may be longer than what is shared of it, and its digest covers all of it.
-        for rest in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
-            yield _Segment(t, t.words, 0, rest, min(PIECE_BYTES, source.nbytes - rest))
+        # The digest covers all of a source, also the part that the tuned tensor does not share.
+        for start in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
+            yield _Segment(t, t.words, 0, start, min(PIECE_BYTES, source.nbytes - start))
     yield _Segment(t, t.words, 0)
 
 
 def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Segment]:
-    """Runs of words that are the source's own."""
+    """Yield segments without chunks from word ``start`` to ``end``."""
     if source is None or start >= end:
         return
     coding = t.coding or t.dtype.coding
@@ -212,30 +219,32 @@ def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> 
 
 
 class _Decoder:
-    """Decodes runs, on any thread."""
+    """Decodes segments, on any thread."""
 
     def __init__(self, reader: DeltaReader, base: Checkpoint, write: Write) -> None:
         self._base = base
         self._write = write
-        self._chunks = ChunkDecoder(reader, base.path)
+        self._decoder = ChunkDecoder(reader, base.path)
         self._scratch = Scratch()
 
-    def decode(self, run: _Segment) -> _DecodedSegment:
-        """Read, decode and write a run."""
-        t = run.tensor
-        data = self._scratch.base.take(run.base_nbytes)
-        source = _Part(None, _NO_BYTES)
-        if run.base_nbytes:
+    def decode(self, segment: _Segment) -> _DecodedSegment:
+        """Read, decode and write a segment."""
+        t = segment.tensor
+        data = self._scratch.base.take(segment.base_nbytes)
+        source = _DigestInput(None, _NO_BYTES)
+        if segment.base_nbytes:
             tensor = self._base.tensors[t.origin]
-            self._base.read_into(tensor, run.start, data)
-            source = _Part.of(data, run.start, tensor.nbytes)
-        if run.words == 0:
-            return _DecodedSegment(run, 0, source, _Part(None, _NO_BYTES))
-        leaves, start = source.leaves, run.start
-        if run.chunk is not None:
-            data, leaves = self._chunks.decode(t, run.chunk, data, leaves)
+            self._base.read_into(tensor, segment.start, data)
+            source = _DigestInput.of(data, segment.start, tensor.nbytes)
+        if segment.words == 0:
+            return _DecodedSegment(segment, 0, source, _DigestInput(None, _NO_BYTES))
+        leaves, start = source.leaves, segment.start
+        if segment.chunk is not None:
+            data, leaves = self._decoder.decode(t, segment.chunk, data, leaves)
         if t.widening:
             data, leaves = widen(data.view(np.uint16), t.widening).view(np.uint8), None
             start *= 2
         self._write(t, start, data)
-        return _DecodedSegment(run, data.size, source, _Part.of(data, start, t.nbytes, leaves))
+        return _DecodedSegment(
+            segment, data.size, source, _DigestInput.of(data, start, t.nbytes, leaves)
+        )

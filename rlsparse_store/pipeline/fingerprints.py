@@ -1,4 +1,4 @@
-"""Digests of checkpoints on disk."""
+"""Digests of checkpoints on disk, and their comparison with a delta's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def tensor_digest(checkpoint: Checkpoint, tensor: TensorRef) -> bytes:
-    """The digest of a tensor of a checkpoint, read piece by piece."""
+    """Return the digest of a checkpoint's tensor, read in pieces."""
     digester = TensorDigester(tensor.nbytes)
     for start in range(0, tensor.nbytes, PIECE_BYTES):
         digester.add(checkpoint.read(tensor, start, min(PIECE_BYTES, tensor.nbytes - start)))
@@ -38,13 +38,13 @@ def tensor_digest(checkpoint: Checkpoint, tensor: TensorRef) -> bytes:
 
 @dataclass(slots=True)
 class BaseHashes:
-    """Hashes of a base's tensors, kept while several checkpoints are encoded against it.
+    """Hashes of a base's tensors, for encoding several checkpoints against it.
 
-    They take 8 bytes for each 16 KiB of the base.
+    They take 8 bytes per 16 KiB of the base.
 
     Attributes:
-        leaves: Leaf hashes of tensors, by name.
-        digests: Digests of tensors, by name.
+        leaves: Leaf hashes by tensor name.
+        digests: Digests by tensor name.
     """
 
     leaves: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class BaseHashes:
 
 
 def checkpoint_state(checkpoint: Checkpoint, known: dict[str, bytes] | None = None) -> str:
-    """The state digest of a checkpoint.
+    """Return the state digest of a checkpoint.
 
     Args:
         checkpoint: The checkpoint.
-        known: Digests of some of its tensors, which are not read again. Takes the others.
+        known: Digests by tensor name, for tensors that need not be read. Receives the others.
     """
     digests = {} if known is None else known
     for t in checkpoint.tensors.values():
@@ -68,18 +68,20 @@ def checkpoint_state(checkpoint: Checkpoint, known: dict[str, bytes] | None = No
     )
 
 
-def check_origins(reader: DeltaReader, base: Checkpoint, threads: int, *, every: bool) -> None:
-    """Require that what tuned tensors come from has the digests that the delta gives.
+def check_origins(
+    reader: DeltaReader, base: Checkpoint, threads: int, *, include_covered: bool
+) -> None:
+    """Check the digests of source tensors.
 
     Args:
         reader: The delta.
-        base: What may be its base; its names, dtypes and lengths were checked.
+        base: The checkpoint to check. Its names, dtypes and lengths match the delta.
         threads: Threads to read on.
-        every: Whether sources are read too whose words are all covered by checks of chunks, which
-            whoever decodes them compares.
+        include_covered: Whether to check also the sources whose words the digests of chunks cover
+            completely. Decoding checks those.
 
     Raises:
-        BaseMismatchError: A tensor has other values.
+        BaseMismatchError: A digest differs.
     """
     covered: Counter[int] = Counter()
     for chunk in reader.index.chunks:
@@ -88,24 +90,25 @@ def check_origins(reader: DeltaReader, base: Checkpoint, threads: int, *, every:
     expected = {
         t.origin: t.base_digest or t.tuned_digest
         for number, t in enumerate(reader.index.tensors)
-        if t.kind is Kind.SAME or (t.kind is Kind.DELTA and (every or covered[number] < t.shared))
+        if t.kind is Kind.SAME
+        or (t.kind is Kind.DELTA and (include_covered or covered[number] < t.shared))
     }
     _compare(reader, base, expected, threads)
 
 
-def check_small_origins(reader: DeltaReader, base: Checkpoint, most: int, nbytes: int) -> None:
-    """Require that some small tensors of the base have the digests that the delta gives.
+def check_small_origins(reader: DeltaReader, base: Checkpoint, count: int, nbytes: int) -> None:
+    """Check the digests of a few small source tensors.
 
-    Where reading all of a base would take a download, this tells bases of one architecture apart.
+    This distinguishes bases of one architecture without a full download.
 
     Args:
         reader: The delta.
-        base: What may be its base; its names, dtypes and lengths were checked.
-        most: How many tensors to read: the largest ones.
-        nbytes: Bytes of the largest tensor to read.
+        base: The checkpoint to check. Its names, dtypes and lengths match the delta.
+        count: Maximum number of tensors to read; the largest come first.
+        nbytes: Maximum size of a tensor to read.
 
     Raises:
-        BaseMismatchError: A tensor has other values.
+        BaseMismatchError: A digest differs.
     """
     expected = {
         t.origin: t.base_digest or t.tuned_digest
@@ -113,23 +116,23 @@ def check_small_origins(reader: DeltaReader, base: Checkpoint, most: int, nbytes
         if t.kind in (Kind.SAME, Kind.DELTA)
     }
     small = [name for name in expected if base.tensors[name].nbytes <= nbytes]
-    largest = sorted(small, key=lambda name: (-base.tensors[name].nbytes, name))[:most]
-    _compare(reader, base, {name: expected[name] for name in largest}, most)
+    largest = sorted(small, key=lambda name: (-base.tensors[name].nbytes, name))[:count]
+    _compare(reader, base, {name: expected[name] for name in largest}, count)
 
 
 def _compare(
     reader: DeltaReader, base: Checkpoint, expected: dict[str, bytes], threads: int
 ) -> None:
-    """Require that tensors of a base have these digests.
+    """Compare digests of base tensors with the expected ones.
 
     Raises:
-        BaseMismatchError: One has another.
+        BaseMismatchError: A digest differs.
     """
     sources = [base.tensors[name] for name in expected]
 
     def digest(source: TensorRef) -> tuple[str, bytes]:
         return source.name, tensor_digest(base, source)
 
-    for name, found in ordered_map(digest, sources, threads):
-        if found != expected[name]:
-            raise wrong_base(reader, base.path, name, "has other values in the base")
+    for name, actual in ordered_map(digest, sources, threads):
+        if actual != expected[name]:
+            raise wrong_base(reader, base.path, name, "has different values")

@@ -1,4 +1,4 @@
-"""Where a tensor's bytes lie while they are made: main memory, or a device's."""
+"""Memory in which tensors are decoded: main memory, or a device's."""
 
 from __future__ import annotations
 
@@ -21,102 +21,102 @@ if TYPE_CHECKING:
 __all__ = ["Bytes", "MainMemory", "Memory", "MemoryWords"]
 
 Bytes: TypeAlias = Any
-"""One-dimensional bytes of a memory's own kind: NumPy's, or a tensor on its device. They have a
-length, and slices that share them."""
+"""Bytes in a memory: a NumPy array, or a tensor on a device. One-dimensional, with a length and
+slices that share memory."""
 
 MemoryWords: TypeAlias = Any
-"""Words as the memory's backend takes them."""
+"""Words of the memory's backend."""
 
 
 class Memory(Protocol):
-    """A memory, and the backend whose loops run over words in it."""
+    """A memory, and the backend that decodes words in it."""
 
     @property
     def name(self) -> str:
-        """What it is called, for people."""
+        """Name of the memory, for messages."""
 
     @property
-    def backend(self) -> Any:  # noqa: ANN401 - a Backend whose words are of the memory's own kind
-        """The backend."""
+    def backend(self) -> Any:  # noqa: ANN401 - a Backend with words in this memory
+        """The backend for words in this memory."""
 
-    def takes(self, width: int) -> bool:
-        """Whether words of this width can be decoded in it."""
+    def supports(self, width: int) -> bool:
+        """Return whether the backend decodes words of a width."""
 
-    def working(self) -> AbstractContextManager[None]:
-        """What a thread does here, it does within this.
+    def session(self) -> AbstractContextManager[None]:
+        """Return the context in which a thread uses the memory.
 
         Raises:
-            MemoryError: What was done within needs more than there is.
+            MemoryError: The memory is exhausted.
         """
 
     def empty(self, nbytes: int) -> Bytes:
-        """Bytes with anything in them."""
+        """Allocate uninitialized bytes."""
 
-    def from_main(self, data: NDArray[np.uint8]) -> Bytes:
-        """Bytes of main memory, brought here."""
+    def from_host(self, data: NDArray[np.uint8]) -> Bytes:
+        """Copy bytes from main memory."""
 
     def fill(self, out: Bytes, read: Callable[[NDArray[np.uint8]], None]) -> None:
-        """Fill bytes here with what ``read`` writes to bytes of main memory."""
+        """Fill ``out`` with the bytes that ``read`` writes to main memory."""
 
     def put(self, out: Bytes, data: Bytes) -> None:
-        """Copy bytes to their place, unless they were made there."""
+        """Copy ``data`` to ``out`` unless they share memory."""
 
     def leaf_hashes(self, data: Sequence[Bytes]) -> list[NDArray[np.uint64]]:
-        """The hash of each leaf of several byte strings."""
+        """Hash the leaves of each byte string."""
 
     def words(self, data: Bytes, width: int) -> MemoryWords:
-        """Bytes as words."""
+        """View bytes as words."""
 
     def to_bytes(self, words: MemoryWords, width: int) -> Bytes:
-        """Words as bytes."""
+        """View words as bytes."""
 
     def widen(self, data: Bytes, widening: Widening, out: Bytes) -> None:
-        """Widen 16-bit words to float32 words, twice as many bytes."""
+        """Widen 16-bit words to float32 words."""
 
 
 class MainMemory:
-    """The CPU's memory, where bytes are arrays of NumPy."""
+    """Main memory. Its bytes are NumPy arrays."""
 
     name = "the CPU"
 
     def __init__(self) -> None:
         self.backend = get_backend()
 
-    def takes(self, width: int) -> bool:
-        """Words of any width."""
+    def supports(self, width: int) -> bool:
+        """Accept words of any width."""
         return width > 0
 
-    def working(self) -> AbstractContextManager[None]:
-        """Nothing in particular."""
+    def session(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
         return nullcontext()
 
     def empty(self, nbytes: int) -> NDArray[np.uint8]:
-        """New bytes."""
+        """Allocate uninitialized bytes."""
         return np.empty(nbytes, np.uint8)
 
-    def from_main(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The bytes themselves."""
+    def from_host(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the bytes themselves."""
         return data
 
     def fill(self, out: NDArray[np.uint8], read: Callable[[NDArray[np.uint8]], None]) -> None:
-        """Read into their place."""
+        """Read into ``out``."""
         read(out)
 
     def put(self, out: NDArray[np.uint8], data: NDArray[np.uint8]) -> None:
-        """Copy what does not share the place's memory."""
+        """Copy ``data`` to ``out`` unless they share memory."""
         if not np.shares_memory(data, out):
             out[:] = data
 
     def leaf_hashes(self, data: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint64]]:
-        """The hash of each leaf, string by string."""
+        """Hash the leaves of each byte string."""
         return [leaf_hashes(part) for part in data]
 
     def words(self, data: NDArray[np.uint8], width: int) -> MemoryWords:
-        """A view; a copy for words of 4 bits."""
+        """View bytes as words; copy for 4-bit words."""
         return as_words(data, width)
 
     def to_bytes(self, words: MemoryWords, width: int) -> NDArray[np.uint8]:
-        """A view; a copy for words of 4 bits."""
+        """View words as bytes; copy for 4-bit words."""
         return to_bytes(words, width)
 
     def widen(self, data: NDArray[np.uint8], widening: Widening, out: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""How far a long task has come."""
+"""Progress callbacks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 __all__ = ["Progress", "no_progress"]
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with the bytes done and the total bytes."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
+    """Ignore progress."""

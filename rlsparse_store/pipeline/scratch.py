@@ -1,7 +1,7 @@
-"""Memory that a thread uses again for its next piece of work.
+"""Buffers that a thread reuses.
 
-Fresh memory costs a page fault for every few kilobytes, which can take longer than what is done
-in it; and what was just used is still in the processor's cache.
+New memory costs a page fault per few kilobytes, which can take longer than the work done in it.
+Reused memory is also likely to be in the cache.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ __all__ = ["Scratch", "ScratchBuffer"]
 
 
 class ScratchBuffer:
-    """Bytes that grow as they are needed. What was handed out before is overwritten."""
+    """A buffer that grows on demand. Each :meth:`take` reuses the memory of the one before."""
 
     def __init__(self) -> None:
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """``nbytes`` bytes with anything in them."""
+        """Return ``nbytes`` uninitialized bytes."""
         if nbytes > self._bytes.size:
-            # Memory that is never touched costs nothing, so what is too much here is free.
+            # Untouched pages cost nothing, so a buffer may be larger than needed.
             self._bytes = np.empty(nbytes, np.uint8)
         return self._bytes[:nbytes]
 
 
 class Scratch(threading.local):
-    """A thread's buffers: for base words and for tuned words."""
+    """Buffers of each thread, for base words and for tuned words."""
 
     def __init__(self) -> None:
         self.base = ScratchBuffer()

@@ -1,9 +1,9 @@
-"""Coding a stretch of a tensor: base and tuned side by side, chunks out, leaf hashes on the way.
+"""Encoding of spans: comparison of base and tuned words, chunks, and leaf hashes.
 
-A span is what one thread does from reading to compressing, so that the words it looks at several
-times stay in its cache. Within a span, blocks of 2^20 words are compared; a chunk starts at a
-block with changes and is closed once it holds enough of them, so that changes, not words, decide
-how large it is, but for a few blocks that it has unless they hold very many.
+One thread processes a span from reading to compression, so that words it needs repeatedly stay in
+its cache. It compares the span in blocks of 2^20 words. A chunk starts at a block with changes and
+ends once it has enough changes, and a few blocks, unless those have very many changes: the number
+of changes, not of words, decides the size of a chunk.
 """
 
 from __future__ import annotations
@@ -51,47 +51,46 @@ __all__ = [
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
-    "proof_failed",
-    "spans_of",
+    "roundtrip_error",
+    "tensor_spans",
 ]
 
 BLOCK_WORDS: Final = 1 << 20
-"""Words compared at a time."""
+"""Words per block."""
 
-ENOUGH_CHANGES: Final = 1 << 17
-"""Changed words that close a chunk of ``ENOUGH_BLOCKS`` or more."""
+CHUNK_CHANGES: Final = 1 << 17
+"""Changed words that end a chunk of at least ``CHUNK_BLOCKS`` blocks."""
 
-ENOUGH_BLOCKS: Final = 4
-"""Blocks that a chunk has, unless it has many changes: what is done once for a chunk is then little
-beside what is done for its words."""
+CHUNK_BLOCKS: Final = 4
+"""Minimum number of blocks in a chunk without many changes. It amortizes the cost per chunk."""
 
-MANY_CHANGES: Final = 1 << 19
-"""Changed words that close a chunk of fewer blocks."""
+SHORT_CHUNK_CHANGES: Final = 1 << 19
+"""Changed words that end a chunk of fewer blocks."""
 
 SPAN_BYTES: Final = 1 << 27
-"""Bytes of words in a span, and so the most in a chunk: 64 blocks of 16-bit words."""
+"""Maximum size of a span, and so of a chunk, in bytes of words: 64 blocks of 16-bit words."""
 
 WHOLE_BLOCKS: Final = 8
-"""Blocks of a span that is stored whole, whose chunks are a block each."""
+"""Blocks of a span that is stored whole, in chunks of one block."""
 
 _PACKED: Final = {
     "I32": (WordCoding(4, OrderMap.UNSIGNED),),
     "U8": (WordCoding(4, OrderMap.UNSIGNED),),
 }
-"""Dtypes in which quantized models pack several small numbers: other codings worth trying."""
+"""Alternative codings of the dtypes in which quantized models pack several small numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a tensor, in bytes of the dtype that is coded: the source's.
+    """The part of a tensor that one thread encodes. Offsets are in bytes of the coded dtype.
 
     Attributes:
-        tensor: Place of the tensor.
-        plan: How it is stored.
+        tensor: Number of the tensor.
+        plan: How the tensor is stored.
         coding: Word coding.
-        start: First byte, a multiple of a block.
-        stop: Byte after the last one, of the longer of source and tuned.
-        base_leaves: Leaf hashes of its base bytes, if they are known; else they are computed.
+        start: First byte, a multiple of the block size.
+        stop: Byte after the last one, in the longer of source and tuned tensor.
+        base_leaves: Leaf hashes of its base bytes; computed if ``None``.
     """
 
     tensor: int
@@ -108,38 +107,38 @@ class Span:
 
     @property
     def mantissa_bits(self) -> int | None:
-        """Mantissa bits of the dtype that is coded, where its own words are."""
+        """Mantissa bits of the coded dtype; ``None`` under an alternative coding."""
         coded = self.plan.source.dtype if self.plan.source is not None else self.plan.dtype
         return coded.mantissa_bits if self.coding == coded.coding else None
 
     @property
     def row(self) -> int | None:
-        """Words of a row of the tensor, or ``None`` where rows mean nothing."""
+        """Words per row of the tensor; ``None`` if it has no rows."""
         words = self.coding.num_words(self.plan.coded_nbytes)
         return row_words(self.plan.tuned.shape, words)
 
     @property
     def tuned_stop(self) -> int:
-        """Where the tuned bytes of the span end."""
+        """End of the tuned bytes of the span."""
         return max(self.start, min(self.stop, self.plan.coded_nbytes))
 
     @property
     def shared_stop(self) -> int:
-        """Where the bytes end that source and tuned share."""
+        """End of the bytes that source and tuned tensor share."""
         return max(self.start, min(self.stop, self.plan.shared_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class SpanChunk:
-    """A coded chunk and what the index says of it.
+    """An encoded chunk and its index fields.
 
     Attributes:
         first: Its first word.
-        length: Its words.
-        chunk: What is stored.
-        base_check: Check of the base words; 0 where none are needed to decode it.
-        result_check: Check of the result words.
-        changed: Changed words; none where there is no source.
+        length: Number of its words.
+        chunk: The stored chunk.
+        base_check: Digest of the base words; 0 if decoding needs none.
+        result_check: Digest of the result words.
+        changed: Number of changed words; 0 without a source.
     """
 
     first: int
@@ -152,13 +151,13 @@ class SpanChunk:
 
 @dataclass(frozen=True, slots=True)
 class CodedSpan:
-    """A span, encoded.
+    """The encoding of a span.
 
     Attributes:
         span: The span.
         chunks: Its chunks, in order.
-        tuned_leaves: Leaf hashes of the tuned tensor's bytes as they are stored.
-        base_leaves: Leaf hashes of the base's bytes.
+        tuned_leaves: Leaf hashes of the tuned tensor's bytes, as decoding returns them.
+        base_leaves: Leaf hashes of the base bytes.
     """
 
     span: Span
@@ -167,42 +166,42 @@ class CodedSpan:
     base_leaves: NDArray[np.uint64]
 
 
-def spans_of(
+def tensor_spans(
     tensor: int,
     plan: TensorPlan,
     coding: WordCoding,
     base_leaves: NDArray[np.uint64] | None = None,
 ) -> Iterator[Span]:
-    """The spans of one tensor, in order.
+    """Yield the spans of one tensor, in order.
 
     Args:
         tensor: Number of the tensor.
         plan: How it is stored.
         coding: Word coding.
-        base_leaves: Leaf hashes of all of its source, if they are known.
+        base_leaves: Leaf hashes of all of its source; computed if ``None``.
     """
     if plan.alias_of is not None:
         return
     source = 0 if plan.source is None else plan.source.nbytes
-    most = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
+    size = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
     if plan.source is None:
-        most = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
+        size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = max(source, plan.coded_nbytes)
-    for start in range(0, end, most):
-        stop = min(start + most, end)
-        known = base_leaves
-        if known is not None:
-            known = known[start // LEAF_BYTES : -(-min(stop, source) // LEAF_BYTES)]
-        yield Span(tensor, plan, coding, start, stop, known)
+    for start in range(0, end, size):
+        stop = min(start + size, end)
+        leaves = base_leaves
+        if leaves is not None:
+            leaves = leaves[start // LEAF_BYTES : -(-min(stop, source) // LEAF_BYTES)]
+        yield Span(tensor, plan, coding, start, stop, leaves)
 
 
 class BaseWindow:
-    """The base's bytes of a span, read block by block, and hashed unless their hashes are known.
+    """Reads the base bytes of a span block by block, and hashes them unless the hashes are known.
 
     Args:
         base: The base.
         span: The span.
-        buffer: Where the bytes go.
+        buffer: Memory of the bytes.
     """
 
     def __init__(self, base: Checkpoint, span: Span, buffer: ScratchBuffer) -> None:
@@ -213,59 +212,59 @@ class BaseWindow:
         if self._source is not None:
             self._stop = max(span.start, min(span.stop, self._source.nbytes))
         self._bytes = buffer.take(self._stop - self._start)
-        self._origin = self._read_to = self._start
+        self._buffer_start = self._read_to = self._start
         self._known = span.base_leaves
         self._leaves: list[NDArray[np.uint64]] = []
 
     def block(self, start: int, nbytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """Read the next block, from byte ``start`` on, and return it with its leaf hashes.
 
-        It is shorter than ``nbytes`` where the source ends.
+        The block is shorter than ``nbytes`` at the end of the source.
         """
         stop = max(start, min(start + nbytes, self._stop))
-        fresh = self.view(start, stop)
+        block = self.view(start, stop)
         leaves = np.zeros(0, np.uint64)
         if stop > start:
-            assert self._source is not None  # noqa: S101 - it has bytes
-            self._base.read_into(self._source, start, fresh)
-            leaves = leaf_hashes(fresh) if self._known is None else self._known_leaves(start, stop)
+            assert self._source is not None  # noqa: S101 - a span with base bytes has one
+            self._base.read_into(self._source, start, block)
+            leaves = leaf_hashes(block) if self._known is None else self._known_leaves(start, stop)
             self._leaves.append(leaves)
             self._read_to = stop
-        return fresh, leaves
+        return block, leaves
 
     def _known_leaves(self, start: int, stop: int) -> NDArray[np.uint64]:
-        assert self._known is not None  # noqa: S101 - the caller looked
+        assert self._known is not None  # noqa: S101 - the caller checked
         first, end = start - self._start, stop - self._start
         return self._known[first // LEAF_BYTES : -(-end // LEAF_BYTES)]
 
     def view(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes that were read and not forgotten."""
-        return self._bytes[start - self._origin : stop - self._origin]
+        """Return bytes that were read since the last :meth:`reset`."""
+        return self._bytes[start - self._buffer_start : stop - self._buffer_start]
 
-    def forget(self) -> None:
-        """Begin at the front of the buffer again."""
-        self._origin = self._read_to
+    def reset(self) -> None:
+        """Discard the bytes that were read, and reuse the buffer."""
+        self._buffer_start = self._read_to
 
     def leaves(self) -> NDArray[np.uint64]:
-        """Leaf hashes of all of the span's base bytes, once every block was asked for."""
+        """Return the leaf hashes of all base bytes of the span, after the last block."""
         return np.concatenate([*self._leaves, np.zeros(0, np.uint64)])
 
 
 def encode_span(
     backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
 ) -> CodedSpan:
-    """Encode a span and prove that it decodes to the same words.
+    """Encode a span and verify that it decodes to the same words.
 
     Args:
         backend: Runs the loops.
         span: The span.
         base: The base.
         tuned: The tuned checkpoint.
-        scratch: Memory of this thread.
+        scratch: Buffers of this thread.
 
     Raises:
-        ResultMismatchError: What was coded does not decode to itself: bad memory, or a defect of
-            a library.
+        ResultMismatchError: A chunk does not decode to its words: faulty memory, or a defect of a
+            library.
     """
     return _SpanEncoder(backend, span, base, tuned, scratch).run()
 
@@ -273,10 +272,10 @@ def encode_span(
 def choose_word_coding(
     plan: TensorPlan, base: Checkpoint, tuned: Checkpoint, backend: CpuBackend
 ) -> WordCoding:
-    """The word coding of a tensor: its dtype's own, unless packed numbers code shorter."""
+    """Choose the word coding of a tensor: its dtype's, unless a packed coding is smaller."""
     dtype = plan.source.dtype if plan.source is not None else plan.dtype
-    others = _PACKED.get(dtype.code, ())
-    if plan.source is None or not others or plan.tuned.nbytes % 4:
+    packed = _PACKED.get(dtype.code, ())
+    if plan.source is None or not packed or plan.tuned.nbytes % 4:
         return dtype.coding
     for start in range(0, plan.shared_bytes, PIECE_BYTES):
         nbytes = min(PIECE_BYTES, plan.shared_bytes - start)
@@ -284,7 +283,7 @@ def choose_word_coding(
         after = tuned.read(plan.tuned, start, nbytes)
         if not np.array_equal(before, after):
             return min(
-                (dtype.coding, *others),
+                (dtype.coding, *packed),
                 key=lambda coding: estimate_bits(
                     backend,
                     as_words(before, coding.width),
@@ -298,30 +297,30 @@ def choose_word_coding(
 
 @dataclass(slots=True)
 class ChunkExtent:
-    """What becomes a chunk: from the first block with changes to the last.
+    """The extent of a chunk, from its first block with changes to its last.
 
     Attributes:
-        start: Its first byte, or word.
-        stop: Where the last block with changes ends.
-        blocks: Its blocks.
-        number: Changed words in them.
-        top_key: The largest key of a base word that changed.
+        start: Start, in bytes or words.
+        stop: End of the last block with changes.
+        blocks: Number of blocks.
+        changed: Number of changed words.
+        top_key: The largest key of a changed base word.
     """
 
     start: int
     stop: int
     blocks: int = 0
-    number: int = 0
+    changed: int = 0
     top_key: int = 0
 
     @property
     def changes(self) -> Changes:
-        """What changed in them."""
-        return Changes(self.number, self.top_key)
+        """Summary of the changes."""
+        return Changes(self.changed, self.top_key)
 
 
 class Chunker:
-    """Decides where chunks begin and end, from what changed in each block of a span."""
+    """Divides a span into chunks by the changes of its blocks."""
 
     def __init__(self) -> None:
         self._open: ChunkExtent | None = None
@@ -329,56 +328,56 @@ class Chunker:
 
     @property
     def is_open(self) -> bool:
-        """Whether a chunk has begun and is not closed."""
+        """Whether a chunk is open."""
         return self._open is not None
 
     @property
     def is_full(self) -> bool:
-        """Whether it has enough changes to be closed."""
+        """Whether the open chunk has enough changes."""
         if self._open is None:
             return False
-        enough = MANY_CHANGES if self._blocks < ENOUGH_BLOCKS else ENOUGH_CHANGES
-        return self._open.number >= enough
+        limit = SHORT_CHUNK_CHANGES if self._blocks < CHUNK_BLOCKS else CHUNK_CHANGES
+        return self._open.changed >= limit
 
     def add(self, start: int, stop: int, changes: Changes) -> bool:
-        """Add the next block, and tell whether it belongs to a chunk, perhaps."""
+        """Add the next block, and return whether a chunk is open after it."""
         if self._open is None:
-            if changes.number == 0:
+            if changes.count == 0:
                 return False
             self._open, self._blocks = ChunkExtent(start, stop), 0
         self._blocks += 1
-        self._open.number += changes.number
+        self._open.changed += changes.count
         self._open.top_key = max(self._open.top_key, changes.top_key)
-        if changes.number:
-            # Blocks behind the last one with changes are dropped.
+        if changes.count:
+            # The chunk ends with its last block with changes.
             self._open.stop, self._open.blocks = stop, self._blocks
         return True
 
     def close(self) -> ChunkExtent | None:
-        """The chunk that is open, if one is. The next block with changes begins another."""
+        """Close and return the open chunk; ``None`` if none is open."""
         closed, self._open = self._open, None
         return closed
 
 
 def chunk_extents(blocks: Iterable[Changes], size: int, end: int) -> Iterator[ChunkExtent]:
-    """What becomes chunks, from what changed in each block of a run.
+    """Yield the extents of chunks from the changes of blocks.
 
     Args:
-        blocks: The blocks' changes, in order.
-        size: How long a block is, in any unit: places of what is found are in it, too.
-        end: How long the run is; its last block may be shorter.
+        blocks: Changes of each block, in order.
+        size: Length of a block, in the unit of the extents.
+        end: Total length of the blocks. The last block may be shorter.
     """
-    cutter = Chunker()
-    for number, changes in enumerate(blocks):
-        cutter.add(number * size, min((number + 1) * size, end), changes)
-        if cutter.is_full and (full := cutter.close()) is not None:
+    chunker = Chunker()
+    for i, changes in enumerate(blocks):
+        chunker.add(i * size, min((i + 1) * size, end), changes)
+        if chunker.is_full and (full := chunker.close()) is not None:
             yield full
-    if (last := cutter.close()) is not None:
+    if (last := chunker.close()) is not None:
         yield last
 
 
 class _SpanEncoder:
-    """The state of coding one span."""
+    """Encodes one span."""
 
     def __init__(
         self, backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
@@ -392,14 +391,14 @@ class _SpanEncoder:
         self._mantissa_bits = span.mantissa_bits
         self._row = span.row
         self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
-        self._origin = span.start
-        self._cutter = Chunker()
+        self._buffer_start = span.start
+        self._chunker = Chunker()
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
         self._chunks: list[SpanChunk] = []
         self._tuned_leaves: list[NDArray[np.uint64]] = []
 
     def run(self) -> CodedSpan:
-        """Code block by block."""
+        """Encode the span block by block."""
         span = self._span
         size = self._coding.nbytes(BLOCK_WORDS)
         for start in range(span.start, span.stop, size):
@@ -410,20 +409,20 @@ class _SpanEncoder:
             changes = Changes(0, 0)
             if shared > start:
                 changes = self._changes(old[: shared - start], new[: shared - start])
-            same = changes.number == 0 and shared == stop and old.size == new.size
+            same = changes.count == 0 and shared == stop and old.size == new.size
             new_leaves = old_leaves if same else leaf_hashes(new)
             self._tuned_leaves.append(new_leaves if wide is None else leaf_hashes(wide))
             if shared < start + old.size:
                 old_leaves = leaf_hashes(old[: shared - start])
             if shared > start:
                 leaves = new_leaves if shared == stop else leaf_hashes(new[: shared - start])
-                self._grow(start, shared, changes, old_leaves, leaves)
+                self._add_block(start, shared, changes, old_leaves, leaves)
             if shared < stop:
                 self._close()
                 self._store_whole(shared, stop)
-            if not self._cutter.is_open:
-                self._base.forget()
-                self._origin = stop
+            if not self._chunker.is_open:
+                self._base.reset()
+                self._buffer_start = stop
         self._close()
         empty = np.zeros(0, np.uint64)
         tuned_leaves = np.concatenate([*self._tuned_leaves, empty])
@@ -432,7 +431,7 @@ class _SpanEncoder:
     def _read_tuned(
         self, start: int, stop: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Tuned bytes in the dtype that is coded, and in their own if they will be widened."""
+        """Read tuned bytes; return them in the coded dtype, and as read if decoding widens them."""
         plan, new = self._plan, self._view(start, stop)
         if not (plan.widening or plan.is_cast):
             self._tuned.read_into(plan.tuned, start, new)
@@ -447,13 +446,13 @@ class _SpanEncoder:
         return new, None
 
     def _view(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._bytes[start - self._origin : stop - self._origin]
+        return self._bytes[start - self._buffer_start : stop - self._buffer_start]
 
     def _changes(self, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> Changes:
         width = self._coding.width
         return self._backend.changes(as_words(old, width), as_words(new, width), self._coding)
 
-    def _grow(
+    def _add_block(
         self,
         start: int,
         stop: int,
@@ -461,15 +460,15 @@ class _SpanEncoder:
         base_leaves: NDArray[np.uint64],
         tuned_leaves: NDArray[np.uint64],
     ) -> None:
-        """Add a block to the open chunk, or open one if the block has changes."""
-        if self._cutter.add(start, stop, changes):
+        """Add a block to the open chunk, or open a chunk if the block has changes."""
+        if self._chunker.add(start, stop, changes):
             self._open_leaves.append((base_leaves, tuned_leaves))
-        if self._cutter.is_full:
+        if self._chunker.is_full:
             self._close()
 
     def _close(self) -> None:
-        """Code the open chunk, if there is one."""
-        chunk = self._cutter.close()
+        """Encode the open chunk, if any."""
+        chunk = self._chunker.close()
         if chunk is None:
             return
         leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
@@ -480,19 +479,20 @@ class _SpanEncoder:
         row = None if self._row is None else (self._row, first % self._row)
         words = ChunkWords(base, tuned, row, chunk.changes)
         coded = encode_chunk(self._backend, words, coding, self._mantissa_bits)
-        base_leaves = np.concatenate([of_base for of_base, _ in leaves])
-        tuned_leaves = np.concatenate([of_tuned for _, of_tuned in leaves])
+        base_leaves = np.concatenate([base for base, _ in leaves])
+        tuned_leaves = np.concatenate([tuned for _, tuned in leaves])
         base_check, result_check = 0, leaves_check(tuned_leaves)
         if isinstance(coded, DeltaChunk):
-            # In place: the base's words are not needed again.
+            # Decode in place: the base words are not needed again.
             out = base
             decode_delta(self._backend, base, coding, coded, row, out)
             base_check = leaves_check(base_leaves)
         else:
             out = decode_whole(coded.stored, tuned.size, coding)
         self._require_equal(out, tuned_leaves)
-        number = chunk.number
-        self._chunks.append(SpanChunk(first, tuned.size, coded, base_check, result_check, number))
+        self._chunks.append(
+            SpanChunk(first, tuned.size, coded, base_check, result_check, chunk.changed)
+        )
 
     def _store_whole(self, start: int, stop: int) -> None:
         coding = self._coding
@@ -505,12 +505,12 @@ class _SpanEncoder:
         self._chunks.append(SpanChunk(first, tuned.size, chunk, 0, leaves_check(leaves), 0))
 
     def _require_equal(self, decoded: Words, leaves: NDArray[np.uint64]) -> None:
-        """Require that words have these leaf hashes, as whoever decodes them will."""
+        """Check the leaf hashes of decoded words."""
         if not np.array_equal(leaf_hashes(to_bytes(decoded, self._coding.width)), leaves):
-            raise proof_failed(self._plan)
+            raise roundtrip_error(self._plan)
 
 
-def proof_failed(plan: TensorPlan) -> ResultMismatchError:
-    """The error for a chunk that does not decode to what was encoded."""
-    msg = "what was encoded does not decode to itself; the memory may be faulty"
+def roundtrip_error(plan: TensorPlan) -> ResultMismatchError:
+    """Return the error for a chunk that does not decode to its words."""
+    msg = "a chunk does not decode to the words it was encoded from; the memory may be faulty"
     return ResultMismatchError(msg, tensor=plan.tuned.name)

@@ -1,4 +1,4 @@
-"""Reading a tuned tensor, its bytes made of base and delta as it is read."""
+"""Reading of tuned tensors, decoded on demand from base and delta."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["TensorReader"]
 
 @dataclass(frozen=True, slots=True)
 class _ByteRange:
-    """Bytes of a source that are read at once.
+    """Bytes of a source that one task reads.
 
     Attributes:
         start: The first byte.
-        stop: The byte after the last.
+        stop: The byte after the last one.
     """
 
     start: int
@@ -36,21 +36,21 @@ class _ByteRange:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes."""
+        """Number of bytes."""
         return self.stop - self.start
 
 
 class TensorReader:
-    """The bytes of one tuned tensor.
+    """Reads the bytes of one tuned tensor.
 
-    It keeps the chunk that it stopped in, so it is for one thread.
+    Not thread-safe: it caches the last chunk that was read in part.
 
     Args:
-        t: The tensor, which is no alias.
+        t: The tensor, not an alias.
         chunks: Its chunks, in order.
         base: The base.
-        source: The tensor of the base that it comes from, if it does from one.
-        decoder: Decodes the chunks. The bytes are made in its memory.
+        source: Its source in the base; ``None`` without a source.
+        decoder: Decodes the chunks. The results are in its memory.
     """
 
     def __init__(
@@ -68,57 +68,56 @@ class TensorReader:
         self._decoder = decoder
         self._memory = decoder.memory
         self._coding = t.coding or t.dtype.coding
-        # Of each byte of a chunk's words, so many bytes of the tensor.
+        # Bytes of the tensor per byte of coded words.
         self._scale = 2 if t.widening else 1
-        self._ends = [self._place(chunk.first + chunk.length) for chunk in chunks]
-        self._held: tuple[ChunkRecord, Bytes] | None = None
+        self._ends = [self._byte_offset(chunk.first + chunk.length) for chunk in chunks]
+        self._partial: tuple[ChunkRecord, Bytes] | None = None
 
-    def make(self, threads: int) -> Bytes:
-        """All of the tensor's bytes, made together in a device's memory.
+    def read_all(self, threads: int) -> Bytes:
+        """Decode all of the tensor in the decoder's memory, in batches of chunks.
 
-        The base's words are read to their place there, and the chunks joined to them in batches,
-        while the next ones are decompressed.
+        Reads all base words first. The threads decompress the next chunks while a batch is decoded.
 
         Args:
             threads: Threads to read and to decompress on.
 
         Raises:
-            FormatError: The delta is damaged, or the base is not the right one.
-            MemoryError: The device has no memory left.
-            RlsparseError: A file was cut short or cannot be read.
+            FormatError: The delta is damaged, or the base is wrong.
+            MemoryError: The device is out of memory.
+            RlsparseError: A file is truncated or unreadable.
         """
         memory, t = self._memory, self._tensor
-        with memory.working():
+        with memory.session():
             buffer = memory.empty(t.nbytes // self._scale)
 
-        def read(piece: _ByteRange) -> None:
-            with memory.working():
-                self._from_base(piece.start, buffer[piece.start : piece.stop])
+        def read(part: _ByteRange) -> None:
+            with memory.session():
+                self._read_base(part.start, buffer[part.start : part.stop])
 
-        for _ in ordered_map(read, _pieces(self._shared_nbytes), threads):
+        for _ in ordered_map(read, _byte_ranges(self._shared_nbytes), threads):
             pass
-        chunks = ((self._words_of(chunk), t, chunk) for chunk in self._chunks)
+        chunks = ((self._chunk_slice(chunk), t, chunk) for chunk in self._chunks)
         for batch in open_batches(self._decoder, chunks, threads):
-            with memory.working():
-                parts = [buffer[place] for place, _ in batch.items]
-                made = self._decoder.join([chunk for _, chunk in batch.items], parts)
-                for part, (data, _) in zip(parts, made, strict=True):
-                    memory.put(part, data)
+            with memory.session():
+                outputs = [buffer[extent] for extent, _ in batch.items]
+                results = self._decoder.join([chunk for _, chunk in batch.items], outputs)
+                for output, (data, _) in zip(outputs, results, strict=True):
+                    memory.put(output, data)
         if not t.widening:
             return buffer
-        with memory.working():
+        with memory.session():
             out = memory.empty(t.nbytes)
             memory.widen(buffer, t.widening, out)
         return out
 
-    def _words_of(self, chunk: ChunkRecord) -> slice:
-        """A chunk's bytes of the tensor, before any widening."""
+    def _chunk_slice(self, chunk: ChunkRecord) -> slice:
+        """Return the range of a chunk's bytes in the tensor, before any widening."""
         start = self._coding.nbytes(chunk.first)
         return slice(start, start + self._coding.nbytes(chunk.length))
 
     @property
     def _shared_nbytes(self) -> int:
-        """Bytes of the source that the tensor begins with, changed ones among them."""
+        """Bytes at the start of the tensor that have a counterpart in the source."""
         if self._source is None:
             return 0
         t = self._tensor
@@ -127,72 +126,71 @@ class TensorReader:
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from byte ``start`` on.
 
-        Only the chunks that these bytes touch are decoded, each of them once as long as calls go
-        from front to back.
+        Decodes only the chunks that overlap these bytes; sequential calls decode each chunk once.
 
         Raises:
-            FormatError: The delta is damaged, or the base is not the right one.
-            RlsparseError: A file was cut short or cannot be read.
+            FormatError: The delta is damaged, or the base is wrong.
+            RlsparseError: A file is truncated or unreadable.
         """
-        place, end = start, start + len(out)
-        number = bisect_right(self._ends, place)
-        while place < end:
-            chunk = self._chunks[number] if number < len(self._chunks) else None
-            first = end if chunk is None else self._place(chunk.first)
-            if chunk is None or place < first:
+        position, end = start, start + len(out)
+        i = bisect_right(self._ends, position)
+        while position < end:
+            chunk = self._chunks[i] if i < len(self._chunks) else None
+            first = end if chunk is None else self._byte_offset(chunk.first)
+            if chunk is None or position < first:
                 stop = min(first, end)
-                self._copy(place, out[place - start : stop - start])
+                self._copy(position, out[position - start : stop - start])
             else:
-                stop = min(self._ends[number], end)
-                self._patch(chunk, place - first, out[place - start : stop - start])
-                number += 1
-            place = stop
+                stop = min(self._ends[i], end)
+                self._patch(chunk, position - first, out[position - start : stop - start])
+                i += 1
+            position = stop
 
-    def _place(self, word: int) -> int:
-        """The byte of the tensor at which a word begins."""
+    def _byte_offset(self, word: int) -> int:
+        """Return the offset of a word in the tensor."""
         return self._coding.nbytes(word) * self._scale
 
     def _copy(self, start: int, out: Bytes) -> None:
-        """Fill ``out`` with bytes that no chunk changes."""
-        self._finish(self._from_base(start // self._scale, self._buffer(out)), out)
+        """Fill ``out`` with bytes outside of all chunks."""
+        self._store(self._read_base(start // self._scale, self._buffer(out)), out)
 
     def _patch(self, chunk: ChunkRecord, skip: int, out: Bytes) -> None:
-        """Fill ``out`` with bytes of a chunk, from its byte ``skip`` on."""
-        nbytes = self._place(chunk.length)
+        """Fill ``out`` with bytes of a chunk, from byte ``skip`` of the chunk on."""
+        nbytes = self._byte_offset(chunk.length)
         if len(out) == nbytes:
-            self._finish(self._decode(chunk, self._buffer(out)), out)
+            self._store(self._decode(chunk, self._buffer(out)), out)
             return
-        if self._held is None or self._held[0] is not chunk:
+        if self._partial is None or self._partial[0] is not chunk:
             whole = self._memory.empty(nbytes)
-            self._finish(self._decode(chunk, self._buffer(whole)), whole)
-            self._held = (chunk, whole)
-        out[:] = self._held[1][skip : skip + len(out)]
+            self._store(self._decode(chunk, self._buffer(whole)), whole)
+            self._partial = (chunk, whole)
+        out[:] = self._partial[1][skip : skip + len(out)]
 
     def _decode(self, chunk: ChunkRecord, buffer: Bytes) -> Bytes:
-        """The words of a chunk before any widening, in ``room`` if they can be made there."""
+        """Decode a chunk, before any widening, in ``buffer`` if possible."""
         if chunk.coding is not ChunkCoding.WHOLE:
-            self._from_base(self._coding.nbytes(chunk.first), buffer)
+            self._read_base(self._coding.nbytes(chunk.first), buffer)
         return self._decoder.decode(self._tensor, chunk, buffer)[0]
 
-    def _from_base(self, start: int, buffer: Bytes) -> Bytes:
+    def _read_base(self, start: int, buffer: Bytes) -> Bytes:
         source = self._source
         assert source is not None  # noqa: S101 - the index was checked
         self._memory.fill(buffer, lambda data: self._base.read_into(source, start, data))
         return buffer
 
     def _buffer(self, out: Bytes) -> Bytes:
-        """Where the source's bytes for ``out`` go: there, unless they have to grow."""
+        """Return a buffer for the source's bytes: ``out`` itself, unless ``out`` is wider."""
         return out if self._scale == 1 else self._memory.empty(len(out) // self._scale)
 
-    def _finish(self, data: Bytes, out: Bytes) -> None:
-        """Bring words to their place, unless they were made there."""
+    def _store(self, data: Bytes, out: Bytes) -> None:
+        """Widen or copy ``data`` to ``out``, unless they share memory."""
         if self._tensor.widening:
             self._memory.widen(data, self._tensor.widening, out)
         else:
             self._memory.put(out, data)
 
 
-def _pieces(nbytes: int) -> Iterator[_ByteRange]:
-    """The first bytes of a source, so many at a time."""
+def _byte_ranges(nbytes: int) -> Iterator[_ByteRange]:
+    """Split the first ``nbytes`` bytes of a source into ranges of ``PIECE_BYTES``."""
     for start in range(0, nbytes, PIECE_BYTES):
         yield _ByteRange(start, min(start + PIECE_BYTES, nbytes))

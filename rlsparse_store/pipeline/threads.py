@@ -1,4 +1,4 @@
-"""Work on many pieces at once, results in order, with bounded memory."""
+"""Ordered parallel map with bounded memory."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Sized", "batched", "ordered_map", "resolve_threads"]
 
-SMALL_PIECE: Final = 64 << 10
-"""Bytes: smaller pieces gain nothing from a thread, which would fight for the interpreter."""
+SMALL_TASK: Final = 64 << 10
+"""Bytes. Smaller tasks run on the calling thread: others would only contend for the GIL."""
 
 
 def resolve_threads(threads: int | None) -> int:
-    """The number asked for, or the processors this process may use.
+    """Return ``threads``, or for ``None`` the number of processors this process may use.
 
     Raises:
-        ValueError: It is less than one.
+        ValueError: ``threads`` is less than 1.
     """
     if threads is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     if threads < 1:
-        msg = f"threads is {threads}; at least 1 is needed"
+        msg = f"threads is {threads}; it must be at least 1"
         raise ValueError(msg)
     return threads
 
 
 class Sized(Protocol):
-    """A piece of work that knows its size."""
+    """A task with a size."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it reads."""
+        """Bytes that the task reads."""
 
 
 Item = TypeVar("Item")
@@ -48,11 +48,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[Item]):
-    """A piece of several items.
+    """Items that one task processes.
 
     Attributes:
         items: The items.
-        nbytes: Their bytes.
+        nbytes: Their total size in bytes.
     """
 
     items: list[Item]
@@ -60,58 +60,58 @@ class Batch(Generic[Item]):
 
 
 def batched(items: Iterable[tuple[Item, int]], nbytes: int) -> Iterator[Batch[Item]]:
-    """Small items in pieces that are worth a thread's while.
+    """Group items into batches, to amortize the cost of a task.
 
     Args:
-        items: The items, each with its bytes.
-        nbytes: Bytes of a piece at most, unless it is one item.
+        items: The items, each with its size in bytes.
+        nbytes: Maximum size of a batch. A larger item is a batch of its own.
     """
-    taken: list[Item] = []
-    size = 0
-    for item, own in items:
-        if taken and size + own > nbytes:
-            yield Batch(taken, size)
-            taken, size = [], 0
-        taken.append(item)
-        size += own
-    if taken:
-        yield Batch(taken, size)
+    batch: list[Item] = []
+    batch_size = 0
+    for item, size in items:
+        if batch and batch_size + size > nbytes:
+            yield Batch(batch, batch_size)
+            batch, batch_size = [], 0
+        batch.append(item)
+        batch_size += size
+    if batch:
+        yield Batch(batch, batch_size)
 
 
-Work = TypeVar("Work", bound=Sized)
+Task = TypeVar("Task", bound=Sized)
 Result = TypeVar("Result")
 
 
-def _begin(
-    pool: ThreadPoolExecutor, function: Callable[[Work], Result], piece: Work
+def _submit(
+    pool: ThreadPoolExecutor, function: Callable[[Task], Result], task: Task
 ) -> Future[Result]:
-    """Hand a piece to the pool, or do it at once if handing it over would cost more."""
-    if piece.nbytes > SMALL_PIECE:
-        return pool.submit(function, piece)
-    done: Future[Result] = Future()
+    """Submit a task to the pool, or run it here if it is small."""
+    if task.nbytes > SMALL_TASK:
+        return pool.submit(function, task)
+    future: Future[Result] = Future()
     try:
-        done.set_result(function(piece))
+        future.set_result(function(task))
     except RlsparseError as error:
-        done.set_exception(error)  # to be raised when its turn comes
-    return done
+        future.set_exception(error)  # raised in order
+    return future
 
 
 def ordered_map(
-    function: Callable[[Work], Result], pieces: Iterable[Work], threads: int
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int
 ) -> Generator[Result, None, None]:
-    """Apply ``function`` to each piece on ``threads`` threads and yield results in order.
+    """Apply ``function`` to each task on ``threads`` threads and yield the results in order.
 
-    A piece is begun only while fewer than twice as many are under way, so that the memory held
-    does not depend on how many there are. Once it is closed, none is.
+    At most ``2 * threads`` tasks are pending, so memory does not depend on their number. Closing
+    the generator cancels pending tasks and waits for running ones.
     """
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for piece in pieces:
-                waiting.append(_begin(pool, function, piece))
-                while len(waiting) >= 2 * threads or (waiting and waiting[0].done()):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for task in tasks:
+                pending.append(_submit(pool, function, task))
+                while len(pending) >= 2 * threads or (pending and pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -229,7 +229,7 @@ class GatherCoder:
         self._names = names
 
     @property
-    def group_bytes(self) -> int:
+    def batch_bytes(self) -> int:
         """0, for one span at a time: a thread may hold only one tensor."""
         return 0
 

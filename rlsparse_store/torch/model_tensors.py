@@ -219,7 +219,7 @@ def check_is_base(
         for target in batch:
             t = target.record
             if known[target.tensor.data_ptr()] != (t.base_digest or t.tuned_digest):
-                raise wrong_base(reader, reader.path, t.name, "has other values in the model")
+                raise wrong_base(reader, reader.path, t.name, "has different values in the model")
 
 
 def _hash_batches(targets: list[Target]) -> Iterator[Batch[Target]]:

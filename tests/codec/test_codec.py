@@ -1,4 +1,4 @@
-"""Costs, contexts, chunks, widening and frames."""
+"""Cost model, contexts, chunks, widening and frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsparse_store.codec.chunk import (
     encode_whole,
     open_chunk,
 )
-from rlsparse_store.codec.contexts import FEW_CHANGES, choose_bounds, key_bins
+from rlsparse_store.codec.contexts import SINGLE_CONTEXT_CHANGES, choose_bounds, key_bins
 from rlsparse_store.errors import StreamError
 from rlsparse_store.files.delta_writer import INDEX_LEVEL
 from rlsparse_store.format.bits import pack_flags
@@ -44,7 +44,7 @@ from rlsparse_store.format.words import (
 )
 from rlsparse_store.kernels.cost import CONTEXT_COST, EMPTY_COST, LOG2, ONE_BIT, mask_cost, n_log_n
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import ChunkWords, Histogram, rows_touched
+from rlsparse_store.kernels.interface import ChunkWords, Histogram, row_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ every_dtype = pytest.mark.parametrize("code", CODINGS)
 # --- costs -----------------------------------------------------------------------------------
 
 
-def test_no_logarithm_lies_near_a_rounding_boundary() -> None:
+def test_no_logarithm_is_near_a_rounding_boundary() -> None:
     steps = LOG2.size - 1
     for i, entry in enumerate(LOG2.tolist()):
         exact = math.log2(1 + i / steps) * ONE_BIT
@@ -72,13 +72,13 @@ def test_n_log_n_is_accurate_and_ascending() -> None:
     n = np.unique(np.concatenate([np.arange(1, 70000), wide, 2 ** np.arange(40)]))
     found = n_log_n(n)
     for number, cost in zip(n.tolist(), found.tolist(), strict=True):
-        # Two units of the last of 16 fractional bits: rounded entries, and a chord rounded down.
+        # Two units in the last of 16 fractional bits: rounded table entries and interpolation.
         assert abs(cost / ONE_BIT - number * math.log2(number)) <= number * 2 / ONE_BIT
     assert (np.diff(found) > 0).all()
     assert n_log_n(np.array([0, 1, 2, 1 << 20])).tolist() == [0, 0, 2 * ONE_BIT, 20 * ONE_BIT << 20]
 
 
-def test_costs_of_even_and_of_certain_choices() -> None:
+def test_mask_cost_of_half_and_of_constant_masks() -> None:
     changed = np.array([0, 8, 16])
     assert mask_cost(np.array([16, 16, 16]), changed).tolist() == [0, 16 * ONE_BIT, 0]
 
@@ -125,13 +125,13 @@ def test_chosen_contexts_cover_changes_and_are_the_cheapest(histogram: Histogram
     ends = [int(np.flatnonzero(bins == bound)[0]) + 1 for bound in bounds]
     assert cost_of(histogram, ends) == cost
     assert cost <= cost_of(histogram, [last + 1])
-    if histogram.magnitudes.sum() > FEW_CHANGES:
+    if histogram.magnitudes.sum() > SINGLE_CONTEXT_CHANGES:
         for cut in range(1, last + 1):
             if histogram.words[:cut].any() and histogram.words[cut : last + 1].any():
                 assert cost <= cost_of(histogram, [cut, last + 1])
 
 
-def test_a_tie_goes_to_fewer_contexts() -> None:
+def test_tie_goes_to_fewer_contexts() -> None:
     magnitudes = np.zeros((4, 12), np.int64)
     magnitudes[:, 0] = 100
     histogram = Histogram(magnitudes.sum(1) * 10, magnitudes)
@@ -139,13 +139,13 @@ def test_a_tie_goes_to_fewer_contexts() -> None:
     assert bounds.tolist() == [3]
 
 
-def test_the_contexts_reach_a_change_that_the_sample_missed() -> None:
+def test_contexts_cover_a_change_outside_the_sample() -> None:
     histogram = Histogram(np.array([100, 0, 50]), np.zeros((3, 12), np.int64))
     bounds, _ = choose_bounds(BACKEND, histogram, np.array([9, 19, 29], np.uint64), 15)
     assert bounds[-1] == 19
 
 
-def test_many_bins_are_merged_and_all_covered() -> None:
+def test_many_bins_are_merged_and_covered() -> None:
     rng = np.random.default_rng(3)
     magnitudes = np.zeros((512, 12), np.int64)
     magnitudes[:500, 0] = rng.integers(0, 50, 500)
@@ -185,7 +185,7 @@ def changed_words(base: Words, coding: WordCoding, density: float, seed: int) ->
     return changed
 
 
-def coded(
+def encode(
     base: Words,
     tuned: Words,
     coding: WordCoding,
@@ -196,7 +196,7 @@ def coded(
     return encode_chunk(BACKEND, ChunkWords(base, tuned, row, changes), coding, mantissa)
 
 
-def decoded_chunk(
+def decode(
     base: Words, coding: WordCoding, chunk: DeltaChunk, row: tuple[int, int] | None
 ) -> Words:
     out = np.empty_like(base)
@@ -211,17 +211,17 @@ def decoded_chunk(
     seed=st.integers(0, 2**32),
     row=st.none() | st.tuples(st.integers(1, 40), st.integers(0, 39)),
 )
-def test_chunks_there_and_back(
+def test_chunks_round_trip(
     code: str, count: int, density: float, seed: int, row: tuple[int, int] | None
 ) -> None:
     coding, mantissa = CODINGS[code]
     base = random_words(coding, 2 * count, seed)
     tuned = changed_words(base, coding, density, seed)
-    place = None if row is None else (row[0], row[1] % row[0])
-    chunk = coded(base, tuned, coding, mantissa, place)
-    assert chunk == coded(base, tuned, coding, mantissa, place)
+    row_offset = None if row is None else (row[0], row[1] % row[0])
+    chunk = encode(base, tuned, coding, mantissa, row_offset)
+    assert chunk == encode(base, tuned, coding, mantissa, row_offset)
     if isinstance(chunk, DeltaChunk):
-        decoded = decoded_chunk(base, coding, chunk, place)
+        decoded = decode(base, coding, chunk, row_offset)
         assert sum(chunk.steps) == sum(chunk.changed) == np.count_nonzero(base != tuned)
     else:
         decoded = decode_whole(chunk.stored, base.size, coding)
@@ -231,7 +231,7 @@ def test_chunks_there_and_back(
 
 @every_dtype
 @pytest.mark.parametrize("count", [2, 1000])
-def test_whole_chunks_there_and_back(code: str, count: int) -> None:
+def test_whole_chunks_round_trip(code: str, count: int) -> None:
     coding, _ = CODINGS[code]
     words = random_words(coding, count, 5)
     stored = encode_whole(BACKEND, words, coding).stored
@@ -241,28 +241,28 @@ def test_whole_chunks_there_and_back(code: str, count: int) -> None:
             decode_whole(stored, wrong, coding)
 
 
-def test_row_flags_pay_where_few_rows_change() -> None:
+def test_row_flags_save_space_if_few_rows_change() -> None:
     coding, mantissa = CODINGS["BF16"]
     base = random_words(coding, 100_000, 1)
     hit = np.random.default_rng(2).random(base.size) < 0.4
     hit[5000:] = False
     tuned: Words = np.where(np.roll(hit, 40_000), base ^ np.uint16(1), base)
-    chunk = coded(base, tuned, coding, mantissa, (500, 0))
-    plain = coded(base, tuned, coding, mantissa, None)
+    chunk = encode(base, tuned, coding, mantissa, (500, 0))
+    plain = encode(base, tuned, coding, mantissa, None)
     assert isinstance(chunk, DeltaChunk)
     assert isinstance(plain, DeltaChunk)
     assert chunk.has_row_flags
     assert len(chunk.stored) < len(plain.stored)
-    assert np.array_equal(decoded_chunk(base, coding, chunk, (500, 0)), tuned)
+    assert np.array_equal(decode(base, coding, chunk, (500, 0)), tuned)
     with pytest.raises(StreamError, match="rows"):
-        decoded_chunk(base, coding, chunk, None)
+        decode(base, coding, chunk, None)
 
 
 # --- widening and casting --------------------------------------------------------------------
 
 
-def widened_half(word: int) -> int:
-    """A float16 word as a float32 word, by IEEE 754, on integers."""
+def widen_half(word: int) -> int:
+    """Convert a float16 word to a float32 word by IEEE 754, on integers."""
     sign, exponent, mantissa = word >> 15 << 31, word >> 10 & 31, word & 1023
     if exponent == 31:
         return sign | 0x7F800000 | mantissa << 13
@@ -274,18 +274,18 @@ def widened_half(word: int) -> int:
     return sign | (113 - shift) << 23 | (mantissa << shift & 1023) << 13
 
 
-EVERY_HALF: NDArray[np.uint16] = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
+ALL_HALVES: NDArray[np.uint16] = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 
 
 @pytest.mark.parametrize("widening", [Widening.BF16_TO_F32, Widening.F16_TO_F32])
-def test_every_word_widens_exactly_and_back(widening: Widening) -> None:
-    wide = widen(EVERY_HALF, widening)
+def test_widening_round_trips_for_all_words(widening: Widening) -> None:
+    wide = widen(ALL_HALVES, widening)
     half = widening is Widening.F16_TO_F32
-    assert wide.tolist() == [widened_half(w) if half else w << 16 for w in range(1 << 16)]
+    assert wide.tolist() == [widen_half(w) if half else w << 16 for w in range(1 << 16)]
     back = narrow(wide, widening)
     assert back is not None
     assert back.dtype == np.uint16
-    assert np.array_equal(back, EVERY_HALF)
+    assert np.array_equal(back, ALL_HALVES)
 
 
 @pytest.mark.parametrize(
@@ -300,11 +300,11 @@ def test_every_word_widens_exactly_and_back(widening: Widening) -> None:
         (Widening.F16_TO_F32, 0x00000001),
     ],
 )
-def test_what_does_not_fit_is_not_narrowed(widening: Widening, word: int) -> None:
+def test_inexact_words_are_not_narrowed(widening: Widening, word: int) -> None:
     assert narrow(np.array([0, word], np.uint32), widening) is None
 
 
-def rounded(word: int) -> int:
+def round_to_bf16(word: int) -> int:
     if word & 0x7FFFFFFF > 0x7F800000:
         return word >> 16 | 0x40
     low, high = word & 0xFFFF, word >> 16
@@ -313,29 +313,31 @@ def rounded(word: int) -> int:
 
 def wide_words() -> NDArray[np.uint32]:
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
-    edges = (EVERY_HALF.astype(np.uint32) << 16)[::7, None] | low
+    edges = (ALL_HALVES.astype(np.uint32) << 16)[::7, None] | low
     drawn = np.random.default_rng(1).integers(0, 1 << 32, 50000, np.uint32)
     return np.concatenate([edges.ravel(), drawn])
 
 
-def test_the_cast_rounds_to_even() -> None:
+def test_cast_rounds_to_even() -> None:
     words = wide_words()
     found = cast_to_bf16(words)
     assert found.dtype == np.uint16
-    assert found.tolist() == [rounded(word) for word in words.tolist()]
+    assert found.tolist() == [round_to_bf16(word) for word in words.tolist()]
 
 
-def test_the_cast_is_that_of_torch() -> None:
+def test_cast_equals_torch() -> None:
     torch: Any = pytest.importorskip("torch")
     words = wide_words()
-    theirs = torch.from_numpy(words.view(np.float32)).to(torch.bfloat16).view(torch.uint16).numpy()
+    expected = (
+        torch.from_numpy(words.view(np.float32)).to(torch.bfloat16).view(torch.uint16).numpy()
+    )
     number = (words & 0x7FFFFFFF) <= 0x7F800000
-    assert np.array_equal(cast_to_bf16(words)[number], theirs[number])
+    assert np.array_equal(cast_to_bf16(words)[number], expected[number])
     assert ((cast_to_bf16(words)[~number] & 0x7FFF) > 0x7F80).all()
 
 
 @given(st.binary(max_size=64).filter(lambda data: len(data) % 8 == 0))
-def test_bytes_as_words_and_back(data: bytes) -> None:
+def test_bytes_and_words_round_trip(data: bytes) -> None:
     raw = np.frombuffer(data, np.uint8)
     for width in (4, 8, 16, 32, 64):
         words = as_words(raw, width)
@@ -368,7 +370,7 @@ def test_frames_hold_their_streams(streams: list[bytes]) -> None:
             decompress(stored, len(content) - 1)
 
 
-def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
+def test_stored_bytes_do_not_depend_on_earlier_calls() -> None:
     streams = [bytes(range(256)) * 20, b"\0" * 5000, np.random.default_rng(1).bytes(3000)]
     with ThreadPoolExecutor(1) as pool:
         stored = pool.submit(packed, *streams).result()
@@ -380,7 +382,7 @@ def test_what_is_stored_does_not_depend_on_what_was_before() -> None:
     assert decompress(stored, 1 << 20) == b"".join(streams)
 
 
-def test_a_chunk_announces_no_more_than_its_words_can_need() -> None:
+def test_frame_size_is_limited_by_the_content_bound() -> None:
     chunk = DeltaChunk(
         stored=packed(bytes(10_000)),
         has_row_flags=False,
@@ -394,7 +396,7 @@ def test_a_chunk_announces_no_more_than_its_words_can_need() -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Words of one context: how many, which of them changed, and by how much."""
+    """A context: the number of its words, the ranks of its changed words, and their step."""
 
     words: int
     ranks: NDArray[np.int64]
@@ -402,7 +404,7 @@ class Context:
 
 
 def ranks_with_escapes(n: int, k: int) -> NDArray[np.int64]:
-    """``k`` of ``n`` ranks with as many escapes as there can be."""
+    """Return ``k`` of ``n`` ranks with the maximum number of escapes."""
     escape = ESCAPE << low_width(n, k)
     number = min((n - k) // escape, k)
     gaps = np.repeat([escape, 0], [number, k - number])
@@ -411,8 +413,8 @@ def ranks_with_escapes(n: int, k: int) -> NDArray[np.int64]:
 
 
 @st.composite
-def costly_contexts(draw: st.DrawFn, width: int) -> Context:
-    """A context that takes much room for its words, or for its changes."""
+def large_contexts(draw: st.DrawFn, width: int) -> Context:
+    """Draw a context whose streams are large for its words or for its changes."""
     n = 2 * draw(st.integers(1, 400) | st.integers(1, 20_000))
     k = max(1, int(n * draw(st.sampled_from([0, 1e-3, 0.01, 0.08, 0.166, 0.17, 0.5, 1]))))
     far = -(1 << width - 1)
@@ -424,15 +426,15 @@ def costly_contexts(draw: st.DrawFn, width: int) -> Context:
 
 
 def content_of(contexts: list[Context], width: int, row: int | None) -> bytes:
-    """The content of a chunk with these contexts, one behind the other."""
+    """Return the content of a chunk with these contexts, in order."""
     coding = WordCoding(width, OrderMap.UNSIGNED)
     starts = [0, *accumulate(c.words for c in contexts)]
     keys = np.repeat(np.arange(len(contexts)), [c.words for c in contexts])
     base: Words = keys.astype(as_words(np.zeros(8, np.uint8), width).dtype)
     tuned = base.copy()
     for start, c in zip(starts, contexts, strict=False):
-        at = start + c.ranks
-        tuned[at] = add_steps(base[at], np.full(at.size, c.step), coding)
+        indices = start + c.ranks
+        tuned[indices] = add_steps(base[indices], np.full(indices.size, c.step), coding)
     rows = BACKEND.active_rows(base, tuned, row, 0) if row else None
     bounds = np.arange(len(contexts), dtype=np.uint64)
     flags = pack_flags(rows.active) if rows else b""
@@ -441,35 +443,35 @@ def content_of(contexts: list[Context], width: int, row: int | None) -> bytes:
 
 @pytest.mark.parametrize("width", [4, 8, 16, 32, 64])
 @given(data=st.data())
-def test_no_content_is_larger_than_its_bound(width: int, data: st.DataObject) -> None:
-    contexts = data.draw(st.lists(costly_contexts(width), min_size=1, max_size=16))
+def test_content_is_within_its_bound(width: int, data: st.DataObject) -> None:
+    contexts = data.draw(st.lists(large_contexts(width), min_size=1, max_size=16))
     words = sum(c.words for c in contexts)
     row = data.draw(st.sampled_from([None, 1, 50]))
     content = content_of(contexts, width, row)
-    rows = rows_touched(words, row, 0) if row else 0
+    rows = row_count(words, row, 0) if row else 0
     assert len(content) <= largest_content([c.ranks.size for c in contexts], words, width, rows)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 32, 64])
-def test_the_bound_is_near_what_there_can_be(width: int) -> None:
+def test_content_bound_is_tight(width: int) -> None:
     n = 60_000
-    # Twice 6 k words, less a few: escapes are as cheap in ranks as they can be.
+    # k near n / 12: an escape takes the fewest ranks there.
     for k in (1, 30, 700, n // 12 + 1, n // 6 - 1, n // 6 + 1, n - 1, n):
         ranks = ranks_with_escapes(n, k) if DENSE * k < n else np.arange(k)
         content = content_of([Context(n, ranks, -(1 << width - 1))], width, None)
         assert 0 <= largest_content([k], n, width, 0) - len(content) <= len(content) / 5 + 4
 
 
-def test_many_contexts_share_the_words_of_a_chunk() -> None:
+def test_content_bound_limits_the_sum_of_contexts() -> None:
     n = 1 << 26
     assert largest_content([n // 6] * 6, n, 16, 0) < 2.9 * n
 
 
-def lying(size: int) -> bytes:
-    """A frame of CONTENT whose header announces another size."""
+def frame_announcing(size: int) -> bytes:
+    """Return a frame of CONTENT whose header announces another size."""
     stored = packed(CONTENT)
-    at = stored.index(struct.pack("<H", len(CONTENT) - 256))
-    return stored[:at] + struct.pack("<H", size - 256) + stored[at + 2 :]
+    position = stored.index(struct.pack("<H", len(CONTENT) - 256))
+    return stored[:position] + struct.pack("<H", size - 256) + stored[position + 2 :]
 
 
 def skippable() -> bytes:
@@ -477,7 +479,7 @@ def skippable() -> bytes:
 
 
 DICTIONARY = zstandard.ZstdCompressionDict(CONTENT, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-REFUSED = {
+MALFORMED = {
     "empty": b"",
     "no frame": b"not a frame at all",
     "second frame": frame() + frame(),
@@ -487,36 +489,36 @@ REFUSED = {
     "skippable frame after it": frame() + skippable(),
     "no content size": frame(write_content_size=False),
     "checksum": frame(write_checksum=True),
-    "announces less": lying(len(CONTENT) - 1),
-    "announces more": lying(len(CONTENT) + 1),
+    "announces less": frame_announcing(len(CONTENT) - 1),
+    "announces more": frame_announcing(len(CONTENT) + 1),
     "cut short": frame()[:-1],
     "header only": frame()[:6],
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_frames_that_are_refused(what: str) -> None:
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_frames_are_rejected(case: str) -> None:
     with pytest.raises(StreamError):
-        decompress(REFUSED[what], 1 << 20)
+        decompress(MALFORMED[case], 1 << 20)
 
 
-def test_a_frame_with_a_dictionary_is_refused() -> None:
+def test_frame_with_a_dictionary_is_rejected() -> None:
     stored = bytearray(frame(dict_data=DICTIONARY))
     with pytest.raises(StreamError):
         decompress(bytes(stored), 1 << 20)
     numbered = bytearray(packed(CONTENT))
-    numbered[4] |= 1  # one byte of a dictionary's number follows the window
-    place = 5 if numbered[4] & 0x20 else 6
-    numbered[place:place] = b"\x07"
+    numbered[4] |= 1  # a one-byte dictionary id follows the window
+    position = 5 if numbered[4] & 0x20 else 6
+    numbered[position:position] = b"\x07"
     with pytest.raises(StreamError, match="dictionary"):
         decompress(bytes(numbered), 1 << 20)
 
 
-def test_a_dictionary_of_number_zero_is_refused() -> None:
+def test_dictionary_id_zero_is_rejected() -> None:
     stored = bytearray(packed(CONTENT))
     stored[4] |= 1
-    place = 5 if stored[4] & 0x20 else 6
-    stored[place:place] = b"\0"
+    position = 5 if stored[4] & 0x20 else 6
+    stored[position:position] = b"\0"
     with pytest.raises(StreamError, match="dictionary"):
         decompress(bytes(stored), 1 << 20)
 
@@ -539,7 +541,7 @@ def test_a_large_block_is_refused() -> None:
         decompress(repeated_blocks((1 << 17) + 1), 1 << 20)
 
 
-def test_what_is_written_is_a_single_segment() -> None:
+def test_stored_frames_are_single_segments() -> None:
     content = bytes(range(256)) * (9 << 12)
     for stored in (packed(content), compress_bytes(content, INDEX_LEVEL)):
         assert stored[4] == 0xA0
@@ -547,8 +549,8 @@ def test_what_is_written_is_a_single_segment() -> None:
         assert decompress(stored, len(content)) == content
 
 
-def test_a_window_is_refused() -> None:
-    # Magic, then: no single segment, 4 bytes of content size, a window of 1 MiB.
+def test_frame_with_a_window_is_rejected() -> None:
+    # Magic number, no single segment, 4 bytes of content size, a window of 1 MiB.
     header = bytes.fromhex("28b52ffd") + bytes([0x80, 10 << 3]) + struct.pack("<I", 5)
     with pytest.raises(StreamError, match="segment"):
         decompress(header + b"\x29\0\0hello", 1 << 20)

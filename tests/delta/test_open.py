@@ -1,4 +1,4 @@
-"""A delta opened as if it were the tuned checkpoint: the same bits, and only what is asked for."""
+"""Open deltas: the bits of the tuned checkpoint, decoded on demand."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make(work: Path, base: Tensors, tuned: Tensors) -> Case:
 
 
 def read(path: Path) -> Tensors:
-    """Every tensor of a checkpoint, read from front to back."""
+    """Read all tensors of a checkpoint."""
     with open_checkpoint(path) as checkpoint:
         return {
             t.name: Tensor(t.dtype.code, t.shape, checkpoint.read(t, 0, t.nbytes).tobytes())
@@ -92,7 +92,7 @@ def read(path: Path) -> Tensors:
 
 
 def words(tensor: Tensor) -> Any:  # noqa: ANN401 - of the element's size
-    """What the framework of bits should give."""
+    """Return the expected words of a tensor in the bits framework."""
     bits = DTYPES[tensor.dtype].bits
     if bits < 8:
         return np.frombuffer(tensor.data, np.uint8)
@@ -132,7 +132,7 @@ def check_bits(opened: DeltaCheckpoint, expected: Tensors) -> None:
 
 
 def check_torch(opened: DeltaCheckpoint, files: list[Path]) -> None:
-    """Compare with what safetensors itself gives."""
+    """Compare with the tensors of safetensors."""
     for path in files:
         with safe_open(path, "pt") as reader:
             for name in reader.keys():  # noqa: SIM118 - it is no mapping
@@ -169,7 +169,7 @@ def test_valid_vectors(vector: dict[str, Any], tmp_path: Path, verify: Verify) -
         check_torch(opened, files)
 
 
-def test_metadata_of_many_tensors_in_no_usual_order(tmp_path: Path) -> None:
+def test_metadata_of_many_tensors_in_unusual_order(tmp_path: Path) -> None:
     tensors = {f"t{i}": checkpoints.raw(f"many/{i}", "U8", 4) for i in range(1200)}
     order = [*sorted(tensors)[1:], "t0"]
     file = checkpoints.safetensors(tensors, metadata={"format": "pt"}, names=order)
@@ -183,7 +183,7 @@ def test_metadata_of_many_tensors_in_no_usual_order(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tensors]:
-    """What the valid vector of a name, from which invalid ones were made, encodes."""
+    """A function that returns the tensors of a valid vector by name."""
     known: dict[str, Tensors] = {}
 
     def get(name: str) -> Tensors:
@@ -197,7 +197,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tensors
 
 
 @pytest.mark.parametrize("vector", INVALID)
-def test_invalid_vectors_give_an_error_or_the_right_bits(
+def test_invalid_vectors_give_an_error_or_correct_bits(
     vector: dict[str, Any], encoded: Callable[[str], Tensors]
 ) -> None:
     parent = Path(vector["base"]).name.partition("mixed")
@@ -221,7 +221,7 @@ def test_invalid_vectors_give_an_error_or_the_right_bits(
 
 
 @pytest.mark.parametrize("vector", INVALID)
-def test_invalid_vectors_are_refused_in_full(vector: dict[str, Any]) -> None:
+def test_invalid_vectors_are_rejected_by_full_verification(vector: dict[str, Any]) -> None:
     with pytest.raises(FormatError) as refused:
         open_delta(
             FOLDER / vector["delta"],
@@ -236,7 +236,7 @@ def test_invalid_vectors_are_refused_in_full(vector: dict[str, Any]) -> None:
 
 
 def clustered(tensor: Tensor, seed: int) -> Tensor:
-    """Change some stretches of a tensor of 16-bit words, and leave the others alone."""
+    """Change several ranges of a tensor of 16-bit words, and no others."""
     rng = np.random.default_rng(seed)
     moved = tensor.words(np.uint16)
     for start in rng.integers(0, moved.size - 4000, 6):
@@ -246,7 +246,7 @@ def clustered(tensor: Tensor, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def sliced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Tensors]]:
-    """Tensors of many small chunks, with words between them that no chunk covers."""
+    """Tensors of many small chunks with unchanged words between them."""
     base = {
         "flat": bf16_tensor(1, 90_000),
         "rows": bf16_tensor(2, 300, 700),
@@ -266,7 +266,7 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Ten
     tuned["step"] = random_tensor(14, "I64")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spans, "BLOCK_WORDS", 1 << 14)
-        for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+        for name in ("CHUNK_CHANGES", "SHORT_CHUNK_CHANGES"):
             patch.setattr(spans, name, 300)
         case = make(tmp_path_factory.mktemp("sliced"), base, tuned)
     yield case, tuned
@@ -274,7 +274,7 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Ten
 
 
 def indices(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
-    """Whatever NumPy and the lazy reader both understand."""
+    """Draw an index that both NumPy and the lazy reader support."""
 
     def part(size: int) -> st.SearchStrategy[Any]:
         ends = st.none() | st.integers(-size - 2, size + 2)
@@ -341,7 +341,7 @@ def test_slices_in_torch(sliced: tuple[Case, Tensors]) -> None:
                     found.zero_()  # what is handed out may be written to
 
 
-def test_no_words_where_torch_makes_tensors_elsewhere(sliced: tuple[Case, Tensors]) -> None:
+def test_bits_ignore_the_default_device_of_torch(sliced: tuple[Case, Tensors]) -> None:
     with sliced[0].open(framework="pt") as opened, torch.device("meta"):
         assert opened.get_tensor("none").device.type == "cpu"
 
@@ -366,7 +366,7 @@ def test_no_words_where_torch_makes_tensors_elsewhere(sliced: tuple[Case, Tensor
         ("a", TypeError),
     ],
 )
-def test_an_index_that_does_not_fit(
+def test_invalid_index(
     sliced: tuple[Case, Tensors],
     index: Any,  # noqa: ANN401 - whatever may stand in brackets
     error: type[Exception],
@@ -375,7 +375,7 @@ def test_an_index_that_does_not_fit(
         opened.get_slice("rows")[index]
 
 
-def test_elements_smaller_than_a_byte_are_not_sliced(tmp_path: Path) -> None:
+def test_elements_smaller_than_a_byte_cannot_be_sliced(tmp_path: Path) -> None:
     tensors = {"f4": random_tensor(1, "F4", 8, 8), "f6": random_tensor(2, "F6_E2M3", 8, 8)}
     with make(tmp_path, tensors, tensors).open() as opened:
         for name, tensor in tensors.items():
@@ -389,7 +389,7 @@ def test_elements_smaller_than_a_byte_are_not_sliced(tmp_path: Path) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of all chunks that are decoded."""
+    """A list that receives the length of each decoded chunk."""
     lengths: list[int] = []
     decode = ChunkDecoder.decode
 
@@ -403,16 +403,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Tensors]:
-    """A tensor of many chunks that cover all of it."""
+    """A tensor that many chunks cover completely."""
     monkeypatch.setattr(spans, "BLOCK_WORDS", 1 << 14)
-    for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+    for name in ("CHUNK_CHANGES", "SHORT_CHUNK_CHANGES"):
         monkeypatch.setattr(spans, name, 100)
     base = {"w": bf16_tensor(1, 512, 1024), "big": bf16_tensor(2, 1024, 600)}
     tuned = base | {"w": tune(base["w"], 3, 0.1)}
     return make(tmp_path, base, tuned), tuned
 
 
-def test_only_the_chunks_asked_for_are_decoded(
+def test_slice_decodes_only_overlapping_chunks(
     many: tuple[Case, Tensors], decoded: list[int]
 ) -> None:
     case, tuned = many
@@ -434,7 +434,7 @@ def test_only_the_chunks_asked_for_are_decoded(
         assert sum(decoded) <= array.size + 2 * longest
 
 
-def test_what_is_left_alone_is_mapped_and_nobody_sees_what_others_write(
+def test_unchanged_tensors_are_mapped_copy_on_write(
     many: tuple[Case, Tensors],
 ) -> None:
     case, tuned = many
@@ -463,16 +463,16 @@ def test_what_is_left_alone_is_mapped_and_nobody_sees_what_others_write(
 # --- what is wrong ---------------------------------------------------------------------------
 
 
-def replaced(case: Case, **tensors: Tensor | None) -> None:
-    """Write the base again with other tensors."""
+def replace_base(case: Case, **tensors: Tensor | None) -> None:
+    """Rewrite the base with other tensors."""
     kept = {name: t for name, t in (read(case.base) | tensors).items() if t is not None}
     (case.base / SINGLE).write_bytes(file_bytes(kept, {"format": "pt"}))
 
 
-def test_other_values_in_a_changed_tensor(many: tuple[Case, Tensors]) -> None:
+def test_base_with_other_values_in_a_changed_tensor(many: tuple[Case, Tensors]) -> None:
     case, _ = many
-    replaced(case, w=bf16_tensor(9, 512, 1024))
-    with case.open() as opened, pytest.raises(BaseMismatchError, match="other values") as error:
+    replace_base(case, w=bf16_tensor(9, 512, 1024))
+    with case.open() as opened, pytest.raises(BaseMismatchError, match="different values") as error:
         opened.get_tensor("w")
     assert error.value.tensor == "w"
     assert str(case.base) in str(error.value)
@@ -481,14 +481,14 @@ def test_other_values_in_a_changed_tensor(many: tuple[Case, Tensors]) -> None:
         assert opened.get_tensor("w").shape == (512, 1024)
 
 
-def test_other_values_in_an_untouched_tensor(many: tuple[Case, Tensors]) -> None:
+def test_base_with_other_values_in_an_unchanged_tensor(many: tuple[Case, Tensors]) -> None:
     case, tuned = many
     other = bf16_tensor(9, 1024, 600)
-    replaced(case, big=other)
+    replace_base(case, big=other)
     with case.open() as opened:
         check_words(opened["w"], words(tuned["w"]))
         check_words(opened["big"], words(other))  # no check covers it but the digests
-    with pytest.raises(BaseMismatchError, match=r"'big'.*other values"):
+    with pytest.raises(BaseMismatchError, match=r"'big'.*different values"):
         case.open(verify="full")
 
 
@@ -500,17 +500,17 @@ def test_other_values_in_an_untouched_tensor(many: tuple[Case, Tensors]) -> None
         (bf16_tensor(1, 511, 1024), "bytes in the base, not"),
     ],
 )
-def test_a_base_that_cannot_be_the_one(
+def test_base_with_other_structure_is_rejected(
     many: tuple[Case, Tensors], tensor: Tensor | None, problem: str
 ) -> None:
-    replaced(many[0], w=tensor)
+    replace_base(many[0], w=tensor)
     with pytest.raises(BaseMismatchError, match=f"'w'.*{problem}"):
         many[0].open()
 
 
-def test_a_tensor_more(many: tuple[Case, Tensors]) -> None:
+def test_base_with_an_extra_tensor(many: tuple[Case, Tensors]) -> None:
     case, tuned = many
-    replaced(case, more=bf16_tensor(1, 4))
+    replace_base(case, more=bf16_tensor(1, 4))
     with case.open() as opened:
         check_bits(opened, tuned)
     with pytest.raises(BaseMismatchError, match=r"'more'.*is not a tensor of the base"):
@@ -518,7 +518,7 @@ def test_a_tensor_more(many: tuple[Case, Tensors]) -> None:
 
 
 @pytest.mark.parametrize("name", ["w", "big"])
-def test_a_base_cut_short_after_it_was_opened(many: tuple[Case, Tensors], name: str) -> None:
+def test_base_truncated_after_opening(many: tuple[Case, Tensors], name: str) -> None:
     file = many[0].base / SINGLE
     with many[0].open() as opened:
         os.truncate(file, 2000)
@@ -532,7 +532,7 @@ def test_a_base_cut_short_after_it_was_opened(many: tuple[Case, Tensors], name: 
             opened.check_unchanged()
 
 
-def test_a_delta_cut_short(many: tuple[Case, Tensors]) -> None:
+def test_truncated_delta(many: tuple[Case, Tensors]) -> None:
     case, tuned = many
     file = case.delta / "rlsparse" / "delta.safetensors"
     with case.open() as opened:
@@ -577,7 +577,7 @@ COMMITS = ("1" * 40, "2" * 40)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of a Hub that cannot be reached."""
+    """An empty Hub cache, offline."""
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
@@ -586,11 +586,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def snapshot(cache: Path, repo: str, commit: str) -> Path:
-    """Where the cache has a commit, which its main branch is at."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True, exist_ok=True)
-    (place / "refs" / "main").write_text(commit)
-    return place / "snapshots" / commit
+    """Return the cache folder of a commit, and point the main branch to it."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    return folder / "snapshots" / commit
 
 
 def in_cache(cache: Path, work: Path) -> tuple[Case, Tensors]:
@@ -605,16 +605,20 @@ def in_cache(cache: Path, work: Path) -> tuple[Case, Tensors]:
     return case, tuned
 
 
-@pytest.mark.parametrize("place", [None, "org/name", f"org/name@{COMMITS[0]}", "org/name@main"])
-def test_the_commit_that_the_delta_names(cache: Path, tmp_path: Path, place: str | None) -> None:
+@pytest.mark.parametrize("source", [None, "org/name", f"org/name@{COMMITS[0]}", "org/name@main"])
+def test_base_is_the_named_commit_in_the_cache(
+    cache: Path, tmp_path: Path, source: str | None
+) -> None:
     case, tuned = in_cache(cache, tmp_path)
-    with case.open(base=place) as opened:
+    with case.open(base=source) as opened:
         assert opened.base == case.base
         check_bits(opened, tuned)
 
 
 @pytest.mark.parametrize("repo", ["org/name", "other/copy"])
-def test_another_commit_with_the_same_content(cache: Path, tmp_path: Path, repo: str) -> None:
+def test_base_is_another_commit_with_the_same_content(
+    cache: Path, tmp_path: Path, repo: str
+) -> None:
     case, tuned = in_cache(cache, tmp_path)
     other = snapshot(cache, repo, COMMITS[1])
     other.parent.mkdir(parents=True, exist_ok=True)
@@ -627,7 +631,7 @@ def test_another_commit_with_the_same_content(cache: Path, tmp_path: Path, repo:
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_other_content_is_not_taken(cache: Path, tmp_path: Path, name: str) -> None:
+def test_commit_with_other_content_is_not_used(cache: Path, tmp_path: Path, name: str) -> None:
     case, _ = in_cache(cache, tmp_path)
     other = snapshot(cache, "org/name", COMMITS[1])
     shutil.move(case.base, other)
@@ -641,7 +645,7 @@ def test_other_content_is_not_taken(cache: Path, tmp_path: Path, name: str) -> N
     assert error.value.file == f"org/name@{COMMITS[0]}"
 
 
-def test_nothing_in_the_cache(cache: Path, many: tuple[Case, Tensors]) -> None:
+def test_base_missing_from_the_cache(cache: Path, many: tuple[Case, Tensors]) -> None:
     assert not list(cache.iterdir())
     with pytest.raises(NotFoundError, match="does not name its base") as error:
         many[0].open(base=None)
@@ -671,7 +675,7 @@ def test_many_threads(many: tuple[Case, Tensors]) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """The status of a process forked from this one, which does some work and ends."""
+    """Run ``work`` in a forked process and return its exit status."""
     pid = os.fork()
     if not pid:
         try:

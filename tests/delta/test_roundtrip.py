@@ -1,4 +1,4 @@
-"""Whole checkpoints there and back: whatever became of a tensor, its file comes back exactly."""
+"""Round trips of whole checkpoints: every kind of change decodes to the original files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.scratch import Scratch
-from rlsparse_store.pipeline.spans import encode_span, spans_of
+from rlsparse_store.pipeline.spans import encode_span, tensor_spans
 from rlsparse_store.pipeline.tensor_matching import DtypePolicy, plan_tensors
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def prove_pair(work: Path, base: Tensors, tuned: Tensors) -> EncodeReport:
     return prove(save(work / "base", base), save(work / "tuned", tuned), work)
 
 
-def of(report: EncodeReport, name: str) -> TensorReport:
+def tensor_report(report: EncodeReport, name: str) -> TensorReport:
     return next(t for t in report.tensors if t.name == name)
 
 
@@ -73,7 +73,7 @@ def test_every_dtype(tmp_path: Path, code: str) -> None:
         changed[place] ^= 1 + place % 255
     tuned = {"sparse": replace(base, data=bytes(changed)), "dense": random_tensor(2, code, 6, 8)}
     report = prove_pair(tmp_path, {"sparse": base, "dense": random_tensor(3, code, 6, 8)}, tuned)
-    assert of(report, "sparse").kind == "delta"
+    assert tensor_report(report, "sparse").kind == "delta"
     assert report.changed > 0
 
 
@@ -129,7 +129,7 @@ def test_identical_checkpoints(tmp_path: Path) -> None:
     assert report.delta_bytes < 2000
 
 
-def test_packed_numbers_cost_less_than_their_words(tmp_path: Path) -> None:
+def test_packed_numbers_are_coded_as_four_bit_words(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 16, 80000).astype(np.uint8)
     moved = np.where(rng.random(codes.size) < 0.02, (codes + 1) & 15, codes).astype(np.uint8)
@@ -142,11 +142,11 @@ def test_packed_numbers_cost_less_than_their_words(tmp_path: Path) -> None:
     for dtype in ("I32", "U32"):
         folder = tmp_path / dtype
         report = prove_pair(folder, {"w": packed(codes, dtype)}, {"w": packed(moved, dtype)})
-        sizes[dtype] = of(report, "w").stored_bytes
+        sizes[dtype] = tensor_report(report, "w").stored_bytes
     assert sizes["I32"] * 4 < sizes["U32"] * 3
 
 
-def test_no_chunk_is_longer_than_the_format_allows(tmp_path: Path) -> None:
+def test_chunks_stay_within_the_format_limit(tmp_path: Path) -> None:
     # Only the walk is tested, on files that are holes but for two bytes.
     words = MAX_CHUNK_WORDS + (3 << 20)
     fields = {"w": {"dtype": "F8_E4M3", "shape": [words], "data_offsets": [0, words]}}
@@ -165,7 +165,7 @@ def test_no_chunk_is_longer_than_the_format_allows(tmp_path: Path) -> None:
     ):
         (plan,) = plan_tensors(base, tuned, DtypePolicy())
         scratch, chunks = Scratch(), []
-        for span in spans_of(0, plan, DTYPES["F8_E4M3"].coding):
+        for span in tensor_spans(0, plan, DTYPES["F8_E4M3"].coding):
             chunks += encode_span(get_backend(), span, base, tuned, scratch).chunks
     assert sum(chunk.changed for chunk in chunks) == 2
     assert max(chunk.length for chunk in chunks) <= MAX_CHUNK_WORDS
@@ -192,7 +192,7 @@ def test_prefixes(tmp_path: Path, old: str, new: str) -> None:
         assert t.source == old + t.name.removeprefix(new)
 
 
-def test_renamed_out_of_recognition(tmp_path: Path) -> None:
+def test_unrecognizable_names(tmp_path: Path) -> None:
     base = model()
     tuned = {f"x{n}": tune(t, 5) for n, t in enumerate(base.values())}
     report = prove_pair(tmp_path, base, tuned)
@@ -200,36 +200,36 @@ def test_renamed_out_of_recognition(tmp_path: Path) -> None:
     assert report.removed == []
 
 
-def test_a_tie_stored_anew(tmp_path: Path) -> None:
+def test_tied_tensor_stored_separately(tmp_path: Path) -> None:
     base = {"embed.weight": bf16_tensor(1, 64, 64)}
     tied = tune(base["embed.weight"], 2)
     report = prove_pair(tmp_path, base, {"embed.weight": tied, "lm_head.weight": tied})
-    assert of(report, "lm_head.weight").kind == "alias"
+    assert tensor_report(report, "lm_head.weight").kind == "alias"
     assert report.delta_bytes < 3000
 
 
-def test_a_tie_cut_loose(tmp_path: Path) -> None:
+def test_untied_tensor(tmp_path: Path) -> None:
     base = {"embed.weight": bf16_tensor(1, 64, 64)}
     tuned = {
         "embed.weight": tune(base["embed.weight"], 2),
         "lm_head.weight": tune(base["embed.weight"], 3),
     }
     report = prove_pair(tmp_path, base, tuned)
-    assert of(report, "lm_head.weight").source == "embed.weight"
+    assert tensor_report(report, "lm_head.weight").source == "embed.weight"
     assert report.kinds["delta"] == 2
 
 
 @pytest.mark.parametrize("rows", [40, 100])
-def test_a_resized_vocabulary(tmp_path: Path, rows: int) -> None:
+def test_resized_vocabulary(tmp_path: Path, rows: int) -> None:
     old, grown = bf16_tensor(1, 64, 32), bf16_tensor(2, 100, 32)
     joined = tune(old, 3).data + grown.data
     tuned = Tensor("BF16", (rows, 32), joined[: rows * 64])
     report = prove_pair(tmp_path, {"w": old}, {"w": tuned})
-    assert of(report, "w").kind == "delta"
-    assert of(report, "w").tail == max(0, rows - 64) * 32
+    assert tensor_report(report, "w").kind == "delta"
+    assert tensor_report(report, "w").tail == max(0, rows - 64) * 32
 
 
-def test_added_removed_and_reshaped(tmp_path: Path) -> None:
+def test_added_removed_and_reshaped_tensors(tmp_path: Path) -> None:
     base = {
         "gone": bf16_tensor(1, 8, 8),
         "flat": bf16_tensor(2, 30, 64),
@@ -251,7 +251,7 @@ def test_added_removed_and_reshaped(tmp_path: Path) -> None:
         "square": "delta",
         "turned": "whole",
     }
-    assert of(report, "flat").changed < 100
+    assert tensor_report(report, "flat").changed < 100
 
 
 # --- dtypes ----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def widened(tensor: Tensor) -> Tensor:
     return Tensor("F32", tensor.shape, wide.tobytes())
 
 
-def test_a_float32_save_costs_what_the_bf16_one_costs(tmp_path: Path) -> None:
+def test_float32_copy_has_the_size_of_the_bf16_delta(tmp_path: Path) -> None:
     base = bf16_tensor(1, 100, 100)
     tuned = tune(base, 2)
     narrow = prove_pair(tmp_path / "narrow", {"w": base}, {"w": tuned})
@@ -271,18 +271,18 @@ def test_a_float32_save_costs_what_the_bf16_one_costs(tmp_path: Path) -> None:
     assert wide.changed == narrow.changed
 
 
-def test_a_float32_save_of_an_unchanged_base(tmp_path: Path) -> None:
+def test_float32_copy_of_an_unchanged_base(tmp_path: Path) -> None:
     base = {"w": random_tensor(1, "BF16", 10, 10), "h": bf16_tensor(2, 4)}
     report = prove_pair(tmp_path, base, {name: widened(t) for name, t in base.items()})
     assert report.changed == 0
 
 
-def test_a_widened_grown_tensor(tmp_path: Path) -> None:
+def test_widened_and_grown_tensor(tmp_path: Path) -> None:
     tuned = widened(random_tensor(2, "BF16", 90, 16))
     prove_pair(tmp_path, {"w": bf16_tensor(1, 64, 16)}, {"w": tuned})
 
 
-def test_float32_that_is_no_bf16(tmp_path: Path) -> None:
+def test_float32_that_is_not_exactly_bf16(tmp_path: Path) -> None:
     tensors = {"w": bf16_tensor(1, 64, 64), "n": bf16_tensor(2, 9)}
     base = save(tmp_path / "base", tensors)
     noise = np.random.default_rng(2).integers(0, 1 << 15, 64 * 64).astype(np.uint32)
@@ -302,7 +302,7 @@ def test_float32_that_is_no_bf16(tmp_path: Path) -> None:
         encode_delta(base, tuned, tmp_path / "other", cast="fp8")  # type: ignore[arg-type]
 
 
-def test_a_dtype_that_does_not_fit(tmp_path: Path) -> None:
+def test_incompatible_dtype(tmp_path: Path) -> None:
     base = save(tmp_path / "base", {"w": random_tensor(1, "F16", 8, 8)})
     tuned = save(tmp_path / "tuned", {"w": random_tensor(1, "BF16", 8, 8)})
     with pytest.raises(DtypeMismatchError, match="--keep-dtype"):
@@ -313,7 +313,7 @@ def test_a_dtype_that_does_not_fit(tmp_path: Path) -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
-def test_other_shards_than_the_base(tmp_path: Path) -> None:
+def test_different_shards(tmp_path: Path) -> None:
     base = model()
     names = list(base)
     tuned = {name: tune(t, 3) for name, t in base.items()}
@@ -327,7 +327,7 @@ def test_other_shards_than_the_base(tmp_path: Path) -> None:
     prove(save(tmp_path / "one", base), new, tmp_path / "from-one")
 
 
-def test_side_files_travel(tmp_path: Path) -> None:
+def test_side_files_are_stored(tmp_path: Path) -> None:
     base = save(tmp_path / "base", model())
     tuned = save(tmp_path / "tuned", model())
     (tuned / "config.json").write_text("{}")
@@ -363,7 +363,7 @@ def test_links_in_a_delta_are_not_followed(tmp_path: Path) -> None:
         link.unlink()
 
 
-def test_links_out_of_a_checkpoint_are_followed_only_by_name(tmp_path: Path) -> None:
+def test_links_out_of_a_checkpoint_are_followed_only_on_request(tmp_path: Path) -> None:
     base, tuned = save(tmp_path / "base", model()), save(tmp_path / "tuned", model())
     (base / "config.json").write_text("{}")
     (tuned / "config.json").symlink_to(base / "config.json")
@@ -401,7 +401,7 @@ def test_single_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my model.safetensors", "weights", "über.safetensors"])
-def test_a_file_name_that_no_delta_can_hold_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_invalid_file_name_is_rejected_before_encoding(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(file_bytes(model()))
     try:
         encode_delta(tmp_path / name, tmp_path / name, tmp_path / "delta")
@@ -495,9 +495,9 @@ def tuned_of(base: Tensors) -> Tensors:
     }
 
 
-def flipped(tensor: Tensor, place: int) -> Tensor:
+def flipped(tensor: Tensor, position: int) -> Tensor:
     words = tensor.words(np.uint16)
-    words[place] ^= 0x4000
+    words[position] ^= 0x4000
     return tensor.with_words(words)
 
 
@@ -516,7 +516,7 @@ WRONG: dict[str, Tensors] = {
 
 @pytest.fixture(scope="module")
 def wrong_base_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with two deltas against BASE: the second ends in a tensor that is stored whole."""
+    """A folder with two deltas against BASE; the last tensor of the second is stored whole."""
     folder = tmp_path_factory.mktemp("wrong")
     base = save(folder / "base", BASE)
     tuned = tuned_of(BASE)
@@ -533,7 +533,7 @@ def test_the_right_base_is_accepted(wrong_base_delta: Path, delta: str) -> None:
 
 @pytest.mark.parametrize("delta", ["plain", "added"])
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_base_is_named_as_such(
+def test_wrong_base_is_reported(
     wrong_base_delta: Path, tmp_path: Path, what: str, delta: str
 ) -> None:
     base = save(tmp_path / "base", WRONG[what])
@@ -549,7 +549,7 @@ def test_a_wrong_base_is_named_as_such(
     [{"d.gone": flipped(BASE["d.gone"], 0)}, {"f.more": bf16_tensor(1, 4)}, None],
     ids=["changed", "more", "missing"],
 )
-def test_verify_sees_base_tensors_that_nothing_comes_from(
+def test_verify_checks_unused_base_tensors(
     wrong_base_delta: Path, tmp_path: Path, extra: Tensors | None
 ) -> None:
     tensors = {n: t for n, t in BASE.items() if n != "d.gone"} if extra is None else BASE | extra
@@ -559,7 +559,7 @@ def test_verify_sees_base_tensors_that_nothing_comes_from(
 
 
 @pytest.mark.parametrize("what", ["values", "missing", "more", "dtype", "shape"])
-def test_another_tuned_checkpoint_is_told(
+def test_verify_rejects_another_tuned_checkpoint(
     wrong_base_delta: Path, tmp_path: Path, what: str
 ) -> None:
     tuned = tuned_of(BASE)
@@ -585,7 +585,7 @@ def order_of(words: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> list[int]:
     return [-(int(w) & 0x7FFF) - 1 if w & 0x8000 else int(w) for w in words]
 
 
-def test_the_report_against_brute_force(tmp_path: Path) -> None:
+def test_report_equals_brute_force(tmp_path: Path) -> None:
     names = ["model.embed.weight", "model.layers.0.q.weight", "model.layers.1.q.weight", "q.bias"]
     base = {name: bf16_tensor(n, 40, 30 + n) for n, name in enumerate(names)}
     tuned, rng = {}, np.random.default_rng(5)

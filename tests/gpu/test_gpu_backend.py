@@ -70,7 +70,7 @@ def test_equals_the_definition(
         (counted,) = GPU.histograms([whole], coding, bins, [rows], [every])
         assert np.array_equal(counted.words, expected.words)
         assert np.array_equal(counted.magnitudes, expected.magnitudes)
-    if changes.number == 0:
+    if changes.count == 0:
         return
     bounds = contexts(changes.top_key, number)
     streams = CPU.partition(base, tuned, coding, bounds, rows)

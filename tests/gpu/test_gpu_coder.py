@@ -61,9 +61,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks, chunks and spans in tensors that can be interpreted."""
     for module in (spans, drafter):
         monkeypatch.setattr(module, "BLOCK_WORDS", 1 << 14)
-    monkeypatch.setattr(spans, "ENOUGH_CHANGES", 1 << 11)
-    monkeypatch.setattr(spans, "ENOUGH_BLOCKS", 2)
-    monkeypatch.setattr(spans, "MANY_CHANGES", 1 << 13)
+    monkeypatch.setattr(spans, "CHUNK_CHANGES", 1 << 11)
+    monkeypatch.setattr(spans, "CHUNK_BLOCKS", 2)
+    monkeypatch.setattr(spans, "SHORT_CHUNK_CHANGES", 1 << 13)
     monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 18)
 
 

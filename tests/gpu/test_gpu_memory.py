@@ -34,7 +34,7 @@ hasten()
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels on the CPU, and several chunks in tensors that can be interpreted."""
     monkeypatch.setattr(spans, "BLOCK_WORDS", 1 << 15)
-    for name in ("ENOUGH_CHANGES", "MANY_CHANGES"):
+    for name in ("CHUNK_CHANGES", "SHORT_CHUNK_CHANGES"):
         monkeypatch.setattr(spans, name, 1 << 10)
     monkeypatch.setattr(pt, "has_kernels", lambda _: True)
 

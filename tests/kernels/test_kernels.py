@@ -1,6 +1,6 @@
-"""Every backend against the format's text, stated a second time, slowly, on Python integers.
+"""Backends against a slow model of the format on Python integers.
 
-And the native ones against the NumPy backend, bit for bit, on more words than that can be done on.
+On inputs too large for the model, the native backends against the NumPy backend, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels import dispatch
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.interface import CpuBackend, Rows
-from rlsparse_store.kernels.native import load_native, native_paths
+from rlsparse_store.kernels.native import instruction_sets, load_native
 from rlsparse_store.kernels.numpy import NumpyBackend, kernels
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from rlsparse_store.format.words import Words
 
 BACKEND = NumpyBackend()
-PATHS = ["numpy", *native_paths()]
-NATIVE = [load_native(path) for path in native_paths()]
-every_backend = pytest.mark.parametrize("backend", [BACKEND, *NATIVE], ids=PATHS)
+BACKEND_NAMES = ["numpy", *instruction_sets()]
+NATIVE = [load_native(name) for name in instruction_sets()]
+every_backend = pytest.mark.parametrize("backend", [BACKEND, *NATIVE], ids=BACKEND_NAMES)
 CODINGS = [WordCoding(width, order) for width in (4, 8, 16, 32, 64) for order in OrderMap]
 TYPES: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 every_coding = pytest.mark.parametrize("coding", CODINGS, ids=lambda c: f"{c.width}-{c.order.name}")
@@ -116,7 +116,7 @@ def values_of(moves: list[int], width: int) -> tuple[bytes, bytes, bytes, bytes]
     )
 
 
-def state(
+def expected_streams(
     base: list[int], tuned: list[int], coding: WordCoding, bounds: list[int], live: list[bool]
 ) -> Expected:
     counts, changed, masks, moves = [], [], [], []
@@ -140,14 +140,14 @@ def state(
 
 
 def specials(width: int) -> list[int]:
-    """Zeros, ones, the ends of every range, and the specials of all floats of this width."""
+    """Zeros, ones, the ends of each range, and the special values of the floats of this width."""
     top = 1 << (width - 1)
     floats: dict[int, tuple[int, ...]] = {}
     floats[16] = (0x7C00, 0x7C01, 0x7E00, 0x7F80, 0x7F81, 0x7FC0, 0x03FF, 0x0080)
     floats[32] = (0x7F800000, 0x7F800001, 0x7FC00000, 0x007FFFFF)
     floats[64] = (0x7FF0 << 48, (0x7FF0 << 48) + 1, 0x7FF8 << 48, (1 << 52) - 1)
-    some = [0, 1, 2, top - 1, *floats.get(width, ())]
-    return [*some, *(word | top for word in some), 2 * top - 1]
+    positive = [0, 1, 2, top - 1, *floats.get(width, ())]
+    return [*positive, *(word | top for word in positive), 2 * top - 1]
 
 
 @dataclass
@@ -165,7 +165,7 @@ def cases(draw: st.DrawFn, coding: WordCoding) -> Case:
     last = len(base) - 1
     chosen: Callable[[int], bool] = draw(
         st.sampled_from([lambda _: True, lambda i: i == 0, lambda i: i == last])
-        | st.sets(st.integers(0, last), min_size=1).map(lambda some: some.__contains__)
+        | st.sets(st.integers(0, last), min_size=1).map(lambda indices: indices.__contains__)
     )
     tuned = [draw(word.filter(b.__ne__)) if chosen(i) else b for i, b in enumerate(base)]
     top = 2**coding.key_bits - 1
@@ -179,12 +179,12 @@ def cases(draw: st.DrawFn, coding: WordCoding) -> Case:
 
 
 def array(words: list[int], coding: WordCoding) -> Words:
-    made: Words = np.array(words, dtype=TYPES[coding.width])
-    return made
+    result: Words = np.array(words, dtype=TYPES[coding.width])
+    return result
 
 
 def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
-    """The streams of each backend are the stated ones, and decode to the tuned words."""
+    """Assert that each backend gives the model's streams and decodes them to the tuned words."""
     live, active = [True] * len(case.base), None
     if case.row is not None:
         length, offset = case.row
@@ -192,7 +192,7 @@ def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
         pairs = zip(row_of, case.base, case.tuned, strict=True)
         active = {row for row, b, t in pairs if b != t}
         live = [row in active for row in row_of]
-    expected = state(case.base, case.tuned, coding, case.bounds, live)
+    expected = expected_streams(case.base, case.tuned, coding, case.bounds, live)
     for backend in backends:
         base, tuned = array(case.base, coding), array(case.tuned, coding)
         bounds = np.array(case.bounds, np.uint64)
@@ -214,17 +214,17 @@ def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
         assert base.tolist() == case.tuned, backend.name
 
 
-# Drawing a case and stating its streams takes longest by far: each is for all backends.
+# Drawing a case and computing its expected streams dominates the time, so all backends share it.
 @every_coding
 @given(data=st.data())
-def test_streams_are_the_stated_ones_and_decode(coding: WordCoding, data: st.DataObject) -> None:
+def test_streams_equal_the_model_and_decode(coding: WordCoding, data: st.DataObject) -> None:
     check(data.draw(cases(coding)), coding, BACKEND, *NATIVE)
 
 
 @every_coding
 @settings(max_examples=20)
 @given(data=st.data())
-def test_blocks_do_not_show(
+def test_block_size_does_not_change_streams(
     coding: WordCoding, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "BLOCK", data.draw(st.integers(1, 9)))
@@ -254,7 +254,7 @@ def test_every_pair_of_narrow_words(width: int, order: OrderMap) -> None:
     assert np.array_equal(add_steps(base, moved, coding), tuned)
 
 
-def test_a_step_has_its_neighbours_sign_in_value() -> None:
+def test_float_steps_are_ordered_by_value() -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base = array([0x3F80, 0xBF80, 0x0000], coding)
     tuned = array([0x3F81, 0xBF81, 0x8000], coding)
@@ -287,7 +287,7 @@ def test_contexts_with_no_and_with_only_changed_words(backend: CpuBackend) -> No
 
 
 @given(st.binary(max_size=60))
-def test_half_bytes_there_and_back(data: bytes) -> None:
+def test_four_bit_words_round_trip(data: bytes) -> None:
     raw = np.frombuffer(data, np.uint8)
     words = as_words(raw, 4)
     assert words.tolist() == [half for byte in data for half in (byte & 15, byte >> 4)]
@@ -297,7 +297,7 @@ def test_half_bytes_there_and_back(data: bytes) -> None:
 @every_coding
 @settings(max_examples=30)  # the fuzzer does many more
 @given(data=st.data(), content=st.binary(max_size=64))
-def test_any_content_decodes_to_the_same_or_is_refused(
+def test_backends_agree_on_random_content(
     coding: WordCoding, data: st.DataObject, content: bytes
 ) -> None:
     case = data.draw(cases(coding))
@@ -307,17 +307,17 @@ def test_any_content_decodes_to_the_same_or_is_refused(
     if case.row is not None:
         rows = BACKEND.active_rows(base, array(case.tuned, coding), *case.row)
     arguments = (base, coding, bounds, rows, changed, content)
-    require_same_outcome(lambda backend: attempt(backend, *arguments))
+    assert_same_outcome(lambda backend: decode_or_none(backend, *arguments))
 
 
-def require_same_outcome(attempted: Callable[[CpuBackend], list[int] | None]) -> None:
-    """Every backend comes to what the definition comes to."""
-    expected = attempted(BACKEND)
+def assert_same_outcome(decode: Callable[[CpuBackend], list[int] | None]) -> None:
+    """Assert that each native backend gives the result of the NumPy backend."""
+    expected = decode(BACKEND)
     for backend in NATIVE:
-        assert attempted(backend) == expected, backend.name
+        assert decode(backend) == expected, backend.name
 
 
-def attempt(
+def decode_or_none(
     backend: CpuBackend,
     base: Words,
     coding: WordCoding,
@@ -326,7 +326,7 @@ def attempt(
     changed: list[int],
     content: bytes,
 ) -> list[int] | None:
-    """The decoded words, or nothing if the content is refused."""
+    """Return the decoded words, or ``None`` if the backend rejects the content."""
     out = np.empty_like(base)
     try:
         backend.apply(base, coding, bounds, rows, changed, content, out)
@@ -339,9 +339,7 @@ def attempt(
 @every_coding
 @settings(max_examples=30)  # as above
 @given(data=st.data())
-def test_an_edited_content_decodes_to_the_same_or_is_refused(
-    coding: WordCoding, data: st.DataObject
-) -> None:
+def test_backends_agree_on_corrupted_content(coding: WordCoding, data: st.DataObject) -> None:
     case = data.draw(cases(coding))
     base, tuned = array(case.base, coding), array(case.tuned, coding)
     bounds = np.array(case.bounds, np.uint64)
@@ -349,34 +347,34 @@ def test_an_edited_content_decodes_to_the_same_or_is_refused(
     parts = BACKEND.partition(base, tuned, coding, bounds, rows)
     content = bytearray(parts.content)
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place] ^= 1 << data.draw(st.integers(0, 7))
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] ^= 1 << data.draw(st.integers(0, 7))
     changed = list(parts.changed)
     if data.draw(st.booleans()):
         changed[data.draw(st.integers(0, len(changed) - 1))] += data.draw(st.sampled_from([-1, 1]))
     changed = [max(0, k) for k in changed]
     arguments = (base, coding, bounds, rows, changed, bytes(content))
-    require_same_outcome(lambda backend: attempt(backend, *arguments))
+    assert_same_outcome(lambda backend: decode_or_none(backend, *arguments))
 
 
 @every_backend
 @pytest.mark.parametrize("width", [4, 16, 64])
-def test_a_changed_stream_is_refused(width: int, backend: CpuBackend) -> None:
+def test_malformed_streams_are_rejected(width: int, backend: CpuBackend) -> None:
     coding = WordCoding(width, OrderMap.UNSIGNED)
     base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
     bounds = np.array([2**width - 1], np.uint64)
     parts = backend.partition(base, tuned, coding, bounds, None)
     content, mask = bytes(parts.content), parts.parts[0]
-    refused = [content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])]
+    malformed = [content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])]
     gap_too_far = bytes([*mask[:-1], 255]) + b"\xff\xff\xff\xff" + content[len(mask) :]
-    for broken in (*refused, gap_too_far):
-        assert attempt(backend, base, coding, bounds, None, [1], broken) is None
-    assert attempt(backend, base, coding, bounds, None, [101], content) is None
-    assert attempt(backend, base, coding, bounds, None, [1], content) == tuned.tolist()
+    for broken in (*malformed, gap_too_far):
+        assert decode_or_none(backend, base, coding, bounds, None, [1], broken) is None
+    assert decode_or_none(backend, base, coding, bounds, None, [101], content) is None
+    assert decode_or_none(backend, base, coding, bounds, None, [1], content) == tuned.tolist()
 
 
 @every_backend
-def test_a_flagged_row_without_changes_is_refused(backend: CpuBackend) -> None:
+def test_flagged_row_without_changes_is_rejected(backend: CpuBackend) -> None:
     coding = WordCoding(16, OrderMap.SIGN_MAGNITUDE)
     base = array(list(range(300)), coding)
     tuned = base.copy()
@@ -388,18 +386,18 @@ def test_a_flagged_row_without_changes_is_refused(backend: CpuBackend) -> None:
         backend.apply(base, coding, bounds, rows, parts.changed, parts.content, tuned)
 
 
-# --- many words, against the definition ------------------------------------------------------
+# --- large inputs, against the NumPy backend -------------------------------------------------
 
 
 def many_words(coding: WordCoding, count: int, density: float, seed: int) -> tuple[Words, Words]:
-    """Words as weights have them, many near each other, and specials among them."""
+    """Base and tuned words distributed as weights are, with special values among them."""
     rng = np.random.default_rng(seed)
     kind = TYPES[coding.width]
     top = 1 << coding.width
     weights = (rng.standard_normal(count) * (top >> 5)).astype(np.int64).view(np.uint64)
     base = (weights & np.uint64(top - 1)).astype(kind)
-    some = rng.integers(0, count, count // 20)
-    base[some] = rng.choice(array(specials(coding.width), coding), some.size)
+    indices = rng.integers(0, count, count // 20)
+    base[indices] = rng.choice(array(specials(coding.width), coding), indices.size)
     moved = rng.random(count) < density
     step = np.rint(rng.standard_cauchy(count) * 2).clip(-1e6, 1e6).astype(np.int64).view(np.uint64)
     tuned = ((base.astype(np.uint64) + step) & np.uint64(top - 1)).astype(kind)
@@ -410,7 +408,7 @@ def many_words(coding: WordCoding, count: int, density: float, seed: int) -> tup
 @every_coding
 @pytest.mark.parametrize("density", [0.001, 0.05, 0.6])
 @pytest.mark.parametrize("count", [1, 64, 4096 * 3, 20_011])
-def test_many_words_equal_the_definition(
+def test_large_inputs_equal_the_numpy_backend(
     coding: WordCoding, density: float, count: int, backend: CpuBackend
 ) -> None:
     base, tuned = many_words(coding, count, density, count)
@@ -426,34 +424,34 @@ def test_many_words_equal_the_definition(
     for rows in (None, BACKEND.active_rows(base, tuned, 37, 5)):
         if rows is not None:
             assert np.array_equal(backend.active_rows(base, tuned, 37, 5).active, rows.active)
-        for every in (1, 3):
-            expected = BACKEND.histogram(base, tuned, coding, bins, rows, every)
-            found = backend.histogram(base, tuned, coding, bins, rows, every)
+        for stride in (1, 3):
+            expected = BACKEND.histogram(base, tuned, coding, bins, rows, stride)
+            found = backend.histogram(base, tuned, coding, bins, rows, stride)
             assert np.array_equal(found.words, expected.words)
             assert np.array_equal(found.magnitudes, expected.magnitudes)
         for cut in (bounds, _on_exponents(bounds, coding)):
             streams = backend.partition(base, tuned, coding, cut, rows)
             assert streams == BACKEND.partition(base, tuned, coding, cut, rows)
             arguments = (coding, cut, rows, streams.changed, bytes(streams.content))
-            assert attempt(backend, base, *arguments) == tuned.tolist()
+            assert decode_or_none(backend, base, *arguments) == tuned.tolist()
 
 
 def _on_exponents(bounds: NDArray[np.uint64], coding: WordCoding) -> NDArray[np.uint64]:
-    """Bounds as the encoder chooses them for floats: up to whole exponents, or to the first key."""
+    """Bounds as the encoder chooses them for floats: the last key of an exponent."""
     low = np.uint64((1 << max(coding.key_bits - 8, 0)) - 1)
     return np.unique(np.append(bounds[:-1] & ~low, bounds[-1] | low))
 
 
-# --- moving words in place ---------------------------------------------------------------------
+# --- recording and exchanging words ------------------------------------------------------------
 
 
-def two_versions(width: int, count: int, density: float) -> tuple[Words, Words]:
-    """Words of any bits, and as many of which about so many differ."""
+def word_pair(width: int, count: int, density: float) -> tuple[Words, Words]:
+    """Random words, and the same words with a share of ``density`` changed."""
     rng = np.random.default_rng([width, count])
     before = np.frombuffer(rng.bytes(count * width // 8), TYPES[width])
     flips = rng.integers(1, 256, count, np.uint8).astype(before.dtype)
-    place = rng.integers(0, width // 8, count).astype(before.dtype)
-    flips <<= place * before.dtype.type(8)
+    byte_index = rng.integers(0, width // 8, count).astype(before.dtype)
+    flips <<= byte_index * before.dtype.type(8)
     return before, np.where(rng.random(count) < density, before ^ flips, before)
 
 
@@ -463,10 +461,8 @@ every_width = pytest.mark.parametrize("width", [8, 16, 32, 64])
 @every_width
 @pytest.mark.parametrize("density", [0, 0.4, 1])
 @pytest.mark.parametrize("count", [0, 1, 8, 77])
-def test_the_mask_and_the_values_are_the_stated_ones(
-    width: int, density: float, count: int
-) -> None:
-    before, after = two_versions(width, count, density)
+def test_record_and_exchange_equal_the_model(width: int, density: float, count: int) -> None:
+    before, after = word_pair(width, count, density)
     old, new = before.tolist(), after.tolist()
     mask, values = BACKEND.record(before, after)
     assert mask.tobytes() == packed([int(b != a) for b, a in zip(old, new, strict=True)])
@@ -480,10 +476,10 @@ def test_the_mask_and_the_values_are_the_stated_ones(
 @every_width
 @pytest.mark.parametrize("density", [0, 0.001, 0.02, 0.2, 0.5, 0.98, 1])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 63, 64, 65, 4096, 4097, 3 * 4096 + 71])
-def test_words_go_back_and_forth(
+def test_exchange_twice_restores_the_words(
     width: int, density: float, count: int, backend: CpuBackend
 ) -> None:
-    before, after = two_versions(width, count, density)
+    before, after = word_pair(width, count, density)
     expected_mask, expected = BACKEND.record(before, after)
     mask, values = backend.record(before, after)
     assert mask.dtype == np.uint8
@@ -491,17 +487,17 @@ def test_words_go_back_and_forth(
     assert np.array_equal(mask, expected_mask)
     assert np.array_equal(values, expected)
     words = after.copy()
-    for there, kept in ((before, after[before != after]), (after, expected)):
+    for expected_words, expected_values in ((before, after[before != after]), (after, expected)):
         backend.exchange(words, mask, values)
-        assert np.array_equal(words, there)
-        assert np.array_equal(values, kept)
+        assert np.array_equal(words, expected_words)
+        assert np.array_equal(values, expected_values)
         assert np.array_equal(mask, expected_mask)
 
 
 @every_backend
 @every_width
 @given(data=st.data(), count=st.integers(0, 300), seed=st.integers(0, 2**32))
-def test_nothing_beside_the_arrays_is_touched(
+def test_exchange_stays_within_its_arrays(
     width: int, data: st.DataObject, count: int, seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -524,15 +520,15 @@ def test_nothing_beside_the_arrays_is_touched(
 @every_backend
 @every_width
 @pytest.mark.parametrize("count", [4096 + 64, 4096 + 9])
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_mismatched_arguments_of_exchange_are_rejected_before_any_write(
     width: int, count: int, backend: CpuBackend
 ) -> None:
-    before, after = two_versions(width, count, 0.3)
+    before, after = word_pair(width, count, 0.3)
     mask, values = backend.record(before, after)
     kept = values.copy()
     other = np.dtype(np.uint16 if width != 16 else np.int16)
     padded, more = mask.copy(), mask.copy()
-    padded[-1] |= 0x80  # behind the last word, where there is such a place
+    padded[-1] |= 0x80  # after the last word, if the last byte has spare bits
     more[-1] ^= 1
     if count % 8 == 0:
         padded = np.append(mask, np.uint8(0))
@@ -566,7 +562,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 @every_backend
 @given(data=st.data(), bins=st.integers(1, 40), seed=st.integers(0, 2**32))
-def test_cuts_equal_the_definition(
+def test_contexts_equal_the_numpy_backend(
     data: st.DataObject, bins: int, seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -576,12 +572,12 @@ def test_cuts_equal_the_definition(
     assert backend.cheapest_cut(words, magnitudes) == BACKEND.cheapest_cut(words, magnitudes)
 
 
-def test_a_tie_between_cuts_goes_to_the_same_one() -> None:
+def test_backends_break_ties_alike() -> None:
     magnitudes = np.zeros((6, 12), np.int64)
     magnitudes[::2, 0] = 500
     words = np.full(6, 500, np.int64)
-    for path in native_paths():
-        cut = load_native(path).cheapest_cut(words, magnitudes)
+    for name in instruction_sets():
+        cut = load_native(name).cheapest_cut(words, magnitudes)
         assert cut == BACKEND.cheapest_cut(words, magnitudes)
 
 
@@ -592,7 +588,7 @@ def test_a_tie_between_cuts_goes_to_the_same_one() -> None:
     ),
     seed=st.integers(0, 2**32),
 )
-def test_blocks_equal_the_definition(
+def test_blocks_equal_the_numpy_backend(
     kinds: list[tuple[int, int]], seed: int, backend: CpuBackend
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -601,47 +597,49 @@ def test_blocks_equal_the_definition(
     assert backend.block_ends(content, ends) == BACKEND.block_ends(content, ends)
 
 
-# --- which backend -----------------------------------------------------------------------------
+# --- selection of the backend ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_the_environment_forces_a_backend(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, path)
-    assert get_backend().name == path
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_environment_variable_selects_the_backend(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, name)
+    assert get_backend().name == name
 
 
-def test_an_unknown_backend_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_backend_is_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "abacus")
     with pytest.raises(BackendError, match="abacus"):
         get_backend()
 
 
-def test_without_the_extension_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extension_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(dispatch, "native_paths", list)
-    dispatch._choose.cache_clear()
+    monkeypatch.setattr(dispatch, "instruction_sets", list)
+    dispatch._load.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="compiler"):
             assert get_backend().name == "numpy"
         get_backend()
     finally:
-        dispatch._choose.cache_clear()
+        dispatch._load.cache_clear()
 
 
-def test_the_native_kernels_were_built() -> None:
-    # The tests of the other paths would otherwise pass by being left out.
-    assert "portable" in native_paths()
+def test_native_kernels_are_built() -> None:
+    # Otherwise the parametrized tests of native backends would be empty and pass.
+    assert "portable" in instruction_sets()
 
 
-# --- calls that no code of this package makes ----------------------------------------------------
+# --- invalid arguments, which no code of this package passes -------------------------------------
 
 
-@pytest.mark.parametrize("path", native_paths())
-def test_words_that_are_none_do_no_harm(path: str) -> None:
-    # Bytes above 15 as words of 4 bits: they differ, and yet are no step apart.
+@pytest.mark.parametrize("name", instruction_sets())
+def test_out_of_range_four_bit_words_are_safe(name: str) -> None:
+    # Bytes above 15 are not 4-bit words: they differ, but their step is 0.
     coding = WordCoding(4, OrderMap.UNSIGNED)
     base, tuned = np.full(100_000, 0x10, np.uint8), np.zeros(100_000, np.uint8)
-    backend = load_native(path)
+    backend = load_native(name)
     top = np.array([15], np.uint64)
     streams = backend.partition(base, tuned, coding, top, None)
     assert streams.changed == [base.size]
@@ -649,25 +647,25 @@ def test_words_that_are_none_do_no_harm(path: str) -> None:
     assert counts.words.sum() == counts.magnitudes.sum() == base.size
 
 
-@pytest.mark.parametrize("path", native_paths())
+@pytest.mark.parametrize("name", instruction_sets())
 @every_coding
-def test_no_words_at_all(coding: WordCoding, path: str) -> None:
-    none = array([], coding)
-    backend = load_native(path)
+def test_empty_arrays(coding: WordCoding, name: str) -> None:
+    empty = array([], coding)
+    backend = load_native(name)
     top = np.array([2**coding.key_bits - 1], np.uint64)
-    assert backend.changes(none, none, coding).number == 0
+    assert backend.changes(empty, empty, coding).count == 0
     for rows in (None, Rows(np.zeros(0, np.bool_), 7, 3)):
-        assert backend.histogram(none, none, coding, top, rows).words.tolist() == [0]
-        streams = backend.partition(none, none, coding, top, rows)
+        assert backend.histogram(empty, empty, coding, top, rows).words.tolist() == [0]
+        streams = backend.partition(empty, empty, coding, top, rows)
         assert (streams.counts, streams.changed, streams.content) == ([0], [0], b"")
-        backend.apply(none, coding, top, rows, [0], b"", none)
+        backend.apply(empty, coding, top, rows, [0], b"", empty)
 
 
-@pytest.mark.parametrize("path", native_paths())
-def test_arrays_that_do_not_fit_together_are_refused(path: str) -> None:
+@pytest.mark.parametrize("name", instruction_sets())
+def test_mismatched_arrays_are_rejected(name: str) -> None:
     coding = WordCoding(16, OrderMap.UNSIGNED)
     words, bounds = np.zeros(64, np.uint16), np.array([0xFFFF], np.uint64)
-    backend = load_native(path)
+    backend = load_native(name)
     fewer = words[:-1]
     flags = Rows(np.zeros(3, np.bool_), 64, 0)
     descending = np.array([9, 5], np.uint64)

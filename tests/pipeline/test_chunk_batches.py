@@ -1,4 +1,4 @@
-"""Chunks that are opened on threads come in order, and as many together as a device takes."""
+"""Order and size of the batches of chunks that threads open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Opens whatever it is given, but for one chunk."""
+    """A stub that opens every chunk except ``broken``."""
 
     def __init__(self, broken: int = -1) -> None:
         self.broken = broken
@@ -30,35 +30,35 @@ class Decoder:
 TENSOR: Any = SimpleNamespace(coding=WordCoding(16, OrderMap.UNSIGNED))
 
 
-def opened(decoder: Decoder, number: int) -> Iterator[list[int]]:
-    """Places of the chunks of each batch: of 100 words each, a tenth of which changed."""
+def open_all(decoder: Decoder, number: int) -> Iterator[list[int]]:
+    """Yield the targets of each batch. Chunks have 100 words, 10 of them changed."""
     chunks: Any = (
         (i, TENSOR, SimpleNamespace(first=i, length=100, stored=5, changed=(10,)))
         for i in range(number)
     )
     opener: Any = decoder
     for batch in chunk_batches.open_batches(opener, chunks, 2):
-        yield [place for place, _ in batch.items]
+        yield [target for target, _ in batch.items]
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "most"),
+    ("limit", "value", "size"),
     [("BATCH_MEMORY", 900, 3), ("BATCH_CHUNKS", 4, 4)],
 )
 def test_batches_are_bounded(
-    monkeypatch: pytest.MonkeyPatch, limit: str, value: int, most: int
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int, size: int
 ) -> None:
     monkeypatch.setattr(chunk_batches, limit, value)
-    monkeypatch.setattr(chunk_batches, "SOME_BYTES", 700)
-    found = list(opened(Decoder(), 23))
-    assert [place for batch in found for place in batch] == list(range(23))
-    assert {len(batch) for batch in found[:-1]} == {most}
+    monkeypatch.setattr(chunk_batches, "TASK_BYTES", 700)
+    batches = list(open_all(Decoder(), 23))
+    assert [target for batch in batches for target in batch] == list(range(23))
+    assert {len(batch) for batch in batches[:-1]} == {size}
 
 
-def test_what_is_broken_is_told_after_what_was_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_follows_the_chunks_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_batches, "BATCH_CHUNKS", 2)
-    monkeypatch.setattr(chunk_batches, "SOME_BYTES", 1)
-    found = opened(Decoder(broken=5), 9)
-    assert [next(found), next(found)] == [[0, 1], [2, 3]]
+    monkeypatch.setattr(chunk_batches, "TASK_BYTES", 1)
+    batches = open_all(Decoder(broken=5), 9)
+    assert [next(batches), next(batches)] == [[0, 1], [2, 3]]
     with pytest.raises(StreamError, match="broken"):
-        next(found)
+        next(batches)

@@ -1,4 +1,4 @@
-"""Publishing deltas and pulling them, with the real client against a Hub over loopback."""
+"""Push and pull of deltas with the real client against a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fail(code: int, hub: LoopbackHub, home: Path, *arguments: str | Path, **more
 
 
 class Clients(NamedTuple):
-    """What makes clients, the port of the Hub that they know, and the folder of their caches."""
+    """A factory of clients, the port of their Hub, and the folder of their caches."""
 
     forks: Forks
     port: int
@@ -88,7 +88,7 @@ def home(clients: Clients) -> Path:
 
 @pytest.fixture
 def run(pair: Path) -> Path:
-    """Three deltas of the base on the Hub."""
+    """A run of three deltas against the base on the Hub."""
     (base,) = pair.glob("models--org--base/snapshots/*")
     for step in (1, 2, 10):
         tuned = {"a": tune(bf16_tensor(0, 300, 200), step), "still": bf16_tensor(1, 200, 100)}
@@ -119,7 +119,7 @@ def test_push_and_pull_and_apply(pair: Path, hub: LoopbackHub, home: Path) -> No
     assert not hub.leaks, "a token went to another host"
 
 
-def test_what_was_pushed_is_not_sent_again(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_pushed_files_are_not_uploaded_again(pair: Path, hub: LoopbackHub, home: Path) -> None:
     succeed(hub, home, "push", pair / "delta", "me/new")
     hub.requests.clear()
     again = succeed(hub, home, "push", pair / "delta", "me/new")
@@ -208,7 +208,7 @@ def test_unchanged_files_of_a_base_are_fetched_once(
     assert not [r for r in hub.requests if r.path.startswith("/large/org/base")]
 
 
-def test_base_of_a_local_folder_is_named(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_push_names_the_base_of_a_local_folder(pair: Path, hub: LoopbackHub, home: Path) -> None:
     (base,) = pair.glob("models--org--base/snapshots/*")
     local = pair / "local"
     base.rename(local)
@@ -226,12 +226,12 @@ def test_base_of_a_local_folder_is_named(pair: Path, hub: LoopbackHub, home: Pat
     assert str(pair) not in "".join(d.decode("latin-1") for d in hub.files("me/new").values())
 
 
-def test_another_base_is_not_named(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_push_rejects_a_wrong_base_id(pair: Path, hub: LoopbackHub, home: Path) -> None:
     for name, still in (("values", bf16_tensor(2, 200, 100)), ("shape", bf16_tensor(1, 20, 10))):
         tensors = {"a": bf16_tensor(0, 300, 200), "still": still}
         hub.commit(f"org/{name}", contents(save(pair / name, tensors)))
         stderr = fail(3, hub, home, "push", pair / "delta", "me/new", "--base-id", f"org/{name}")
-        assert "not the base of the delta" in stderr
+        assert "wrong base" in stderr
     assert "me/new" not in hub.repos
 
 
@@ -337,7 +337,7 @@ def test_runs_and_deltas_in_folders_stay_apart(run: Path, hub: LoopbackHub, home
     assert "me/both/one-run: holds a run, with deltas in one-run/step-1, one-run/step-2" in stderr
 
 
-def test_deltas_of_another_base_stay_apart(
+def test_deltas_of_another_base_are_rejected(
     run: Path, pair: Path, hub: LoopbackHub, home: Path
 ) -> None:
     succeed(hub, home, "push", run / "step-1", "me/run", "--subfolder", "step-1")
@@ -401,7 +401,7 @@ def test_name_of_a_private_base(pair: Path, hub: LoopbackHub, home: Path) -> Non
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1), (b"\x04", 1)])
-def test_who_is_asked_may_decline(
+def test_confirmation_can_be_declined(
     pair: Path, hub: LoopbackHub, home: Path, answer: bytes, code: int
 ) -> None:
     hub.repos["org/base"].private = True
@@ -440,7 +440,7 @@ Words of my own.
 """
 
 
-def test_card_tells_people_and_the_hub(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_card_has_text_and_metadata(pair: Path, hub: LoopbackHub, home: Path) -> None:
     card = "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n# Base\n"
     sha = hub.commit("org/base", {**hub.files("org/base"), "README.md": card.encode()})
     hub.repos["org/base"].commits[hub_revision(pair)] = hub.files("org/base")
@@ -458,7 +458,7 @@ def test_card_tells_people_and_the_hub(pair: Path, hub: LoopbackHub, home: Path)
     assert "rlsparse apply me/new -o OUT" in written
 
 
-def test_card_that_is_there_is_kept(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_existing_card_is_kept(pair: Path, hub: LoopbackHub, home: Path) -> None:
     hub.commit("me/new", {"README.md": OLD_CARD.encode()})
     succeed(hub, home, "push", pair / "delta", "me/new")
     first = hub.files("me/new")["README.md"].decode()
@@ -476,13 +476,13 @@ def test_card_that_is_there_is_kept(pair: Path, hub: LoopbackHub, home: Path) ->
     assert second.endswith("\nThe end.\n")
 
 
-def test_card_that_cannot_be_read(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_unreadable_card(pair: Path, hub: LoopbackHub, home: Path) -> None:
     for front_text in (b"---\na: [\n---\n", b"---\n- a\n---\n"):
         hub.commit("me/new", {"README.md": front_text})
         assert "front matter of README.md" in fail(1, hub, home, "push", pair / "delta", "me/new")
 
 
-def test_foreign_text_means_nothing_in_a_card(tmp_path: Path, hub: LoopbackHub, home: Path) -> None:
+def test_foreign_text_is_escaped_in_a_card(tmp_path: Path, hub: LoopbackHub, home: Path) -> None:
     hostile = "<img src=x>|[a](http://evil)`$x$`"
     base = {hostile: bf16_tensor(0, 64, 64), "model.layers.0.x$y$.weight": bf16_tensor(1, 64, 64)}
     tuned = save(tmp_path / "tuned", {name: tune(t, 1, 0.5) for name, t in base.items()})
@@ -513,7 +513,7 @@ WRITES = ["preupload", "objects/batch", "PUT /upload", "POST /verify", "commit/m
 
 @pytest.mark.parametrize("fault", ["503", "dropped"])
 @pytest.mark.parametrize("on", ["api/models", "repos/create", *WRITES])
-def test_a_fault_that_passes_is_got_over(
+def test_push_retries_after_a_transient_fault(
     pair: Path, hub: LoopbackHub, home: Path, fault: str, on: str
 ) -> None:
     hub.fail(fault, on)
@@ -522,13 +522,13 @@ def test_a_fault_that_passes_is_got_over(
     assert contents(pair / "delta").items() <= hub.files("me/new").items()
 
 
-def test_lost_answer_to_the_commit(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_lost_response_to_the_commit(pair: Path, hub: LoopbackHub, home: Path) -> None:
     hub.fail("lost", "commit/main")
     succeed(hub, home, "push", pair / "delta", "me/new")
     assert len(hub.repos["me/new"].commits) == 2, "once, not twice"
 
 
-def test_lost_answer_to_a_pull_request(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_lost_response_to_a_pull_request(pair: Path, hub: LoopbackHub, home: Path) -> None:
     hub.commit("me/new", {"README.md": b""})
     hub.fail("lost", "commit/main")
     stderr = fail(1, hub, home, "push", pair / "delta", "me/new", "--create-pr")
@@ -555,7 +555,7 @@ def test_lost_answer_to_a_pull_request(pair: Path, hub: LoopbackHub, home: Path)
         ("silence", "commit/main", 1, "did not answer"),
     ],
 )
-def test_a_lasting_fault_publishes_nothing(
+def test_permanent_fault_publishes_nothing(
     pair: Path, hub: LoopbackHub, home: Path, fault: str, on: str, code: int, words: str
 ) -> None:
     hub.fail(fault, on, times=1000)
@@ -569,14 +569,14 @@ def test_a_lasting_fault_publishes_nothing(
     assert contents(pair / "delta").items() <= hub.files("me/new").items()
 
 
-def test_nothing_is_said_after_an_error(pair: Path, hub: LoopbackHub, home: Path) -> None:
-    """Other files are under way when one fails, and end with the process."""
+def test_error_is_the_last_output(pair: Path, hub: LoopbackHub, home: Path) -> None:
+    """Other uploads are in progress when one fails; they end with the process."""
     hub.fail("403", "preupload")
     hub.fail("silence", "preupload", times=1000)
     assert "access token does not allow" in fail(1, hub, home, "push", pair / "delta", "me/new")
 
 
-def test_who_may_not_write(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_push_without_write_permission(pair: Path, hub: LoopbackHub, home: Path) -> None:
     assert "access token does not allow" in fail(
         1, hub, home, "push", pair / "delta", NAMED, HF_TOKEN=READER
     ) or hub.files(NAMED)
@@ -587,7 +587,7 @@ def test_who_may_not_write(pair: Path, hub: LoopbackHub, home: Path) -> None:
     assert "HF_HUB_OFFLINE" in offline
 
 
-def test_two_at_a_time(run: Path, hub: LoopbackHub, home: Path) -> None:
+def test_concurrent_pushes(run: Path, hub: LoopbackHub, home: Path) -> None:
     hub.commit("me/run", {"README.md": b""})
     before = len(hub.repos["me/run"].commits)
 
@@ -606,7 +606,7 @@ def test_two_at_a_time(run: Path, hub: LoopbackHub, home: Path) -> None:
 @pytest.mark.parametrize("on", ["repos/create", "preupload", "PUT /upload", "commit/main"])
 def test_killed_push_repeated(pair: Path, hub: LoopbackHub, home: Path, on: str) -> None:
     hub.fail("silence", on)
-    with killed_when(hub, home, on, "push", str(pair / "delta"), "me/new"):
+    with kill_on_request(hub, home, on, "push", str(pair / "delta"), "me/new"):
         assert "me/new" not in hub.repos or hub.files("me/new").keys() == {".gitattributes"}
     succeed(hub, home, "push", pair / "delta", "me/new")
     assert contents(pair / "delta").items() <= hub.files("me/new").items()
@@ -615,15 +615,15 @@ def test_killed_push_repeated(pair: Path, hub: LoopbackHub, home: Path, on: str)
 @pytest.mark.parametrize("on", ["GET /api/models/org/delta", "GET /large/org/delta"])
 def test_killed_pull_repeated(pair: Path, hub: LoopbackHub, home: Path, on: str) -> None:
     hub.fail("silence", on)
-    with killed_when(hub, home, on, "pull", NAMED, "-o", str(pair / "out")):
+    with kill_on_request(hub, home, on, "pull", NAMED, "-o", str(pair / "out")):
         assert not (pair / "out").exists()
     succeed(hub, home, "pull", NAMED, "-o", pair / "out")
     assert contents(pair / "out") == contents(pair / "delta")
     assert not [path for path in pair.iterdir() if ".tmp-" in path.name]
 
 
-class killed_when:  # noqa: N801 - reads as a statement
-    """Runs the command, and kills it when it has asked for something that is not answered."""
+class kill_on_request:  # noqa: N801 - a context manager
+    """Runs a command and kills it at a request that the Hub leaves unanswered."""
 
     def __init__(self, hub: LoopbackHub, home: Path, on: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -648,13 +648,13 @@ class killed_when:  # noqa: N801 - reads as a statement
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "500", "dropped", "slow", "429"])
-def test_pull_gets_over_faults(pair: Path, hub: LoopbackHub, home: Path, fault: str) -> None:
+def test_pull_retries_after_faults(pair: Path, hub: LoopbackHub, home: Path, fault: str) -> None:
     hub.fail(fault, r"GET /large/.*safetensors$")
     succeed(hub, home, "pull", NAMED, "-o", pair / "out")
     assert contents(pair / "out") == contents(pair / "delta")
 
 
-def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) -> None:
+def test_pull_rejects_damaged_files(pair: Path, hub: LoopbackHub, home: Path) -> None:
     files = dict(hub.files(NAMED))
     delta = bytearray(files["rlsparse/delta.safetensors"])
     delta[len(delta) // 2] ^= 1
@@ -666,7 +666,7 @@ def test_pull_refuses_what_is_damaged(pair: Path, hub: LoopbackHub, home: Path) 
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_pull_takes_only_what_it_compares(
+def test_pull_downloads_only_listed_files(
     pair: Path, hub: LoopbackHub, home: Path, offline: str
 ) -> None:
     files = {**contents(pair / "delta"), "pytorch_model.bin": b"x", "step-9/optimizer.pt": b"x"}
@@ -680,8 +680,7 @@ def test_pull_takes_only_what_it_compares(
     assert contents(pair / "out") == contents(pair / "delta")
 
 
-# Prints how many files and folders of a result were flushed before they had its name, and of how
-# many.
+# Prints the number of files and folders flushed before the rename, and their total number.
 FLUSHED = """
 import os, sys
 from pathlib import Path
@@ -741,14 +740,14 @@ def test_hf_downloads_and_uploads(pair: Path, hub: LoopbackHub, home: Path) -> N
 
 @pytest.fixture
 def mirror(hub: LoopbackHub, tmp_path: Path) -> Iterator[str]:
-    """A mirror that we did not write, olah, in front of the Hub."""
+    """A mirror by a third party, olah, in front of the Hub."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        place = f"127.0.0.1:{free.getsockname()[1]}"
-    port = place.partition(":")[2]
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    port = endpoint.partition(":")[2]
     upstream = ("--hf-scheme", "http", "--hf-netloc", f"127.0.0.1:{hub.port}")
-    large = ("--hf-lfs-netloc", f"localhost:{hub.port}", "--mirror-lfs-netloc", place)
+    large = ("--hf-lfs-netloc", f"localhost:{hub.port}", "--mirror-lfs-netloc", endpoint)
     itself = ("--host", "127.0.0.1", "--port", port)
-    named = ("--mirror-scheme", "http", "--mirror-netloc", place)
+    named = ("--mirror-scheme", "http", "--mirror-netloc", endpoint)
     kept = ("--repos-path", tmp_path / "mirror", "--log-path", tmp_path / "logs")
     olah = Path(sys.executable).with_name("olah-cli")
     with (tmp_path / "olah.log").open("w") as log:
@@ -759,17 +758,17 @@ def mirror(hub: LoopbackHub, tmp_path: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
         try:
-            wait_for(place)
-            yield f"http://{place}"
+            wait_for(endpoint)
+            yield f"http://{endpoint}"
         finally:
             process.terminate()
             process.wait()
 
 
-def wait_for(place: str) -> None:
-    """Wait until something listens there."""
+def wait_for(endpoint: str) -> None:
+    """Wait until a server listens at an endpoint."""
     until = time.monotonic() + 60
-    host, _, port = place.partition(":")
+    host, _, port = endpoint.partition(":")
     while True:
         try:
             socket.create_connection((host, int(port)), 1).close()

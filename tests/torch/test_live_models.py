@@ -195,7 +195,7 @@ def test_patch_twice_is_refused(family: Path) -> None:
     model = loaded(family / "base")
     patch_(model, family / "delta-0")
     before = state_of(model)
-    with pytest.raises(BaseMismatchError, match="not the base"):
+    with pytest.raises(BaseMismatchError, match="wrong base"):
         patch_(model, family / "delta-0")
     assert state_of(model) == before
 
@@ -233,7 +233,7 @@ def test_a_switch_refuses_a_model_that_is_not_the_base(family: Path) -> None:
     model = loaded(family / "tuned-0")
     before = state_of(model)
     switch = DeltaSwitch(model)
-    with pytest.raises(BaseMismatchError, match="not the base"):
+    with pytest.raises(BaseMismatchError, match="wrong base"):
         switch.to(family / "delta-1")
     assert state_of(model) == before
     assert switch.current is None
@@ -573,7 +573,7 @@ def small(tmp_path: Path) -> Path:
         (lambda t: t.float(), 'dtype="auto"'),
         (lambda t: t.to("meta"), "meta"),
         (lambda t: t[:4], r"is \[4, 64\]"),
-        (lambda t: t + 1, "other values"),
+        (lambda t: t + 1, "different values"),
     ],
     ids=["cast", "meta", "cut", "values"],
 )

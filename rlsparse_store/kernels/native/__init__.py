@@ -1,6 +1,6 @@
-"""The native backend: the loops in C++, for several instruction sets.
+"""The native backend: C++ loops for several instruction sets.
 
-The extension is optional. Where it was not built, :func:`native_paths` is empty.
+The extension is optional. Without it, :func:`instruction_sets` returns an empty list.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlsparse_store.kernels.native.kernels import NativeBackend
 
-__all__ = ["load_native", "native_paths"]
+__all__ = ["instruction_sets", "load_native"]
 
 
-def native_paths() -> list[str]:
-    """The instruction sets that run here, fastest first; none if the extension is not there."""
+def instruction_sets() -> list[str]:
+    """Return the instruction sets that run here, fastest first; none without the extension."""
     try:
-        from rlsparse_store.kernels.native import _kernels  # noqa: PLC0415 - may not be there
+        from rlsparse_store.kernels.native import _kernels  # noqa: PLC0415 - optional
     except ImportError:
         return []
     return _kernels.paths()
 
 
-def load_native(path: str) -> NativeBackend:
-    """The backend for one of the instruction sets that :func:`native_paths` names."""
-    from rlsparse_store.kernels.native.kernels import NativeBackend  # noqa: PLC0415 - may not be there
+def load_native(instruction_set: str) -> NativeBackend:
+    """Return the backend for one of :func:`instruction_sets`."""
+    from rlsparse_store.kernels.native.kernels import NativeBackend  # noqa: PLC0415 - optional
 
-    return NativeBackend(path)
+    return NativeBackend(instruction_set)

@@ -1,4 +1,5 @@
-# The compiled loops. Arrays are contiguous; words lie in unsigned integers of their width.
+# The compiled loops. Arrays are contiguous; words are unsigned integers of their width.
+# `path` is the name of an instruction set.
 
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ def histogram(
     rows: Buffer | None,
     row_length: int,
     row_offset: int,
-    every: int,
+    stride: int,
     words: Buffer,
     magnitudes: Buffer,
     /,
@@ -66,7 +67,7 @@ def cheapest_cut(
     log2: Buffer,
     context_cost: int,
     empty_cost: int,
-    most_contexts: int,
+    context_limit: int,
     /,
 ) -> tuple[list[int], int]: ...
 def block_ends(

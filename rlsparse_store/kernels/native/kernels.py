@@ -1,4 +1,4 @@
-"""Calling the compiled loops."""
+"""Calls of the compiled loops."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rlsparse_store.errors import StreamError
 from rlsparse_store.kernels.cost import (
     BLOCK_COST,
     CONTEXT_COST,
+    CONTEXT_LIMIT,
     EMPTY_COST,
     LOG2,
-    MOST_CONTEXTS,
     SAMPLED_BYTES,
     SYMBOL_COST,
     TABLE_COST,
@@ -25,7 +25,7 @@ from rlsparse_store.kernels.interface import (
     Rows,
     Streams,
     check_exchange,
-    rows_touched,
+    row_count,
 )
 from rlsparse_store.kernels.native import _kernels
 
@@ -43,22 +43,22 @@ def _row_arguments(rows: Rows | None) -> tuple[NDArray[np.bool_] | None, int, in
 
 
 class NativeBackend(CpuBackend):
-    """The compiled loops for one instruction set. They run without the interpreter's lock.
+    """The compiled loops for one instruction set. They release the GIL.
 
     Args:
-        path: Name of the instruction set.
+        instruction_set: Its name.
     """
 
-    def __init__(self, path: str) -> None:
-        self.name = path
+    def __init__(self, instruction_set: str) -> None:
+        self.name = instruction_set
 
     def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the words that differ and find the largest key among them."""
+        """Count the changed words and find the largest key among them."""
         return Changes(*_kernels.changes(self.name, base, tuned, coding.width, coding.order))
 
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
-        active = np.zeros(rows_touched(base.size, length, offset), np.bool_)
+        active = np.zeros(row_count(base.size, length, offset), np.bool_)
         nbytes = base.itemsize
         _kernels.active_rows(base, tuned, length * nbytes, offset * nbytes, active)
         return Rows(active, length, offset)
@@ -70,9 +70,9 @@ class NativeBackend(CpuBackend):
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Rows | None = None,
-        every: int = 1,
+        stride: int = 1,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key, in active rows only."""
+        """Count words and steps by bin of the base word's key."""
         words = np.zeros(bins.size, np.int64)
         magnitudes = np.zeros((bins.size, MAGNITUDE_CLASSES), np.int64)
         _kernels.histogram(
@@ -83,11 +83,11 @@ class NativeBackend(CpuBackend):
             coding.order,
             bins,
             *_row_arguments(rows),
-            every,
+            stride,
             words,
             magnitudes,
         )
-        return Histogram(words * every, magnitudes * every)
+        return Histogram(words * stride, magnitudes * stride)
 
     def partition(
         self,
@@ -123,7 +123,7 @@ class NativeBackend(CpuBackend):
         """Decode the streams and write the tuned words to ``out``.
 
         Raises:
-            StreamError: The streams break the format, or a row is flagged that has no change.
+            StreamError: The streams break the format, or a flagged row has no change.
         """
         problem = _kernels.apply(
             self.name,
@@ -140,19 +140,19 @@ class NativeBackend(CpuBackend):
             raise StreamError(problem)
 
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
-        """Find the words that differ, and what they were before."""
+        """Return a mask of the changed words, and their old values."""
         mask = np.empty(-(-before.size // 8), np.uint8)
-        # Room for all words costs nothing until it is written, and then is given back in place.
+        # Untouched pages cost nothing; resize() returns the rest in place.
         values = np.empty(before.size, before.dtype)
-        number = _kernels.record(self.name, before, after, before.itemsize, mask, values)
-        values.resize(number, refcheck=False)
+        count = _kernels.record(self.name, before, after, before.itemsize, mask, values)
+        values.resize(count, refcheck=False)
         return mask, values
 
     def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
-        """Swap the words that have a bit in the mask with the values.
+        """Swap the masked words with ``values``, in place.
 
         Raises:
-            ValueError: The arrays do not fit together.
+            ValueError: The arrays do not match.
         """
         check_exchange(words, mask, values)
         _kernels.exchange(self.name, words, words.itemsize, mask, values)
@@ -160,18 +160,18 @@ class NativeBackend(CpuBackend):
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
     ) -> tuple[list[int], int]:
-        """Cut bins into contexts at the least cost."""
+        """Group bins into contexts at minimum cost."""
         return _kernels.cheapest_cut(
             np.ascontiguousarray(words),
             np.ascontiguousarray(magnitudes),
             LOG2,
             CONTEXT_COST,
             EMPTY_COST,
-            MOST_CONTEXTS,
+            CONTEXT_LIMIT,
         )
 
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
-        """Where blocks of a frame end."""
+        """Choose the ends of a frame's blocks."""
         return _kernels.block_ends(
             content,
             np.array(ends, np.uint64),

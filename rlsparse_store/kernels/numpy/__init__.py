@@ -1,6 +1,6 @@
-"""The NumPy backend: the definition of what every backend must give.
+"""The NumPy backend: the definition that every other backend must equal.
 
-It is written to be read. Blocks bound its working memory; nothing depends on their size.
+It is written for clarity. Blocks bound its working memory; no result depends on their size.
 """
 
 from rlsparse_store.kernels.numpy.kernels import NumpyBackend

@@ -1,4 +1,4 @@
-"""Histogram, partition, count and apply over the words of a chunk, block by block."""
+"""The loops over the words of a chunk, in NumPy, block by block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlsparse_store.kernels.interface import (
     Rows,
     Streams,
     check_exchange,
-    rows_touched,
+    row_count,
 )
 from rlsparse_store.kernels.numpy.cuts import block_ends, cheapest_cut
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["NumpyBackend"]
 
 BLOCK: Final = 1 << 19
-"""Words handled at a time: temporary arrays stay within a few tens of megabytes."""
+"""Words per block. It limits temporary arrays to a few tens of megabytes."""
 
 
 def _blocks(words: int) -> Iterator[slice]:
@@ -43,7 +43,7 @@ def _blocks(words: int) -> Iterator[slice]:
 
 
 class _Classifier:
-    """Finds the interval of each key: by table for narrow words, by search for wide ones."""
+    """Maps keys to contexts: by a table for narrow words, by binary search for wide ones."""
 
     def __init__(self, coding: WordCoding, bounds: NDArray[np.uint64]) -> None:
         self._coding = coding
@@ -56,7 +56,7 @@ class _Classifier:
             self._table = np.repeat(np.arange(bounds.size + 1, dtype=np.int16), sizes)
 
     def __call__(self, words: Words) -> NDArray[np.int16]:
-        """The interval of each word's key; ``len(bounds)`` for a key above the last bound."""
+        """Return the context of each word; ``len(bounds)`` for a key above the last bound."""
         key = keys(words, self._coding)
         if self._table is not None:
             return self._table[key]
@@ -64,7 +64,7 @@ class _Classifier:
 
 
 class _ContextWalker:
-    """Walks a chunk and yields, per block and context, the places of its words."""
+    """Iterates over the words of a chunk by block and context."""
 
     def __init__(
         self, base: Words, coding: WordCoding, bounds: NDArray[np.uint64], rows: Rows | None
@@ -72,25 +72,25 @@ class _ContextWalker:
         self._base = base
         self._classify = _Classifier(coding, bounds)
         self._rows = rows
-        self.number = len(bounds)
+        self.count = len(bounds)
 
     def blocks(self) -> Iterator[tuple[slice, list[NDArray[np.int64]]]]:
-        """Per block: its slice, and for each context the places within it of its words."""
+        """Yield each block's slice and, for each context, the indices of its words in the block."""
         for block in _blocks(self._base.size):
             context = self._classify(self._base[block])
-            member = context < self.number
+            member = context < self.count
             if self._rows is not None:
-                member &= self._rows.live(block.start, block.stop)
-            places = np.flatnonzero(member)
-            context = context[places].astype(np.uint8)
-            # A stable sort of bytes is a counting sort: one pass, not one per context.
-            ordered = places[np.argsort(context, kind="stable")]
-            ends = np.cumsum(np.bincount(context, minlength=self.number))
+                member &= self._rows.word_flags(block.start, block.stop)
+            indices = np.flatnonzero(member)
+            context = context[indices].astype(np.uint8)
+            # NumPy sorts bytes by counting: one pass, not one per context.
+            ordered = indices[np.argsort(context, kind="stable")]
+            ends = np.cumsum(np.bincount(context, minlength=self.count))
             yield block, np.split(ordered, ends[:-1])
 
 
 def magnitude_class(step: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The class of |step| in a histogram."""
+    """Return the class of |step| in a histogram."""
     magnitude = np.abs(step).view(np.uint64)
     near = magnitude.astype(np.int64) - 1
     far = 2 + bit_length(magnitude - np.uint64(3))
@@ -98,31 +98,31 @@ def magnitude_class(step: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _step_counts(step: NDArray[np.int64]) -> list[int]:
-    """How many steps are -1, -2, -3, <= -4, 1, 2, 3, >= 4."""
+    """Count the steps -1, -2, -3, <= -4, 1, 2, 3, >= 4."""
     nearest = np.minimum(np.where(step < 0, -1 - step, step - 1), 3)
     return np.bincount(np.where(step < 0, 0, 4) + nearest, minlength=8).tolist()  # type: ignore[no-any-return]
 
 
 class NumpyBackend(CpuBackend):
-    """The definition."""
+    """The definition of the loops."""
 
     name = "numpy"
 
     def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the words that differ and find the largest key among them."""
-        found = Changes(0, 0)
+        """Count the changed words and find the largest key among them."""
+        total = Changes(0, 0)
         for block in _blocks(base.size):
-            moved = base[block][base[block] != tuned[block]]
-            if moved.size:
-                found += Changes(moved.size, int(keys(moved, coding).max()))
-        return found
+            changed = base[block][base[block] != tuned[block]]
+            if changed.size:
+                total += Changes(changed.size, int(keys(changed, coding).max()))
+        return total
 
     def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
-        active = np.zeros(rows_touched(base.size, length, offset), np.bool_)
+        active = np.zeros(row_count(base.size, length, offset), np.bool_)
         for block in _blocks(base.size):
-            places = np.flatnonzero(base[block] != tuned[block])
-            active[(places + (offset + block.start)) // length] = True
+            changed = np.flatnonzero(base[block] != tuned[block])
+            active[(changed + (offset + block.start)) // length] = True
         return Rows(active, length, offset)
 
     def histogram(
@@ -132,25 +132,25 @@ class NumpyBackend(CpuBackend):
         coding: WordCoding,
         bins: NDArray[np.uint64],
         rows: Rows | None = None,
-        every: int = 1,
+        stride: int = 1,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key, in active rows only."""
+        """Count words and steps by bin of the base word's key."""
         classify = _Classifier(coding, bins)
         words = np.zeros(bins.size, np.int64)
         magnitudes = np.zeros(bins.size * MAGNITUDE_CLASSES, np.int64)
         for block in _blocks(base.size):
-            counted = (np.arange(block.start, block.stop) // TILE) % every == 0
+            selected = (np.arange(block.start, block.stop) // TILE) % stride == 0
             if rows is not None:
-                counted &= rows.live(block.start, block.stop)
-            before, after = base[block][counted], tuned[block][counted]
-            binned = classify(before)
-            words += np.bincount(binned, minlength=bins.size)
-            moved = np.flatnonzero(before != after)
-            classes = magnitude_class(steps(before[moved], after[moved], coding))
-            cells = binned[moved].astype(np.int64) * MAGNITUDE_CLASSES + classes
+                selected &= rows.word_flags(block.start, block.stop)
+            before, after = base[block][selected], tuned[block][selected]
+            bin_indices = classify(before)
+            words += np.bincount(bin_indices, minlength=bins.size)
+            changed = np.flatnonzero(before != after)
+            classes = magnitude_class(steps(before[changed], after[changed], coding))
+            cells = bin_indices[changed].astype(np.int64) * MAGNITUDE_CLASSES + classes
             magnitudes += np.bincount(cells, minlength=magnitudes.size)
         shape = bins.size, MAGNITUDE_CLASSES
-        return Histogram(words * every, magnitudes.reshape(shape) * every)
+        return Histogram(words * stride, magnitudes.reshape(shape) * stride)
 
     def partition(
         self,
@@ -162,58 +162,58 @@ class NumpyBackend(CpuBackend):
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
         contexts = _ContextWalker(base, coding, bounds, rows)
-        counts = [0] * contexts.number
+        counts = [0] * contexts.count
         ranks: list[list[NDArray[np.int64]]] = [[] for _ in counts]
-        moves: list[list[NDArray[np.int64]]] = [[] for _ in counts]
+        context_steps: list[list[NDArray[np.int64]]] = [[] for _ in counts]
         for block, members in contexts.blocks():
             before, after = base[block], tuned[block]
-            differs = before != after
-            for number, places in enumerate(members):
-                hits = np.flatnonzero(differs[places])
-                ranks[number].append(hits + counts[number])
-                counts[number] += places.size
-                moved = places[hits]
-                moves[number].append(steps(before[moved], after[moved], coding))
-        joined = [np.concatenate(r) for r in ranks]
-        step = np.concatenate([step for context_moves in moves for step in context_moves])
-        masks = [encode_mask(r, n) for r, n in zip(joined, counts, strict=True)]
+            is_changed = before != after
+            for i, indices in enumerate(members):
+                block_ranks = np.flatnonzero(is_changed[indices])
+                ranks[i].append(block_ranks + counts[i])
+                counts[i] += indices.size
+                changed = indices[block_ranks]
+                context_steps[i].append(steps(before[changed], after[changed], coding))
+        chunk_ranks = [np.concatenate(r) for r in ranks]
+        step = np.concatenate([block_steps for blocks in context_steps for block_steps in blocks])
+        masks = [encode_mask(r, n) for r, n in zip(chunk_ranks, counts, strict=True)]
         parts = [*masks, *encode_steps(step, coding.width)]
         return Streams(
             counts=counts,
-            changed=[r.size for r in joined],
+            changed=[r.size for r in chunk_ranks],
             content=b"".join(parts),
             sizes=[len(part) for part in parts],
             steps=_step_counts(step),
         )
 
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
-        """Find the words that differ, and what they were before."""
-        differs = before != after
-        return np.packbits(differs, bitorder="little"), before[differs]
+        """Return a mask of the changed words, and their old values."""
+        is_changed = before != after
+        return np.packbits(is_changed, bitorder="little"), before[is_changed]
 
     def exchange(self, words: Words, mask: NDArray[np.uint8], values: Words) -> None:
-        """Swap the words that have a bit in the mask with the values.
+        """Swap the masked words with ``values``, in place.
 
         Raises:
-            ValueError: The arrays do not fit together.
+            ValueError: The arrays do not match.
         """
         check_exchange(words, mask, values)
         bits = np.unpackbits(mask, bitorder="little").view(np.bool_)
         if bits[words.size :].any():
-            raise ValueError("a bit of the mask is set for no word")
-        chosen = bits[: words.size]
-        if np.count_nonzero(chosen) != values.size:
-            raise ValueError("not one value for each bit of the mask")
-        words[chosen], values[:] = values, words[chosen]
+            raise ValueError("the mask has a bit set after the last word")
+        selected = bits[: words.size]
+        if np.count_nonzero(selected) != values.size:
+            raise ValueError("the number of values is not the number of bits set in the mask")
+        words[selected], values[:] = values, words[selected]
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
     ) -> tuple[list[int], int]:
-        """Cut bins into contexts at the least cost."""
+        """Group bins into contexts at minimum cost."""
         return cheapest_cut(words, magnitudes)
 
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
-        """Where blocks of a frame end."""
+        """Choose the ends of a frame's blocks."""
         return block_ends(content, ends)
 
     @staticmethod
@@ -222,9 +222,9 @@ class NumpyBackend(CpuBackend):
     ) -> list[int]:
         """Count the words of each context."""
         contexts = _ContextWalker(base, coding, bounds, rows)
-        totals = [0] * contexts.number
+        totals = [0] * contexts.count
         for _, members in contexts.blocks():
-            totals = [n + places.size for n, places in zip(totals, members, strict=True)]
+            totals = [n + indices.size for n, indices in zip(totals, members, strict=True)]
         return totals
 
     def apply(
@@ -240,37 +240,39 @@ class NumpyBackend(CpuBackend):
         """Decode the streams and write the tuned words to ``out``.
 
         Raises:
-            StreamError: The streams break the format, or a row is flagged that has no change.
+            StreamError: The streams break the format, or a flagged row has no change.
         """
         counts = self._count_contexts(base, coding, bounds, rows)
         for n, k in zip(counts, changed, strict=True):
             if k > n:
-                msg = f"a context of {n} words is said to have {k} changed ones"
+                msg = f"a context of {n} words cannot have {k} changed words"
                 raise StreamError(msg)
         streams = StreamReader(content)
         ranks = [decode_mask(streams, n, k) for n, k in zip(counts, changed, strict=True)]
         step = decode_steps(streams, sum(changed), coding.width)
         streams.finish()
-        places = self._places(_ContextWalker(base, coding, bounds, rows), ranks)
+        indices = self._chunk_indices(_ContextWalker(base, coding, bounds, rows), ranks)
         if rows is not None:
-            changes = np.zeros(rows.active.size, np.bool_)
-            changes[(places + rows.offset) // rows.length] = True
-            if (rows.active & ~changes).any():
-                msg = "a row without changes is flagged"
+            has_change = np.zeros(rows.active.size, np.bool_)
+            has_change[(indices + rows.offset) // rows.length] = True
+            if (rows.active & ~has_change).any():
+                msg = "a flagged row has no change"
                 raise StreamError(msg)
-        words = add_steps(base[places], step, coding)
+        words = add_steps(base[indices], step, coding)
         if out is not base:
             out[:] = base
-        out[places] = words
+        out[indices] = words
 
     @staticmethod
-    def _places(contexts: _ContextWalker, ranks: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Turn ranks within contexts into places within the chunk, context by context."""
-        found: list[list[NDArray[np.int64]]] = [[] for _ in ranks]
+    def _chunk_indices(
+        contexts: _ContextWalker, ranks: list[NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """Convert ranks within contexts to indices within the chunk, context by context."""
+        indices: list[list[NDArray[np.int64]]] = [[] for _ in ranks]
         seen = [0] * len(ranks)
         for block, members in contexts.blocks():
-            for number, (rank, mine) in enumerate(zip(ranks, members, strict=True)):
-                start, stop = np.searchsorted(rank, (seen[number], seen[number] + mine.size))
-                found[number].append(mine[rank[start:stop] - seen[number]] + block.start)
-                seen[number] += mine.size
-        return np.concatenate([place for context_places in found for place in context_places])
+            for i, (rank, member) in enumerate(zip(ranks, members, strict=True)):
+                start, stop = np.searchsorted(rank, (seen[i], seen[i] + member.size))
+                indices[i].append(member[rank[start:stop] - seen[i]] + block.start)
+                seen[i] += member.size
+        return np.concatenate([part for parts in indices for part in parts])

@@ -89,7 +89,7 @@ class Group:
     def _batches(self) -> list[list[DiffWords]]:
         """Compare the tensors, and cut them into batches of chunks."""
         sized = (
-            (chunk, draft_memory(len(chunk.base), chunk.changes.number)) for chunk in self._chunks()
+            (chunk, draft_memory(len(chunk.base), chunk.changes.count)) for chunk in self._chunks()
         )
         return [some.items for some in batched(sized, BATCH_MEMORY)]
 

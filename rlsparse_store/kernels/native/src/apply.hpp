@@ -65,7 +65,7 @@ inline const char* read_masks(Reader& reader, const uint64_t* counts, const uint
                               size_t number, Cursor* cursors, size_t* found, Scratch& scratch) {
     *found = 0;
     for (size_t c = 0; c < number; ++c) {
-        if (numbers[c] > counts[c]) return "a context is said to have more changes than words";
+        if (numbers[c] > counts[c]) return "a context cannot have more changed words than words";
         if (numbers[c] == 0) continue;
         const size_t bytes = size_t(counts[c] / 8 + 24);  // whole words are read past the end
         uint8_t* bitmap = scratch.array<uint8_t>(bytes);
@@ -197,6 +197,6 @@ const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
         }
     }
     if (chunk.rows.active && chunk.words && !rows.finish())
-        return "a row without changes is flagged";
+        return "a flagged row has no change";
     return nullptr;
 }
