@@ -1,4 +1,4 @@
-"""The command line, as real processes: text, JSON, exit codes, one line per error, signals."""
+"""The command line in real processes: text, JSON, exit codes, one-line errors, signals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(
 
 
 def succeed(*arguments: str | Path) -> str:
-    """Run a command that succeeds and says nothing on standard error."""
+    """Run a command that succeeds without output on standard error."""
     done = run(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -70,7 +70,7 @@ def succeed_json(*arguments: str | Path) -> dict[str, Any]:
 
 
 def fail(code: int, *arguments: str | Path) -> str:
-    """Run a command that fails, and return the one line it says."""
+    """Run a command that fails, and return its one-line error."""
     done = run(*arguments)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
@@ -83,7 +83,7 @@ def fail(code: int, *arguments: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair, its delta, and what encoding it printed."""
+    """A pair, its delta, and the output of encode."""
 
     base: Path
     tuned: Path
@@ -118,14 +118,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder for outputs; no temporary folder may stay in it."""
+    """An empty output folder; asserts that no temporary folder remains."""
     (tmp_path / "work").mkdir()
     yield tmp_path / "work"
     assert not list((tmp_path / "work").glob(".*"))
 
 
 def damaged(pair: Pair, folder: Path, position: float, *, cut: bool = False) -> Path:
-    """A copy of the delta with a bit flipped, or cut off, at a relative position."""
+    """Copy the delta with a bit flipped, or truncated, at a relative position."""
     copy = Path(shutil.copytree(pair.delta, folder))
     file = copy / "rlsparse" / "delta.safetensors"
     data = bytearray(file.read_bytes())
@@ -191,7 +191,7 @@ def test_pickled_extras_are_listed_and_not_copied(pair: Pair) -> None:
     assert set(contents(pair.delta)) == files
 
 
-def test_text_of_encode_tells_the_same(pair: Pair, work: Path) -> None:
+def test_text_of_encode_agrees_with_json(pair: Pair, work: Path) -> None:
     text = succeed("encode", pair.base, pair.tuned, "-q", "-o", work / "delta")
     assert text.startswith(f"wrote {work / 'delta'}\n")
     assert f"{pair.report['changed']:,} of {pair.report['elements']:,} weights changed" in text
@@ -221,7 +221,7 @@ def test_apply_gives_the_same_files(pair: Pair, work: Path, extra: list[str]) ->
     assert contents(work / "out") == expected
 
 
-def test_verify_tells_what_it_checked(pair: Pair) -> None:
+def test_verify_reports_its_checks(pair: Pair) -> None:
     both = ("--base", pair.base, "--tuned", pair.tuned)
     report = succeed_json("verify", pair.delta, *both)
     assert (report["base_checked"], report["decoded"], report["tuned_checked"]) == (True,) * 3
@@ -248,7 +248,7 @@ def test_help_loads_no_large_library(name: str) -> None:
 
 
 def on_terminal(*arguments: str | Path, columns: int = 80, only_errors: bool = True) -> str:
-    """Run a command on a terminal, or with standard error on one; return what it got."""
+    """Run a command on a terminal, or only its standard error; return what the terminal got."""
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (24, columns))
     stdout = subprocess.DEVNULL if only_errors else side
@@ -260,7 +260,7 @@ def on_terminal(*arguments: str | Path, columns: int = 80, only_errors: bool = T
         try:
             while part := os.read(main, 1000):
                 text += part
-        except OSError:  # how Linux says that the other side was closed
+        except OSError:  # Linux reports the end of a terminal as an error
             pass
         finally:
             os.close(main)
@@ -351,13 +351,13 @@ def test_unusable_path(pair: Pair, path: str) -> None:
     fail(1 if len(path) > 255 else 4, "inspect", path)
 
 
-def test_a_folder_of_deltas_is_told_from_one(pair: Pair, work: Path) -> None:
+def test_folder_of_deltas_is_rejected_as_delta(pair: Pair, work: Path) -> None:
     line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
     assert line.endswith(f"by --subfolder, such as {pair.delta.name}\n")
     assert "so it is no delta" in fail(4, "inspect", pair.base)
 
 
-def test_a_delta_is_told_from_a_checkpoint(pair: Pair, work: Path) -> None:
+def test_delta_is_rejected_as_checkpoint(pair: Pair, work: Path) -> None:
     line = fail(1, "encode", pair.base, pair.delta, "-o", work / "out")
     assert "is a delta, not a tuned checkpoint; rebuild" in line
 
@@ -386,7 +386,7 @@ def test_damaged_delta(pair: Pair, tmp_path: Path, work: Path, position: float, 
     fail(3, "verify", copy)
 
 
-def test_taken_output_is_left_alone(pair: Pair, work: Path) -> None:
+def test_existing_output_is_not_overwritten(pair: Pair, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / "precious").write_text("mine")
     line = fail(1, "encode", pair.base, pair.tuned, "-o", work / "out")
@@ -396,9 +396,7 @@ def test_taken_output_is_left_alone(pair: Pair, work: Path) -> None:
     assert contents(work) == {"out/precious": b"mine"}
 
 
-def test_a_base_that_shares_no_tensor_is_warned_about(
-    pair: Pair, tmp_path: Path, work: Path
-) -> None:
+def test_base_without_shared_tensor_gives_a_warning(pair: Pair, tmp_path: Path, work: Path) -> None:
     other = save(tmp_path / "other", {"another": bf16_tensor(9, 40)})
     assert "warning: has no tensor of the base" in succeed(
         "encode", pair.base, other, "-o", work / "o"
@@ -406,7 +404,7 @@ def test_a_base_that_shares_no_tensor_is_warned_about(
     assert "warning" not in succeed("encode", pair.base, pair.tuned, "-o", work / "out")
 
 
-def test_empty_output_folder_is_used(pair: Pair, work: Path) -> None:
+def test_empty_output_folder_is_accepted(pair: Pair, work: Path) -> None:
     (work / "out").mkdir()
     succeed("encode", pair.base, pair.tuned, "-o", work / "out")
     assert contents(work / "out") == contents(pair.delta)
@@ -513,7 +511,7 @@ def test_broken_pipe_is_quiet(pair: Pair, extra: list[str]) -> None:
     assert done.returncode != 0
 
 
-def test_head_gets_its_line(pair: Pair) -> None:
+def test_output_to_head(pair: Pair) -> None:
     whole = f"'{sys.executable}' -P -m rlsparse_store inspect '{pair.delta}' | head -1"
     done = subprocess.run(
         ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=True, text=True
@@ -537,7 +535,7 @@ def test_head_gets_its_line(pair: Pair) -> None:
     ],
     ids=" ".join,
 )
-def test_full_standard_output_is_named(
+def test_full_standard_output_is_reported(
     pair: Pair, work: Path, arguments: list[str], unbuffered: str
 ) -> None:
     places = {"base": pair.base, "tuned": pair.tuned, "delta": pair.delta, "out": work / "out"}
@@ -550,8 +548,8 @@ def test_full_standard_output_is_named(
             check=False,
             text=True,
         )
-    said = "rlsparse: standard output: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    stderr = "rlsparse: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, stderr)
     if "encode" in arguments:
         assert contents(work / "out") == contents(pair.delta)
 
@@ -578,7 +576,7 @@ ENCODE = LISTEN + "from rlsparse_store.cli import main; main()"
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """A pair of 64 MiB each, made of copies of one tile."""
+    """A pair of 64 MiB checkpoints that repeat one tile."""
     root = tmp_path_factory.mktemp("large")
     tile = bf16_tensor(1, 1 << 10, 1 << 10)
     other = tune(tile, 2, density=0.05)
@@ -599,11 +597,11 @@ def wait_for_temporary(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
+    ("number", "code", "stderr"),
     [(signal.SIGINT, 130, "rlsparse: interrupted"), (signal.SIGTERM, 143, "")],
 )
 def test_signal_leaves_nothing_behind(
-    large: tuple[Path, Path], work: Path, number: signal.Signals, code: int, said: str
+    large: tuple[Path, Path], work: Path, number: signal.Signals, code: int, stderr: str
 ) -> None:
     whole = [sys.executable, "-P", "-c", ENCODE, "encode", *map(str, large)]
     # One thread: on a busy machine, two may be done before the signal arrives.
@@ -618,7 +616,7 @@ def test_signal_leaves_nothing_behind(
         wait_for_temporary(work, process)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err.strip()) == (code, "", said)
+    assert (process.returncode, out, err.strip()) == (code, "", stderr)
     assert list(work.iterdir()) == []
 
 
@@ -644,12 +642,10 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
+    ("number", "code", "stderr"),
     [(signal.SIGINT, 130, "rlsparse: interrupted\n"), (signal.SIGTERM, 143, "")],
 )
-def test_signal_is_not_lost_where_nothing_can_be_raised(
-    number: signal.Signals, code: int, said: str
-) -> None:
+def test_signal_in_a_destructor_is_not_lost(number: signal.Signals, code: int, stderr: str) -> None:
     whole = [sys.executable, "-P", "-c", LISTEN + LOSE, str(int(number))]
     done = subprocess.run(whole, env=environment(), capture_output=True, check=False, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", said)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", stderr)

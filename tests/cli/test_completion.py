@@ -1,4 +1,4 @@
-"""Completion of a shell: commands, options, and paths for everything else."""
+"""Shell completion of commands, options and paths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
         ("rlsparse encode --cast b", "bf16"),
     ],
 )
-def test_what_is_offered(shell: str, words: str, expected: str) -> None:
+def test_completions(shell: str, words: str, expected: str) -> None:
     environment = {
         "PATH": os.defpath,
         "_RLSPARSE_COMPLETE": f"{shell}_complete",

@@ -1,4 +1,4 @@
-"""Starting up: what is imported, which names are there, and Ctrl-C before anything is done."""
+"""Start-up: imports, public names, and signals at any time."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def run(*command: str, path: Path | None = None, **more: str) -> subprocess.Comp
     )
 
 
-def signalled(
+def run_with_signal(
     folder: Path, *command: str, when: str, number: int = 2, ignored: str = ""
 ) -> tuple[int, str]:
-    """Run a command that sends itself a signal; what became of it."""
+    """Run a command that sends itself a signal, and return the finished process."""
     (folder / "sitecustomize.py").write_text(SIGNALLED)
     done = run(*command, path=folder, NUMBER=str(number), WHEN=when, IGNORED=ignored)
     return done.returncode, done.stderr
@@ -60,7 +60,7 @@ def signalled(
 # --- Names --------------------------------------------------------------------------------------
 
 
-def test_every_name_is_there_and_listed() -> None:
+def test_public_names_exist_and_are_listed() -> None:
     for name in rlsparse_store.__all__:
         assert getattr(rlsparse_store, name).__name__ == name
     assert set(rlsparse_store.__all__) <= set(dir(rlsparse_store))
@@ -96,7 +96,7 @@ def test_old_names_warn_and_work() -> None:
             module.nothing  # noqa: B018
 
 
-def test_errors_can_be_sent_to_another_process() -> None:
+def test_errors_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(RlsparseError("wrong", file="a")))  # noqa: S301 - our own
     assert (type(again), str(again)) == (RlsparseError, "a: wrong")
 
@@ -104,7 +104,7 @@ def test_errors_can_be_sent_to_another_process() -> None:
 # --- Commands -----------------------------------------------------------------------------------
 
 
-def test_help_lists_every_command_and_each_is_there() -> None:
+def test_help_lists_all_commands() -> None:
     folder = Path(rlsparse_store.__path__[0], "cli")
     modules = sorted(
         path.stem for path in folder.glob("*.py") if f"def {path.stem}_command(" in path.read_text()
@@ -117,7 +117,7 @@ def test_help_lists_every_command_and_each_is_there() -> None:
         assert run(*MODULE, name, "--help").stdout.startswith(f"Usage: rlsparse {name} ")
 
 
-def test_an_unknown_command_is_told_of_a_known_one() -> None:
+def test_unknown_command_suggests_a_known_one() -> None:
     done = run(*MODULE, "inspekt")
     assert done.returncode == 2
     assert "No such command 'inspekt'" in done.stderr
@@ -139,8 +139,8 @@ def test_an_unknown_command_is_told_of_a_known_one() -> None:
         "exit",
     ],
 )
-def test_interrupted_at_any_time(tmp_path: Path, command: list[str], when: str) -> None:
-    ended = signalled(tmp_path, *command, "inspect", str(tmp_path / "nowhere"), when=when)
+def test_interrupt_at_any_time(tmp_path: Path, command: list[str], when: str) -> None:
+    ended = run_with_signal(tmp_path, *command, "inspect", str(tmp_path / "nowhere"), when=when)
     if when == "exit":
         assert ended[1].startswith("rlsparse: /")
         ended = ended[0], ended[1].partition("\n")[2]
@@ -148,7 +148,9 @@ def test_interrupted_at_any_time(tmp_path: Path, command: list[str], when: str) 
 
 
 @pytest.mark.parametrize("number", [1, 2, 15])
-def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, number: int) -> None:
+def test_ignored_signal_stays_ignored(tmp_path: Path, number: int) -> None:
     for when in ("click", "exit"):
-        ended = signalled(tmp_path, *MODULE, "encode", "-h", when=when, number=number, ignored="1")
+        ended = run_with_signal(
+            tmp_path, *MODULE, "encode", "-h", when=when, number=number, ignored="1"
+        )
         assert ended == (0, "")

@@ -1,4 +1,4 @@
-"""Pairs that are not what their user takes them for, and those that only look odd."""
+"""Implausible pairs, which give errors or warnings, and unusual but legitimate ones."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def model(seed: int = 0, layers: int = 3, width: int = 32, vocab: int = 60) -> Tensors:
-    """The names of a small language model."""
-    made = {
+    """Return tensors with the names of a small language model."""
+    result = {
         "model.embed_tokens.weight": bf16_tensor(seed, vocab, width),
         "lm_head.weight": bf16_tensor(seed + 1, vocab, width),
         "model.norm.weight": bf16_tensor(seed + 2, width),
     }
     for layer in range(layers):
-        for place, part in enumerate(PARTS):
+        for i, part in enumerate(PARTS):
             name = f"model.layers.{layer}.{part}.weight"
-            made[name] = bf16_tensor(seed + 10 * layer + place + 3, width, width)
-    return made
+            result[name] = bf16_tensor(seed + 10 * layer + i + 3, width, width)
+    return result
 
 
 BASE = model()
@@ -54,18 +54,18 @@ def empty(tensors: Tensors) -> Tensors:
 
 
 def wrapped(tensors: Tensors) -> Tensors:
-    made: Tensors = {}
+    result: Tensors = {}
     for name, t in tensors.items():
         stem = "base_model.model." + name.removesuffix(".weight")
         if "q_proj" in name:
-            made[f"{stem}.base_layer.weight"] = t
-            made[f"{stem}.lora_A.default.weight"] = bf16_tensor(1, 4, 32)
+            result[f"{stem}.base_layer.weight"] = t
+            result[f"{stem}.lora_A.default.weight"] = bf16_tensor(1, 4, 32)
         else:
-            made[f"{stem}.weight"] = t
-    return made
+            result[f"{stem}.weight"] = t
+    return result
 
 
-REFUSED: dict[str, tuple[Callable[[], Tensors], str]] = {
+IMPLAUSIBLE: dict[str, tuple[Callable[[], Tensors], str]] = {
     "placeholders": (lambda: empty(tuned()), "gather the weights"),
     "unmerged": (lambda: wrapped(tuned()), "unmerged adapter.*merge_and_unload"),
     "adapter": (
@@ -81,9 +81,9 @@ REFUSED: dict[str, tuple[Callable[[], Tensors], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_structure_is_refused_before_any_coding(tmp_path: Path, kind: str) -> None:
-    make, match = REFUSED[kind]
+@pytest.mark.parametrize("kind", IMPLAUSIBLE)
+def test_implausible_structure_is_rejected_before_encoding(tmp_path: Path, kind: str) -> None:
+    make, match = IMPLAUSIBLE[kind]
     base = save(tmp_path / "base", BASE)
     folder = save(tmp_path / "tuned", make())
     with pytest.raises(ImplausibleError, match=match):
@@ -93,7 +93,7 @@ def test_structure_is_refused_before_any_coding(tmp_path: Path, kind: str) -> No
         encode_run(base, [good, folder], tmp_path / "run")
     assert not (tmp_path / "delta").exists()
     assert not (tmp_path / "run").exists()
-    # Who knows better may.
+    # force=True turns the error into a warning.
     with pytest.warns(ImplausibleWarning):
         report = encode_delta(base, folder, tmp_path / "delta", force=True)
     assert re.search(match, report.warnings[0])
@@ -117,7 +117,7 @@ LEGITIMATE: dict[str, Callable[[], Tensors]] = {
 
 
 @pytest.mark.parametrize("kind", LEGITIMATE)
-def test_what_training_does_is_no_reason_for_a_word(tmp_path: Path, kind: str) -> None:
+def test_legitimate_pairs_give_no_warning(tmp_path: Path, kind: str) -> None:
     base = save(tmp_path / "base", BASE)
     report = encode_delta(base, save(tmp_path / "tuned", LEGITIMATE[kind]()), tmp_path / "delta")
     assert not [w for w in report.warnings if "nothing saved" not in w]
@@ -131,7 +131,7 @@ CONTENT: dict[str, tuple[Callable[[], Tensors], str]] = {
 
 
 @pytest.mark.parametrize("kind", CONTENT)
-def test_content_is_a_warning_in_the_same_words_everywhere(tmp_path: Path, kind: str) -> None:
+def test_implausible_content_gives_the_same_warning_everywhere(tmp_path: Path, kind: str) -> None:
     make, match = CONTENT[kind]
     base, folder = save(tmp_path / "base", BASE), save(tmp_path / "tuned", make())
     with pytest.warns(ImplausibleWarning, match=match) as caught:
@@ -162,7 +162,7 @@ def command(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_the_right_base_in_another_dtype_is_no_other_model(tmp_path: Path) -> None:
+def test_base_in_another_dtype_is_not_another_model(tmp_path: Path) -> None:
     base = save(tmp_path / "base", BASE)
     wide: Tensors = {n: random_tensor(k, "F32", *t.shape) for k, (n, t) in enumerate(BASE.items())}
     with pytest.warns(ImplausibleWarning, match="nothing") as caught:
@@ -170,7 +170,7 @@ def test_the_right_base_in_another_dtype_is_no_other_model(tmp_path: Path) -> No
     assert not any("another model" in str(w.message) for w in caught)
 
 
-def test_the_wrong_order_shows_in_what_a_trainer_leaves(tmp_path: Path) -> None:
+def test_swapped_arguments_are_detected_by_trainer_files(tmp_path: Path) -> None:
     base, checkpoint = save(tmp_path / "base", BASE), save(tmp_path / "checkpoint-1", tuned())
     (checkpoint / "trainer_state.json").write_text("{}")
     (base / "config.json").write_text("{}")
@@ -183,7 +183,7 @@ def test_the_wrong_order_shows_in_what_a_trainer_leaves(tmp_path: Path) -> None:
     assert not encode_delta(checkpoint, later, tmp_path / "d2").warnings
 
 
-def test_a_run_says_of_each_checkpoint_what_a_pair_does(tmp_path: Path) -> None:
+def test_run_gives_the_warnings_of_each_pair(tmp_path: Path) -> None:
     base, folder = save(tmp_path / "base", BASE), save(tmp_path / "step-1", tuned())
     for name in ("config.json", "optimizer.pt", "rng_state_0.pth"):
         (folder / name).write_text("{}")

@@ -1,4 +1,4 @@
-"""How reports and open deltas show themselves: one short line, and a table for notebooks."""
+"""Representations of reports and open deltas: a short repr, and an HTML table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HOSTILE = "<script>alert(1)</script>"
 
 
-def test_every_report_is_one_line_and_a_table(tmp_path: Path) -> None:
+def test_reports_have_a_short_repr_and_an_html_table(tmp_path: Path) -> None:
     base = {f"model.layers.{n}.{HOSTILE}.weight": bf16_tensor(n, 40, 40) for n in range(60)}
     b = save(tmp_path / "base", base)
     t = save(tmp_path / "tuned", {name: tune(tensor, 7) for name, tensor in base.items()})

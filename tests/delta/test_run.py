@@ -1,4 +1,4 @@
-"""Runs: several checkpoints of one base, encoded one after another, interrupted, and grown."""
+"""Runs: checkpoints of one base encoded in sequence, interrupted, and extended."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def training(tmp_path: Path) -> Training:
 
 
 def check(training: Training, run: Path, work: Path) -> None:
-    """Every delta of the run is the one that encoding its checkpoint alone gives."""
+    """Assert that each delta of a run equals the delta of its checkpoint alone."""
     for path in training.tuned:
         encode_delta(training.base, path, work / path.name)
         assert contents(run / path.name) == contents(work / path.name)
 
 
-def test_a_run_holds_the_deltas_of_each_checkpoint(training: Training, tmp_path: Path) -> None:
+def test_run_has_the_deltas_of_all_checkpoints(training: Training, tmp_path: Path) -> None:
     report = encode_run(training.base, training.tuned, tmp_path / "run")
     assert [d.name for d in report.deltas] == list(STEPS)
     assert all(d.is_new for d in report.deltas)
@@ -103,7 +103,7 @@ def test_a_run_holds_the_deltas_of_each_checkpoint(training: Training, tmp_path:
         assert not entry.is_new
 
 
-def test_checkpoints_may_be_laid_out_differently(tmp_path: Path) -> None:
+def test_checkpoints_with_different_layouts(tmp_path: Path) -> None:
     tensors = base_tensors()
     base = save(tmp_path / "base", tensors)
     grown = dict(tensors)
@@ -145,7 +145,7 @@ def test_the_base_is_hashed_once(
     assert sums[0] == (sums[1] - sums[0]) + nbytes
 
 
-def test_a_run_grows_and_keeps_what_is_there(training: Training, tmp_path: Path) -> None:
+def test_run_is_extended_without_rewriting(training: Training, tmp_path: Path) -> None:
     run = tmp_path / "run"
     encode_run(training.base, training.tuned[:2], run)
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
@@ -173,7 +173,7 @@ def test_each_delta_is_complete_when_it_appears(training: Training, tmp_path: Pa
     check(training, run, tmp_path / "alone")
 
 
-def test_a_failing_checkpoint_costs_only_itself(
+def test_failed_checkpoint_keeps_the_other_deltas(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -228,7 +228,7 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("last", [1, 2, 3])
-def test_a_killed_run_goes_on(training: Training, tmp_path: Path, last: int) -> None:
+def test_killed_run_is_resumed(training: Training, tmp_path: Path, last: int) -> None:
     run = tmp_path / "run"
     arguments: list[str | Path] = ["encode", training.base, *training.tuned, "-o", run, "-q"]
     assert command("-c", KILLED, str(last), *arguments).returncode == -9
@@ -261,7 +261,7 @@ def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
     assert f"wrote 1 delta in {run}\n  kept 3, not compared" in done.stdout
 
 
-def test_a_run_may_begin_with_one_checkpoint(training: Training, tmp_path: Path) -> None:
+def test_run_of_one_checkpoint(training: Training, tmp_path: Path) -> None:
     encode: list[str | Path] = ["-m", "rlsparse_store", "encode", training.base]
     alone = command(*encode, training.tuned[0], "-o", tmp_path / "delta")
     assert alone.returncode == 0
@@ -273,7 +273,7 @@ def test_a_run_may_begin_with_one_checkpoint(training: Training, tmp_path: Path)
     check(training, tmp_path / "run", tmp_path / "alone")
 
 
-def test_a_checkpoint_that_was_written_again_is_told_of(training: Training, tmp_path: Path) -> None:
+def test_rewritten_checkpoint_is_reported(training: Training, tmp_path: Path) -> None:
     encode_run(training.base, training.tuned, tmp_path / "run")
     encode_run(training.base, training.tuned, tmp_path / "run")
     os.utime(training.tuned[1] / SINGLE, (time.time() + 60,) * 2)
@@ -297,7 +297,7 @@ def test_progress_counts_the_bytes_of_the_checkpoints(training: Training, tmp_pa
 # --- what is refused ---------------------------------------------------------------------------
 
 
-def test_the_command_refuses_what_it_cannot_do_for_a_run(
+def test_command_rejects_options_without_meaning_for_a_run(
     training: Training, tmp_path: Path
 ) -> None:
     encode_run(training.base, training.tuned, tmp_path / "run")
@@ -329,7 +329,7 @@ def test_two_checkpoints_of_one_name_are_refused(training: Training, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_a_delta_is_no_run(training: Training, tmp_path: Path) -> None:
+def test_delta_is_not_a_run(training: Training, tmp_path: Path) -> None:
     encode_delta(training.base, training.tuned[0], tmp_path / "delta")
     with pytest.raises(OutputError, match="is a delta"):
         encode_run(training.base, training.tuned[1:], tmp_path / "delta")

@@ -1,4 +1,4 @@
-"""A model card that a trainer wrote goes up with the delta."""
+"""Push of a delta with a model card that a trainer wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TEXT = "---\nlibrary_name: trl\n---\n\n# My GRPO run\n\nTrained with TRL, with a reward of mine.\n"
 
 
-def test_the_text_of_the_trainer_is_kept(pair: Path, hub: LoopbackHub) -> None:
+def test_text_of_a_trainer_card_is_kept(pair: Path, hub: LoopbackHub) -> None:
     (pair / "tuned" / "README.md").write_text(TEXT)
     sha = hub.repos["org/base"].refs["main"]
     base = pair / "models--org--base" / "snapshots" / sha
