@@ -541,7 +541,7 @@ def test_a_large_block_is_refused() -> None:
         decompress(repeated_blocks((1 << 17) + 1), 1 << 20)
 
 
-def test_what_is_written_is_a_single_segment() -> None:
+def test_stored_frames_are_single_segments() -> None:
     content = bytes(range(256)) * (9 << 12)
     for stored in (packed(content), compress_bytes(content, INDEX_LEVEL)):
         assert stored[4] == 0xA0
@@ -549,8 +549,8 @@ def test_what_is_written_is_a_single_segment() -> None:
         assert decompress(stored, len(content)) == content
 
 
-def test_a_window_is_refused() -> None:
-    # Magic, then: no single segment, 4 bytes of content size, a window of 1 MiB.
+def test_frame_with_a_window_is_rejected() -> None:
+    # Magic number, no single segment, 4 bytes of content size, a window of 1 MiB.
     header = bytes.fromhex("28b52ffd") + bytes([0x80, 10 << 3]) + struct.pack("<I", 5)
     with pytest.raises(StreamError, match="segment"):
         decompress(header + b"\x29\0\0hello", 1 << 20)
