@@ -196,7 +196,6 @@ const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
             }
         }
     }
-    if (chunk.rows.active && chunk.words && !rows.finish())
-        return "a flagged row has no change";
+    if (chunk.rows.active && chunk.words && !rows.finish()) return "a flagged row has no change";
     return nullptr;
 }
