@@ -40,7 +40,7 @@ class Forks:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(other.fileno()), *modules],
                 # A process with threads must not fork.
-                env={**env, **_coverage(), "OPENBLAS_NUM_THREADS": "1"},
+                env={**env, "OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -84,11 +84,6 @@ class Forks:
             err.seek(0)
             outputs = out.read().decode(), err.read().decode()
         return subprocess.CompletedProcess(words, code, *outputs)
-
-
-def _coverage() -> dict[str, str]:
-    """What tells a process to measure coverage, if this one does."""
-    return {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 
 
 def serve(line: socket.socket) -> None:
