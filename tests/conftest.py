@@ -42,6 +42,12 @@ LONG = {"test_reproduce.py", "test_gpu_compile.py", "test_demo_command.py", "tes
 """Files of tests that take longest."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore what small and identical pairs cause. In pyproject, it would import the checkout."""
+    ignored = "ignore::rlsparse_store.errors.ImplausibleWarning"
+    config.addinivalue_line("filterwarnings", ignored)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, or a process is left alone with it in the end."""
     items.sort(key=lambda item: item.path.name not in LONG)
