@@ -11,6 +11,7 @@ from rlsparse_store.cli.options import (
     base_option,
     hub_options,
     json_option,
+    max_tuned_bytes_option,
     quiet_option,
     subfolder_option,
     threads_option,
@@ -29,6 +30,7 @@ __all__ = ["apply_command"]
 @base_option
 @subfolder_option
 @threads_option
+@max_tuned_bytes_option
 @hub_options(revision="DELTA", base_revision="BASE")
 @json_option
 @quiet_option
@@ -38,6 +40,7 @@ def apply_command(
     base: str | None,
     subfolder: str,
     threads: int | None,
+    max_tuned_bytes: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
     **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
@@ -51,7 +54,14 @@ def apply_command(
     """
     with progress_bar("apply", quiet=quiet) as progress:
         report = apply_delta(
-            delta, out, base=base, subfolder=subfolder, threads=threads, progress=progress, **hub
+            delta,
+            out,
+            base=base,
+            subfolder=subfolder,
+            threads=threads,
+            max_tuned_bytes=max_tuned_bytes,
+            progress=progress,
+            **hub,
         )
     if as_json:
         print_json(asdict(report))

@@ -16,6 +16,7 @@ __all__ = [
     "cache_option",
     "hub_options",
     "json_option",
+    "max_tuned_bytes_option",
     "quiet_option",
     "subfolder_option",
     "threads_option",
@@ -29,6 +30,12 @@ base_option = click.option(
     help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+max_tuned_bytes_option = click.option(
+    "--max-tuned-bytes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Refuse a delta whose tuned tensors take more bytes.  [default: no limit]",
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 subfolder_option = click.option(
     "--subfolder",

@@ -11,6 +11,7 @@ from rlsparse_store.cli.options import (
     base_option,
     hub_options,
     json_option,
+    max_tuned_bytes_option,
     quiet_option,
     subfolder_option,
     threads_option,
@@ -27,6 +28,7 @@ __all__ = ["verify_command"]
 @click.option("--tuned", "-t", metavar="TUNED", help="The tuned checkpoint to compare with.")
 @subfolder_option
 @threads_option
+@max_tuned_bytes_option
 @hub_options(revision="DELTA", base_revision="BASE", tuned_revision="TUNED")
 @json_option
 @quiet_option
@@ -36,6 +38,7 @@ def verify_command(
     tuned: str | None,
     subfolder: str,
     threads: int | None,
+    max_tuned_bytes: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
     **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
@@ -52,6 +55,7 @@ def verify_command(
             tuned=tuned,
             subfolder=subfolder,
             threads=threads,
+            max_tuned_bytes=max_tuned_bytes,
             progress=progress,
             **hub,
         )

@@ -89,6 +89,7 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     base: str | PathLike[str] | None = None,
     subfolder: str = "",
     threads: int | None = None,
+    max_tuned_bytes: int | None = None,
     progress: Progress = no_progress,
     revision: str | None = None,
     base_revision: str | None = None,
@@ -108,6 +109,8 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
             the commit that the delta names, else a snapshot in the Hub's cache with its content.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to work on; all processors by default.
+        max_tuned_bytes: Bytes of all tuned tensors to accept. A small delta may store a large
+            checkpoint; by default any size is accepted.
         progress: Called with bytes done and bytes in all.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         base_revision: The same of the base.
@@ -121,6 +124,7 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     Raises:
         NotFoundError: There is no such delta or base.
         FormatError: The delta is damaged.
+        TooLargeError: The tuned checkpoint has more than ``max_tuned_bytes``.
         CheckpointError: The base is broken, or a file beside the delta is a link.
         BaseMismatchError: The base is another checkpoint.
         OutputError: The result cannot be written.
@@ -130,8 +134,9 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     """
     workers = resolve_threads(threads)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    path = find_delta(delta, revision, subfolder, access)
     with (
-        DeltaReader(find_delta(delta, revision, subfolder, access)) as reader,
+        DeltaReader(path, max_tuned_bytes=max_tuned_bytes) as reader,
         open_checkpoint(find_base(reader, base, base_revision, access)) as checkpoint,
         output_folder(Path(out), reader.manifest.totals.tuned_bytes) as folder,
     ):

@@ -339,6 +339,7 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     device: object = None,
     subfolder: str = "",
     verify: Verify = "touched",
+    max_tuned_bytes: int | None = None,
     revision: str | None = None,
     base_revision: str | None = None,
     token: str | bool | None = None,
@@ -362,6 +363,8 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
         verify: ``"touched"`` checks every chunk that is decoded (stored bytes, base words, result)
             and dtype and length of all tensors. ``"full"`` first checks all of base and result.
             ``"none"`` checks no content; reads and writes stay in bounds all the same.
+        max_tuned_bytes: Bytes of all tuned tensors to accept. A small delta may store a large
+            checkpoint; by default any size is accepted.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         base_revision: The same of the base.
         token: Access token for the Hub; by default the stored one.
@@ -375,6 +378,7 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     Raises:
         NotFoundError: There is no such delta or base.
         FormatError: The delta is damaged.
+        TooLargeError: The tuned checkpoint has more than ``max_tuned_bytes``.
         BaseMismatchError: The base is another checkpoint.
         MissingDependencyError: torch is not installed.
 
@@ -385,7 +389,9 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     folder = find_delta(delta, revision, subfolder, access)
     array_maker = get_framework(framework, device)
-    return open_local(folder, base, base_revision, access, array_maker, verify)
+    return open_local(
+        folder, base, base_revision, access, array_maker, verify, max_tuned_bytes=max_tuned_bytes
+    )
 
 
 def open_local(
@@ -397,6 +403,7 @@ def open_local(
     verify: str,
     *,
     is_whole: bool = False,
+    max_tuned_bytes: int | None = None,
 ) -> DeltaCheckpoint:
     """Open a delta in a local folder, as :func:`open_delta` does.
 
@@ -410,12 +417,13 @@ def open_local(
         is_whole: Whether the caller reads every tensor. Then ``"touched"`` also compares base
             tensors that no chunk covers, even those of the commit that the delta names, because a
             download may be damaged.
+        max_tuned_bytes: As for :func:`open_delta`.
     """
     if verify not in get_args(Verify):
         msg = f"verify={verify!r}: choose one of {', '.join(get_args(Verify))}"
         raise ValueError(msg)
     with ExitStack() as stack:
-        reader = stack.enter_context(DeltaReader(delta))
+        reader = stack.enter_context(DeltaReader(delta, max_tuned_bytes=max_tuned_bytes))
         found = find_base(reader, base, base_revision, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
         check_sources(reader, checkpoint)

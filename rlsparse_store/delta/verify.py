@@ -62,6 +62,7 @@ def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, thre
     tuned: str | PathLike[str] | None = None,
     subfolder: str = "",
     threads: int | None = None,
+    max_tuned_bytes: int | None = None,
     progress: Progress = no_progress,
     revision: str | None = None,
     base_revision: str | None = None,
@@ -81,6 +82,8 @@ def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, thre
         tuned: The tuned checkpoint to compare with, likewise.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to decode on; all processors by default.
+        max_tuned_bytes: Bytes of all tuned tensors to accept. A small delta may store a large
+            checkpoint; by default any size is accepted.
         progress: Called with bytes done and bytes in all.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         base_revision: The same of the base.
@@ -94,6 +97,7 @@ def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, thre
 
     Raises:
         FormatError: The delta is damaged.
+        TooLargeError: The tuned checkpoint has more than ``max_tuned_bytes``.
         BaseMismatchError: The base is another checkpoint.
         VerificationError: The tuned checkpoint is not the stored one.
 
@@ -103,7 +107,8 @@ def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, thre
     """
     workers = resolve_threads(threads)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    with DeltaReader(find_delta(delta, revision, subfolder, access)) as reader:
+    path = find_delta(delta, revision, subfolder, access)
+    with DeltaReader(path, max_tuned_bytes=max_tuned_bytes) as reader:
         if base is None:
             check_alone(reader, workers)
         else:

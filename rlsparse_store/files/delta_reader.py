@@ -127,7 +127,10 @@ class DeltaReader(Closeable):
     def _check_size(self, most: int | None) -> None:
         nbytes = self.manifest.totals.tuned_bytes
         if most is not None and nbytes > most:
-            msg = f"its tensors take {nbytes} bytes, and at most {most} were to be accepted"
+            msg = (
+                f"the tuned checkpoint takes {nbytes} bytes, more than {most}, the most that this "
+                "call accepts (max_tuned_bytes, --max-tuned-bytes)"
+            )
             raise TooLargeError(msg)
 
     def check_state(self) -> None:

@@ -22,6 +22,8 @@ from pairs import INDEX, SINGLE, Tensor, Tensors, bf16_tensor, contents, file_by
 
 import rlsparse_store
 from rlsparse_store.delta import encode_delta
+from rlsparse_store.delta.open import open_delta
+from rlsparse_store.errors import TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -360,6 +362,22 @@ def test_folder_of_deltas_is_rejected_as_delta(pair: Pair, work: Path) -> None:
 def test_delta_is_rejected_as_checkpoint(pair: Pair, work: Path) -> None:
     line = fail(1, "encode", pair.base, pair.delta, "-o", work / "out")
     assert "is a delta, not a tuned checkpoint; rebuild" in line
+
+
+def test_a_tuned_checkpoint_that_is_too_large_is_refused_before_it_is_written(
+    pair: Pair, work: Path
+) -> None:
+    nbytes = sum(len(tensor.data) for tensor in pair.tensors[1].values())
+    for words in (("apply", pair.delta, "-o", work / "out"), ("verify", pair.delta)):
+        bounded = (*words, "--base", pair.base, "-q", "--max-tuned-bytes")
+        message = fail(1, *bounded, str(nbytes - 1))
+        assert f"takes {nbytes} bytes, more than {nbytes - 1}" in message
+        assert not (work / "out").exists() or words[0] == "verify"
+        succeed(*bounded, str(nbytes))
+    with open_delta(pair.delta, base=pair.base, max_tuned_bytes=nbytes) as opened:
+        assert len(opened) == len(pair.tensors[1])
+    with pytest.raises(TooLargeError, match="max_tuned_bytes"):
+        open_delta(pair.delta, base=pair.base, max_tuned_bytes=nbytes - 1)
 
 
 def test_wrong_base(pair: Pair, work: Path) -> None:
