@@ -6,7 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from rlsparse_store.analysis.tensor_pairs import SharedTensor, overlay
+from rlsparse_store.analysis.tensor_pairs import (
+    SharedTensor,
+    base_blocks,
+    block_words,
+    overlay,
+    tuned_words,
+)
 from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
 from rlsparse_store.delta.run import delta_names, is_run, natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
@@ -126,13 +132,11 @@ class AlignedDeltas(Closeable):
         Raises:
             FormatError: A delta is damaged, or the base is the wrong one.
         """
-        remaining = tensor.words
-        for blocks in zip(*(pair.blocks(tensor.name) for pair in self._pairs), strict=False):
-            size = min(remaining, *(block.base.size for block in blocks))
-            yield AlignedBlock(blocks[0].base[:size], [block.tuned[:size] for block in blocks])
-            remaining -= size
-            if remaining == 0:
-                return
+        views = [pair.view(tensor.name) for pair in self._pairs]
+        for first, data in base_blocks(self._pairs[0].base, tensor):
+            base = block_words(tensor, first, data)
+            tuned = [tuned_words(tensor, first, view, data, base) for view in views]
+            yield AlignedBlock(base, tuned)
 
     def close(self) -> None:
         """Close the files."""

@@ -21,9 +21,10 @@ from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.words import Widening, as_words, narrow
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources
+from rlsparse_store.pipeline.overlay import CheckpointTensor, Overlay
 from rlsparse_store.pipeline.progress import Progress, no_progress
+from rlsparse_store.pipeline.scratch import Scratch, ScratchBuffer
 from rlsparse_store.pipeline.tensor_matching import TensorPlan, plan_tensors
-from rlsparse_store.pipeline.tensor_reader import TensorReader
 from rlsparse_store.pipeline.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlsparse_store.delta.html_table import Rows
-    from rlsparse_store.format.dtypes import Dtype
+    from rlsparse_store.format.dtypes import Dtype, WordCoding
     from rlsparse_store.format.words import Words
 
 __all__ = [
@@ -40,13 +41,20 @@ __all__ = [
     "Pair",
     "SharedTensor",
     "Unmatched",
+    "base_blocks",
+    "block_words",
     "open_pair",
     "over_base",
     "overlay",
+    "tuned_words",
 ]
 
-Read = Callable[[int, NDArray[np.uint8]], None]
-"""Fills an array with the bytes of a tensor from an offset; offsets must not decrease."""
+View = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
+"""Returns the tuned bytes of a tensor in the source's dtype, from an offset on.
+
+Takes the offset and the source's bytes, of which it returns the counterpart: read-only, valid until
+the next call, and the source's bytes themselves where a delta has no chunk.
+"""
 
 Result = TypeVar("Result")
 
@@ -140,6 +148,7 @@ class Pair(Closeable, SummaryRepr):
 
     Attributes:
         path: Path of the tuned checkpoint, or of the delta that stores it.
+        base: The base.
         tensors: Tensors that are compared, by name.
         unmatched: Tensors that are not, with reasons.
         tied: Names of tensors that alias another one. Their words count once, with the other.
@@ -149,19 +158,18 @@ class Pair(Closeable, SummaryRepr):
         self,
         path: Path,
         base: Checkpoint,
-        tensors: dict[str, tuple[SharedTensor, Widening]],
+        tensors: dict[str, SharedTensor],
         unmatched: list[Unmatched],
         tied: list[str],
-        reader: Callable[[str], Read],
+        viewer: Callable[[str], View],
         stack: ExitStack,
     ) -> None:
         self.path = path
-        self.tensors = {name: tensor for name, (tensor, _) in tensors.items()}
+        self.tensors = tensors
         self.unmatched = unmatched
         self.tied = tied
-        self._widenings = {name: widening for name, (_, widening) in tensors.items()}
-        self._base = base
-        self._reader = reader
+        self.base = base
+        self._viewer = viewer
         self._stack = stack
 
     @property
@@ -190,26 +198,14 @@ class Pair(Closeable, SummaryRepr):
             FormatError: The delta is damaged, or the base is the wrong one.
             RlsparseError: A file is truncated or unreadable.
         """
-        tensor = self.tensors[name]
-        source = self._base.tensors[tensor.source]
-        coding, widening = tensor.dtype.coding, self._widenings[name]
-        read = self._reader(name)
-        block_bytes = -(-min(BLOCK_WORDS, tensor.words) * coding.width // 8)
-        # Allocating per block would cost more than the comparison.
-        buffers = np.empty((2, block_bytes), np.uint8)
-        for first in range(0, tensor.words, BLOCK_WORDS):
-            size = min(BLOCK_WORDS, tensor.words - first)
-            start, nbytes = coding.nbytes(first), -(-size * coding.width // 8)
-            old = buffers[0, :nbytes]
-            self._base.read_into(source, start, old)
-            new = np.empty(2 * nbytes, np.uint8) if widening else buffers[1, :nbytes]
-            read(start * (2 if widening else 1), new)
-            tuned = as_words(new, coding.width)
-            if widening:
-                narrowed = narrow(new.view(np.uint32), widening)
-                assert narrowed is not None  # noqa: S101 - matching accepts exact widenings only
-                tuned = narrowed
-            yield Block(first, as_words(old, coding.width)[:size], tuned[:size])
+        tensor, view = self.tensors[name], self.view(name)
+        for first, base in base_blocks(self.base, tensor):
+            words = block_words(tensor, first, base)
+            yield Block(first, words, tuned_words(tensor, first, view, base, words))
+
+    def view(self, name: str) -> View:
+        """Return a function that returns the tuned bytes of a tensor, for one thread."""
+        return self._viewer(name)
 
     def map(
         self,
@@ -237,6 +233,45 @@ class Pair(Closeable, SummaryRepr):
         yield "tensors", len(self.tensors)
         yield "unmatched", len(self.unmatched)
         yield "tied", len(self.tied)
+
+
+def base_blocks(base: Checkpoint, tensor: SharedTensor) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield the bytes of a tensor's source that the tuned tensor shares, block by block.
+
+    Each block reuses the memory of the one before.
+
+    Args:
+        base: The base.
+        tensor: The tensor.
+
+    Yields:
+        The first word of the block, and its bytes.
+    """
+    source, coding = base.tensors[tensor.source], tensor.dtype.coding
+    # Allocating per block would cost more than the comparison.
+    buffer = np.empty(_num_bytes(coding, min(BLOCK_WORDS, tensor.words)), np.uint8)
+    for first in range(0, tensor.words, BLOCK_WORDS):
+        block = buffer[: _num_bytes(coding, min(BLOCK_WORDS, tensor.words - first))]
+        base.read_into(source, coding.nbytes(first), block)
+        yield first, block
+
+
+def _num_bytes(coding: WordCoding, words: int) -> int:
+    """Bytes of words; the last byte of 4-bit words may be shared."""
+    return -(-words * coding.width // 8)
+
+
+def block_words(tensor: SharedTensor, first: int, data: NDArray[np.uint8]) -> Words:
+    """Return the words of a block from its bytes."""
+    return as_words(data, tensor.dtype.coding.width)[: tensor.words - first]
+
+
+def tuned_words(
+    tensor: SharedTensor, first: int, view: View, base: NDArray[np.uint8], base_words: Words
+) -> Words:
+    """Return the tuned words of a block: ``base_words`` itself where a delta has no chunk."""
+    tuned = view(tensor.dtype.coding.nbytes(first), base)
+    return base_words if tuned is base else block_words(tensor, first, tuned)
 
 
 def open_pair(
@@ -280,14 +315,16 @@ def open_pair(
         tuned_path = find_checkpoint(tuned, "tuned checkpoint", access, tuned_revision)
         after = stack.enter_context(open_checkpoint(tuned_path))
         plans = plan_tensors(before, after, dtype_policy(cast, keep=True))
-        tensors: dict[str, tuple[SharedTensor, Widening]] = {}
+        tensors: dict[str, SharedTensor] = {}
+        widenings: dict[str, Widening] = {}
         unmatched: list[Unmatched] = []
         for plan in plans:
             if plan.alias_of is None and plan.source is not None and not plan.is_cast:
                 tensors[plan.tuned.name] = _from_plan(plan, plan.source)
+                widenings[plan.tuned.name] = plan.widening
             elif plan.alias_of is None:
                 unmatched.append(_unmatched_plan(plan))
-        used = {tensor.source for tensor, _ in tensors.values()}
+        used = {tensor.source for tensor in tensors.values()}
         unmatched += [
             Unmatched(name, ref.nbytes * 8 // ref.dtype.bits, "removed")
             for name, ref in before.tensors.items()
@@ -295,17 +332,32 @@ def open_pair(
         ]
         tied = [plan.tuned.name for plan in plans if plan.alias_of is not None]
 
-        def reader(name: str) -> Read:
-            ref = after.tensors[name]
-            return lambda start, out: after.read_into(ref, start, out)
+        def viewer(name: str) -> View:
+            return _view_of_checkpoint(after, after.tensors[name], widenings[name])
 
-        return Pair(after.path, before, tensors, unmatched, tied, reader, stack.pop_all())
+        return Pair(after.path, before, tensors, unmatched, tied, viewer, stack.pop_all())
 
 
-def _from_plan(plan: TensorPlan, source: TensorRef) -> tuple[SharedTensor, Widening]:
+def _view_of_checkpoint(checkpoint: Checkpoint, ref: TensorRef, widening: Widening) -> View:
+    buffer = ScratchBuffer()
+
+    def view(start: int, base: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        scale = 2 if widening else 1
+        data = buffer.take(scale * base.size)
+        checkpoint.read_into(ref, scale * start, data)
+        if not widening:
+            return data
+        words = narrow(data.view(np.uint32), widening)
+        assert words is not None  # noqa: S101 - matching accepts exact widenings only
+        return words.view(np.uint8)
+
+    return view
+
+
+def _from_plan(plan: TensorPlan, source: TensorRef) -> SharedTensor:
     words = source.dtype.coding.num_words(plan.shared_bytes)
     tail = source.dtype.coding.num_words(plan.coded_nbytes) - words
-    return _shared_tensor(plan.tuned.name, source, plan.tuned.shape, words, tail), plan.widening
+    return _shared_tensor(plan.tuned.name, source, plan.tuned.shape, words, tail)
 
 
 def _shared_tensor(
@@ -400,18 +452,19 @@ def overlay(reader: DeltaReader, base: Checkpoint, stack: ExitStack) -> Pair:
     ]
     tied = [t.name for t in records.values() if t.kind is Kind.ALIAS]
     chunks = reader.index.chunks_of_tensors()
-    decoder = ChunkDecoder(reader, base.path)
+    decoder, scratch = ChunkDecoder(reader, base.path), Scratch()
 
-    def read(name: str) -> Read:
+    def viewer(name: str) -> View:
         t = records[name]
-        source = base.tensors[t.origin]
-        return TensorReader(t, chunks.get(name, []), base, source, decoder).read_into
+        source = CheckpointTensor(base, base.tensors[t.origin])
+        tensor = Overlay(t, chunks.get(name, []), source, decoder, scratch.tuned)
+        return lambda start, base: tensor.view(start, start + base.size, base)
 
-    return Pair(reader.path, base, tensors, unmatched, tied, read, stack.pop_all())
+    return Pair(reader.path, base, tensors, unmatched, tied, viewer, stack.pop_all())
 
 
-def _from_record(t: TensorRecord, source: TensorRef) -> tuple[SharedTensor, Widening]:
+def _from_record(t: TensorRecord, source: TensorRef) -> SharedTensor:
     coding = t.coding or t.dtype.coding
     shared = source.dtype.coding.num_words(coding.nbytes(t.shared))
     tail = source.dtype.coding.num_words(coding.nbytes(t.tail))
-    return _shared_tensor(t.name, source, t.shape, shared, tail), t.widening
+    return _shared_tensor(t.name, source, t.shape, shared, tail)

@@ -52,7 +52,7 @@ __getattr__ = moved(
         "Progress": "pipeline.progress.Progress",
         "Span": "pipeline.spans.Span",
         "SpanCoder": "pipeline.coder.SpanCoder",
-        "TensorCursor": "pipeline.tensor_reader.TensorReader",
+        "TensorCursor": "pipeline.overlay.Overlay",
         "TensorPlan": "pipeline.tensor_matching.TensorPlan",
         "block_of": "delta.module_names.block_of",
         "delta_names": "delta.run.delta_names",

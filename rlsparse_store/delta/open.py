@@ -27,8 +27,8 @@ from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources
 from rlsparse_store.pipeline.fingerprints import check_origins
+from rlsparse_store.pipeline.overlay import Overlay, find_source
 from rlsparse_store.pipeline.progress import no_progress
-from rlsparse_store.pipeline.tensor_reader import TensorReader
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.slicing import Part
     from rlsparse_store.frameworks.framework import Framework, FrameworkName
-    from rlsparse_store.pipeline.memory import Bytes, Memory
 
 __all__ = ["DeltaCheckpoint", "DeltaSlice", "Verify", "open_delta", "open_local"]
 
@@ -222,11 +221,10 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         """The tensor that stores this one's bytes."""
         return self._records[t.origin] if t.kind is Kind.ALIAS else t
 
-    def _cursor(self, t: TensorRecord, decoder: ChunkDecoder | None = None) -> TensorReader:
+    def _overlay(self, t: TensorRecord) -> Overlay:
         t = self._stored(t)
-        source = self._base.tensors[t.origin] if t.kind is not Kind.WHOLE else None
         chunks = self._chunks.get(t.name, [])
-        return TensorReader(t, chunks, self._base, source, decoder or self._decoder)
+        return Overlay(t, chunks, find_source(t, self._base), self._decoder)
 
     def _whole(self, t: TensorRecord) -> Any:  # noqa: ANN401 - the framework's
         data = self._made_on_device(t)
@@ -234,21 +232,26 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
             data = self._mappings.take(t)
         if data is None:
             data = np.empty(t.nbytes, np.uint8)
-            self._cursor(t).read_into(0, data)
+            self._overlay(t).read_into(0, data)
         return self._framework.array(data, t.dtype, t.shape)
 
-    def _made_on_device(self, t: TensorRecord) -> Bytes | None:
+    def _made_on_device(self, t: TensorRecord) -> Any:  # noqa: ANN401 - a torch tensor
         """The tensor's bytes, decoded on the device; ``None`` if the CPU decodes them."""
         device, stored = self._framework.device, self._stored(t)
         if device is None:
             return None
         from rlsparse_store.gpu.memory import DeviceMemory  # noqa: PLC0415 - needs Triton
+        from rlsparse_store.gpu.tensor_reader import read_on_device  # noqa: PLC0415 - as above
 
         memory = DeviceMemory(device)
-        if not _can_be_made_in(memory, stored):
+        if stored.kind is Kind.DELTA and stored.coding and not memory.supports(stored.coding.width):
             return None
-        decoder = ChunkDecoder(self._reader, self.base, verify=self._checked, memory=memory)
-        return _make_in(memory, self._cursor(t, decoder))
+        try:
+            return read_on_device(self._overlay(t), self._decoder, memory, resolve_threads(None))
+        except MemoryError:
+            msg = f"no memory left on {memory.name}: a tensor is decoded on the CPU, more slowly"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+            return None
 
     def _read(self, t: TensorRecord, index: Part | tuple[Part, ...]) -> Any:  # noqa: ANN401 - as above
         selection = select(t.shape, index)
@@ -257,36 +260,9 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         if t.dtype.bits < 8:
             msg = f"{t.dtype.code} is smaller than a byte and cannot be sliced; use get_tensor"
             raise UnsupportedDtypeError(msg, file=self.path, tensor=printable(t.name))
-        read = self._cursor(t).read_into
+        read = self._overlay(t).read_into
         data = read_selection(read, t.shape, selection, t.dtype.bits // 8)
         return self._framework.array(data, t.dtype, selection.shape)
-
-
-def _can_be_made_in(memory: Memory, t: TensorRecord) -> bool:
-    """Whether a tensor that is not an alias can be decoded in a memory."""
-    return t.kind is not Kind.DELTA or t.coding is None or memory.supports(t.coding.width)
-
-
-def _make_in(memory: Memory, cursor: TensorReader) -> Bytes | None:
-    """Decode all of a tensor in a device's memory.
-
-    Args:
-        memory: The memory.
-        cursor: Reads the tensor into that memory.
-
-    Returns:
-        Its bytes, or ``None``, with a warning, if the device is out of memory.
-
-    Raises:
-        FormatError: The delta is damaged, or the base is another checkpoint.
-        RlsparseError: A file was truncated or cannot be read.
-    """
-    try:
-        return cursor.read_all(resolve_threads(None))
-    except MemoryError:
-        msg = f"no memory left on {memory.name}: a tensor is decoded on the CPU, more slowly"
-        warnings.warn(msg, RuntimeWarning, stacklevel=2)
-        return None
 
 
 def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:

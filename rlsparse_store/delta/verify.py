@@ -14,8 +14,7 @@ from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.records import Kind
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
-from rlsparse_store.pipeline.chunk_decoder import wrong_base
+from rlsparse_store.pipeline.chunk_decoder import check_stored_bytes, wrong_base
 from rlsparse_store.pipeline.decode import decode_tensors
 from rlsparse_store.pipeline.fingerprints import checkpoint_state, tensor_digest
 from rlsparse_store.pipeline.progress import Progress, no_progress

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
 from rlsparse_store.format.words import Widening, widen
-from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
+from rlsparse_store.gpu.backend import WIDTHS
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.launch import host_buffer
 
@@ -39,7 +39,6 @@ class DeviceMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.name = str(device)
-        self.backend: Any = GpuBackend()
         self._is_cuda = device.type == "cuda"
         self._stream = torch.cuda.current_stream(device) if self._is_cuda else None
         # With its index: on other threads, another device may be the current one.
@@ -67,10 +66,10 @@ class DeviceMemory:
         """Allocate bytes."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
-    def from_host(self, data: NDArray[np.uint8]) -> torch.Tensor:
-        """Copy bytes to the device."""
+    def upload(self, data: NDArray[np.uint8], out: torch.Tensor) -> None:
+        """Copy bytes of main memory to ``out``."""
         # copy(): torch warns about arrays that are not writable.
-        return torch.from_numpy(data.copy()).to(self._device)
+        out.copy_(torch.from_numpy(data.copy()))
 
     def fill(self, out: torch.Tensor, read: Callable[[NDArray[np.uint8]], None]) -> None:
         """Read into pinned memory, which torch caches, and copy to ``out``."""
@@ -78,22 +77,9 @@ class DeviceMemory:
         read(host.numpy())
         out.copy_(host, non_blocking=True)
 
-    def put(self, out: torch.Tensor, data: torch.Tensor) -> None:
-        """Copy ``data`` to ``out`` unless they share memory."""
-        if data.data_ptr() != out.data_ptr():
-            out.copy_(data)
-
     def leaf_hashes(self, data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]:
         """Hash the leaves of several byte strings in one pass."""
         return hash_all_on_device(data)
-
-    def words(self, data: torch.Tensor, width: int) -> torch.Tensor:
-        """View bytes as words."""
-        return words_of(data, width)
-
-    def to_bytes(self, words: torch.Tensor, width: int) -> torch.Tensor:  # noqa: ARG002 - as others
-        """View words as bytes."""
-        return words.view(torch.uint8)
 
     def widen(self, data: torch.Tensor, widening: Widening, out: torch.Tensor) -> None:
         """Widen words by a lookup table of all 16-bit words, computed on the CPU."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 from rlsparse_store.errors import RlsparseError
+from rlsparse_store.gpu.chunk_batches import DeviceDecoder
 from rlsparse_store.gpu.memory import DeviceMemory
 from rlsparse_store.gpu.stream_pool import StreamPool
-from rlsparse_store.pipeline.chunk_batches import open_batches
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, OpenChunk
 from rlsparse_store.pipeline.threads import Batch, ordered_map
 
@@ -65,7 +65,7 @@ def patch_on_device(
         FormatError: The delta is damaged. Earlier writes are correct.
         RlsparseError: The device is out of memory.
     """
-    decoder = ChunkDecoder(reader, None, memory=DeviceMemory(device))
+    decoder = DeviceDecoder(ChunkDecoder(reader, None), DeviceMemory(device))
     streams = _stream_pool(device)
 
     def patch(batch: Batch[tuple[Target, OpenChunk]]) -> None:
@@ -81,7 +81,7 @@ def patch_on_device(
                     raise RlsparseError(msg)
 
     chunks = ((target, target.record, chunk) for target in targets for chunk in target.chunks)
-    for _ in ordered_map(patch, open_batches(decoder, chunks, threads), CONCURRENT_BATCHES):
+    for _ in ordered_map(patch, decoder.batches(chunks, threads), CONCURRENT_BATCHES):
         pass
 
 
@@ -124,7 +124,7 @@ def _find_adjacent(batch: list[tuple[Target, OpenChunk]]) -> list[_AdjacentChunk
     return found
 
 
-def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenChunk]]) -> bool:
+def _patch(decoder: DeviceDecoder, batch: list[tuple[Target, OpenChunk]]) -> bool:
     """Patch a batch of chunks; return ``False`` if the device is out of memory."""
     adjacent = _find_adjacent(batch)
     try:
@@ -135,9 +135,7 @@ def _patch(decoder: ChunkDecoder, batch: list[tuple[Target, OpenChunk]]) -> bool
             for chunks, copy in zip(adjacent, copies, strict=True)
             for part in torch.split(copy, chunks.sizes)
         ]
-        decoded = decoder.join([chunk for _, chunk in batch], parts)
-        for part, (after, _) in zip(parts, decoded, strict=True):
-            decoder.memory.put(part, after)
+        decoder.decode([chunk for _, chunk in batch], parts)
     except torch.OutOfMemoryError:
         return False
     for chunks, copy in zip(adjacent, copies, strict=True):

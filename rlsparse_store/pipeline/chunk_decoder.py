@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from rlsparse_store.codec.chunk import DeltaChunk, decode_whole, open_chunk
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
-from rlsparse_store.format.digests import leaves_check
+from rlsparse_store.format.digests import leaf_hashes, leaves_check
 from rlsparse_store.format.index.records import ChunkCoding, Kind
 from rlsparse_store.format.names import printable
-from rlsparse_store.format.words import to_bytes
-from rlsparse_store.kernels.interface import CodedWords
-from rlsparse_store.pipeline.memory import MainMemory
+from rlsparse_store.format.words import as_words, to_bytes
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.index.records import ChunkRecord, TensorRecord
     from rlsparse_store.kernels.interface import Rows
-    from rlsparse_store.pipeline.memory import Bytes, Memory
 
-__all__ = ["ChunkDecoder", "OpenChunk", "check_sources", "wrong_base"]
+__all__ = ["ChunkDecoder", "OpenChunk", "check_sources", "check_stored_bytes", "wrong_base"]
+
+
+STORED_BYTES: Final = 1 << 22
+"""Stored bytes that one task checks."""
 
 
 def wrong_base(
@@ -74,6 +77,26 @@ def check_sources(reader: DeltaReader, base: Checkpoint) -> None:
                 raise wrong_base(reader, base.path, t.origin, problem)
 
 
+def check_stored_bytes(reader: DeltaReader, threads: int) -> None:
+    """Check the checksums of all stored bytes of a delta.
+
+    Args:
+        reader: The delta.
+        threads: Threads to read on.
+
+    Raises:
+        ChecksumError: A checksum differs.
+    """
+
+    def read(batch: Batch[ChunkRecord]) -> None:
+        for chunk in batch.items:
+            reader.stored(chunk)
+
+    chunks = ((chunk, chunk.stored) for chunk in reader.index.chunks)
+    for _ in ordered_map(read, batched(chunks, STORED_BYTES), threads):
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class OpenChunk:
     """A chunk after its stored bytes were read, checked and decompressed.
@@ -106,50 +129,65 @@ class ChunkDecoder:
         reader: The delta.
         base: Path of the base, for errors; ``None`` for tensors in memory.
         verify: Whether to check stored bytes, base words and results.
-        memory: Memory of the words; main memory by default.
 
     Attributes:
-        memory: Memory of the words.
+        verify: Whether stored bytes, base words and results are checked.
     """
 
-    def __init__(
-        self,
-        reader: DeltaReader,
-        base: Path | None,
-        *,
-        verify: bool = True,
-        memory: Memory | None = None,
-    ) -> None:
+    def __init__(self, reader: DeltaReader, base: Path | None, *, verify: bool = True) -> None:
         self._reader = reader
         self._base = base
-        self._verify = verify
-        self.memory: Memory = MainMemory() if memory is None else memory
+        self._backend = get_backend()
+        self.verify = verify
 
     def decode(
         self,
         t: TensorRecord,
         chunk: ChunkRecord,
-        data: Bytes,
+        base: NDArray[np.uint8],
+        out: NDArray[np.uint8],
         base_leaves: NDArray[np.uint64] | None = None,
-    ) -> tuple[Bytes, NDArray[np.uint64] | None]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64] | None]:
         """Decode a chunk.
 
         Args:
             t: Its tensor.
             chunk: Its record.
-            data: The source's bytes of the chunk, in the decoder's memory. They may be overwritten.
-                Ignored for a chunk that is stored whole.
-            base_leaves: Leaf hashes of ``data``; computed if ``None``.
+            base: The source's bytes of the chunk. Ignored for a chunk that is stored whole.
+            out: Memory for the result, as long as the chunk; may be ``base``.
+            base_leaves: Leaf hashes of ``base``; computed if ``None``.
 
         Returns:
-            The bytes of the tuned words before any widening, and their leaf hashes; ``None``
-            without verification.
+            The bytes of the tuned words before any widening: ``out``, or new memory for a chunk
+            that is stored whole or has 4-bit words. And their leaf hashes; ``None`` without
+            verification.
 
         Raises:
-            FormatError: The delta is damaged, or ``data`` is from a wrong base.
+            FormatError: The delta is damaged, or ``base`` is from a wrong base.
         """
-        leaves = None if base_leaves is None else [base_leaves]
-        return self.join([self.open(t, chunk)], [data], leaves)[0]
+        opened = self.open(t, chunk)
+        data = opened.whole
+        if data is None:
+            if self.verify:
+                self.check_base(t, chunk, leaf_hashes(base) if base_leaves is None else base_leaves)
+            data = self._join(opened, base, out)
+        if not self.verify:
+            return data, None
+        leaves = leaf_hashes(data)
+        self.check_result(t, chunk, leaves)
+        return data, leaves
+
+    def _join(
+        self, opened: OpenChunk, base: NDArray[np.uint8], out: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Decode the streams of a chunk against its base words."""
+        chunk, coding = opened.chunk, opened.coding
+        words = as_words(base, coding.width)
+        tuned = words if out is base or coding.width == 4 else as_words(out, coding.width)
+        bounds, changed = np.array(chunk.bounds, np.uint64), list(chunk.changed)
+        with self.error_context(opened.tensor):
+            self._backend.apply(words, coding, bounds, opened.rows, changed, opened.content, tuned)
+        return to_bytes(tuned, coding.width)
 
     def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenChunk:
         """Read and decompress the stored bytes of a chunk.
@@ -157,8 +195,8 @@ class ChunkDecoder:
         Raises:
             FormatError: The delta is damaged.
         """
-        with self._error_context(t):
-            stored = self._reader.stored(chunk, checked=self._verify)
+        with self.error_context(t):
+            stored = self._reader.stored(chunk, checked=self.verify)
             assert t.coding is not None  # noqa: S101 - the index was checked
             if chunk.coding is ChunkCoding.WHOLE:
                 words = decode_whole(stored, chunk.length, t.coding)
@@ -175,75 +213,8 @@ class ChunkDecoder:
             rows, content = open_chunk(coded, chunk.length, t.coding, row_offset)
             return OpenChunk(t, chunk, rows, content, None)
 
-    def join(
-        self,
-        chunks: Sequence[OpenChunk],
-        data: Sequence[Bytes],
-        base_leaves: Sequence[NDArray[np.uint64]] | None = None,
-    ) -> list[tuple[Bytes, NDArray[np.uint64] | None]]:
-        """Decode a batch of open chunks.
-
-        Args:
-            chunks: The chunks.
-            data: The source's bytes of each chunk, as for :meth:`decode`.
-            base_leaves: Leaf hashes of ``data``; computed if ``None``.
-
-        Returns:
-            For each chunk, the result of :meth:`decode`.
-
-        Raises:
-            FormatError: The delta is damaged, or ``data`` is from a wrong base.
-        """
-        results = list(data)
-        deltas = [i for i, chunk in enumerate(chunks) if chunk.whole is None]
-        if self._verify and deltas:
-            leaves = base_leaves or self.memory.leaf_hashes(data)
-            for i in deltas:
-                self.check_base(chunks[i].tensor, chunks[i].chunk, leaves[i])
-        for coding in {chunks[i].coding for i in deltas}:
-            indices = [i for i in deltas if chunks[i].coding == coding]
-            self._join(chunks, results, indices, coding)
-        for i, chunk in enumerate(chunks):
-            if chunk.whole is not None:
-                results[i] = self.memory.from_host(chunk.whole)
-        if not self._verify:
-            return [(result, None) for result in results]
-        leaves = self.memory.leaf_hashes(results)
-        for chunk, chunk_leaves in zip(chunks, leaves, strict=True):
-            if leaves_check(chunk_leaves) != chunk.chunk.result:
-                with self._error_context(chunk.tensor):
-                    msg = "a decoded chunk does not match its digest; the delta is damaged"
-                    raise ResultMismatchError(msg)
-        return list(zip(results, leaves, strict=True))
-
-    def _join(
-        self,
-        chunks: Sequence[OpenChunk],
-        data: list[Bytes],
-        indices: list[int],
-        coding: WordCoding,
-    ) -> None:
-        """Decode the chunks at some indices, all of one word coding, in place in ``data``."""
-        words = [self.memory.words(data[i], coding.width) for i in indices]
-        coded = [
-            CodedWords(
-                chunk_words,
-                np.array(chunks[i].chunk.bounds, np.uint64),
-                chunks[i].rows,
-                list(chunks[i].chunk.changed),
-                chunks[i].content,
-            )
-            for i, chunk_words in zip(indices, words, strict=True)
-        ]
-        problems = self.memory.backend.join(coded, coding)
-        for i, chunk_words, problem in zip(indices, words, problems, strict=True):
-            if problem is not None:
-                with self._error_context(chunks[i].tensor):
-                    raise problem
-            data[i] = self.memory.to_bytes(chunk_words, coding.width)
-
     @contextmanager
-    def _error_context(self, t: TensorRecord) -> Iterator[None]:
+    def error_context(self, t: TensorRecord) -> Iterator[None]:
         """Add file and tensor to errors that lack them."""
         try:
             yield
@@ -260,3 +231,13 @@ class ChunkDecoder:
         """
         if leaves_check(leaves) != chunk.base:
             raise wrong_base(self._reader, self._base, t.origin, "has different values")
+
+    def check_result(self, t: TensorRecord, chunk: ChunkRecord, leaves: NDArray[np.uint64]) -> None:
+        """Check the leaf hashes of a decoded chunk.
+
+        Raises:
+            ResultMismatchError: The words differ from those that were encoded.
+        """
+        if leaves_check(leaves) != chunk.result:
+            msg = "a decoded chunk does not match its digest; the delta is damaged"
+            raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))

@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.format.digests import LEAF_BYTES, TensorDigester, leaf_hashes
-from rlsparse_store.format.index.records import ChunkRecord, Kind, TensorRecord
+from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.names import printable
-from rlsparse_store.format.words import widen
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
+from rlsparse_store.pipeline.overlay import Overlay, Segment, find_source, pieces
 from rlsparse_store.pipeline.scratch import Scratch
-from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES
 from rlsparse_store.pipeline.threads import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.files.delta_reader import DeltaReader
     from rlsparse_store.pipeline.progress import Progress
+    from rlsparse_store.pipeline.scratch import ScratchBuffer
 
 __all__ = ["Write", "decode_tensors"]
 
@@ -34,35 +34,30 @@ valid only during the call. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
-    """A range of words that one task decodes.
+class _Task:
+    """A segment of a tensor that one thread decodes.
+
+    A tensor ends with tasks for the part of its source that it does not share, and an empty one.
 
     Attributes:
-        tensor: Their tensor.
-        first: The first word.
-        words: Number of words.
-        start: Offset of its base bytes in the source.
+        overlay: Its tensor.
+        segment: The segment.
         base_nbytes: Number of its base bytes. They may extend beyond the tensor's end.
-        chunk: The chunk of the range; ``None`` for a copy of the source.
+        is_end: Whether it ends the tensor.
     """
 
-    tensor: TensorRecord
-    first: int
-    words: int
-    start: int = 0
-    base_nbytes: int = 0
-    chunk: ChunkRecord | None = None
+    overlay: Overlay
+    segment: Segment
+    base_nbytes: int
+    is_end: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes that it reads, about."""
-        stored = 0 if self.chunk is None else self.chunk.stored
-        return self.base_nbytes + self.words + stored
-
-    @property
-    def is_end(self) -> bool:
-        """Whether it is the empty segment that ends a tensor."""
-        return not (self.words or self.base_nbytes)
+        chunk = self.segment.chunk
+        if chunk is None:
+            return self.base_nbytes + self.segment.nbytes // 2
+        return self.base_nbytes + chunk.length + chunk.stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +100,10 @@ class _DigestInput:
 
 
 @dataclass(frozen=True, slots=True)
-class _DecodedSegment:
-    """The result of a segment: the bytes written, and the inputs of the digests."""
+class _Result:
+    """The result of a task: the number of bytes written, and the inputs of the digests."""
 
-    segment: _Segment
+    task: _Task
     nbytes: int
     source: _DigestInput
     result: _DigestInput
@@ -136,12 +131,15 @@ def decode_tensors(
         FormatError: The delta is damaged, or the base is wrong.
     """
     check_sources(reader, base)
-    decoder = _Decoder(reader, base, write)
-    digests = _Digests(reader, base)
+    digests, scratch = _Digests(reader, base), Scratch()
     done, total = 0, reader.manifest.totals.tuned_bytes
-    for decoded in ordered_map(decoder.decode, _segments(reader, base), threads):
-        digests.add(decoded)
-        done += decoded.nbytes
+
+    def run(task: _Task) -> _Result:
+        return _run(task, scratch.base, write)
+
+    for result in ordered_map(run, _tasks(reader, base), threads):
+        digests.add(result)
+        done += result.nbytes
         progress(done, total)
 
 
@@ -154,17 +152,17 @@ class _Digests:
         self._tensor: TensorRecord | None = None
         self._source = self._result = TensorDigester(0)
 
-    def add(self, decoded: _DecodedSegment) -> None:
-        """Add the next segment."""
-        t = decoded.segment.tensor
+    def add(self, result: _Result) -> None:
+        """Add the result of the next task."""
+        t = result.task.overlay.tensor
         if t is not self._tensor:
             self._tensor = t
             has_source = t.kind in (Kind.SAME, Kind.DELTA)
             self._source = TensorDigester(self._base.tensors[t.origin].nbytes if has_source else 0)
             self._result = TensorDigester(t.nbytes)
-        decoded.source.add_to(self._source)
-        decoded.result.add_to(self._result)
-        if decoded.segment.is_end:
+        result.source.add_to(self._source)
+        result.result.add_to(self._result)
+        if result.task.is_end:
             self._check(t)
 
     def _check(self, t: TensorRecord) -> None:
@@ -178,73 +176,44 @@ class _Digests:
             raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))
 
 
-def _segments(reader: DeltaReader, base: Checkpoint) -> Iterator[_Segment]:
+def _tasks(reader: DeltaReader, base: Checkpoint) -> Iterator[_Task]:
+    decoder = ChunkDecoder(reader, base.path)
     chunks = reader.index.chunks_of_tensors()
     for t in reader.index.tensors:
         if t.kind is not Kind.ALIAS:
-            yield from _tensor_segments(base, t, chunks.get(t.name, []))
+            source = find_source(t, base)
+            yield from _tensor_tasks(Overlay(t, chunks.get(t.name, []), source, decoder))
 
 
-def _tensor_segments(
-    base: Checkpoint, t: TensorRecord, chunks: list[ChunkRecord]
-) -> Iterator[_Segment]:
-    source = base.tensors[t.origin] if t.kind in (Kind.SAME, Kind.DELTA) else None
-    coding = t.coding or t.dtype.coding
-    position = 0
-    for chunk in chunks:
-        yield from _copies(t, source, position, chunk.first)
-        position = chunk.first + chunk.length
-        base_nbytes = 0
-        if source is not None:
-            base_stop = coding.nbytes(min(position, t.shared))
-            base_nbytes = max(0, base_stop - coding.nbytes(chunk.first))
-        yield _Segment(t, chunk.first, chunk.length, coding.nbytes(chunk.first), base_nbytes, chunk)
-    yield from _copies(t, source, position, t.words)
-    if source is not None:
-        # The digest covers all of a source, also the part that the tuned tensor does not share.
-        for start in range(coding.nbytes(t.shared), source.nbytes, PIECE_BYTES):
-            yield _Segment(t, t.words, 0, start, min(PIECE_BYTES, source.nbytes - start))
-    yield _Segment(t, t.words, 0)
+def _tensor_tasks(overlay: Overlay) -> Iterator[_Task]:
+    shared, end = overlay.shared_nbytes, overlay.coded_nbytes
+    for segment in overlay.segments():
+        if segment.chunk is None:
+            for part in pieces(segment.start, segment.stop):
+                yield _Task(overlay, part, part.nbytes)
+        else:
+            yield _Task(overlay, segment, max(0, min(segment.stop, shared) - segment.start))
+    # The digest covers all of a source, also the part that the tuned tensor does not share.
+    for part in pieces(shared, overlay.source_nbytes):
+        yield _Task(overlay, Segment(part.start, part.start, None), part.nbytes)
+    yield _Task(overlay, Segment(end, end, None), 0, is_end=True)
 
 
-def _copies(t: TensorRecord, source: TensorRef | None, start: int, end: int) -> Iterator[_Segment]:
-    """Yield segments without chunks from word ``start`` to ``end``."""
-    if source is None or start >= end:
-        return
-    coding = t.coding or t.dtype.coding
-    step = coding.num_words(PIECE_BYTES)
-    for first in range(start, end, step):
-        words = min(step, end - first)
-        yield _Segment(t, first, words, coding.nbytes(first), coding.nbytes(words))
-
-
-class _Decoder:
-    """Decodes segments, on any thread."""
-
-    def __init__(self, reader: DeltaReader, base: Checkpoint, write: Write) -> None:
-        self._base = base
-        self._write = write
-        self._decoder = ChunkDecoder(reader, base.path)
-        self._scratch = Scratch()
-
-    def decode(self, segment: _Segment) -> _DecodedSegment:
-        """Read, decode and write a segment."""
-        t = segment.tensor
-        data = self._scratch.base.take(segment.base_nbytes)
-        source = _DigestInput(None, _NO_BYTES)
-        if segment.base_nbytes:
-            tensor = self._base.tensors[t.origin]
-            self._base.read_into(tensor, segment.start, data)
-            source = _DigestInput.of(data, segment.start, tensor.nbytes)
-        if segment.words == 0:
-            return _DecodedSegment(segment, 0, source, _DigestInput(None, _NO_BYTES))
-        leaves, start = source.leaves, segment.start
-        if segment.chunk is not None:
-            data, leaves = self._decoder.decode(t, segment.chunk, data, leaves)
-        if t.widening:
-            data, leaves = widen(data.view(np.uint16), t.widening).view(np.uint8), None
-            start *= 2
-        self._write(t, start, data)
-        return _DecodedSegment(
-            segment, data.size, source, _DigestInput.of(data, start, t.nbytes, leaves)
-        )
+def _run(task: _Task, buffer: ScratchBuffer, write: Write) -> _Result:
+    """Read, decode and write a segment."""
+    overlay, segment = task.overlay, task.segment
+    t, start = overlay.tensor, segment.start
+    data = buffer.take(task.base_nbytes)
+    source = _DigestInput(None, _NO_BYTES)
+    if task.base_nbytes:
+        overlay.read_source(start, data)
+        source = _DigestInput.of(data, start, overlay.source_nbytes)
+    if not segment.nbytes:
+        return _Result(task, 0, source, _DigestInput(None, _NO_BYTES))
+    leaves = source.leaves
+    if segment.chunk is not None:
+        data, leaves = overlay.decode(segment, data, data, leaves)
+    if t.widening:
+        data, leaves, start = overlay.widen(data), None, 2 * start
+    write(t, start, data)
+    return _Result(task, data.size, source, _DigestInput.of(data, start, t.nbytes, leaves))

@@ -10,8 +10,8 @@ from rlsparse_store.delta.resolve import find_delta
 from rlsparse_store.errors import FormatError
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
-from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
+from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_stored_bytes
+from rlsparse_store.pipeline.overlay import Overlay, Segment
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
 from rlsparse_store.torch.model_tensors import Target, check_is_base, find_targets, named_tensors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rlsparse_store.format.index.records import ChunkRecord
+    from rlsparse_store.pipeline.scratch import ScratchBuffer
 
     OnChange = Callable[[Target, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 
@@ -91,11 +91,12 @@ def patch_(
 
 
 @dataclass(frozen=True, slots=True)
-class _ChunkBatch:
+class _Task:
     """Chunks of a tensor that one thread decodes."""
 
     target: Target
-    chunks: list[ChunkRecord]
+    overlay: Overlay
+    chunks: list[Segment]
     nbytes: int
 
 
@@ -116,8 +117,8 @@ def patch_targets(
     """
     decoder, scratch = ChunkDecoder(reader, None), Scratch()
 
-    def patch(batch: _ChunkBatch) -> None:
-        _patch(decoder, scratch, batch, on_change)
+    def patch(task: _Task) -> None:
+        _patch(task, scratch.tuned, on_change)
 
     on_devices: defaultdict[torch.device, list[Target]] = defaultdict(list)
     for target in targets:
@@ -129,38 +130,35 @@ def patch_targets(
             from rlsparse_store.gpu.patch import patch_on_device  # noqa: PLC0415 - needs Triton
 
             patch_on_device(reader, device_targets, device, threads)
-        for _ in ordered_map(patch, _chunk_batches(others), threads):
+        for _ in ordered_map(patch, _tasks(decoder, others), threads):
             pass
     finally:
         # The caller may use the model on any stream, or free its memory after an error.
         synchronize(target.tensor for target in targets)
 
 
-def _chunk_batches(targets: list[Target]) -> Iterator[_ChunkBatch]:
+def _tasks(decoder: ChunkDecoder, targets: list[Target]) -> Iterator[_Task]:
     """Yield single chunks of tensors that change in place, and all chunks of other tensors."""
     for target in targets:
+        overlay = Overlay(target.record, target.chunks, None, decoder)
+        chunks = [segment for segment in overlay.segments() if segment.chunk is not None]
         if target.is_direct:
-            for chunk in target.chunks:
-                yield _ChunkBatch(target, [chunk], target.extent(chunk)[1])
-        elif target.chunks:
-            yield _ChunkBatch(target, target.chunks, target.nbytes)
+            for chunk in chunks:
+                yield _Task(target, overlay, [chunk], chunk.nbytes)
+        elif chunks:
+            yield _Task(target, overlay, chunks, target.nbytes)
 
 
-def _patch(
-    decoder: ChunkDecoder, scratch: Scratch, batch: _ChunkBatch, on_change: OnChange | None
-) -> None:
-    target = batch.target
+def _patch(task: _Task, buffer: ScratchBuffer, on_change: OnChange | None) -> None:
+    target = task.target
     data = target.load()
     try:
-        for chunk in batch.chunks:
-            start, nbytes = target.extent(chunk)
-            before = data[start : start + nbytes]
-            # Decoded in a copy: the model never holds unchecked words.
-            copy = scratch.tuned.take(before.size)
-            copy[:] = before
-            after, _ = decoder.decode(target.record, chunk, copy)
+        for chunk in task.chunks:
+            before = data[chunk.start : chunk.stop]
+            # Decoded beside the model, which never holds unchecked words.
+            after, _ = task.overlay.decode(chunk, before, buffer.take(chunk.nbytes))
             if on_change is not None:
-                on_change(target, start, before, after)
+                on_change(target, chunk.start, before, after)
             before[:] = after
     finally:
         # Also after an error: on_change has already seen these changes.

@@ -14,7 +14,7 @@ from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.pipeline.chunk_batches import check_stored_bytes
+from rlsparse_store.pipeline.chunk_decoder import check_stored_bytes
 from rlsparse_store.pipeline.threads import ordered_map, resolve_threads
 from rlsparse_store.torch.model_tensors import check_is_base, find_targets, named_tensors
 from rlsparse_store.torch.patch import patch_targets

@@ -40,11 +40,11 @@ from rlsparse_store.errors import (
     UnsupportedDtypeError,
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
+from rlsparse_store.gpu import chunk_batches, drafter, kernels, upload
 from rlsparse_store.gpu import coder as coder_module
-from rlsparse_store.gpu import drafter, kernels, upload
+from rlsparse_store.gpu.chunk_batches import DeviceDecoder
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline import chunk_batches, spans
-from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
+from rlsparse_store.pipeline import spans
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, model_tensors, patch_
 from rlsparse_store.torch.state_dict import live_checkpoint
 
@@ -339,14 +339,14 @@ def test_no_memory_to_patch_on_the_device(
     b, t = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(b, t, tmp_path / "delta")
     monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
-    join = ChunkDecoder.join
+    decode = DeviceDecoder.decode
 
-    def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
+    def decoding(self: DeviceDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
         if len(chunks) > most:
             raise torch.OutOfMemoryError
-        return join(self, chunks, *rest)
+        return decode(self, chunks, *rest)
 
-    monkeypatch.setattr(ChunkDecoder, "join", joining)
+    monkeypatch.setattr(DeviceDecoder, "decode", decoding)
     model = state(b)
     if not most:
         with pytest.raises(RlsparseError, match="is out of memory"):
@@ -366,20 +366,20 @@ def test_batches_that_leave_no_memory_to_each_other(
     encode_delta(b, t, tmp_path / "delta")
     monkeypatch.setattr(model_tensors, "runs_kernels", lambda _: True)
     monkeypatch.setattr(chunk_batches, "BATCH_CHUNKS", 2)
-    join, there = ChunkDecoder.join, [0]
+    decode, there = DeviceDecoder.decode, [0]
 
-    def joining(self: ChunkDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
-        """Join, where the device has memory for one chunk."""
+    def decoding(self: DeviceDecoder, chunks: Any, *rest: Any) -> Any:  # noqa: ANN401 - passed on
+        """Decode, where the device has memory for one chunk."""
         there[0] += len(chunks)
         try:
             time.sleep(0.02)
             if there[0] > 1:
                 raise torch.OutOfMemoryError
-            return join(self, chunks, *rest)
+            return decode(self, chunks, *rest)
         finally:
             there[0] -= len(chunks)
 
-    monkeypatch.setattr(ChunkDecoder, "join", joining)
+    monkeypatch.setattr(DeviceDecoder, "decode", decoding)
     model = patch_(state(b), tmp_path / "delta", threads=2)
     for name, tensor in state(t).items():
         assert torch.equal(model[name].view(torch.uint8), tensor.view(torch.uint8)), name

@@ -213,13 +213,13 @@ def test_a_model_on_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model.save_pretrained(tmp_path / "tuned")
     encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
     made = []
-    take = DeviceMemory.words
+    take = DeviceMemory.empty
 
-    def noting(self: DeviceMemory, data: torch.Tensor, width: int) -> torch.Tensor:
-        made.append(len(data))
-        return take(self, data, width)
+    def noting(self: DeviceMemory, nbytes: int) -> torch.Tensor:
+        made.append(nbytes)
+        return take(self, nbytes)
 
-    monkeypatch.setattr(DeviceMemory, "words", noting)
+    monkeypatch.setattr(DeviceMemory, "empty", noting)
     loaded = from_delta(tmp_path / "base", tmp_path / "delta", device_map={"": "cpu"})
     assert len(made) > 5
     for name, tensor in model.state_dict().items():

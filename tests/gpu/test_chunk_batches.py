@@ -9,7 +9,7 @@ import pytest
 
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
-from rlsparse_store.pipeline import chunk_batches
+from rlsparse_store.gpu import chunk_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,8 @@ def open_all(decoder: Decoder, number: int) -> Iterator[list[int]]:
         for i in range(number)
     )
     opener: Any = decoder
-    for batch in chunk_batches.open_batches(opener, chunks, 2):
+    memory: Any = None
+    for batch in chunk_batches.DeviceDecoder(opener, memory).batches(chunks, 2):
         yield [target for target, _ in batch.items]
 
 
