@@ -163,6 +163,8 @@ class Overlay:
         """
         stop = self.coded_nbytes if stop is None else stop
         for i in range(bisect_right(self._ends, start), len(self._ends)):
+            if start >= stop:
+                return
             chunk = self.chunks[i]
             first = self._coding.nbytes(chunk.first)
             if start < first:
