@@ -10,18 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from rlsparse_store.errors import StreamError
+from rlsparse_store.format.dtypes import OrderMap, WordCoding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.words import Words
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "TILE",
     "Backend",
     "BackendWords",
+    "ChangeList",
+    "ChangedWords",
     "Changes",
     "ChunkWords",
     "CodedWords",
@@ -109,6 +111,78 @@ class Changes:
     def __add__(self, other: Changes) -> Changes:
         """Return the changes of both ranges."""
         return Changes(self.count + other.count, max(self.top_key, other.top_key))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangedWords(Changes):
+    """The changed words of a range. Only the CPU lists them.
+
+    Attributes:
+        mask: One bit per word, 1 if the word changed; uint8, ``ceil(words / 8)`` bytes.
+        before: The base words that changed, in order.
+        after: The tuned words that changed, in order.
+    """
+
+    mask: NDArray[np.uint8]
+    before: Words
+    after: Words
+
+
+class ChangeList:
+    """The changed words of consecutive ranges. A list that is cleared keeps its memory."""
+
+    def __init__(self) -> None:
+        self._mask = np.empty(0, np.uint8)
+        self._before: Words = np.empty(0, np.uint8)
+        self._after: Words = np.empty(0, np.uint8)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all ranges."""
+        self._words = self._count = self._top_key = 0
+
+    def reserve(self, words: int, dtype: np.dtype[Any]) -> tuple[NDArray[np.uint8], Words, Words]:
+        """Return memory for the next range: its mask, and base and tuned words that changed.
+
+        Args:
+            words: Words of the range. All ranges but the last are a multiple of 8 words long.
+            dtype: Type of the words.
+        """
+        if self._before.dtype != dtype:
+            self._before, self._after = np.empty(0, dtype), np.empty(0, dtype)
+        end = self._count + words
+        if end > self._before.size:
+            # Untouched pages cost nothing, so the arrays may be larger than needed.
+            self._before = _enlarge(self._before, self._count, end)
+            self._after = _enlarge(self._after, self._count, end)
+        start, stop = self._words // 8, -(-(self._words + words) // 8)
+        if stop > self._mask.size:
+            self._mask = _enlarge(self._mask, start, stop)
+        free = slice(self._count, end)
+        return self._mask[start:stop], self._before[free], self._after[free]
+
+    def add(self, words: int, changes: Changes) -> Changes:
+        """Add the range of ``words`` words that was written to reserved memory."""
+        self._words += words
+        self._count += changes.count
+        self._top_key = max(self._top_key, changes.top_key)
+        return changes
+
+    def first(self, words: int) -> ChangedWords:
+        """Return the changes of the first ``words`` words. No later word has changed."""
+        mask = self._mask[: -(-words // 8)]
+        before, after = self._before[: self._count], self._after[: self._count]
+        return ChangedWords(self._count, self._top_key, mask, before, after)
+
+
+Word = TypeVar("Word", bound=np.unsignedinteger[Any])
+
+
+def _enlarge(array: NDArray[Word], used: int, size: int) -> NDArray[Word]:
+    """Copy the used part of an array to one of at least ``size`` elements."""
+    larger = np.empty(2 * size, array.dtype)
+    larger[:used] = array[:used]
+    return larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,30 +342,30 @@ class CpuBackend(Backend, ABC):
     """A backend of the CPU. Its words are NumPy arrays; it processes chunks one by one."""
 
     @abstractmethod
-    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the changed words and find the largest key among them."""
+    def compare(self, base: Words, tuned: Words, coding: WordCoding, into: ChangeList) -> Changes:
+        """Append the changed words to a list, and summarize them."""
 
     @abstractmethod
-    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
-        """Find the rows of ``length`` words that have a changed word."""
+    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
+        """Find the rows of ``length`` words, in ``words`` words, that have a changed word."""
 
     @abstractmethod
-    def histogram(
+    def histogram_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bins: NDArray[np.uint64],
-        rows: Rows | None = None,
-        stride: int = 1,
+        rows: Rows | None,
+        stride: int,
     ) -> Histogram:
         """Count words and steps of a chunk: :meth:`Backend.histograms` for one chunk."""
 
     @abstractmethod
-    def partition(
+    def partition_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bounds: NDArray[np.uint64],
         rows: Rows | None,
@@ -360,10 +434,57 @@ class CpuBackend(Backend, ABC):
                 ``words`` or ``values`` is read-only. Nothing is written.
         """
 
-    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:  # noqa: ARG002 - a device needs it
-        """Find the rows of each chunk that have a changed word."""
+    def changed_words(self, base: Words, tuned: Words, coding: WordCoding) -> ChangedWords:
+        """List the changed words."""
+        changes = ChangeList()
+        self.compare(base, tuned, coding, changes)
+        return changes.first(base.size)
+
+    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
+        """Count the changed words and find the largest key among them."""
+        changed = self.changed_words(base, tuned, coding)
+        return Changes(changed.count, changed.top_key)
+
+    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
+        """Find the rows of ``length`` words that have a changed word."""
+        coding = WordCoding(8 * base.itemsize, OrderMap.UNSIGNED)
+        changed = self.changed_words(base, tuned, coding)
+        return self.active_rows_of(changed, base.size, length, offset)
+
+    def histogram(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rows: Rows | None = None,
+        stride: int = 1,
+    ) -> Histogram:
+        """Count words and steps by bin of the base word's key, in active rows only."""
+        changed = self.changed_words(base, tuned, coding)
+        return self.histogram_of(base, changed, coding, bins, rows, stride)
+
+    def partition(
+        self,
+        base: Words,
+        tuned: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+    ) -> Streams:
+        """Split a chunk into the streams of its contexts."""
+        changed = self.changed_words(base, tuned, coding)
+        return self.partition_of(base, changed, coding, bounds, rows)
+
+    def _changed(self, chunk: ChunkWords, coding: WordCoding) -> ChangedWords:
+        if isinstance(chunk.changes, ChangedWords):
+            return chunk.changes
+        return self.changed_words(chunk.base, chunk.tuned, coding)
+
+    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
+        """Find the rows of each chunk that hold a changed word."""
         return [
-            self.active_rows(chunk.base, chunk.tuned, *chunk.row)
+            self.active_rows_of(self._changed(chunk, coding), len(chunk.base), *chunk.row)
             for chunk in chunks
             if chunk.row is not None
         ]
@@ -378,7 +499,9 @@ class CpuBackend(Backend, ABC):
     ) -> list[Histogram]:
         """Count words and steps of each chunk by bin of the base word's key."""
         return [
-            self.histogram(chunk.base, chunk.tuned, coding, bins, active, stride)
+            self.histogram_of(
+                chunk.base, self._changed(chunk, coding), coding, bins, active, stride
+            )
             for chunk, active, stride in zip(chunks, rows, strides, strict=True)
         ]
 
@@ -391,7 +514,9 @@ class CpuBackend(Backend, ABC):
     ) -> list[Streams]:
         """Split each chunk into the streams of its contexts."""
         return [
-            self.partition(chunk.base, chunk.tuned, coding, chunk_bounds, active)
+            self.partition_of(
+                chunk.base, self._changed(chunk, coding), coding, chunk_bounds, active
+            )
             for chunk, chunk_bounds, active in zip(chunks, bounds, rows, strict=True)
         ]
 

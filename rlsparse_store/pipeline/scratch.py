@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlsparse_store.kernels.interface import ChangeList
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -32,8 +34,9 @@ class ScratchBuffer:
 
 
 class Scratch(threading.local):
-    """Buffers of each thread, for base words and for tuned words."""
+    """Buffers of each thread, for base words, tuned words and changed words."""
 
     def __init__(self) -> None:
         self.base = ScratchBuffer()
         self.tuned = ScratchBuffer()
+        self.changes = ChangeList()

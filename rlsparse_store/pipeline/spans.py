@@ -45,6 +45,7 @@ __all__ = [
     "BLOCK_WORDS",
     "BaseWindow",
     "ChunkExtent",
+    "Chunker",
     "CodedSpan",
     "Span",
     "SpanChunk",
@@ -393,6 +394,7 @@ class _SpanEncoder:
         self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
         self._buffer_start = span.start
         self._chunker = Chunker()
+        self._changed = scratch.changes
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
         self._chunks: list[SpanChunk] = []
         self._tuned_leaves: list[NDArray[np.uint64]] = []
@@ -449,8 +451,12 @@ class _SpanEncoder:
         return self._bytes[start - self._buffer_start : stop - self._buffer_start]
 
     def _changes(self, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> Changes:
-        width = self._coding.width
-        return self._backend.changes(as_words(old, width), as_words(new, width), self._coding)
+        """Compare a block, and append its changed words to those of the open chunk."""
+        if not self._chunker.is_open:
+            self._changed.clear()
+        coding = self._coding
+        base, tuned = as_words(old, coding.width), as_words(new, coding.width)
+        return self._backend.compare(base, tuned, coding, self._changed)
 
     def _add_block(
         self,
@@ -477,7 +483,7 @@ class _SpanEncoder:
         tuned = as_words(self._view(chunk.start, stop), coding.width)
         first = coding.num_words(chunk.start)
         row = None if self._row is None else (self._row, first % self._row)
-        words = ChunkWords(base, tuned, row, chunk.changes)
+        words = ChunkWords(base, tuned, row, self._changed.first(base.size))
         coded = encode_chunk(self._backend, words, coding, self._mantissa_bits)
         base_leaves = np.concatenate([base for base, _ in leaves])
         tuned_leaves = np.concatenate([tuned for _, tuned in leaves])

@@ -245,7 +245,7 @@ struct Case {
         return value;
     }
 
-    uint64_t key(size_t i) const {  // specs/format.md section 6
+    uint64_t key(size_t i) const {  // specs/format.md section 2
         const uint64_t value = word(base, i);
         const bool negative = value >> (width - 1);
         return (order == kTwosComplement && negative ? ~value : value) & top_key();
@@ -304,11 +304,42 @@ struct Encoded {
     }
 };
 
-Encoded encode(const Kernels& path, const Case& c, const Chunk& chunk, const Block& tuned) {
+// The changed words of a case, in blocks of exactly their size.
+class Listed {
+  public:
+    Listed(const Kernels& path, const Case& c, const Chunk& chunk, const Block& tuned)
+        : mask_((c.words + 7) / 8) {
+        Block before(c.base.size()), after(c.base.size());
+        changes = path.compare(chunk, tuned.data(), mask_.data(), before.data(), after.data());
+        const size_t bytes = size_t(changes.number) * c.word_bytes();
+        before_ = Block(Bytes(before.data(), before.data() + bytes));
+        after_ = Block(Bytes(after.data(), after.data() + bytes));
+        if (path.count_ones(mask_.data(), (c.words + 7) / 8) != changes.number) {
+            fail(path.name, "mask and lists disagree");
+        }
+    }
+
+    Changed get() const {
+        return {mask_.data(), before_.data(), after_.data(), size_t(changes.number)};
+    }
+
+    bool operator==(const Listed& other) const {
+        return changes.number == other.changes.number && changes.top_key == other.changes.top_key &&
+               mask_.bytes() == other.mask_.bytes() && before_.bytes() == other.before_.bytes() &&
+               after_.bytes() == other.after_.bytes();
+    }
+
+    Changes changes;
+
+  private:
+    Block mask_, before_{0}, after_{0};
+};
+
+Encoded encode(const Kernels& path, const Case& c, const Chunk& chunk, const Listed& listed) {
     const Numbers bounds(c.bounds);
     Streams streams;
     Scratch scratch;
-    path.partition(chunk, tuned.data(), bounds.bounds(), streams, scratch);
+    path.partition(chunk, listed.get(), bounds.bounds(), streams, scratch);
     const size_t number = c.bounds.size();
     Encoded found{{streams.counts, streams.counts + number},
                   {streams.changed, streams.changed + number},
@@ -322,7 +353,7 @@ Encoded encode(const Kernels& path, const Case& c, const Chunk& chunk, const Blo
 }
 
 // Counts of words and of steps by bin, one after the other.
-Bytes count(const Kernels& path, const Case& c, const Chunk& chunk, const Block& tuned) {
+Bytes count(const Kernels& path, const Case& c, const Chunk& chunk, const Listed& listed) {
     std::vector<uint64_t> upper;
     for (uint64_t bound : c.bounds) {
         if (bound < c.top_key()) upper.push_back(bound);
@@ -332,7 +363,7 @@ Bytes count(const Kernels& path, const Case& c, const Chunk& chunk, const Block&
     const Numbers words{std::vector<uint64_t>(upper.size())};
     const Numbers magnitudes{std::vector<uint64_t>(upper.size() * kMagnitudeClasses)};
     Scratch scratch;
-    path.histogram(chunk, tuned.data(), bins.bounds(), c.every,
+    path.histogram(chunk, listed.get(), bins.bounds(), c.every,
                    reinterpret_cast<int64_t*>(words.data()),
                    reinterpret_cast<int64_t*>(magnitudes.data()), scratch);
     Bytes found = words.bytes();
@@ -363,7 +394,7 @@ Applied apply(const Kernels& path, const Case& c, const Chunk& chunk, const Bloc
 
 // Everything that a path says of a case, in a base of its own.
 struct Findings {
-    Changes changes;
+    Listed listed;
     Bytes counts;
     Encoded encoded;
     Applied round_trip, applied;
@@ -372,10 +403,9 @@ struct Findings {
 Findings run(const Kernels& path, const Case& c) {
     const Block tuned(c.tuned), active(c.active), base(c.base), again(c.base);
     const Chunk chunk = c.chunk(base, active), same = c.chunk(again, active);
-    Findings found;
-    found.changes = path.changes(chunk, tuned.data());
-    found.counts = count(path, c, chunk, tuned);
-    found.encoded = encode(path, c, chunk, tuned);
+    Findings found{{path, c, chunk, tuned}, {}, {}, {}, {}};
+    found.counts = count(path, c, chunk, found.listed);
+    found.encoded = encode(path, c, chunk, found.listed);
     const Encoded& encoded = found.encoded;
     found.round_trip = apply(path, c, chunk, base, encoded.changed, encoded.content);
     if (!(c.flags & kDerived)) {
@@ -400,13 +430,13 @@ Findings run(const Kernels& path, const Case& c) {
 void compare(const Case& c) {
     Bytes expected;
     const bool accepted = c.expect(expected);
-    const Findings first = run(*kPaths.front(), c);
-    for (const Kernels* path : kPaths) {
-        const Findings found = path == kPaths.front() ? first : run(*path, c);
-        if (found.changes.number != first.changes.number ||
-            found.changes.top_key != first.changes.top_key) {
-            fail(path->name, "changes disagrees");
-        }
+    std::vector<Findings> all;
+    for (const Kernels* path : kPaths) all.push_back(run(*path, c));
+    const Findings& first = all.front();
+    for (size_t i = 0; i < all.size(); ++i) {
+        const Kernels* path = kPaths[i];
+        const Findings& found = all[i];
+        if (!(found.listed == first.listed)) fail(path->name, "compare disagrees");
         if (found.counts != first.counts) fail(path->name, "histogram disagrees");
         if (!(found.encoded == first.encoded)) fail(path->name, "partition disagrees");
         if (found.round_trip.problem.empty() != accepted) {
@@ -422,16 +452,17 @@ void disturb(const Case& c) {
     Encoded encoded{{}, c.changed, {}, c.rest};
     if (c.flags & kDerived) {
         const Block base(c.base);
-        encoded = encode(kPortable, c, c.chunk(base, active), tuned);
+        const Chunk chunk = c.chunk(base, active);
+        encoded = encode(kPortable, c, chunk, {kPortable, c, chunk, tuned});
     }
     for (const Kernels* path : kPaths) {
         Block base(c.base);
         const Chunk chunk = c.chunk(base, active);
         const Disturbance disturbance(base, c.tuned, c.flags & kThreaded);
         apply(*path, c, chunk, base, encoded.changed, encoded.content);
-        path->changes(chunk, tuned.data());
-        count(*path, c, chunk, tuned);
-        encode(*path, c, chunk, tuned);
+        const Listed listed(*path, c, chunk, tuned);
+        count(*path, c, chunk, listed);
+        encode(*path, c, chunk, listed);
     }
 }
 

@@ -8,22 +8,30 @@ from numpy.typing import NDArray
 Buffer: TypeAlias = NDArray[Any] | bytes | memoryview
 
 def paths() -> list[str]: ...
-def changes(
-    path: str, base: Buffer, tuned: Buffer, width: int, order: int, /
-) -> tuple[int, int]: ...
-def active_rows(
-    base: Buffer, tuned: Buffer, row_bytes: int, offset: int, flags: Buffer, /
-) -> None: ...
-def histogram(
+def compare(
     path: str,
     base: Buffer,
     tuned: Buffer,
+    width: int,
+    order: int,
+    mask: Buffer,
+    before: Buffer,
+    after: Buffer,
+    /,
+) -> tuple[int, int]: ...
+def active_rows(mask: Buffer, words: int, length: int, offset: int, flags: Buffer, /) -> None: ...
+def histogram(
+    path: str,
+    base: Buffer,
     width: int,
     order: int,
     bins: Buffer,
     rows: Buffer | None,
     row_length: int,
     row_offset: int,
+    mask: Buffer,
+    before: Buffer,
+    after: Buffer,
     stride: int,
     words: Buffer,
     magnitudes: Buffer,
@@ -32,13 +40,15 @@ def histogram(
 def partition(
     path: str,
     base: Buffer,
-    tuned: Buffer,
     width: int,
     order: int,
     bounds: Buffer,
     rows: Buffer | None,
     row_length: int,
     row_offset: int,
+    mask: Buffer,
+    before: Buffer,
+    after: Buffer,
     /,
 ) -> tuple[list[int], list[int], bytes, list[int], list[int]]: ...
 def apply(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import ChangedWords, ChangeList
 
 __all__ = ["NativeBackend"]
 
@@ -52,25 +53,26 @@ class NativeBackend(CpuBackend):
     def __init__(self, instruction_set: str) -> None:
         self.name = instruction_set
 
-    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the changed words and find the largest key among them."""
-        return Changes(*_kernels.changes(self.name, base, tuned, coding.width, coding.order))
+    def compare(self, base: Words, tuned: Words, coding: WordCoding, into: ChangeList) -> Changes:
+        """Append the changed words to a list, and summarize them."""
+        arrays = into.reserve(base.size, base.dtype)
+        changes = _kernels.compare(self.name, base, tuned, coding.width, coding.order, *arrays)
+        return into.add(base.size, Changes(*changes))
 
-    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
+    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
-        active = np.zeros(row_count(base.size, length, offset), np.bool_)
-        nbytes = base.itemsize
-        _kernels.active_rows(base, tuned, length * nbytes, offset * nbytes, active)
+        active = np.zeros(row_count(words, length, offset), np.bool_)
+        _kernels.active_rows(changed.mask, words, length, offset, active)
         return Rows(active, length, offset)
 
-    def histogram(
+    def histogram_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bins: NDArray[np.uint64],
-        rows: Rows | None = None,
-        stride: int = 1,
+        rows: Rows | None,
+        stride: int,
     ) -> Histogram:
         """Count words and steps by bin of the base word's key."""
         words = np.zeros(bins.size, np.int64)
@@ -78,21 +80,23 @@ class NativeBackend(CpuBackend):
         _kernels.histogram(
             self.name,
             base,
-            tuned,
             coding.width,
             coding.order,
             bins,
             *_row_arguments(rows),
+            changed.mask,
+            changed.before,
+            changed.after,
             stride,
             words,
             magnitudes,
         )
-        return Histogram(words * stride, magnitudes * stride)
+        return Histogram(words, magnitudes)
 
-    def partition(
+    def partition_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bounds: NDArray[np.uint64],
         rows: Rows | None,
@@ -102,11 +106,13 @@ class NativeBackend(CpuBackend):
             *_kernels.partition(
                 self.name,
                 base,
-                tuned,
                 coding.width,
                 coding.order,
                 bounds,
                 *_row_arguments(rows),
+                changed.mask,
+                changed.before,
+                changed.after,
             )
         )
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import ChangedWords, ChangeList
 
 __all__ = ["NumpyBackend"]
 
@@ -103,38 +104,50 @@ def _step_counts(step: NDArray[np.int64]) -> list[int]:
     return np.bincount(np.where(step < 0, 0, 4) + nearest, minlength=8).tolist()  # type: ignore[no-any-return]
 
 
+def _is_changed(changed: ChangedWords, words: int) -> NDArray[np.bool_]:
+    """Return for each of ``words`` words whether it changed."""
+    return np.unpackbits(changed.mask, count=words, bitorder="little").view(np.bool_)
+
+
+def _tuned(base: Words, changed: ChangedWords) -> Words:
+    """Return the tuned words."""
+    tuned = base.copy()
+    tuned[_is_changed(changed, base.size)] = changed.after
+    return tuned
+
+
 class NumpyBackend(CpuBackend):
     """The definition of the loops."""
 
     name = "numpy"
 
-    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the changed words and find the largest key among them."""
-        total = Changes(0, 0)
-        for block in _blocks(base.size):
-            changed = base[block][base[block] != tuned[block]]
-            if changed.size:
-                total += Changes(changed.size, int(keys(changed, coding).max()))
-        return total
+    def compare(self, base: Words, tuned: Words, coding: WordCoding, into: ChangeList) -> Changes:
+        """Append the changed words to a list, and summarize them."""
+        is_changed = base != tuned
+        before, after = base[is_changed], tuned[is_changed]
+        mask, old, new = into.reserve(base.size, base.dtype)
+        mask[:] = np.packbits(is_changed, bitorder="little")
+        old[: before.size], new[: after.size] = before, after
+        top_key = int(keys(before, coding).max()) if before.size else 0
+        return into.add(base.size, Changes(before.size, top_key))
 
-    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
+    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
-        active = np.zeros(row_count(base.size, length, offset), np.bool_)
-        for block in _blocks(base.size):
-            changed = np.flatnonzero(base[block] != tuned[block])
-            active[(changed + (offset + block.start)) // length] = True
+        active = np.zeros(row_count(words, length, offset), np.bool_)
+        active[(np.flatnonzero(_is_changed(changed, words)) + offset) // length] = True
         return Rows(active, length, offset)
 
-    def histogram(
+    def histogram_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bins: NDArray[np.uint64],
-        rows: Rows | None = None,
-        stride: int = 1,
+        rows: Rows | None,
+        stride: int,
     ) -> Histogram:
-        """Count words and steps by bin of the base word's key."""
+        """Count words and steps by bin of the base word's key, in active rows only."""
+        tuned = _tuned(base, changed)
         classify = _Classifier(coding, bins)
         words = np.zeros(bins.size, np.int64)
         magnitudes = np.zeros(bins.size * MAGNITUDE_CLASSES, np.int64)
@@ -145,22 +158,23 @@ class NumpyBackend(CpuBackend):
             before, after = base[block][selected], tuned[block][selected]
             bin_indices = classify(before)
             words += np.bincount(bin_indices, minlength=bins.size)
-            changed = np.flatnonzero(before != after)
-            classes = magnitude_class(steps(before[changed], after[changed], coding))
-            cells = bin_indices[changed].astype(np.int64) * MAGNITUDE_CLASSES + classes
+            indices = np.flatnonzero(before != after)
+            classes = magnitude_class(steps(before[indices], after[indices], coding))
+            cells = bin_indices[indices].astype(np.int64) * MAGNITUDE_CLASSES + classes
             magnitudes += np.bincount(cells, minlength=magnitudes.size)
         shape = bins.size, MAGNITUDE_CLASSES
         return Histogram(words * stride, magnitudes.reshape(shape) * stride)
 
-    def partition(
+    def partition_of(
         self,
         base: Words,
-        tuned: Words,
+        changed: ChangedWords,
         coding: WordCoding,
         bounds: NDArray[np.uint64],
         rows: Rows | None,
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
+        tuned = _tuned(base, changed)
         contexts = _ContextWalker(base, coding, bounds, rows)
         counts = [0] * contexts.count
         ranks: list[list[NDArray[np.int64]]] = [[] for _ in counts]
@@ -172,8 +186,8 @@ class NumpyBackend(CpuBackend):
                 block_ranks = np.flatnonzero(is_changed[indices])
                 ranks[i].append(block_ranks + counts[i])
                 counts[i] += indices.size
-                changed = indices[block_ranks]
-                context_steps[i].append(steps(before[changed], after[changed], coding))
+                moved = indices[block_ranks]
+                context_steps[i].append(steps(before[moved], after[moved], coding))
         chunk_ranks = [np.concatenate(r) for r in ranks]
         step = np.concatenate([block_steps for blocks in context_steps for block_steps in blocks])
         masks = [encode_mask(r, n) for r, n in zip(chunk_ranks, counts, strict=True)]

@@ -14,8 +14,8 @@ from rlsparse_store.codec.chunk import (
 )
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import Changes, ChunkWords
-from rlsparse_store.pipeline.spans import BLOCK_WORDS, chunk_extents
+from rlsparse_store.kernels.interface import ChangeList, Changes, ChunkWords
+from rlsparse_store.pipeline.spans import BLOCK_WORDS, Chunker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,26 +36,34 @@ class Ours(Codec[Chunks]):
 
     def __init__(self) -> None:
         self._backend = get_backend()
+        self._changed = ChangeList()
 
     def encode(self, base: Tensors, tuned: Tensors) -> Coded[Chunks]:
         """Code every chunk of every tensor."""
-        chunks = [list(self._code(*pair)) for pair in zip(base, tuned, strict=True)]
+        chunks = [list(self.code(*pair)) for pair in zip(base, tuned, strict=True)]
         return Coded(chunks, sum(_nbytes(chunk) for tensor in chunks for _, chunk in tensor))
 
     def decode(self, base: Tensors, payload: Chunks) -> Tensors:
         """Decode every chunk into its place."""
         for tensor, chunks in zip(base, payload, strict=True):
-            words = tensor.reshape(-1)
-            for place, chunk in chunks:
-                part = words[place]
-                if isinstance(chunk, DeltaChunk):
-                    row = _row(tensor, place.start)
-                    decode_delta(self._backend, part, BF16.coding, chunk, row, out=part)
-                else:
-                    part[:] = decode_whole(chunk.stored, part.size, BF16.coding)
+            for _ in self.patch(tensor, chunks):
+                pass
         return base
 
-    def _code(self, base: Tensor, tuned: Tensor) -> Iterator[tuple[slice, CodedChunk]]:
+    def patch(self, tensor: Tensor, chunks: list[tuple[slice, CodedChunk]]) -> Iterator[None]:
+        """Decode the chunks of a tensor, one per step, over its base words."""
+        words = tensor.reshape(-1)
+        for place, chunk in chunks:
+            part = words[place]
+            if isinstance(chunk, DeltaChunk):
+                row = _row(tensor, place.start)
+                decode_delta(self._backend, part, BF16.coding, chunk, row, out=part)
+            else:
+                part[:] = decode_whole(chunk.stored, part.size, BF16.coding)
+            yield
+
+    def code(self, base: Tensor, tuned: Tensor) -> Iterator[tuple[slice, CodedChunk]]:
+        """Code the chunks of a tensor, one per step."""
         before, after = base.reshape(-1), tuned.reshape(-1)
         for place, changes in self._cut(before, after):
             words = ChunkWords(before[place], after[place], _row(base, place.start), changes)
@@ -63,16 +71,16 @@ class Ours(Codec[Chunks]):
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""
-        for first in range(0, before.size, CHUNK_WORDS):
-            old, new = (words[first : first + CHUNK_WORDS] for words in (before, after))
-            blocks = (
-                self._backend.changes(
-                    old[block : block + BLOCK_WORDS], new[block : block + BLOCK_WORDS], BF16.coding
-                )
-                for block in range(0, old.size, BLOCK_WORDS)
-            )
-            for chunk in chunk_extents(blocks, BLOCK_WORDS, old.size):
-                yield slice(first + chunk.start, first + chunk.stop), chunk.changes
+        chunker = Chunker()
+        for start in range(0, before.size, BLOCK_WORDS):
+            if not chunker.is_open:
+                self._changed.clear()
+            stop = min(start + BLOCK_WORDS, before.size)
+            old, new = before[start:stop], after[start:stop]
+            chunker.add(start, stop, self._backend.compare(old, new, BF16.coding, self._changed))
+            is_last = stop == before.size or stop % CHUNK_WORDS == 0
+            if (chunker.is_full or is_last) and (chunk := chunker.close()) is not None:
+                yield slice(chunk.start, chunk.stop), self._changed.first(chunk.stop - chunk.start)
 
 
 def _row(tensor: Tensor, start: int) -> tuple[int, int] | None:

@@ -23,8 +23,8 @@ using Simd = Avx2;
 
 }  // namespace avx2
 
-extern const Kernels kAvx2 = {"avx2",      avx2::changes, avx2::histogram, avx2::partition,
-                              avx2::apply, avx2::record,  avx2::exchange};
+extern const Kernels kAvx2 = {"avx2",          avx2::compare, avx2::count_ones, avx2::histogram,
+                              avx2::partition, avx2::apply,   avx2::record,     avx2::exchange};
 
 }  // namespace rlsparse
 RLSPARSE_TARGET_END

@@ -5,6 +5,10 @@ struct Avx2 : Generic {
         return _mm256_loadu_si256(static_cast<const __m256i*>(from));
     }
 
+    static void store(void* to, __m256i value) {
+        _mm256_storeu_si256(static_cast<__m256i*>(to), value);
+    }
+
     // One bit per byte of 64, two vectors of all ones or all zeros.
     static uint64_t to_mask(__m256i first, __m256i second) {
         return uint32_t(_mm256_movemask_epi8(first)) |
@@ -40,23 +44,127 @@ struct Avx2 : Generic {
         }
     }
 
-    static uint64_t at_most(const uint8_t* codes, uint8_t bound) {
-        const __m256i limit = _mm256_set1_epi8(char(bound));
-        return ~to_mask(_mm256_cmpgt_epi8(load(codes), limit),
-                        _mm256_cmpgt_epi8(load(codes + 32), limit));
+    static constexpr bool kMakesCodes = true;
+
+    // 32 codes, as bytes in order; those above 127 are 127.
+    static __m256i make_codes(const uint16_t* words, __m256i key_mask, __m256i rest, __m256i first,
+                              __m128i shift) {
+        __m256i codes[2];
+        for (int i = 0; i < 2; ++i) {
+            const __m256i key = _mm256_and_si256(load(words + 16 * i), key_mask);
+            const __m256i second = _mm256_srl_epi16(_mm256_add_epi16(key, rest), shift);
+            codes[i] = _mm256_add_epi16(_mm256_srl_epi16(key, shift), second);
+            codes[i] = _mm256_subs_epu16(codes[i], first);
+        }
+        const __m256i bytes = _mm256_packus_epi16(codes[0], codes[1]);
+        return _mm256_min_epu8(_mm256_permute4x64_epi64(bytes, 0xD8), _mm256_set1_epi8(127));
     }
 
-    static void find_inside(const uint8_t* codes, size_t groups, const uint8_t* bounds,
-                            size_t number, uint64_t (*inside)[64]) {
-        for (size_t g = 0; g < groups; ++g) {
-            for (size_t c = 0; c < number; ++c) inside[c][g] = at_most(codes + g * 64, bounds[c]);
+    static void find_contexts(const uint16_t* words, size_t number, uint16_t key_mask,
+                              const KeyCodes& codes, uint8_t* names) {
+        const __m256i keys = _mm256_set1_epi16(short(key_mask));
+        const __m256i rest = _mm256_set1_epi16(short((1 << codes.shift) - 1));
+        const __m256i first = _mm256_set1_epi16(short(codes.first));
+        const __m128i shift = _mm_cvtsi32_si128(codes.shift);
+        __m256i tables[8];
+        int used = 0;
+        for (int i = 0; i < 8; ++i) {
+            const __m128i table = load128(codes.names + 16 * i);
+            tables[i] = _mm256_broadcastsi128_si256(table);
+            if (!_mm_testz_si128(table, table)) used = i + 1;
+        }
+        for (size_t i = 0; i < number; i += 32) {
+            __m256i code = make_codes(words + i, keys, rest, first, shift);
+            __m256i name = _mm256_setzero_si256();
+            for (int t = 0; t < used; ++t) {
+                // Looks up codes 0 to 15, and gives 0 for others: the sum has its highest bit set.
+                const __m256i place = _mm256_adds_epu8(code, _mm256_set1_epi8(0x70));
+                name = _mm256_or_si256(name, _mm256_shuffle_epi8(tables[t], place));
+                code = _mm256_sub_epi8(code, _mm256_set1_epi8(16));
+            }
+            store(names + i, name);
         }
     }
 
-    static uint64_t bit_plane(const uint8_t* bytes, int bit) {
-        const __m128i shift = _mm_cvtsi32_si128(7 - bit);
-        return to_mask(_mm256_sll_epi16(load(bytes), shift),
-                       _mm256_sll_epi16(load(bytes + 32), shift));
+    static void count_names(const uint8_t* names, size_t groups, uint32_t* counts) {
+        constexpr int kTogether = 8;
+        for (size_t first = 0; first < kWindow; first += kTogether) {
+            __m256i sums[kTogether] = {};
+            for (size_t i = 0; i < groups * 64; i += 32) {
+                const __m256i own = load(names + i);
+                for (int j = 0; j < kTogether; ++j) {
+                    const __m256i wanted = _mm256_set1_epi8(char(first + size_t(j) + 1));
+                    sums[j] = _mm256_sub_epi8(sums[j], _mm256_cmpeq_epi8(own, wanted));
+                }
+            }
+            for (int j = 0; j < kTogether; ++j) {
+                alignas(32) uint64_t parts[4];
+                store(parts, _mm256_sad_epu8(sums[j], _mm256_setzero_si256()));
+                counts[first + size_t(j)] += uint32_t(parts[0] + parts[1] + parts[2] + parts[3]);
+            }
+        }
+    }
+
+    static uint64_t equal(const uint8_t* names, uint8_t name) {
+        const __m256i wanted = _mm256_set1_epi8(char(name));
+        return to_mask(_mm256_cmpeq_epi8(load(names), wanted),
+                       _mm256_cmpeq_epi8(load(names + 32), wanted));
+    }
+
+    static uint64_t above(const uint8_t* names, uint8_t name) {
+        const __m256i limit = _mm256_set1_epi8(char(name));
+        return to_mask(_mm256_cmpgt_epi8(load(names), limit),
+                       _mm256_cmpgt_epi8(load(names + 32), limit));
+    }
+
+    static uint64_t high_bits(const uint8_t* bytes) {
+        return to_mask(load(bytes), load(bytes + 32));
+    }
+
+    static void store_classes(uint8_t* to, uint64_t low, uint64_t high) {
+        store64(to, _pdep_u64(low, kEven) | _pdep_u64(high, ~kEven));
+        store64(to + 8, _pdep_u64(low >> 32, kEven) | _pdep_u64(high >> 32, ~kEven));
+    }
+
+    static void load_classes(const uint8_t* from, uint64_t& low, uint64_t& high) {
+        const uint64_t first = load64(from), second = load64(from + 8);
+        low = _pext_u64(first, kEven) | _pext_u64(second, kEven) << 32;
+        high = _pext_u64(first, ~kEven) | _pext_u64(second, ~kEven) << 32;
+    }
+
+    template <class W>
+    static void move_words(const W* base, size_t words, const uint64_t* changed,
+                           const int8_t* steps, size_t found, const WordMap<W>& map, W* result) {
+        if constexpr (sizeof(W) == 2) {
+            if (found * kManyInTile >= words) {
+                move_eight(base, words, changed, steps, map, result);
+                return;
+            }
+        }
+        Generic::move_words(base, words, changed, steps, found, map, result);
+    }
+
+    // As move_words, eight words at a time, whether they changed or not.
+    static void move_eight(const uint16_t* base, size_t words, const uint64_t* changed,
+                           const int8_t* steps, const WordMap<uint16_t>& map, uint16_t* result) {
+        const __m128i flip = _mm_set1_epi16(short(map.order_flip));
+        auto place = [&](__m128i word) {
+            return _mm_xor_si128(word, _mm_and_si128(_mm_srai_epi16(word, 15), flip));
+        };
+        auto move = [&](const uint16_t* from, uint64_t mask, uint16_t* to) {
+            const uint64_t eight =
+                _pdep_u64(load64(reinterpret_cast<const uint8_t*>(steps)), each_byte(mask));
+            const __m128i step = _mm_cvtepi8_epi16(_mm_cvtsi64_si128(int64_t(eight)));
+            store128(to, place(_mm_add_epi16(place(load128(from)), step)));
+            steps += _mm_popcnt_u64(mask & 0xFF);
+        };
+        const size_t whole = words / 8 * 8;
+        for (size_t i = 0; i < whole; i += 8) move(base + i, changed[i / 64] >> i % 64, result + i);
+        if (words == whole) return;
+        uint16_t room[8] = {};
+        std::memcpy(room, base + whole, (words - whole) * 2);
+        move(room, changed[whole / 64] >> whole % 64, room);
+        std::memcpy(result + whole, room, (words - whole) * 2);
     }
 
     static uint64_t extract(uint64_t bits, uint64_t mask) { return _pext_u64(bits, mask); }
@@ -131,6 +239,9 @@ struct Avx2 : Generic {
     }
 
   private:
+    static constexpr uint64_t kEven = 0x5555555555555555;
     static constexpr uint64_t kPlaces = 0x0706050403020100;
+    static constexpr size_t kManyInTile = 8;  // one changed word in so many
+
     static constexpr int kMany = 10;  // of 64, as measured on one processor
 };

@@ -15,6 +15,13 @@ inline uint64_t bits_at(const uint8_t* from, uint64_t place) {
     return load64(byte) >> shift | (uint64_t(byte[8]) << 1) << (63 - shift);
 }
 
+inline size_t count_ones(const uint8_t* bits, size_t bytes) {
+    size_t ones = 0, i = 0;
+    for (; i + 8 <= bytes; i += 8) ones += size_t(__builtin_popcountll(load64(bits + i)));
+    for (; i < bytes; ++i) ones += size_t(__builtin_popcountll(bits[i]));
+    return ones;
+}
+
 // Appends bits. The memory needs room for 8 bytes beyond the last bit.
 class BitWriter {
   public:

@@ -14,8 +14,11 @@ void prefetch_group(const W* words, size_t number, size_t start) {
 // Writes which words differ to `mask`, and those of `before` to `values`, which has room for all
 // words. Returns how many differ.
 template <class W>
-size_t record_words(const W* before, const W* after, size_t words, uint8_t* mask, W* values) {
-    W* to = values;
+size_t record_words(const void* before_words, const void* after_words, size_t words, uint8_t* mask,
+                    void* values) {
+    const auto *before = static_cast<const W*>(before_words),
+               *after = static_cast<const W*>(after_words);
+    W* to = static_cast<W*>(values);
     const size_t whole = words / 64 * 64;
     for (size_t start = 0; start < whole; start += 64) {
         prefetch_group(before, words, start);
@@ -38,7 +41,7 @@ size_t record_words(const W* before, const W* after, size_t words, uint8_t* mask
         std::memcpy(to, moved, number * sizeof(W));
         to += number;
     }
-    return size_t(to - values);
+    return size_t(to - static_cast<W*>(values));
 }
 
 // The bits of the groups from word `start` on, of a mask of `words` bits; returns how many are set.
@@ -78,8 +81,9 @@ void swap_tile(W* words, size_t number, size_t tile, const uint64_t* groups, boo
 
 // Returns what is wrong with the mask, or nullptr. Nothing is written before all of it was checked.
 template <class W>
-const char* exchange_words(W* words, size_t number, const uint8_t* mask, W* values, size_t left,
-                           Scratch& scratch) {
+const char* exchange_words(void* all_words, size_t number, const uint8_t* mask, void* all_values,
+                           size_t left, Scratch& scratch) {
+    auto *words = static_cast<W*>(all_words), *values = static_cast<W*>(all_values);
     uint64_t groups[kGroups];
     if (number % 8 && mask[number / 8] >> number % 8) return "a bit of the mask is set for no word";
     size_t set = 0;

@@ -72,6 +72,15 @@ struct Changes {
     uint64_t top_key = 0;
 };
 
+// The changed words of a chunk: a bit per word, zero behind the last one; and those words before
+// and after, closed up.
+struct Changed {
+    const uint8_t* mask;
+    const void* before;
+    const void* after;
+    size_t number;
+};
+
 // The streams of a chunk; the spans lie in the scratch memory they were made with.
 struct Streams {
     uint64_t counts[kMaxContexts] = {};
@@ -84,11 +93,16 @@ struct Streams {
 // One implementation of the kernels. None of them reads past what it is given, whatever is in it.
 struct Kernels {
     const char* name;
-    Changes (*changes)(const Chunk&, const void* tuned);
-    // Adds to words[bins] and magnitudes[bins * kMagnitudeClasses], for every so manieth tile.
-    void (*histogram)(const Chunk&, const void* tuned, const Bounds& bins, size_t every,
+    // Writes a bit per word that tells whether it differs, and those that do, before and after, to
+    // lists that have room for all words.
+    Changes (*compare)(const Chunk&, const void* tuned, uint8_t* mask, void* before, void* after);
+    // How many bits are set.
+    size_t (*count_ones)(const uint8_t* bits, size_t bytes);
+    // Adds to words[bins] and magnitudes[bins * kMagnitudeClasses], `every` for each word of one in
+    // `every` tiles.
+    void (*histogram)(const Chunk&, const Changed&, const Bounds& bins, size_t every,
                       int64_t* words, int64_t* magnitudes, Scratch&);
-    void (*partition)(const Chunk&, const void* tuned, const Bounds& bounds, Streams&, Scratch&);
+    void (*partition)(const Chunk&, const Changed&, const Bounds& bounds, Streams&, Scratch&);
     // Writes the tuned words to out, which may be the base itself. Returns what is wrong with the
     // content, or nullptr; then out holds anything.
     const char* (*apply)(const Chunk&, void* out, const Bounds& bounds, const uint64_t* changed,

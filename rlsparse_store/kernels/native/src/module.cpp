@@ -63,7 +63,8 @@ bool runs_here(const Kernels* kernels) {
     if (kernels == &kAvx512) {
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2");
     }
 #endif
     return kernels == &kPortable;
@@ -109,8 +110,8 @@ struct Arguments {
             return refuse("width must be 4, 8, 16, 32 or 64");
         }
         if (order < kUnsigned || order > kSignMagnitude) return refuse("unknown order map");
-        const size_t bytes = width == 4 ? 1 : size_t(width) / 8;
-        if (base.size() % bytes || base.size() != other.size()) {
+        const size_t bytes = word_bytes();
+        if (base.size() % bytes || (other.given() && base.size() != other.size())) {
             return refuse("base and tuned must hold the same whole number of words");
         }
         if (base.size() / bytes >= uint64_t(1) << 32) return refuse("too many words");
@@ -125,7 +126,7 @@ struct Arguments {
     }
 
     Chunk chunk() const {
-        const size_t bytes = width == 4 ? 1 : size_t(width) / 8;
+        const size_t bytes = word_bytes();
         RowFlags flags;
         if (rows.given()) {
             flags = {static_cast<const uint8_t*>(rows.data()), row_length, row_offset};
@@ -134,6 +135,8 @@ struct Arguments {
     }
 
     Bounds limits() const { return {upper(), bounds.size() / 8}; }
+
+    size_t word_bytes() const { return width == 4 ? 1 : size_t(width) / 8; }
 
   private:
     const uint64_t* upper() const { return static_cast<const uint64_t*>(bounds.data()); }
@@ -149,17 +152,42 @@ struct Arguments {
     }
 };
 
+// The changed words of a chunk: a mask, and the words before and after.
+struct ChangedArguments {
+    Buffer mask, before, after;
+
+    bool check(const Arguments& a, const Kernels& kernels) const {
+        const size_t words = a.chunk().words, bytes = a.word_bytes();
+        const auto* bits = static_cast<const uint8_t*>(mask.data());
+        if (mask.size() != words / 8 + (words % 8 != 0)) return refuse("not one bit per word");
+        if (words % 8 && bits[words / 8] >> words % 8) return refuse("a bit is set for no word");
+        const size_t set = kernels.count_ones(bits, mask.size());
+        if (before.size() != set * bytes || after.size() != before.size()) {
+            return refuse("not one word before and after for each bit of the mask");
+        }
+        return (aligned(before, bytes) && aligned(after, bytes)) ||
+               refuse("an array is not aligned");
+    }
+
+    Changed changed(const Arguments& a) const {
+        return {static_cast<const uint8_t*>(mask.data()), before.data(), after.data(),
+                before.size() / a.word_bytes()};
+    }
+};
+
 PyObject* histogram(PyObject*, PyObject* args) {
     Arguments a;
+    ChangedArguments c;
     Buffer words, magnitudes;
     unsigned long long every;
-    if (!PyArg_ParseTuple(args, "sy*y*iiy*z*KKKw*w*", &a.path, a.base.view(), a.other.view(),
-                          &a.width, &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
-                          &a.row_offset, &every, words.view(), magnitudes.view())) {
+    if (!PyArg_ParseTuple(args, "sy*iiy*z*KKy*y*y*Kw*w*", &a.path, a.base.view(), &a.width,
+                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset,
+                          c.mask.view(), c.before.view(), c.after.view(), &every, words.view(),
+                          magnitudes.view())) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
-    if (!kernels || !a.check()) return nullptr;
+    if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
     const size_t bins = a.limits().number;
     const uint64_t top = a.width - (a.order != kUnsigned) == 64
                              ? ~uint64_t(0)
@@ -172,7 +200,7 @@ PyObject* histogram(PyObject*, PyObject* args) {
     try {
         Unlocked unlocked;
         Scratch scratch;
-        kernels->histogram(a.chunk(), a.other.data(), a.limits(), every,
+        kernels->histogram(a.chunk(), c.changed(a), a.limits(), every,
                            static_cast<int64_t*>(words.data()),
                            static_cast<int64_t*>(magnitudes.data()), scratch);
     } catch (const std::bad_alloc&) {
@@ -208,12 +236,14 @@ PyObject* joined(const Span* parts, size_t number) {
 
 PyObject* partition(PyObject*, PyObject* args) {
     Arguments a;
-    if (!PyArg_ParseTuple(args, "sy*y*iiy*z*KK", &a.path, a.base.view(), a.other.view(), &a.width,
-                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset)) {
+    ChangedArguments c;
+    if (!PyArg_ParseTuple(args, "sy*iiy*z*KKy*y*y*", &a.path, a.base.view(), &a.width, &a.order,
+                          a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset,
+                          c.mask.view(), c.before.view(), c.after.view())) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
-    if (!kernels || !a.check()) return nullptr;
+    if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
     const size_t number = a.limits().number;
     if (number > kMaxContexts) {
         refuse("too many contexts");
@@ -223,7 +253,7 @@ PyObject* partition(PyObject*, PyObject* args) {
     Streams streams;
     try {
         Unlocked unlocked;
-        kernels->partition(a.chunk(), a.other.data(), a.limits(), streams, scratch);
+        kernels->partition(a.chunk(), c.changed(a), a.limits(), streams, scratch);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -269,47 +299,70 @@ PyObject* apply(PyObject*, PyObject* args) {
     return PyUnicode_FromString(problem);
 }
 
+// Whether any of `count` bits from `place` on is set.
+bool any_set(const uint8_t* bits, size_t place, size_t count) {
+    for (; count && place % 8; ++place, --count) {
+        if (bits[place / 8] >> place % 8 & 1) return true;
+    }
+    for (; count >= 64; place += 64, count -= 64) {
+        uint64_t word;
+        std::memcpy(&word, bits + place / 8, 8);
+        if (word) return true;
+    }
+    for (; count; ++place, --count) {
+        if (bits[place / 8] >> place % 8 & 1) return true;
+    }
+    return false;
+}
+
 // The rows of `length` words that hold a changed word, as flags.
 PyObject* active_rows(PyObject*, PyObject* args) {
-    Buffer base, tuned, flags;
-    unsigned long long row_bytes, offset;
-    if (!PyArg_ParseTuple(args, "y*y*KKw*", base.view(), tuned.view(), &row_bytes, &offset,
-                          flags.view())) {
+    Buffer mask, flags;
+    unsigned long long words, length, offset;
+    if (!PyArg_ParseTuple(args, "y*KKKw*", mask.view(), &words, &length, &offset, flags.view())) {
         return nullptr;
     }
-    if (base.size() != tuned.size() || row_bytes == 0 || offset >= row_bytes ||
-        flags.size() != (base.size() ? (offset + base.size() - 1) / row_bytes + 1 : 0)) {
-        refuse("base, tuned and flags do not fit together");
+    if (mask.size() != words / 8 + (words % 8 != 0) || length == 0 || offset >= length ||
+        flags.size() != (words ? (offset + words - 1) / length + 1 : 0)) {
+        refuse("mask and flags do not fit together");
         return nullptr;
     }
-    const auto* old = static_cast<const char*>(base.data());
-    const auto* now = static_cast<const char*>(tuned.data());
+    const auto* bits = static_cast<const uint8_t*>(mask.data());
     auto* active = static_cast<uint8_t*>(flags.data());
     {
         Unlocked unlocked;
         size_t place = 0, row = 0;
-        while (place < base.size()) {
-            const size_t room = size_t(row_bytes - (row ? 0 : offset));
-            const size_t run = base.size() - place < room ? base.size() - place : room;
-            active[row++] = std::memcmp(old + place, now + place, run) != 0;
+        while (place < words) {
+            const auto room = size_t(length - (row ? 0 : offset));
+            const size_t run = words - place < room ? size_t(words - place) : room;
+            active[row++] = any_set(bits, place, run);
             place += run;
         }
     }
     Py_RETURN_NONE;
 }
 
-PyObject* changes(PyObject*, PyObject* args) {
+PyObject* compare(PyObject*, PyObject* args) {
     Arguments a;
-    if (!PyArg_ParseTuple(args, "sy*y*ii", &a.path, a.base.view(), a.other.view(), &a.width,
-                          &a.order)) {
+    Buffer mask, before, after;
+    if (!PyArg_ParseTuple(args, "sy*y*iiw*w*w*", &a.path, a.base.view(), a.other.view(), &a.width,
+                          &a.order, mask.view(), before.view(), after.view())) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
     if (!kernels || !a.check()) return nullptr;
+    const size_t words = a.chunk().words;
+    if (mask.size() != words / 8 + (words % 8 != 0) || before.size() < a.base.size() ||
+        after.size() < a.base.size() || !aligned(before, a.word_bytes()) ||
+        !aligned(after, a.word_bytes())) {
+        refuse("mask and lists do not have room for every word");
+        return nullptr;
+    }
     Changes found;
     {
         Unlocked unlocked;
-        found = kernels->changes(a.chunk(), a.other.data());
+        found = kernels->compare(a.chunk(), a.other.data(), static_cast<uint8_t*>(mask.data()),
+                                 before.data(), after.data());
     }
     return Py_BuildValue("(KK)", static_cast<unsigned long long>(found.number),
                          static_cast<unsigned long long>(found.top_key));
@@ -449,7 +502,8 @@ PyObject* blocks(PyObject*, PyObject* args) {
 
 PyMethodDef kMethods[] = {
     {"paths", paths, METH_NOARGS, "Names of the kernels that run here, fastest first."},
-    {"changes", changes, METH_VARARGS, "Count changed words, and find the largest key of one."},
+    {"compare", compare, METH_VARARGS,
+     "List changed words; returns how many, and the largest key."},
     {"active_rows", active_rows, METH_VARARGS, "Flag the rows that hold a changed word."},
     {"histogram", histogram, METH_VARARGS, "Add to counts of words and steps by bin."},
     {"partition", partition, METH_VARARGS, "Split a chunk into streams."},

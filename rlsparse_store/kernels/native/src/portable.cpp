@@ -14,8 +14,8 @@ using Simd = Generic;
 
 }  // namespace portable
 
-extern const Kernels kPortable = {"portable",          portable::changes, portable::histogram,
-                                  portable::partition, portable::apply,   portable::record,
-                                  portable::exchange};
+extern const Kernels kPortable = {"portable",          portable::compare,   portable::count_ones,
+                                  portable::histogram, portable::partition, portable::apply,
+                                  portable::record,    portable::exchange};
 
 }  // namespace rlsparse

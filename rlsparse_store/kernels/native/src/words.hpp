@@ -1,4 +1,4 @@
-// Words of one coding: keys, order maps, steps, and finding the interval of a key.
+// Words of one coding: keys, order maps and steps.
 // Included inside the namespace of one instruction set.
 
 template <class W>
@@ -54,18 +54,6 @@ struct WordMap {
     W moved(W base, Signed<W> step) const { return place(W((place(base) + W(step)) & top)); }
 };
 
-// Calls take(i, key) for each word. Two loops, because for most dtypes a key is a mere mask, and a
-// compiler then makes better vectors.
-template <class W, class Take>
-inline void each_key(const W* words, size_t number, const WordMap<W>& map, const Take& take) {
-    const W mask = map.key_mask;
-    if (map.key_flip) {
-        for (size_t i = 0; i < number; ++i) take(i, map.key(words[i]));
-    } else {
-        for (size_t i = 0; i < number; ++i) take(i, W(words[i] & mask));
-    }
-}
-
 // The magnitude of a step; the most negative one has no positive twin, but these bits.
 template <class W>
 inline W magnitude_of(Signed<W> step) {
@@ -73,48 +61,6 @@ inline W magnitude_of(Signed<W> step) {
 }
 
 inline int bit_length(uint64_t value) { return value ? 64 - __builtin_clzll(value) : 0; }
-
-// Finds the interval of a key: a table on its leading bits, then at most a few steps.
-template <class W, class Id>
-class Lookup {
-  public:
-    Lookup(const Bounds& bounds, const WordMap<W>& map, size_t words, Scratch& scratch) {
-        W* upper = scratch.array<W>(bounds.number + 1);
-        for (size_t i = 0; i < bounds.number; ++i) {
-            upper[i] = bounds.upper[i] < map.key_mask ? W(bounds.upper[i]) : map.key_mask;
-        }
-        upper[bounds.number] = W(~W(0));  // keys above the last bound have an interval of their own
-        upper_ = upper;
-        const int key_bits = bit_length(map.key_mask);
-        // A table larger than the words to look up would cost more than it saves.
-        int table_bits = bit_length(words | 1) < 16 ? bit_length(words | 1) : 16;
-        table_bits = table_bits < key_bits ? table_bits : key_bits;
-        shift_ = key_bits - table_bits;
-        Id* table = scratch.array<Id>(size_t(1) << table_bits);
-        size_t interval = 0;
-        for (size_t i = 0; i < size_t(1) << table_bits; ++i) {
-            const W first = W(W(i) << shift_);
-            while (upper_[interval] < first) ++interval;
-            table[i] = Id(interval);
-        }
-        table_ = table;
-    }
-
-    size_t operator()(W key) const {
-        size_t interval = table_[key >> shift_];
-        if (shift_) {
-            while (upper_[interval] < key) ++interval;
-        }
-        return interval;
-    }
-
-    const W* upper() const { return upper_; }
-
-  private:
-    const W* upper_;
-    const Id* table_;
-    int shift_;
-};
 
 // Which of each 64 consecutive words of a chunk lie in it and in an active row.
 class Live {
@@ -127,6 +73,9 @@ class Live {
         left_ -= left_ >= 64 ? 64 : left_;
         return rows_.active ? mask & next_rows(mask) : mask;
     }
+
+    // Passes over words where there are no rows.
+    void skip(size_t words) { left_ -= words; }
 
   private:
     uint64_t next_rows(uint64_t inside) {

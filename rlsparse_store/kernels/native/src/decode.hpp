@@ -1,0 +1,278 @@
+// Decoding: from streams to the tuned words of a chunk, in two passes over its tiles.
+// Included inside the namespace of one instruction set, which has defined `Simd`.
+//
+// The first pass counts the words of each context, without which no mask can be read. The second
+// one finds, for 64 words at a time, which changed, from each context's mask at its own place;
+// then, for 64 changed words at a time, their steps, again from each context's own place; and moves
+// them. So nothing is ever sorted by context.
+//
+// The base may be mapped and change between the passes: the result is wrong then, and its check
+// says so, but places are brought back to their ends at each tile, so that nothing is read or
+// written where it should not be.
+
+// Checks that every row that is flagged holds a changed word.
+class RowCheck {
+  public:
+    explicit RowCheck(const Chunk& chunk)
+        : rows_(chunk.rows), row_left_(chunk.rows.length - chunk.rows.offset) {}
+
+    // Takes the changed words among the next `words` <= 64.
+    void add(uint64_t changed, size_t words) {
+        while (words) {
+            const int run = row_left_ < words ? int(row_left_) : int(words);
+            const uint64_t mine = run == 64 ? changed : changed & ((uint64_t(1) << run) - 1);
+            seen_ |= mine != 0;
+            changed = run == 64 ? 0 : changed >> run;
+            words -= size_t(run);
+            row_left_ -= uint64_t(run);
+            if (row_left_ == 0) end_row();
+        }
+    }
+
+    // Whether it held for every row; the last one may end with the chunk.
+    bool finish() {
+        if (row_left_ != rows_.length) end_row();
+        return sound_;
+    }
+
+  private:
+    void end_row() {
+        sound_ &= rows_.active[row_] == 0 || seen_;
+        ++row_;
+        row_left_ = rows_.length;
+        seen_ = false;
+    }
+
+    RowFlags rows_;
+    uint64_t row_left_;
+    size_t row_ = 0;
+    bool seen_ = false;
+    bool sound_ = true;
+};
+
+// Counts the words of the populous contexts in a tile, by name, and closes up the names of the
+// rest.
+template <int kMost>
+uint8_t* count_names(const uint8_t* names, size_t groups, bool has_rest, uint64_t* counts,
+                     uint8_t* rest) {
+    uint64_t count[kMost + 1] = {};
+    for (size_t g = 0; g < groups; ++g, names += 64) {
+        for (int name = 1; name <= kMost; ++name) {
+            count[name] += uint64_t(__builtin_popcountll(Simd::equal(names, uint8_t(name))));
+        }
+        if (!has_rest) continue;
+        const uint64_t others = Simd::above(names, kMost);
+        Simd::gather(names, others, rest);
+        rest += __builtin_popcountll(others);
+    }
+    for (int name = 1; name <= kMost; ++name) counts[name] += count[name];
+    return rest;
+}
+
+// Finds which words of a tile changed, and closes up the names of their contexts. Masks stand by
+// name; that of name 0 is for the rest. Returns how many words changed.
+template <int kMost>
+size_t mark_changed(const uint8_t* names, size_t groups, bool has_rest, Mask* masks,
+                    uint64_t* changed, uint8_t* changed_names) {
+    Mask mask[kMost + 1];
+    for (int name = 0; name <= kMost; ++name) mask[name] = masks[name];
+    uint8_t* to = changed_names;
+    for (size_t g = 0; g < groups; ++g, names += 64) {
+        uint64_t found = 0;
+        for (int name = 1; name <= kMost; ++name) {
+            const uint64_t members = Simd::equal(names, uint8_t(name));
+            found |= Simd::deposit(mask[name].take(__builtin_popcountll(members)), members);
+        }
+        if (has_rest) {
+            const uint64_t members = Simd::above(names, kMost);
+            found |= Simd::deposit(mask[0].take(__builtin_popcountll(members)), members);
+        }
+        changed[g] = found;
+        Simd::gather(names, found, to);
+        to += __builtin_popcountll(found);
+    }
+    for (int name = 0; name <= kMost; ++name) masks[name].place = mask[name].place;
+    return size_t(to - changed_names);
+}
+
+// Where the next step of each context is, by name.
+struct StepPlaces {
+    uint64_t near[kMaxContexts + 1] = {}, near_end[kMaxContexts + 1] = {};
+    size_t wide[kMaxContexts + 1] = {}, wide_end[kMaxContexts + 1] = {};
+
+    void begin_tile(size_t named) {
+        for (size_t name = 1; name <= named; ++name) {
+            near[name] = near[name] < near_end[name] ? near[name] : near_end[name];
+        }
+    }
+};
+
+// The state of decoding one chunk.
+template <class W>
+class Decoder {
+  public:
+    Decoder(const Chunk& chunk, const Bounds& bounds, const uint64_t* numbers, Scratch& scratch)
+        : chunk_(chunk),
+          map_(chunk.width, chunk.order),
+          contexts_(bounds, map_, scratch),
+          numbers_(numbers),
+          scratch_(scratch) {
+        bool wanted[kMaxContexts];
+        for (size_t c = 0; c < bounds.number; ++c) wanted[c] = numbers[c] != 0;
+        populous_.choose(chunk, contexts_, wanted);
+        has_rest_ = populous_.named > populous_.most;
+    }
+
+    const char* run(Span content, W* out) {
+        count();
+        if (const char* problem = read(content)) return problem;
+        return write(out);
+    }
+
+  private:
+    void count() {
+        // Memory that is not written costs nothing.
+        if (has_rest_) rest_ = scratch_.array<uint8_t>(chunk_.words + kTile + 64);
+        uint8_t* rest = rest_;
+        Tiles<W> tiles(chunk_, contexts_, scratch_);
+        while (tiles.next()) {
+            rest = RLSPARSE_BY_MOST(populous_.most, count_names, tiles.names(), tiles.groups(),
+                                    has_rest_, counts_, rest);
+        }
+        rest_words_ = size_t(rest - rest_);
+        if (!has_rest_) return;
+        std::memset(rest, 0, 64);
+        for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
+            for (size_t start = 0; start < rest_words_; start += 64) {
+                const uint64_t members = Simd::equal(rest_ + start, uint8_t(name));
+                counts_[name] += uint64_t(__builtin_popcountll(members));
+            }
+        }
+    }
+
+    // Reads masks and steps.
+    const char* read(Span content) {
+        // A copy with slack behind it, so that whole words can be loaded up to the end.
+        uint8_t* copy = scratch_.array<uint8_t>(content.size + kSlack);
+        if (content.size) std::memcpy(copy, content.data, content.size);
+        std::memset(copy + content.size, 0, kSlack);
+        Reader reader({copy, content.size});
+        uint64_t total = 0;
+        for (size_t c = 0; c < contexts_.number(); ++c) {
+            if (numbers_[c] == 0) continue;
+            const size_t name = populous_.names[c];
+            const uint64_t n = counts_[name], k = numbers_[c];
+            if (k > n) return "a context cannot have more changed words than words";
+            if (const char* problem = decode_mask(reader, n, k, masks_[name], scratch_)) {
+                return problem;
+            }
+            places_.near[name] = total;
+            places_.near_end[name] = total += k;
+        }
+        if (const char* problem =
+                decode_steps<W>(reader, size_t(total), chunk_.width, steps_, scratch_)) {
+            return problem;
+        }
+        if (reader.left()) return "bytes are left after the last stream";
+        for (size_t name = 1; name <= populous_.named; ++name) {
+            places_.wide[name] = steps_.wide_before(places_.near[name]);
+            places_.wide_end[name] = steps_.wide_before(places_.near_end[name]);
+        }
+        if (has_rest_) join_rest();
+        return nullptr;
+    }
+
+    // Makes one mask of those of the rest.
+    void join_rest() {
+        const size_t groups = groups_of(rest_words_);
+        uint8_t* bitmap = scratch_.array<uint8_t>(groups * 8 + kSlack);
+        std::memset(bitmap, 0, groups * 8);
+        for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
+            Mask mask = masks_[name];
+            for (size_t g = 0; g < groups; ++g) {
+                const uint64_t members = Simd::equal(rest_ + g * 64, uint8_t(name));
+                const uint64_t bits = mask.take(__builtin_popcountll(members));
+                store64(bitmap + g * 8, load64(bitmap + g * 8) | Simd::deposit(bits, members));
+            }
+        }
+        std::memset(bitmap + groups * 8, 0, kSlack);
+        masks_[0] = {bitmap, 0, rest_words_};
+    }
+
+    const char* write(W* out) {
+        alignas(64) uint8_t names[kTile + 64];  // of changed words
+        alignas(64) int8_t steps[kTile + 64];
+        uint64_t changed[kGroups];
+        RowCheck rows(chunk_);
+        Tiles<W> tiles(chunk_, contexts_, scratch_);
+        while (tiles.next()) {
+            for (size_t name = 0; name <= populous_.most; ++name) masks_[name].begin_tile();
+            places_.begin_tile(populous_.named);
+            const size_t found =
+                RLSPARSE_BY_MOST(populous_.most, mark_changed, tiles.names(), tiles.groups(),
+                                 has_rest_, masks_, changed, names);
+            std::memset(names + found, 0, 64);
+            Simd::take_steps(names, found, populous_.named, steps_.near, places_.near, steps);
+            const W* base = static_cast<const W*>(chunk_.base) + tiles.start();
+            W* result = out + tiles.start();
+            if (found) {
+                Simd::move_words(base, tiles.words(), changed, steps, found, map_, result);
+                move_wide(names, steps, found, changed, result);
+            } else if (result != base) {
+                std::memcpy(result, base, tiles.words() * sizeof(W));
+            }
+            if (!chunk_.rows.active) continue;
+            for (size_t g = 0; g < tiles.groups(); ++g) {
+                const size_t left = tiles.words() - g * 64;
+                rows.add(changed[g], left < 64 ? left : 64);
+            }
+        }
+        if (chunk_.rows.active && chunk_.words && !rows.finish()) {
+            return "a flagged row has no change";
+        }
+        return nullptr;
+    }
+
+    // Moves the words of a tile whose steps fit no byte; they were left as they are.
+    void move_wide(const uint8_t* names, const int8_t* steps, size_t found, const uint64_t* changed,
+                   W* result) {
+        size_t group = 0, before = 0;  // changed words before the group
+        for (size_t start = 0; start < found; start += 64) {
+            uint64_t wide = Simd::equal(reinterpret_cast<const uint8_t*>(steps + start), 0);
+            wide &= inside_group(found, start / 64);
+            for (; wide; wide &= wide - 1) {
+                const size_t i = start + size_t(__builtin_ctzll(wide));
+                size_t count;
+                while ((count = size_t(__builtin_popcountll(changed[group]))) <= i - before) {
+                    before += count;
+                    ++group;
+                }
+                const size_t name = names[i];
+                if (places_.wide[name] >= places_.wide_end[name]) continue;
+                const uint64_t bit = Simd::deposit(uint64_t(1) << (i - before), changed[group]);
+                W& word = result[group * 64 + size_t(__builtin_ctzll(bit))];
+                word = map_.moved(word, steps_.wide[places_.wide[name]++]);
+            }
+        }
+    }
+
+    const Chunk& chunk_;
+    const WordMap<W> map_;
+    Contexts<W> contexts_;
+    Populous populous_;
+    const uint64_t* numbers_;
+    Scratch& scratch_;
+    bool has_rest_;
+    uint8_t* rest_ = nullptr;  // the names of the rest, closed up
+    size_t rest_words_ = 0;
+    uint64_t counts_[kMaxContexts + 1] = {};  // by name, as are the next two
+    Mask masks_[kMaxContexts + 1];
+    StepPlaces places_;
+    Steps<W> steps_;
+};
+
+template <class W>
+const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
+                        const uint64_t* numbers, Span content, Scratch& scratch) {
+    return Decoder<W>(chunk, bounds, numbers, scratch).run(content, static_cast<W*>(out));
+}
