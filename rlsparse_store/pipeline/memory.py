@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.words import as_words, to_bytes, widen
 from rlsparse_store.kernels.dispatch import get_backend
 
@@ -109,7 +108,7 @@ class MainMemory:
 
     def leaf_hashes(self, data: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint64]]:
         """Hash the leaves of each byte string."""
-        return [leaf_hashes(part) for part in data]
+        return [self.backend.leaf_hashes(part) for part in data]
 
     def words(self, data: NDArray[np.uint8], width: int) -> MemoryWords:
         """View bytes as words; copy for 4-bit words."""
