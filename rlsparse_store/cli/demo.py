@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,8 @@ def demo_command(out: str, seed: int, quick: bool) -> None:  # noqa: FBT001 - na
 
 
 def _make_case(folder: Path, seed: int, *, quick: bool) -> DemoCase:
+    # Training leaves cycles.
+    gc.enable()
     try:
         from rlsparse_store.demo.case import DemoSettings, make_case  # noqa: PLC0415 - loads torch
     except ImportError as error:
