@@ -17,6 +17,7 @@ from rlsparse_store.files.checkpoint_layout import (
     describe_file,
     describe_index,
 )
+from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import SideFiles
 from rlsparse_store.format.digests import bytes_check, digest_of_leaves
@@ -78,6 +79,7 @@ class Encoder:
         DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
 
+    @collector_paused()
     def __init__(
         self,
         base: Checkpoint,
@@ -124,9 +126,7 @@ class Encoder:
     def nbytes(self) -> int:
         """Bytes of base and tuned checkpoint to read."""
         return sum(
-            max(plan.coded_nbytes, source) + source
-            if (source := 0 if plan.source is None else plan.source.nbytes)
-            else plan.coded_nbytes
+            plan.end if plan.source is None else plan.end + plan.source.nbytes
             for plan in self._plans
             if plan.alias_of is None
         )
@@ -146,6 +146,7 @@ class Encoder:
         for chunk in coded.chunks:
             self._add_chunk(coded.span.tensor, chunk, sink)
 
+    @collector_paused()
     def finish(self, sink: ChunkSink) -> int:
         """Write the index after all spans, and return the bytes of the delta's files.
 
@@ -259,6 +260,7 @@ class Encoder:
         file_of = [plan.tuned.file for plan in self._plans]
         return FilesRecord(files, file_of, index_layout, index_text)
 
+    @collector_paused()
     def report(self, delta_bytes: int) -> EncodeReport:
         """Report what was stored, and its size.
 
@@ -316,7 +318,7 @@ class _Digests:
         """Add the leaf hashes of the next span."""
         span, plan = coded.span, coded.span.plan
         self._spans.append((coded.base_leaves, coded.tuned_leaves))
-        if span.stop < plan.end:
+        if not span.is_last:
             return
         base_leaves, tuned_leaves = self._spans[0]
         if len(self._spans) > 1:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,14 +133,19 @@ class TensorDigester:
         return self._hash.digest()[:DIGEST_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorIdentity:
+class TensorIdentity(NamedTuple):
     """What a state digest says of one tensor."""
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
     digest: bytes
+
+
+def _described(dtype: Dtype, shape: tuple[int, ...]) -> bytes:
+    """Dtype and dimensions, as a state digest takes them."""
+    code = dtype.code.encode()
+    return bytes([len(code)]) + code + struct.pack(f"<B{len(shape)}Q", len(shape), *shape)
 
 
 def state_digest(tensors: Iterable[TensorIdentity]) -> str:
@@ -158,10 +162,11 @@ def state_digest(tensors: Iterable[TensorIdentity]) -> str:
         '21c72a8b'
     """
     state = sha256(b"rlsparse-state-1")
+    described: dict[tuple[int, tuple[int, ...]], bytes] = {}
     for tensor in sorted(tensors, key=lambda t: t.name.encode()):
         name = tensor.name.encode()
-        code = tensor.dtype.code.encode()
-        state.update(struct.pack("<I", len(name)) + name + bytes([len(code)]) + code)
-        state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
-        state.update(tensor.digest)
+        kind = (tensor.dtype.number, tensor.shape)
+        if kind not in described:
+            described[kind] = _described(tensor.dtype, tensor.shape)
+        state.update(len(name).to_bytes(4, "little") + name + described[kind] + tensor.digest)
     return state.hexdigest()
