@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 known error, 2 usage, 3 damaged delta or wrong base, 4 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ __all__ = ["run"]
 
 def run() -> NoReturn:
     """Run the command of this process and exit with its exit code."""
+    # A command makes many records and few cycles: looking for these at every 700 takes longer.
+    gc.set_threshold(100_000)
     warnings.showwarning = _show_warning
     # Commands print these themselves, and in JSON.
     warnings.simplefilter("ignore", ImplausibleWarning)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.contexts import choose_bounds, key_bins
+from rlsparse_store.codec.contexts import (
+    choose_bounds,
+    key_bins,
+    needs_histogram,
+    single_bound,
+)
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.bits import StreamReader, pack_flags
 from rlsparse_store.format.content_bounds import largest_content
@@ -140,13 +145,18 @@ def draft_chunks(
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     bins = key_bins(coding, mantissa_bits)
-    strides = [min(MAX_STRIDE, max(1, chunk.changes.count // SAMPLE_CHANGES)) for chunk in chunks]
-    all_rows: list[Rows | None] = [None] * len(chunks)
-    histograms = backend.histograms(chunks, coding, bins, all_rows, strides)
-    rows = _choose_rows(backend, chunks, coding, bins, histograms, strides)
+    rows = _candidate_rows(backend, chunks, coding)
+    counted = [
+        i
+        for i, chunk in enumerate(chunks)
+        if rows[i] is not None or needs_histogram(chunk.changes.count)
+    ]
+    histograms = _histograms(backend, chunks, coding, bins, rows, counted)
     bounds = [
-        choose_bounds(backend, histogram, bins, chunk.changes.top_key)[0]
-        for chunk, histogram in zip(chunks, histograms, strict=True)
+        choose_bounds(backend, histograms[i], bins, chunk.changes.top_key)[0]
+        if i in histograms
+        else single_bound(bins, chunk.changes.top_key)
+        for i, chunk in enumerate(chunks)
     ]
     streams = backend.partitions(chunks, coding, bounds, rows)
     return [Draft(*parts) for parts in zip(rows, bounds, streams, strict=True)]
@@ -216,38 +226,48 @@ def may_store_whole(draft: Draft, raw: int) -> bool:
     return (most + most // 64 + 1024) * WHOLE_TRIAL_RATIO > raw
 
 
-def _choose_rows(
+def _candidate_rows(
+    backend: Backend, chunks: Sequence[ChunkWords], coding: WordCoding
+) -> list[Rows | None]:
+    """Return the active rows of each chunk in which enough rows have no change."""
+    found: list[Rows | None] = [None] * len(chunks)
+    with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
+    flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
+    for i, rows in zip(with_rows, flagged, strict=True):
+        inactive = rows.active.size - np.count_nonzero(rows.active)
+        if inactive * INACTIVE_ROWS >= rows.active.size:
+            found[i] = rows
+    return found
+
+
+def _histograms(
     backend: Backend,
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
-    histograms: list[Histogram],
-    strides: list[int],
-) -> list[Rows | None]:
-    """Return the active rows of each chunk for which row flags save space.
+    rows: list[Rows | None],
+    counted: list[int],
+) -> dict[int, Histogram]:
+    """Return the histograms of the chunks to count: of all words, or of those in active rows.
 
-    Replaces the histograms of these chunks by those of the active rows.
+    Replaces rows by ``None`` where row flags save no space.
     """
-    with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
-    flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
-    candidates = [
-        (i, rows)
-        for i, rows in zip(with_rows, flagged, strict=True)
-        if (rows.active.size - rows.active.sum()) * INACTIVE_ROWS >= rows.active.size
-    ]
-    indices = [i for i, _ in candidates]
-    active_histograms = backend.histograms(
-        [chunks[i] for i in indices],
-        coding,
-        bins,
-        [rows for _, rows in candidates],
-        [strides[i] for i in indices],
-    )
-    chosen: list[Rows | None] = [None] * len(chunks)
-    for (i, rows), histogram in zip(candidates, active_histograms, strict=True):
-        if _flags_save(rows, histograms[i], histogram):
-            chosen[i], histograms[i] = rows, histogram
-    return chosen
+
+    def count(indices: list[int], active: list[Rows | None]) -> list[Histogram]:
+        parts = [chunks[i] for i in indices]
+        strides = [min(MAX_STRIDE, max(1, c.changes.count // SAMPLE_CHANGES)) for c in parts]
+        return backend.histograms(parts, coding, bins, active, strides)
+
+    found = dict(zip(counted, count(counted, [None] * len(counted)), strict=True))
+    candidates = [i for i in counted if rows[i] is not None]
+    of_active = count(candidates, [rows[i] for i in candidates])
+    for i, histogram in zip(candidates, of_active, strict=True):
+        candidate = rows[i]
+        if candidate is not None and _flags_save(candidate, found[i], histogram):
+            found[i] = histogram
+        else:
+            rows[i] = None
+    return found
 
 
 def _flags_save(rows: Rows, all_words: Histogram, active_words: Histogram) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.kernels.interface import Backend, Histogram
 
-__all__ = ["choose_bounds", "key_bins"]
+__all__ = ["choose_bounds", "key_bins", "needs_histogram", "single_bound"]
 
 SINGLE_CONTEXT_CHANGES: Final = 48
 """A chunk with this many changes or fewer gets one context."""
@@ -41,6 +41,22 @@ def key_bins(coding: WordCoding, mantissa_bits: int | None) -> NDArray[np.uint64
         last = first + np.uint64((1 << mantissa_bits) - 1)
         return np.stack([first, last], axis=1).ravel()
     return np.array([(1 << bits) - 1 for bits in range(coding.key_bits + 1)], np.uint64)
+
+
+def needs_histogram(changed: int) -> bool:
+    """Return whether a chunk with this many changes may get more than one context."""
+    return changed > SINGLE_CONTEXT_CHANGES
+
+
+def single_bound(bins: NDArray[np.uint64], top_key: int) -> NDArray[np.uint64]:
+    """Return the bound of a chunk's only context.
+
+    Args:
+        bins: Inclusive upper keys of the bins.
+        top_key: The largest key of a changed word.
+    """
+    last = int(bins.searchsorted(np.uint64(top_key)))
+    return bins[last : last + 1]
 
 
 def choose_bounds(

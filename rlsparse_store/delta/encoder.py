@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from rlsparse_store.files.checkpoint_layout import (
     describe_file,
     describe_index,
 )
+from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import SideFiles
-from rlsparse_store.format.digests import TensorDigester, bytes_check
+from rlsparse_store.format.digests import bytes_check, digest_of_leaves
 from rlsparse_store.format.index.records import (
     ChunkCoding,
     ChunkRecord,
@@ -41,7 +42,6 @@ from rlsparse_store.pipeline.spans import (
 )
 from rlsparse_store.pipeline.tensor_matching import (
     DtypePolicy,
-    TensorPlan,
     find_sources,
     plan_tensors,
 )
@@ -79,6 +79,7 @@ class Encoder:
         DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
 
+    @collector_paused()
     def __init__(
         self,
         base: Checkpoint,
@@ -111,7 +112,7 @@ class Encoder:
         self._plans = plan_tensors(base, tuned, policy, sources)
         self._codings = [plan.dtype.coding for plan in self._plans]
         self._hashes = BaseHashes() if hashes is None else hashes
-        self._digests = [_Digests(plan) for plan in self._plans]
+        self._digests = _Digests()
         self._chunks: list[ChunkRecord] = []
         self._steps = [[0] * 8 for _ in self._plans]
         self._moved = [0] * len(self._plans)
@@ -125,9 +126,7 @@ class Encoder:
     def nbytes(self) -> int:
         """Bytes of base and tuned checkpoint to read."""
         return sum(
-            max(plan.coded_nbytes, source) + source
-            if (source := 0 if plan.source is None else plan.source.nbytes)
-            else plan.coded_nbytes
+            plan.end if plan.source is None else plan.end + plan.source.nbytes
             for plan in self._plans
             if plan.alias_of is None
         )
@@ -143,11 +142,11 @@ class Encoder:
 
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
         """Add an encoded span. Spans come in order."""
-        digests = self._digests[coded.span.tensor]
-        digests.add(coded)
+        self._digests.add(coded)
         for chunk in coded.chunks:
             self._add_chunk(coded.span.tensor, chunk, sink)
 
+    @collector_paused()
     def finish(self, sink: ChunkSink) -> int:
         """Write the index after all spans, and return the bytes of the delta's files.
 
@@ -156,11 +155,11 @@ class Encoder:
         Args:
             sink: Where the chunks went.
         """
-        for plan, digests in zip(self._plans, self._digests, strict=True):
+        for number, plan in enumerate(self._plans):
             if plan.source is not None and plan.alias_of is None:
-                name = plan.source.name
-                self._hashes.digests[name] = digests.base.digest()
-                self._hashes.leaves[name] = digests.base_leaves()
+                found = self._digests.of(number)
+                self._hashes.digests[plan.source.name] = found.base
+                self._hashes.leaves[plan.source.name] = found.base_leaves
         base_state = checkpoint_state(self.base, self._hashes.digests)
         tensors = [self._record(i) for i in range(len(self._plans))]
         removed = self._removed()
@@ -204,10 +203,10 @@ class Encoder:
         name, dtype, shape = plan.tuned.name, plan.dtype, plan.tuned.shape
         if plan.alias_of is not None:
             return TensorRecord(name, Kind.ALIAS, dtype, shape, origin=plan.alias_of)
-        digest = self._digests[number].tuned.digest()
+        found = self._digests.of(number)
+        digest, base_digest = found.tuned, found.base
         if plan.source is None:
             return TensorRecord(name, Kind.WHOLE, dtype, shape, coding, tuned_digest=digest)
-        base_digest = self._digests[number].base.digest()
         if digest == base_digest and not plan.widening:
             origin = plan.source.name
             return TensorRecord(name, Kind.SAME, dtype, shape, origin=origin, tuned_digest=digest)
@@ -261,6 +260,7 @@ class Encoder:
         file_of = [plan.tuned.file for plan in self._plans]
         return FilesRecord(files, file_of, index_layout, index_text)
 
+    @collector_paused()
     def report(self, delta_bytes: int) -> EncodeReport:
         """Report what was stored, and its size.
 
@@ -292,23 +292,50 @@ class Encoder:
         return replace(report, warnings=[*self.warnings, *content_warnings(report)])
 
 
-class _Digests:
-    """The digests of a tensor and of its source, built span by span."""
+class _TensorDigests(NamedTuple):
+    """The digests of a tuned tensor and of its source, and the leaf hashes of the source."""
 
-    def __init__(self, plan: TensorPlan) -> None:
-        self.tuned = TensorDigester(plan.stored_nbytes)
-        self.base = TensorDigester(0 if plan.source is None else plan.source.nbytes)
-        self._base_leaves: list[NDArray[np.uint64]] = []
+    tuned: bytes
+    base: bytes
+    base_leaves: NDArray[np.uint64]
+
+
+_NO_LEAVES: Final = np.zeros(0, np.uint64)
+
+_EMPTY: Final = _TensorDigests(
+    digest_of_leaves(0, _NO_LEAVES), digest_of_leaves(0, _NO_LEAVES), _NO_LEAVES
+)
+
+
+class _Digests:
+    """The digests of all tensors, from spans in order."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, _TensorDigests] = {}
+        self._spans: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
 
     def add(self, coded: CodedSpan) -> None:
         """Add the leaf hashes of the next span."""
-        self.base.add_leaves(coded.base_leaves)
-        self.tuned.add_leaves(coded.tuned_leaves)
-        self._base_leaves.append(coded.base_leaves)
+        span, plan = coded.span, coded.span.plan
+        self._spans.append((coded.base_leaves, coded.tuned_leaves))
+        if not span.is_last:
+            return
+        base_leaves, tuned_leaves = self._spans[0]
+        if len(self._spans) > 1:
+            base_leaves = np.concatenate([base for base, _ in self._spans])
+            tuned_leaves = np.concatenate([tuned for _, tuned in self._spans])
+        self._spans = []
+        nbytes = 0 if plan.source is None else plan.source.nbytes
+        base = digest_of_leaves(nbytes, base_leaves)
+        if tuned_leaves is base_leaves and plan.stored_nbytes == nbytes:
+            tuned = base
+        else:
+            tuned = digest_of_leaves(plan.stored_nbytes, tuned_leaves)
+        self._found[span.tensor] = _TensorDigests(tuned, base, base_leaves)
 
-    def base_leaves(self) -> NDArray[np.uint64]:
-        """The leaf hashes of the source."""
-        return np.concatenate([*self._base_leaves, np.zeros(0, np.uint64)])
+    def of(self, tensor: int) -> _TensorDigests:
+        """The digests of a tensor. One without spans is empty, and so is its source."""
+        return self._found.get(tensor, _EMPTY)
 
 
 def _require_distinct(tuned: Checkpoint) -> None:

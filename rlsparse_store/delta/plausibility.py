@@ -131,7 +131,8 @@ def _placeholders(base: Checkpoint, tuned: Checkpoint) -> str:
 
 def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
     """Weights of an adapter, or of layers that one wraps."""
-    parts = [name for name in tuned.tensors if is_adapter_name(name) and name not in base.tensors]
+    added = tuned.tensors.keys() - base.tensors.keys()
+    parts = [name for name in tuned.tensors if name in added and is_adapter_name(name)]
     has_config = "adapter_config.json" in tuned.listing
     is_alone = has_config and not base.tensors.keys() & tuned.tensors.keys()
     if not parts and not is_alone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import layer_of, module_of
@@ -244,6 +244,10 @@ def report_tensors(index: Index, manifest: Manifest, delta_bytes: int) -> dict[s
     }
 
 
+_KINDS: Final = tuple(kind.name.lower() for kind in sorted(Kind))
+"""Names of kinds, by their numbers."""
+
+
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -251,7 +255,7 @@ def _ratio(part: int, whole: int) -> float:
 def _tensor(t: TensorRecord, stored_bytes: int, whole_bytes: int) -> TensorReport:
     return TensorReport(
         name=t.name,
-        kind=t.kind.name.lower(),
+        kind=_KINDS[t.kind],
         dtype=t.dtype.code,
         shape=list(t.shape),
         elements=t.words,

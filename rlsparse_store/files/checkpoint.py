@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from rlsparse_store.errors import CheckpointError, NotFoundError
 from rlsparse_store.files.closeable import Closeable
+from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.folder import LocalFolder, files_below
 from rlsparse_store.files.foreign_formats import no_weights, unsafe_file
 from rlsparse_store.files.weight_files import (
@@ -17,13 +18,13 @@ from rlsparse_store.files.weight_files import (
     WeightFiles,
     choose_weight_files,
     parse_index,
-    weight_map_of,
 )
 from rlsparse_store.format.header import HeaderError, ParsedHeader, parse_header
 from rlsparse_store.format.limits import MAX_TENSOR_HEADER, MAX_TENSORS
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,8 +47,7 @@ _LISTED: Final = 3
 """Tensors that a message names."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """One tensor of a checkpoint and the place of its bytes.
 
     Attributes:
@@ -197,7 +197,8 @@ def open_files(
             # Not a comprehension: those already open must be closed if a later one is broken.
             files.append(_open_file(folder.open(name), name))  # noqa: PERF401
         place = path if path.is_dir() else path.parent
-        return _collected(path, place, files, weights, listing)
+        with collector_paused():
+            return _collected(path, place, files, weights, listing)
     except BaseException:
         for file in files:
             file.source.close()
@@ -223,7 +224,8 @@ def _require_safetensors(path: Path) -> str:
 def _open_file(source: Source, name: str) -> CheckpointFile:
     try:
         header = source.read_header(MAX_TENSOR_HEADER)
-        parsed = parse_header(header, source.nbytes - 8 - len(header))
+        with collector_paused():
+            parsed = parse_header(header, source.nbytes - 8 - len(header))
     except HeaderError as error:
         source.close()
         tensor = printable(error.tensor) if error.tensor is not None else None
@@ -242,9 +244,7 @@ def _collected(
     listing: tuple[str, ...],
 ) -> Checkpoint:
     """The checkpoint of some open files, its tensors found in their headers."""
-    listed: dict[str, str] = {}
-    if weights.index_name is not None and weights.index_text is not None:
-        listed = weight_map_of(weights.index_text, place / weights.index_name)
+    listed = weights.weight_map
     found: dict[str, TensorRef] = {}
     twice: list[str] = []
     for number, file in enumerate(files):
@@ -277,7 +277,7 @@ def _absent(
     place: Path,
     files: list[CheckpointFile],
     found: dict[str, TensorRef],
-    listed: dict[str, str],
+    listed: Mapping[str, str],
     index: str,
 ) -> list[str]:
     """The tensors that an index lists and no shard holds.

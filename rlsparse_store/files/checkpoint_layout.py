@@ -7,7 +7,7 @@ adjacent, one metadata text. Such a header is described and rebuilt; any other i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlsparse_store.files.checkpoint import INDEX, Checkpoint, CheckpointFile
@@ -61,8 +61,7 @@ class LayoutLimitError(LayoutError):
     """A stored layout exceeds a limit of the format."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorShape:
+class TensorShape(NamedTuple):
     """What a header says of a tensor, before it has a place in a file."""
 
     name: str
@@ -100,13 +99,13 @@ def _placed(tensors: Iterable[TensorShape], layout: int) -> list[HeaderEntry]:
         ordered.sort(key=lambda t: -t.dtype.number)
     entries, place = [], 0
     for t in ordered:
-        entries.append(HeaderEntry(t.name, t.dtype, t.shape, place, place + t.nbytes))
-        place += t.nbytes
+        end = place + t.nbytes
+        entries.append(HeaderEntry(t.name, t.dtype, t.shape, place, end))
+        place = end
     return entries
 
 
-def _rebuilt(tensors: list[TensorShape], layout: int, text: bytes) -> bytes:
-    entries = _placed(tensors, layout)
+def _framed(entries: list[HeaderEntry], text: bytes) -> bytes:
     return frame_header(header_text(entries, text.decode()))
 
 
@@ -118,7 +117,8 @@ def describe_file(file: CheckpointFile) -> FileLayout:
         text = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode()
     tensors = [TensorShape(e.name, e.dtype, e.shape) for e in file.parsed.entries]
     for layout in (BY_NAME, BY_DTYPE):
-        if _rebuilt(tensors, layout, text)[8:] == file.header:
+        entries = _placed(tensors, layout)
+        if entries == file.parsed.entries and _framed(entries, text)[8:] == file.header:
             return FileLayout(file.name, layout, text)
     return FileLayout(file.name, VERBATIM, file.header)
 
@@ -136,8 +136,9 @@ def rebuild_header(
         LayoutError: The layout does not fit these tensors.
     """
     if layout.layout in (BY_NAME, BY_DTYPE):
+        entries = _placed(tensors, layout.layout)
         try:
-            framed = _rebuilt(tensors, layout.layout, layout.text)
+            framed = _framed(entries, layout.text)
         except UnicodeDecodeError as error:
             msg = f"the stored metadata of {layout.name} is not UTF-8"
             raise LayoutError(msg) from error
@@ -145,8 +146,8 @@ def rebuild_header(
             if not (layout.text.startswith(b"{") and layout.text.endswith(b"}")):
                 msg = f"the stored metadata of {layout.name} has white space around it"
                 raise LayoutError(msg)
-            _check_header(framed[8:], layout.name, tensors)
-        return framed, _placed(tensors, layout.layout)
+            stored_metadata(layout)
+        return framed, entries
     framed = len(layout.text).to_bytes(8, "little") + layout.text
     return framed, _check_header(layout.text, layout.name, tensors)
 
@@ -189,7 +190,15 @@ def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[
 
 
 def _rebuilt_index(metadata: object, weight_map: dict[str, str]) -> bytes:
-    return printed({"metadata": metadata, "weight_map": weight_map}) + b"\n"
+    frame = printed({"metadata": metadata, "weight_map": {}})
+    if not weight_map:
+        return frame + b"\n"
+    # What json.dumps gives, which takes several times as long with an indent.
+    lines = ",\n".join(
+        f"    {encode_basestring_ascii(name)}: {encode_basestring_ascii(file)}"
+        for name, file in sorted(weight_map.items())
+    )
+    return frame.removesuffix(b"}\n}") + f"\n{lines}\n  }}\n}}\n".encode()
 
 
 def _has_one_text(value: object) -> bool:

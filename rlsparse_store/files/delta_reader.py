@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlsparse_store.errors import (
@@ -17,6 +15,7 @@ from rlsparse_store.errors import (
     TooLargeError,
 )
 from rlsparse_store.files.closeable import Closeable
+from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.delta_writer import container_header
 from rlsparse_store.files.folder import LocalFolder
 from rlsparse_store.format.digests import bytes_check, checksum
@@ -46,7 +45,6 @@ from rlsparse_store.format.strict_json import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from rlsparse_store.files.folder import Folder
@@ -300,20 +298,5 @@ def _read_index(shards: list[Shard]) -> Index:
         content = decompress(frame, largest)
     except StreamError as error:
         raise IndexFormatError(error.message) from error
-    with _collector_paused():
+    with collector_paused():
         return decode_index(content, [s.data_bytes for s in shards], shard.features)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keep the garbage collector from walking the records again and again as they are made.
-
-    There may be hundreds of thousands, none of them in a cycle; it is a fifth of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

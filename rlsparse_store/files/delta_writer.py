@@ -31,6 +31,9 @@ __all__ = [
     "pack_index",
 ]
 
+PIECE_BYTES = 1 << 18
+"""Bytes of chunks to write in one call, at least."""
+
 INDEX_LEVEL = 12
 """Compression level of the index, which is small and written once."""
 
@@ -95,14 +98,26 @@ class _Shard:
         self.file = OutputFile(path)
         self.data = 0
         self._reserved = reserved
+        self._pending: list[bytes] = []
+        self._written = 0
 
     def add(self, stored: bytes) -> int:
         offset = self.data
-        self.file.write(stored, self._reserved + offset)
+        self._pending.append(stored)
         self.data += len(stored)
+        if self.data - self._written >= PIECE_BYTES:
+            self._write_pending()
         return offset
 
+    def _write_pending(self) -> None:
+        """Write chunks that were too small to be written one by one."""
+        pending, self._pending = self._pending, []
+        content = pending[0] if len(pending) == 1 else b"".join(pending)
+        self.file.write(content, self._reserved + self._written)
+        self._written += len(content)
+
     def finish(self, manifest_text: bytes, index: bytes | None) -> int:
+        self._write_pending()
         size = None if index is None else len(index)
         text = container_header(manifest_text, self.number, self.data, size)
         padded = text.ljust(self._reserved - 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.errors import CheckpointError, PickleRefusedError
@@ -13,7 +14,7 @@ from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from rlsparse_store.files.folder import Folder
@@ -49,12 +50,14 @@ class WeightFiles(NamedTuple):
         names: Their names.
         index_name: The name of the index that lists them, if one does.
         index_text: What the index says.
+        weight_map: The file of each tensor, as the index gives it.
         notes: What a user should know about the choice.
     """
 
     names: list[str]
     index_name: str | None = None
     index_text: bytes | None = None
+    weight_map: Mapping[str, str] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
 
@@ -161,10 +164,11 @@ def _listed(
         text = source.read(0, min(source.nbytes, MAX_TENSOR_HEADER))
     if text.startswith(LFS_POINTER):
         raise CheckpointError(POINTER_REMEDY, file=place / index)
-    listed = sorted(set(weight_map_of(text, place / index).values()))
+    weight_map = weight_map_of(text, place / index)
+    listed = sorted(set(weight_map.values()))
     if single not in names or single in listed:
         _require_files(place, index, listed, names)
-        return WeightFiles(listed, index, text)
+        return WeightFiles(listed, index, text, weight_map)
     if listed and all(name in names for name in listed):
         msg = (
             f"holds two checkpoints: {single}, which transformers reads, and the "

@@ -6,18 +6,17 @@ These detect accidents, not forgery.
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import Dtype
 
@@ -25,10 +24,12 @@ __all__ = [
     "DIGEST_BYTES",
     "LEAF_BYTES",
     "Buffer",
+    "HashLeaves",
     "TensorDigester",
     "TensorIdentity",
     "bytes_check",
     "checksum",
+    "digest_of_leaves",
     "leaf_hashes",
     "leaves_check",
     "state_digest",
@@ -36,11 +37,18 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 
+HashLeaves = Callable[[NDArray[np.uint8]], NDArray[np.uint64]]
+"""Hashes each leaf of a byte string, as :func:`leaf_hashes` does."""
+
 LEAF_BYTES: Final = 16384
 """Bytes of a leaf."""
 
 DIGEST_BYTES: Final = 16
 """Bytes of a tensor digest."""
+
+_TENSOR_PREFIX: Final = b"rlsparse-tensor-1"
+
+_NO_BYTES: Final = np.zeros(0, np.uint8)
 
 
 def leaf_hashes(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -78,18 +86,27 @@ def checksum(*parts: Buffer) -> int:
     return xxh3_64_intdigest(b"".join(parts))
 
 
+def digest_of_leaves(nbytes: int, leaves: NDArray[np.uint64]) -> bytes:
+    """The 16 bytes of the digest of a tensor of ``nbytes`` bytes, from all of its leaf hashes."""
+    return sha256(
+        _TENSOR_PREFIX + struct.pack("<Q", nbytes) + leaves.astype("<u8", copy=False).tobytes()
+    ).digest()[:DIGEST_BYTES]
+
+
 class TensorDigester:
     """Builds the digest of one tensor from its data, in order.
 
     Args:
         nbytes: Bytes of the tensor's data.
+        hash_leaves: Hashes leaves, as :func:`leaf_hashes` does.
     """
 
-    __slots__ = ("_carry", "_hash")
+    __slots__ = ("_carry", "_hash", "_hash_leaves")
 
-    def __init__(self, nbytes: int) -> None:
-        self._hash = hashlib.sha256(b"rlsparse-tensor-1" + struct.pack("<Q", nbytes))
-        self._carry = np.zeros(0, np.uint8)
+    def __init__(self, nbytes: int, hash_leaves: HashLeaves = leaf_hashes) -> None:
+        self._hash = sha256(_TENSOR_PREFIX + struct.pack("<Q", nbytes))
+        self._hash_leaves = hash_leaves
+        self._carry = _NO_BYTES
 
     def add_leaves(self, leaves: NDArray[np.uint64]) -> None:
         """Add the hashes of the next leaves."""
@@ -103,25 +120,32 @@ class TensorDigester:
             data = data[missing:]
             if self._carry.size < LEAF_BYTES:
                 return
-            self.add_leaves(leaf_hashes(self._carry))
+            self.add_leaves(self._hash_leaves(self._carry))
         full = data.size // LEAF_BYTES * LEAF_BYTES
-        self.add_leaves(leaf_hashes(data[:full]))
+        self.add_leaves(self._hash_leaves(data[:full]))
         self._carry = data[full:].copy()
 
     def digest(self) -> bytes:
         """The 16 bytes of the digest. Nothing may be added afterwards."""
-        self.add_leaves(leaf_hashes(self._carry))
+        if self._carry.size:
+            self.add_leaves(self._hash_leaves(self._carry))
+            self._carry = _NO_BYTES
         return self._hash.digest()[:DIGEST_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorIdentity:
+class TensorIdentity(NamedTuple):
     """What a state digest says of one tensor."""
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
     digest: bytes
+
+
+def _described(dtype: Dtype, shape: tuple[int, ...]) -> bytes:
+    """Dtype and dimensions, as a state digest takes them."""
+    code = dtype.code.encode()
+    return bytes([len(code)]) + code + struct.pack(f"<B{len(shape)}Q", len(shape), *shape)
 
 
 def state_digest(tensors: Iterable[TensorIdentity]) -> str:
@@ -137,11 +161,12 @@ def state_digest(tensors: Iterable[TensorIdentity]) -> str:
         >>> state_digest([])[:8]
         '21c72a8b'
     """
-    state = hashlib.sha256(b"rlsparse-state-1")
+    state = sha256(b"rlsparse-state-1")
+    described: dict[tuple[int, tuple[int, ...]], bytes] = {}
     for tensor in sorted(tensors, key=lambda t: t.name.encode()):
         name = tensor.name.encode()
-        code = tensor.dtype.code.encode()
-        state.update(struct.pack("<I", len(name)) + name + bytes([len(code)]) + code)
-        state.update(struct.pack(f"<B{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
-        state.update(tensor.digest)
+        kind = (tensor.dtype.number, tensor.shape)
+        if kind not in described:
+            described[kind] = _described(tensor.dtype, tensor.shape)
+        state.update(len(name).to_bytes(4, "little") + name + described[kind] + tensor.digest)
     return state.hexdigest()

@@ -7,15 +7,15 @@ only what has a single meaning. It serves checkpoints and deltas alike.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from json.encoder import encode_basestring
+from typing import Final, NamedTuple
 
 from rlsparse_store.format.dtypes import DTYPES, Dtype
 from rlsparse_store.format.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
-from rlsparse_store.format.names import is_tensor_name
+from rlsparse_store.format.names import are_tensor_names, is_tensor_name
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 
 __all__ = [
@@ -45,8 +45,7 @@ class HeaderLimitError(HeaderError):
     """A header is longer than is accepted."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderEntry:
+class HeaderEntry(NamedTuple):
     """One tensor of a file.
 
     Attributes:
@@ -100,6 +99,9 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
     if metadata is not None and not is_text_mapping(metadata):
         msg = "__metadata__ does not map texts to texts"
         raise HeaderError(msg)
+    if not are_tensor_names(list(fields)):
+        msg = "this is not an acceptable tensor name"
+        raise HeaderError(msg, next(name for name in fields if not is_tensor_name(name)))
     entries = [_parse_entry(name, field) for name, field in fields.items()]
     _check_cover(entries, data_bytes)
     return ParsedHeader(entries, metadata)
@@ -114,16 +116,19 @@ def is_text_mapping(value: object) -> bool:
 
 
 def _is_integers(value: object, most: int) -> bool:
-    return isinstance(value, list) and all(
-        type(number) is int and 0 <= number <= most for number in value
-    )
+    if not isinstance(value, list):
+        return False
+    for number in value:  # noqa: SIM110 - a generator takes twice as long
+        if type(number) is not int or not 0 <= number <= most:
+            return False
+    return True
+
+
+_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 
 
 def _parse_entry(name: str, field: object) -> HeaderEntry:
-    if not is_tensor_name(name):
-        msg = "this is not an acceptable tensor name"
-        raise HeaderError(msg, name)
-    if not isinstance(field, dict) or field.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(field, dict) or field.keys() != _FIELDS:
         msg = "its entry does not have exactly dtype, shape and data_offsets"
         raise HeaderError(msg, name)
     dtype = DTYPES.get(field["dtype"]) if isinstance(field["dtype"], str) else None
@@ -169,9 +174,9 @@ def header_text(entries: list[HeaderEntry], metadata_text: str) -> bytes:
     """
     parts = [f'"__metadata__":{metadata_text}'] if metadata_text else []
     parts += [
-        f"{json.dumps(e.name, ensure_ascii=False)}:"
-        f'{{"dtype":"{e.dtype.code}","shape":[{",".join(map(str, e.shape))}],'
-        f'"data_offsets":[{e.start},{e.end}]}}'
-        for e in entries
+        f"{encode_basestring(name)}:"
+        f'{{"dtype":"{dtype.code}","shape":[{",".join(map(str, shape))}],'
+        f'"data_offsets":[{start},{end}]}}'
+        for name, dtype, shape, start, end in entries
     ]
     return ("{" + ",".join(parts) + "}").encode()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from typing import Any, Final, NoReturn
 
 from rlsparse_store.format.limits import MAX_JSON_DEPTH
 
 __all__ = ["JsonDepthError", "StrictJsonError", "canonical", "parse", "parse_document", "printed"]
+
+_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+
+_MAX_DIGITS: Final = 19
+"""Digits of an integer, its sign included."""
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -27,7 +33,7 @@ def _refuse_number(text: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 19:
+    if len(text) > _MAX_DIGITS:
         msg = f"an integer of {len(text)} digits"
         raise StrictJsonError(msg)
     return int(text)
@@ -43,6 +49,39 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise StrictJsonError(msg)
             seen.add(key)
     return found
+
+
+def _count_keys(value: object) -> int:
+    """Count the keys of all objects in a value."""
+    count, level = 0, [value]
+    while level:
+        objects = [part for part in level if type(part) is dict]
+        count += sum(map(len, objects))
+        lists = [part for part in level if type(part) is list]
+        level = [*chain.from_iterable(part.values() for part in objects), *chain(*lists)]
+    return count
+
+
+def _decoded(text: bytes, *, any_number: bool) -> Any:  # noqa: ANN401 - as parse
+    """Decode JSON text. Duplicate keys and long integers are errors.
+
+    A hook per object and integer takes most of the time of a long header. Each key is followed by a
+    colon, so a text without more colons than keys has no duplicate.
+    """
+    parse_float = float if any_number else _refuse_number
+    if b"0" * _MAX_DIGITS not in text.translate(_DIGITS):
+        value = json.loads(
+            text.decode("utf-8"), parse_float=parse_float, parse_constant=_refuse_number
+        )
+        if _count_keys(value) == text.count(b":"):
+            return value
+    return json.loads(
+        text.decode("utf-8"),
+        object_pairs_hook=_unique,
+        parse_float=parse_float,
+        parse_constant=_refuse_number,
+        parse_int=_integer,
+    )
 
 
 def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  # noqa: ANN401 - JSON has no one type
@@ -62,13 +101,7 @@ def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  
         msg = f"more than {most_objects} objects"
         raise StrictJsonError(msg)
     try:
-        return json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_float=float if any_number else _refuse_number,
-            parse_constant=_refuse_number,
-            parse_int=_integer,
-        )
+        return _decoded(text, any_number=any_number)
     except StrictJsonError:
         raise
     except RecursionError as error:
@@ -100,7 +133,8 @@ def parse_document(text: bytes, *, any_number: bool = False) -> Any:  # noqa: AN
             raise JsonDepthError(msg)
         keys = [key for group in groups if isinstance(group, dict) for key in group]
         strings = [part for part in level if isinstance(part, str)]
-        if any(_SURROGATE.search(string) for string in keys + strings):
+        # Only an escape can be half a pair: the text is UTF-8.
+        if b"\\u" in text and any(map(_SURROGATE.search, keys + strings)):
             msg = "a string with half a surrogate pair"
             raise StrictJsonError(msg)
         level = [

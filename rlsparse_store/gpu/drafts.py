@@ -15,7 +15,7 @@ from rlsparse_store.codec.chunk import (
     open_chunk,
     store_draft,
 )
-from rlsparse_store.format.digests import leaf_hashes, leaves_check
+from rlsparse_store.format.digests import leaves_check
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, roundtrip_error
@@ -129,7 +129,8 @@ class BlockDraft:
         """Compress the block and verify that it decompresses to itself."""
         coding = self.span.coding
         words = as_words(self.data, coding.width)
-        chunk, leaves = encode_whole(get_backend(), words, coding), leaf_hashes(self.data)
+        backend = get_backend()
+        chunk, leaves = encode_whole(backend, words, coding), backend.leaf_hashes(self.data)
         _verify_whole(chunk, words.size, self.span, leaves)
         first = coding.num_words(self.span.start + self.start)
         return SpanChunk(first, words.size, chunk, 0, leaves_check(leaves), 0)
@@ -189,5 +190,5 @@ def _same_flags(one: Rows | None, other: Rows | None) -> bool:
 def _verify_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np.uint64]) -> None:
     """Require that a whole chunk decodes to bytes with these leaf hashes."""
     decoded = to_bytes(decode_whole(chunk.stored, words, span.coding), span.coding.width)
-    if not np.array_equal(leaf_hashes(decoded), leaves):
+    if not np.array_equal(get_backend().leaf_hashes(decoded), leaves):
         raise roundtrip_error(span.plan)

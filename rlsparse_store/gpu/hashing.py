@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from rlsparse_store.format.digests import LEAF_BYTES, leaf_hashes
+from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.launch import launch, num_programs, parts_of, to_device, to_host
+from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +99,8 @@ def hash_all_on_device(data: Sequence[torch.Tensor]) -> list[NDArray[np.uint64]]
     ]
     offset = 0
     for i, rest in zip(short, rests, strict=True):
-        leaves[i] = np.append(leaves[i], leaf_hashes(read[offset : offset + len(rest)]))
+        leaves[i] = np.append(
+            leaves[i], get_backend().leaf_hashes(read[offset : offset + len(rest)])
+        )
         offset += len(rest)
     return leaves

@@ -434,6 +434,17 @@ class CpuBackend(Backend, ABC):
                 ``words`` or ``values`` is read-only. Nothing is written.
         """
 
+    @abstractmethod
+    def leaf_hashes(self, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """Hash each leaf of a byte string (:func:`rlsparse_store.format.digests.leaf_hashes`).
+
+        Args:
+            data: One-dimensional, contiguous bytes.
+
+        Returns:
+            One 64-bit hash per leaf; none for an empty string.
+        """
+
     def changed_words(self, base: Words, tuned: Words, coding: WordCoding) -> ChangedWords:
         """List the changed words."""
         changes = ChangeList()

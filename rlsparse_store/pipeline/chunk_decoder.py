@@ -10,7 +10,7 @@ import numpy as np
 
 from rlsparse_store.codec.chunk import DeltaChunk, decode_whole, open_chunk
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
-from rlsparse_store.format.digests import leaf_hashes, leaves_check
+from rlsparse_store.format.digests import leaves_check
 from rlsparse_store.format.index.records import ChunkCoding, Kind
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import as_words, to_bytes
@@ -169,11 +169,12 @@ class ChunkDecoder:
         data = opened.whole
         if data is None:
             if self.verify:
-                self.check_base(t, chunk, leaf_hashes(base) if base_leaves is None else base_leaves)
+                leaves = self._backend.leaf_hashes(base) if base_leaves is None else base_leaves
+                self.check_base(t, chunk, leaves)
             data = self._join(opened, base, out)
         if not self.verify:
             return data, None
-        leaves = leaf_hashes(data)
+        leaves = self._backend.leaf_hashes(data)
         self.check_result(t, chunk, leaves)
         return data, leaves
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.spans import CodedSpan, Span, encode_span
+from rlsparse_store.pipeline.threads import SMALL_TASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +44,9 @@ class SpanCoder(Protocol):
 
 
 class CpuCoder:
-    """Encodes spans on the CPU, one per call."""
+    """Encodes spans on the CPU: a large one per call, or several small ones."""
 
-    batch_bytes: Final = 0
+    batch_bytes: Final = SMALL_TASK
 
     def __init__(self) -> None:
         self._backend = get_backend()

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlsparse_store.errors import ResultMismatchError
-from rlsparse_store.format.digests import LEAF_BYTES, TensorDigester, leaf_hashes
+from rlsparse_store.format.digests import LEAF_BYTES, TensorDigester
 from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.names import printable
+from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
 from rlsparse_store.pipeline.overlay import Overlay, Segment, find_source, pieces
 from rlsparse_store.pipeline.scratch import Scratch
@@ -89,7 +90,7 @@ class _DigestInput:
         end = start + data.size
         if start % LEAF_BYTES or (end % LEAF_BYTES and end != end_of_data):
             return cls(None, data.copy())
-        return cls(leaf_hashes(data) if leaves is None else leaves, _NO_BYTES)
+        return cls(get_backend().leaf_hashes(data) if leaves is None else leaves, _NO_BYTES)
 
     def add_to(self, digester: TensorDigester) -> None:
         """Add the input to a digest."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.format.digests import TensorDigester, TensorIdentity, state_digest
 from rlsparse_store.format.index.records import ChunkCoding, Kind
+from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES
 from rlsparse_store.pipeline.threads import ordered_map
@@ -30,7 +31,7 @@ __all__ = [
 
 def tensor_digest(checkpoint: Checkpoint, tensor: TensorRef) -> bytes:
     """Return the digest of a checkpoint's tensor, read in pieces."""
-    digester = TensorDigester(tensor.nbytes)
+    digester = TensorDigester(tensor.nbytes, get_backend().leaf_hashes)
     for start in range(0, tensor.nbytes, PIECE_BYTES):
         digester.add(checkpoint.read(tensor, start, min(PIECE_BYTES, tensor.nbytes - start)))
     return digester.digest()

@@ -23,7 +23,7 @@ from rlsparse_store.codec.chunk import (
     estimate_bits,
 )
 from rlsparse_store.errors import ResultMismatchError
-from rlsparse_store.format.digests import LEAF_BYTES, leaf_hashes, leaves_check
+from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.index.records import row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
@@ -91,6 +91,7 @@ class Span:
         coding: Word coding.
         start: First byte, a multiple of the block size.
         stop: Byte after the last one, in the longer of source and tuned tensor.
+        is_last: Whether it ends the tensor.
         base_leaves: Leaf hashes of its base bytes; computed if ``None``.
     """
 
@@ -99,12 +100,24 @@ class Span:
     coding: WordCoding
     start: int
     stop: int
+    is_last: bool
     base_leaves: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it reads."""
         return (self.stop - self.start) * (1 if self.plan.source is None else 2)
+
+    @property
+    def is_plain_block(self) -> bool:
+        """Whether it is one block, with a base word for each tuned word and nothing to convert."""
+        plan = self.plan
+        return (
+            self.stop - self.start <= self.coding.nbytes(BLOCK_WORDS)
+            and plan.source is not None
+            and plan.source.nbytes == plan.shared_bytes == plan.tuned.nbytes
+            and not plan.is_cast
+        )
 
     @property
     def mantissa_bits(self) -> int | None:
@@ -187,25 +200,29 @@ def tensor_spans(
     size = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
     if plan.source is None:
         size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
-    end = max(source, plan.coded_nbytes)
+    end = plan.end
     for start in range(0, end, size):
         stop = min(start + size, end)
         leaves = base_leaves
         if leaves is not None:
             leaves = leaves[start // LEAF_BYTES : -(-min(stop, source) // LEAF_BYTES)]
-        yield Span(tensor, plan, coding, start, stop, leaves)
+        yield Span(tensor, plan, coding, start, stop, stop == end, leaves)
 
 
 class BaseWindow:
     """Reads the base bytes of a span block by block, and hashes them unless the hashes are known.
 
     Args:
+        backend: Hashes the bytes.
         base: The base.
         span: The span.
         buffer: Memory of the bytes.
     """
 
-    def __init__(self, base: Checkpoint, span: Span, buffer: ScratchBuffer) -> None:
+    def __init__(
+        self, backend: CpuBackend, base: Checkpoint, span: Span, buffer: ScratchBuffer
+    ) -> None:
+        self._backend = backend
         self._base = base
         self._source: TensorRef | None = span.plan.source
         self._start = span.start
@@ -228,7 +245,10 @@ class BaseWindow:
         if stop > start:
             assert self._source is not None  # noqa: S101 - a span with base bytes has one
             self._base.read_into(self._source, start, block)
-            leaves = leaf_hashes(block) if self._known is None else self._known_leaves(start, stop)
+            if self._known is None:
+                leaves = self._backend.leaf_hashes(block)
+            else:
+                leaves = self._known_leaves(start, stop)
             self._leaves.append(leaves)
             self._read_to = stop
         return block, leaves
@@ -267,6 +287,8 @@ def encode_span(
         ResultMismatchError: A chunk does not decode to its words: faulty memory, or a defect of a
             library.
     """
+    if span.is_plain_block:
+        return _encode_plain_block(backend, span, base, tuned, scratch)
     return _SpanEncoder(backend, span, base, tuned, scratch).run()
 
 
@@ -276,7 +298,7 @@ def choose_word_coding(
     """Choose the word coding of a tensor: its dtype's, unless a packed coding is smaller."""
     dtype = plan.source.dtype if plan.source is not None else plan.dtype
     packed = _PACKED.get(dtype.code, ())
-    if plan.source is None or not packed or plan.tuned.nbytes % 4:
+    if not packed or plan.source is None or plan.tuned.nbytes % 4:
         return dtype.coding
     for start in range(0, plan.shared_bytes, PIECE_BYTES):
         nbytes = min(PIECE_BYTES, plan.shared_bytes - start)
@@ -377,6 +399,71 @@ def chunk_extents(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Ch
         yield last
 
 
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """The bytes of a chunk, at byte ``start`` of its tensor, and their leaf hashes."""
+
+    start: int
+    base: NDArray[np.uint8]
+    tuned: NDArray[np.uint8]
+    base_leaves: NDArray[np.uint64]
+    tuned_leaves: NDArray[np.uint64]
+    changes: Changes
+
+
+def _encode_plain_block(
+    backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
+) -> CodedSpan:
+    """Encode a span that is one plain block, as those of most small tensors are."""
+    plan, start, nbytes = span.plan, span.start, span.stop - span.start
+    assert plan.source is not None  # noqa: S101 - a plain block has one
+    old, new = scratch.base.take(nbytes), scratch.tuned.take(nbytes)
+    base.read_into(plan.source, start, old)
+    base_leaves = span.base_leaves
+    if base_leaves is None:
+        base_leaves = backend.leaf_hashes(old)
+    tuned.read_into(plan.tuned, start, new)
+    width, changes = span.coding.width, scratch.changes
+    changes.clear()
+    words = as_words(old, width)
+    if backend.compare(words, as_words(new, width), span.coding, changes).count == 0:
+        return CodedSpan(span, [], base_leaves, base_leaves)
+    leaves = backend.leaf_hashes(new)
+    extent = _Extent(start, old, new, base_leaves, leaves, changes.first(words.size))
+    return CodedSpan(span, [_encode_extent(backend, span, extent)], leaves, base_leaves)
+
+
+def _encode_extent(backend: CpuBackend, span: Span, extent: _Extent) -> SpanChunk:
+    """Encode the words of a chunk, and verify that it decodes to them. Overwrites the base."""
+    coding = span.coding
+    base, tuned = as_words(extent.base, coding.width), as_words(extent.tuned, coding.width)
+    first, row = coding.num_words(extent.start), span.row
+    place = None if row is None else (row, first % row)
+    words = ChunkWords(base, tuned, place, extent.changes)
+    coded = encode_chunk(backend, words, coding, span.mantissa_bits)
+    base_check = 0
+    if isinstance(coded, DeltaChunk):
+        # Decode in place: the base words are not needed again.
+        out = base
+        decode_delta(backend, base, coding, coded, place, out)
+        base_check = leaves_check(extent.base_leaves)
+    else:
+        out = decode_whole(coded.stored, tuned.size, coding)
+    _require_equal(backend, span, out, extent.tuned_leaves)
+    result_check = leaves_check(extent.tuned_leaves)
+    return SpanChunk(first, tuned.size, coded, base_check, result_check, extent.changes.count)
+
+
+def _require_equal(
+    backend: CpuBackend, span: Span, decoded: Words, leaves: NDArray[np.uint64]
+) -> None:
+    """Check the leaf hashes of decoded words."""
+    found = backend.leaf_hashes(to_bytes(decoded, span.coding.width))
+    # Faster than comparing arrays, where there are few.
+    if found.tobytes() != leaves.tobytes():
+        raise roundtrip_error(span.plan)
+
+
 class _SpanEncoder:
     """Encodes one span."""
 
@@ -387,10 +474,8 @@ class _SpanEncoder:
         self._span = span
         self._plan = span.plan
         self._coding = span.coding
-        self._base = BaseWindow(base, span, scratch.base)
+        self._base = BaseWindow(backend, base, span, scratch.base)
         self._tuned = tuned
-        self._mantissa_bits = span.mantissa_bits
-        self._row = span.row
         self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
         self._buffer_start = span.start
         self._chunker = Chunker()
@@ -401,7 +486,7 @@ class _SpanEncoder:
 
     def run(self) -> CodedSpan:
         """Encode the span block by block."""
-        span = self._span
+        span, hash_leaves = self._span, self._backend.leaf_hashes
         size = self._coding.nbytes(BLOCK_WORDS)
         for start in range(span.start, span.stop, size):
             old, old_leaves = self._base.block(start, size)
@@ -412,12 +497,12 @@ class _SpanEncoder:
             if shared > start:
                 changes = self._changes(old[: shared - start], new[: shared - start])
             same = changes.count == 0 and shared == stop and old.size == new.size
-            new_leaves = old_leaves if same else leaf_hashes(new)
-            self._tuned_leaves.append(new_leaves if wide is None else leaf_hashes(wide))
+            new_leaves = old_leaves if same else hash_leaves(new)
+            self._tuned_leaves.append(new_leaves if wide is None else hash_leaves(wide))
             if shared < start + old.size:
-                old_leaves = leaf_hashes(old[: shared - start])
+                old_leaves = hash_leaves(old[: shared - start])
             if shared > start:
-                leaves = new_leaves if shared == stop else leaf_hashes(new[: shared - start])
+                leaves = new_leaves if shared == stop else hash_leaves(new[: shared - start])
                 self._add_block(start, shared, changes, old_leaves, leaves)
             if shared < stop:
                 self._close()
@@ -478,42 +563,26 @@ class _SpanEncoder:
         if chunk is None:
             return
         leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
-        coding, stop = self._coding, chunk.stop
-        base = as_words(self._base.view(chunk.start, stop), coding.width)
-        tuned = as_words(self._view(chunk.start, stop), coding.width)
-        first = coding.num_words(chunk.start)
-        row = None if self._row is None else (self._row, first % self._row)
-        words = ChunkWords(base, tuned, row, self._changed.first(base.size))
-        coded = encode_chunk(self._backend, words, coding, self._mantissa_bits)
-        base_leaves = np.concatenate([base for base, _ in leaves])
-        tuned_leaves = np.concatenate([tuned for _, tuned in leaves])
-        base_check, result_check = 0, leaves_check(tuned_leaves)
-        if isinstance(coded, DeltaChunk):
-            # Decode in place: the base words are not needed again.
-            out = base
-            decode_delta(self._backend, base, coding, coded, row, out)
-            base_check = leaves_check(base_leaves)
-        else:
-            out = decode_whole(coded.stored, tuned.size, coding)
-        self._require_equal(out, tuned_leaves)
-        self._chunks.append(
-            SpanChunk(first, tuned.size, coded, base_check, result_check, chunk.changed)
+        extent = _Extent(
+            chunk.start,
+            self._base.view(chunk.start, chunk.stop),
+            self._view(chunk.start, chunk.stop),
+            np.concatenate([base for base, _ in leaves]),
+            np.concatenate([tuned for _, tuned in leaves]),
+            self._changed.first(self._coding.num_words(chunk.stop - chunk.start)),
         )
+        self._chunks.append(_encode_extent(self._backend, self._span, extent))
 
     def _store_whole(self, start: int, stop: int) -> None:
         coding = self._coding
         data = self._view(start, stop)
         tuned = as_words(data, coding.width)
         chunk = encode_whole(self._backend, tuned, coding)
-        leaves = leaf_hashes(data)
-        self._require_equal(decode_whole(chunk.stored, tuned.size, coding), leaves)
+        leaves = self._backend.leaf_hashes(data)
+        decoded = decode_whole(chunk.stored, tuned.size, coding)
+        _require_equal(self._backend, self._span, decoded, leaves)
         first = coding.num_words(start)
         self._chunks.append(SpanChunk(first, tuned.size, chunk, 0, leaves_check(leaves), 0))
-
-    def _require_equal(self, decoded: Words, leaves: NDArray[np.uint64]) -> None:
-        """Check the leaf hashes of decoded words."""
-        if not np.array_equal(leaf_hashes(to_bytes(decoded, self._coding.width)), leaves):
-            raise roundtrip_error(self._plan)
 
 
 def roundtrip_error(plan: TensorPlan) -> ResultMismatchError:

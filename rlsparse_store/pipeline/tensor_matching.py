@@ -91,12 +91,17 @@ class TensorPlan:
     @property
     def stored_nbytes(self) -> int:
         """Bytes of the stored tensor."""
-        return self.dtype.nbytes(self.tuned.shape) or 0
+        return (self.dtype.nbytes(self.tuned.shape) or 0) if self.is_cast else self.tuned.nbytes
 
     @property
     def coded_nbytes(self) -> int:
         """Bytes of the coded words, which may be widened to the stored dtype."""
         return self.stored_nbytes // (2 if self.widening else 1)
+
+    @property
+    def end(self) -> int:
+        """Bytes of the coded words or of the source, whichever are more."""
+        return max(0 if self.source is None else self.source.nbytes, self.coded_nbytes)
 
 
 def plan_tensors(

@@ -13,7 +13,7 @@ from rlsparse_store.errors import RlsparseError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["Batch", "Sized", "batched", "ordered_map", "resolve_threads"]
+__all__ = ["SMALL_TASK", "Batch", "Sized", "batched", "ordered_map", "resolve_threads"]
 
 SMALL_TASK: Final = 64 << 10
 """Bytes. Smaller tasks run on the calling thread: others would only contend for the GIL."""

@@ -15,6 +15,7 @@ from rlsparse_store.format.digests import TensorDigester
 from rlsparse_store.format.index.records import Kind
 from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import bytes_of, code_of, has_kernels
+from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 from rlsparse_store.torch.live_names import plain_names
@@ -237,7 +238,8 @@ def _hash_batches(targets: list[Target]) -> Iterator[Batch[Target]]:
 def _digesters(targets: list[Target]) -> list[TensorDigester]:
     """Return the completed digesters of a batch."""
     leaves = _device_leaves(targets) if targets and targets[0].runs_kernels else None
-    digesters = [TensorDigester(target.nbytes) for target in targets]
+    hash_leaves = get_backend().leaf_hashes
+    digesters = [TensorDigester(target.nbytes, hash_leaves) for target in targets]
     for i, (target, digester) in enumerate(zip(targets, digesters, strict=True)):
         if leaves is None:
             digester.add(target.load())

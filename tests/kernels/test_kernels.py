@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.errors import BackendError, StreamError
@@ -598,6 +599,28 @@ def test_blocks_equal_the_numpy_backend(
 
 
 # --- selection of the backend ------------------------------------------------------------------
+
+
+@every_backend
+@given(data=st.data())
+def test_leaf_hashes_are_xxh3_of_each_leaf(backend: CpuBackend, data: st.DataObject) -> None:
+    edges = [0, 1, 3, 4, 8, 9, 16, 17, 128, 129, 240, 241, 1024, 1025, 16383, 16384, 16385]
+    size = data.draw(st.sampled_from(edges) | st.integers(0, 3 * 16384))
+    start = data.draw(st.integers(0, 70))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    content = random.integers(0, 256, start + size, np.uint8)[start:]
+    leaves = [content[i : i + 16384].tobytes() for i in range(0, size, 16384)]
+    hashes = backend.leaf_hashes(content)
+    assert hashes.dtype == np.uint64
+    assert hashes.tolist() == [xxh3_64_intdigest(leaf) for leaf in leaves]
+
+
+@every_backend
+def test_leaf_hashes_of_every_short_size(backend: CpuBackend) -> None:
+    content = np.random.default_rng(7).integers(0, 256, 1200, np.uint8)
+    for size in range(1201):
+        expected = [xxh3_64_intdigest(content[:size].tobytes())] if size else []
+        assert backend.leaf_hashes(content[:size]).tolist() == expected
 
 
 @pytest.mark.parametrize("name", BACKEND_NAMES)

@@ -64,12 +64,9 @@ class ColumnWriter:
 
 
 def _common_prefix(left: bytes, right: bytes) -> int:
-    shared = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared
+    most = min(len(left), len(right))
+    differing = int.from_bytes(left[:most], "big") ^ int.from_bytes(right[:most], "big")
+    return most - -(-differing.bit_length() // 8)
 
 
 class ColumnReader:

@@ -80,6 +80,7 @@ def cheapest_cut(
     context_limit: int,
     /,
 ) -> tuple[list[int], int]: ...
+def leaf_hashes(path: str, data: Buffer, hashes: Buffer, /) -> None: ...
 def block_ends(
     content: Buffer,
     ends: Buffer,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlsparse_store.errors import StreamError
+from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.kernels.cost import (
     BLOCK_COST,
     CONTEXT_COST,
@@ -162,6 +163,12 @@ class NativeBackend(CpuBackend):
         """
         check_exchange(words, mask, values)
         _kernels.exchange(self.name, words, words.itemsize, mask, values)
+
+    def leaf_hashes(self, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """Hash each leaf of a byte string."""
+        hashes = np.empty(-(-data.size // LEAF_BYTES), np.uint64)
+        _kernels.leaf_hashes(self.name, data, hashes)
+        return hashes
 
     def cheapest_cut(
         self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]

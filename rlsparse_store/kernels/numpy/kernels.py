@@ -8,6 +8,7 @@ import numpy as np
 
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.bits import StreamReader
+from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.masks import decode_mask, encode_mask
 from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.values import bit_length, decode_steps, encode_steps
@@ -225,6 +226,10 @@ class NumpyBackend(CpuBackend):
     ) -> tuple[list[int], int]:
         """Group bins into contexts at minimum cost."""
         return cheapest_cut(words, magnitudes)
+
+    def leaf_hashes(self, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """Hash each leaf of a byte string."""
+        return leaf_hashes(data)
 
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:
         """Choose the ends of a frame's blocks."""

@@ -8,6 +8,7 @@
 
 #include "cuts.hpp"
 #include "kernels.hpp"
+#include "leaves.hpp"
 
 namespace {
 
@@ -42,6 +43,10 @@ class Unlocked {
   private:
     PyThreadState* state_;
 };
+
+// Bytes of input up to which a kernel may keep the lock: handing it over takes longer than so
+// little work, and much longer if others wait for it.
+constexpr size_t kHeldBytes = 64 << 10;
 
 const Kernels* const kAll[] = {
 #if defined(RLSPARSE_X86)
@@ -500,6 +505,29 @@ PyObject* blocks(PyObject*, PyObject* args) {
     return numbers(places, found);
 }
 
+PyObject* leaf_hashes(PyObject*, PyObject* args) {
+    const char* path;
+    Buffer data, hashes;
+    if (!PyArg_ParseTuple(args, "sy*w*", &path, data.view(), hashes.view())) return nullptr;
+    const Kernels* kernels = find(path);
+    if (!kernels) return nullptr;
+    if (hashes.size() != leaves_of(data.size()) * 8 || !aligned(hashes, 8)) {
+        refuse("not one hash per leaf");
+        return nullptr;
+    }
+    const auto hash = [&] {
+        hash_leaves(find_xxh3(kernels->name), static_cast<const uint8_t*>(data.data()), data.size(),
+                    static_cast<uint64_t*>(hashes.data()));
+    };
+    if (data.size() > kHeldBytes) {
+        Unlocked unlocked;
+        hash();
+    } else {
+        hash();
+    }
+    Py_RETURN_NONE;
+}
+
 PyMethodDef kMethods[] = {
     {"paths", paths, METH_NOARGS, "Names of the kernels that run here, fastest first."},
     {"compare", compare, METH_VARARGS,
@@ -511,6 +539,7 @@ PyMethodDef kMethods[] = {
     {"record", record, METH_VARARGS, "Find the words that differ; returns how many."},
     {"exchange", exchange, METH_VARARGS, "Swap the words of a mask with values."},
     {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
+    {"leaf_hashes", leaf_hashes, METH_VARARGS, "Hash every 16 KiB of a byte string."},
     {"block_ends", blocks, METH_VARARGS, "Where blocks of streams end."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -1,0 +1,109 @@
+"""Encoding of spans: the proof of each chunk, and the two ways through a span."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pairs import SINGLE, Tensors, bf16_tensor, contents, random_tensor, save, tune
+
+from rlsparse_store.codec.chunk import DeltaChunk, encode_chunk, encode_whole
+from rlsparse_store.delta import apply_delta, encode_delta
+from rlsparse_store.errors import ResultMismatchError, StreamError
+from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline import spans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rlsparse_store.codec.chunk import CodedChunk
+    from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import ChangedWords
+
+LEAF_WORDS = 8192
+BASE: Tensors = {
+    "blocks": bf16_tensor(1, 5 * LEAF_WORDS + 70),
+    "small": bf16_tensor(2, 40, 60),
+}
+TUNED: Tensors = {name: tune(tensor, 3) for name, tensor in BASE.items()}
+every_size = pytest.mark.parametrize("name", BASE)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
+
+
+def encode(tmp_path: Path, name: str, tuned: Tensors = TUNED) -> Path:
+    base, out = save(tmp_path / "base", {name: BASE[name]}), tmp_path / "delta"
+    encode_delta(base, save(tmp_path / "tuned", {name: tuned[name]}), out)
+    return out
+
+
+def flip(words: Words) -> None:
+    words[words.size // 2] ^= words.dtype.type(1)
+
+
+@every_size
+@pytest.mark.usefixtures("small_blocks")
+def test_words_that_change_after_hashing_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    backend: Any = type(get_backend())
+
+    def partition(self: object, base: Words, changed: ChangedWords, *arguments: object) -> object:
+        flip(changed.after)
+        return split(self, base, changed, *arguments)
+
+    split = backend.partition_of
+    monkeypatch.setattr(backend, "partition_of", partition)
+    with pytest.raises(ResultMismatchError, match="memory may be faulty"):
+        encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+def smaller_context(chunk: CodedChunk, *_: object) -> CodedChunk:
+    assert isinstance(chunk, DeltaChunk)
+    return replace(chunk, bounds=(chunk.bounds[-1] >> 1,), changed=(sum(chunk.changed),))
+
+
+def other_words(_: CodedChunk, tuned: Words, coding: Any) -> CodedChunk:  # noqa: ANN401
+    other = tuned.copy()
+    flip(other)
+    return encode_whole(get_backend(), other, coding)
+
+
+@every_size
+@pytest.mark.parametrize("broken", [smaller_context, other_words])
+@pytest.mark.usefixtures("small_blocks")
+def test_chunks_that_do_not_decode_to_their_words_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    broken: Callable[..., CodedChunk],
+) -> None:
+    def encode_wrong(backend: Any, chunk: Any, coding: Any, bits: int | None) -> CodedChunk:  # noqa: ANN401
+        return broken(encode_chunk(backend, chunk, coding, bits), chunk.tuned, coding)
+
+    monkeypatch.setattr(spans, "encode_chunk", encode_wrong)
+    with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):
+        encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_spans_of_one_block_and_of_several_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
+) -> None:
+    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
+    base = {"w": bf16_tensor(4, LEAF_WORDS + extra), "x": random_tensor(5, "U8", 100)}
+    tuned = {"w": tune(base["w"], 6), "x": base["x"]}
+    old, new = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    encode_delta(old, new, tmp_path / "plain")
+    monkeypatch.setattr(spans.Span, "is_plain_block", property(lambda _: False))
+    encode_delta(old, new, tmp_path / "general")
+    assert contents(tmp_path / "plain") == contents(tmp_path / "general")
+    apply_delta(tmp_path / "plain", tmp_path / "out", base=old)
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (new / SINGLE).read_bytes()
