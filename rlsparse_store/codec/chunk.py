@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.codec.contexts import (
+    SINGLE_CONTEXT_CHANGES,
     choose_bounds,
     key_bins,
     needs_histogram,
@@ -24,6 +25,7 @@ from rlsparse_store.kernels.cost import ONE_BIT, mask_cost
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     Backend,
+    ChangedWords,
     ChunkWords,
     CpuBackend,
     Histogram,
@@ -129,8 +131,43 @@ def encode_chunk(
         coding: Width and order map of its words.
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
-    (draft,) = draft_chunks(backend, [chunk], coding, mantissa_bits)
+    rows = _candidate_rows(backend, [chunk], coding)
+    if rows == [None] and isinstance(chunk.changes, ChangedWords):
+        drafted = backend.draft(
+            chunk.base,
+            chunk.changes,
+            coding,
+            key_bins(coding, mantissa_bits),
+            _stride(chunk),
+            SINGLE_CONTEXT_CHANGES,
+        )
+        if drafted is not None:
+            stored = DeltaChunk(
+                stored=compress(drafted.content, drafted.blocks),
+                has_row_flags=False,
+                bounds=tuple(drafted.bounds),
+                changed=tuple(drafted.changed),
+                steps=tuple(drafted.steps),
+            )
+            return _smaller(backend, stored, coding, len(chunk.base), chunk.tuned)
+    (draft,) = _draft(backend, [chunk], coding, mantissa_bits, rows)
     return store_draft(backend, draft, coding, len(chunk.base), chunk.tuned)
+
+
+def _stride(chunk: ChunkWords) -> int:
+    """Return the sampling stride of the histogram of a chunk."""
+    return min(MAX_STRIDE, max(1, chunk.changes.count // SAMPLE_CHANGES))
+
+
+def _smaller(
+    backend: CpuBackend, delta: DeltaChunk, coding: WordCoding, words: int, tuned: Words
+) -> CodedChunk:
+    """Return a chunk as it is, or stored whole if that is smaller."""
+    if len(delta.stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
+        whole = encode_whole(backend, tuned, coding)
+        if len(whole.stored) < len(delta.stored):
+            return whole
+    return delta
 
 
 def draft_chunks(
@@ -144,8 +181,18 @@ def draft_chunks(
         coding: Width and order map of their words.
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
+    return _draft(backend, chunks, coding, mantissa_bits, _candidate_rows(backend, chunks, coding))
+
+
+def _draft(
+    backend: Backend,
+    chunks: Sequence[ChunkWords],
+    coding: WordCoding,
+    mantissa_bits: int | None,
+    rows: list[Rows | None],
+) -> list[Draft]:
+    """Split chunks into streams. ``rows`` are those that may get flags."""
     bins = key_bins(coding, mantissa_bits)
-    rows = _candidate_rows(backend, chunks, coding)
     counted = [
         i
         for i, chunk in enumerate(chunks)
@@ -185,17 +232,14 @@ def store_draft(
         content = flags + content
         ends = [len(flags), *(len(flags) + end for end in ends)]
     stored = _compress(backend, content, ends)
-    if len(stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
-        whole = encode_whole(backend, tuned, coding)
-        if len(whole.stored) < len(stored):
-            return whole
-    return DeltaChunk(
+    delta = DeltaChunk(
         stored=stored,
         has_row_flags=rows is not None,
         bounds=tuple(draft.bounds.tolist()),
         changed=tuple(streams.changed),
         steps=tuple(streams.steps),
     )
+    return _smaller(backend, delta, coding, words, tuned)
 
 
 def _compress(
@@ -255,7 +299,7 @@ def _histograms(
 
     def count(indices: list[int], active: list[Rows | None]) -> list[Histogram]:
         parts = [chunks[i] for i in indices]
-        strides = [min(MAX_STRIDE, max(1, c.changes.count // SAMPLE_CHANGES)) for c in parts]
+        strides = [_stride(chunk) for chunk in parts]
         return backend.histograms(parts, coding, bins, active, strides)
 
     found = dict(zip(counted, count(counted, [None] * len(counted)), strict=True))

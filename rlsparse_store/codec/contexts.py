@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.kernels.interface import Backend, Histogram
 
-__all__ = ["choose_bounds", "key_bins", "needs_histogram", "single_bound"]
+__all__ = ["SINGLE_CONTEXT_CHANGES", "choose_bounds", "key_bins", "needs_histogram", "single_bound"]
 
 SINGLE_CONTEXT_CHANGES: Final = 48
 """A chunk with this many changes or fewer gets one context."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ __all__ = [
     "ChunkWords",
     "CodedWords",
     "CpuBackend",
+    "Drafted",
     "Histogram",
     "Rows",
     "Streams",
@@ -264,6 +265,24 @@ class Streams:
         return [bytes(self.content[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
 
 
+class Drafted(NamedTuple):
+    """A chunk without row flags, split into streams and blocks.
+
+    Attributes:
+        bounds: Inclusive upper key of each context.
+        changed: Changed words of each context.
+        content: All streams, concatenated.
+        blocks: Ends of the blocks of the content.
+        steps: Changed words by step, as in :class:`Streams`.
+    """
+
+    bounds: list[int]
+    changed: list[int]
+    content: bytes
+    blocks: list[int]
+    steps: list[int]
+
+
 class Backend(Protocol):
     """The loops over words. All arrays are one-dimensional.
 
@@ -491,6 +510,32 @@ class CpuBackend(Backend, ABC):
         if isinstance(chunk.changes, ChangedWords):
             return chunk.changes
         return self.changed_words(chunk.base, chunk.tuned, coding)
+
+    def draft(
+        self,
+        base: Words,  # noqa: ARG002 - this and the others: a backend that does it needs them
+        changed: ChangedWords,  # noqa: ARG002
+        coding: WordCoding,  # noqa: ARG002
+        bins: NDArray[np.uint64],  # noqa: ARG002
+        stride: int,  # noqa: ARG002
+        few: int,  # noqa: ARG002
+    ) -> Drafted | None:
+        """Choose contexts and blocks, and split a chunk without row flags, all in one call.
+
+        The overhead of the steps exceeds their work on a small tensor.
+
+        Args:
+            base: Base words.
+            changed: The changed words, at least one.
+            coding: Width and order map of the words.
+            bins: As for :meth:`Backend.histograms`.
+            stride: Likewise.
+            few: A chunk with at most this many changes gets one context.
+
+        Returns:
+            What the steps give; ``None`` if the backend cannot do it for this chunk.
+        """
+        return None
 
     def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
         """Find the rows of each chunk that hold a changed word."""

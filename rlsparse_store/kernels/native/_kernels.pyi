@@ -80,6 +80,28 @@ def cheapest_cut(
     context_limit: int,
     /,
 ) -> tuple[list[int], int]: ...
+def draft(
+    path: str,
+    base: Buffer,
+    width: int,
+    order: int,
+    bins: Buffer,
+    mask: Buffer,
+    before: Buffer,
+    after: Buffer,
+    top_key: int,
+    stride: int,
+    few: int,
+    log2: Buffer,
+    context_cost: int,
+    empty_cost: int,
+    context_limit: int,
+    sampled_bytes: int,
+    block_cost: int,
+    table_cost: int,
+    symbol_cost: int,
+    /,
+) -> tuple[list[int], list[int], bytes, list[int], list[int]] | None: ...
 def leaf_hashes(path: str, data: Buffer, hashes: Buffer, /) -> None: ...
 def block_ends(
     content: Buffer,

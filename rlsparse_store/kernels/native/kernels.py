@@ -22,6 +22,7 @@ from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     Changes,
     CpuBackend,
+    Drafted,
     Histogram,
     Rows,
     Streams,
@@ -145,6 +146,39 @@ class NativeBackend(CpuBackend):
         )
         if problem is not None:
             raise StreamError(problem)
+
+    def draft(
+        self,
+        base: Words,
+        changed: ChangedWords,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        stride: int,
+        few: int,
+    ) -> Drafted | None:
+        """Choose contexts and blocks, and split a chunk, in one call."""
+        found = _kernels.draft(
+            self.name,
+            base,
+            coding.width,
+            coding.order,
+            bins,
+            changed.mask,
+            changed.before,
+            changed.after,
+            changed.top_key,
+            stride,
+            few,
+            LOG2,
+            CONTEXT_COST,
+            EMPTY_COST,
+            CONTEXT_LIMIT,
+            SAMPLED_BYTES,
+            BLOCK_COST,
+            TABLE_COST,
+            SYMBOL_COST,
+        )
+        return None if found is None else Drafted(*found)
 
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
         """Return a mask of the changed words, and their old values."""

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "cuts.hpp"
+#include "draft.hpp"
 #include "kernels.hpp"
 #include "leaves.hpp"
 
@@ -47,6 +48,13 @@ class Unlocked {
 // Bytes of input up to which a kernel may keep the lock: handing it over takes longer than so
 // little work, and much longer if others wait for it.
 constexpr size_t kHeldBytes = 64 << 10;
+
+// Calls a function without the interpreter's lock.
+template <class Work>
+auto unlocked(const Work& work) {
+    Unlocked state;
+    return work();
+}
 
 const Kernels* const kAll[] = {
 #if defined(RLSPARSE_X86)
@@ -141,6 +149,17 @@ struct Arguments {
 
     Bounds limits() const { return {upper(), bounds.size() / 8}; }
 
+    uint64_t top_key() const {
+        const int bits = width - (order != kUnsigned);
+        return bits == 64 ? ~uint64_t(0) : (uint64_t(1) << bits) - 1;
+    }
+
+    // Whether the bounds are bins of all keys.
+    bool bins_fit() const {
+        const Bounds bins = limits();
+        return bins.number && bins.number < 65536 && bins.upper[bins.number - 1] >= top_key();
+    }
+
     size_t word_bytes() const { return width == 4 ? 1 : size_t(width) / 8; }
 
   private:
@@ -194,10 +213,7 @@ PyObject* histogram(PyObject*, PyObject* args) {
     const Kernels* kernels = find(a.path);
     if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
     const size_t bins = a.limits().number;
-    const uint64_t top = a.width - (a.order != kUnsigned) == 64
-                             ? ~uint64_t(0)
-                             : (uint64_t(1) << (a.width - (a.order != kUnsigned))) - 1;
-    if (a.limits().upper[bins - 1] < top || bins >= 65536 || words.size() != bins * 8 ||
+    if (!a.bins_fit() || words.size() != bins * 8 ||
         magnitudes.size() != bins * kMagnitudeClasses * 8 || every == 0) {
         refuse("bins and counts do not fit together");
         return nullptr;
@@ -519,13 +535,61 @@ PyObject* leaf_hashes(PyObject*, PyObject* args) {
         hash_leaves(find_xxh3(kernels->name), static_cast<const uint8_t*>(data.data()), data.size(),
                     static_cast<uint64_t*>(hashes.data()));
     };
-    if (data.size() > kHeldBytes) {
-        Unlocked unlocked;
-        hash();
-    } else {
-        hash();
-    }
+    data.size() <= kHeldBytes ? hash() : unlocked(hash);
     Py_RETURN_NONE;
+}
+
+PyObject* draft(PyObject*, PyObject* args) {
+    Arguments a;
+    ChangedArguments c;
+    Buffer log2;
+    unsigned long long top_key, every;
+    long long context, empty, block, table, symbol;
+    Py_ssize_t most, few, sampled;
+    if (!PyArg_ParseTuple(args, "sy*iiy*y*y*y*KKny*LLnnLLL", &a.path, a.base.view(), &a.width,
+                          &a.order, a.bounds.view(), c.mask.view(), c.before.view(), c.after.view(),
+                          &top_key, &every, &few, log2.view(), &context, &empty, &most, &sampled,
+                          &block, &table, &symbol)) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check() || !c.check(a, *kernels) || !is_log2(log2)) return nullptr;
+    if (!a.bins_fit() || top_key > a.top_key() || every == 0 || most < 1 || most > kMaxContexts ||
+        few < 0 || sampled < 1) {
+        refuse("bins and counts do not fit together");
+        return nullptr;
+    }
+    const BlockCosts blocks = {static_cast<const int64_t*>(log2.data()), size_t(sampled), block,
+                               table, symbol};
+    const DraftCosts costs = {context, empty, size_t(most), size_t(few), blocks};
+    Scratch scratch;
+    Draft found;
+    const auto work = [&] {
+        return draft_chunk(*kernels, a.chunk(), c.changed(a), a.limits(), top_key, every, costs,
+                           found, scratch);
+    };
+    uint64_t ends[Draft::kMostEnds];
+    size_t number = 0;
+    PyObject* content = nullptr;
+    try {
+        const bool is_small = a.base.size() <= kHeldBytes;
+        if (!(is_small ? work() : unlocked(work))) Py_RETURN_NONE;
+        content = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(found.size()));
+        if (!content) return nullptr;
+        auto* bytes = reinterpret_cast<uint8_t*>(PyBytes_AsString(content));
+        const auto finish = [&] {
+            found.join(bytes);
+            number = found.block_ends(bytes, blocks, ends);
+            return true;
+        };
+        is_small ? finish() : unlocked(finish);
+    } catch (const std::bad_alloc&) {
+        Py_XDECREF(content);
+        return PyErr_NoMemory();
+    }
+    return Py_BuildValue("(NNNNN)", numbers(found.bounds, found.contexts),
+                         numbers(found.streams.changed, found.contexts), content,
+                         numbers(ends, number), numbers(found.streams.steps, 8));
 }
 
 PyMethodDef kMethods[] = {
@@ -536,6 +600,7 @@ PyMethodDef kMethods[] = {
     {"histogram", histogram, METH_VARARGS, "Add to counts of words and steps by bin."},
     {"partition", partition, METH_VARARGS, "Split a chunk into streams."},
     {"apply", apply, METH_VARARGS, "Decode streams; returns what is wrong with them, if anything."},
+    {"draft", draft, METH_VARARGS, "Choose contexts, and split a chunk into streams and blocks."},
     {"record", record, METH_VARARGS, "Find the words that differ; returns how many."},
     {"exchange", exchange, METH_VARARGS, "Swap the words of a mask with values."},
     {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
