@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,7 @@ WHOLE_TRIAL_RATIO: Final = 2
 """The encoder also tries to store a chunk whole if the delta exceeds 1/2 of the raw bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaChunk:
+class DeltaChunk(NamedTuple):
     """A chunk stored as changes to base words.
 
     Attributes:
@@ -91,8 +90,7 @@ class DeltaChunk:
     steps: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WholeChunk:
+class WholeChunk(NamedTuple):
     """A chunk stored whole, as byte planes.
 
     Attributes:

@@ -8,8 +8,8 @@ of changes, not of words, decides the size of a chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -81,8 +81,7 @@ _PACKED: Final = {
 """Alternative codings of the dtypes in which quantized models pack several small numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """The part of a tensor that one thread encodes. Offsets are in bytes of the coded dtype.
 
     Attributes:
@@ -101,7 +100,7 @@ class Span:
     start: int
     stop: int
     is_last: bool
-    base_leaves: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
+    base_leaves: NDArray[np.uint64] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -142,8 +141,7 @@ class Span:
         return max(self.start, min(self.stop, self.plan.shared_bytes))
 
 
-@dataclass(frozen=True, slots=True)
-class SpanChunk:
+class SpanChunk(NamedTuple):
     """An encoded chunk and its index fields.
 
     Attributes:
@@ -163,8 +161,7 @@ class SpanChunk:
     changed: int
 
 
-@dataclass(frozen=True, slots=True)
-class CodedSpan:
+class CodedSpan(NamedTuple):
     """The encoding of a span.
 
     Attributes:
@@ -399,8 +396,7 @@ def chunk_extents(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Ch
         yield last
 
 
-@dataclass(frozen=True, slots=True)
-class _Extent:
+class _Extent(NamedTuple):
     """The bytes of a chunk, at byte ``start`` of its tensor, and their leaf hashes."""
 
     start: int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsparse_store.codec.chunk import (
@@ -45,6 +45,8 @@ from rlsparse_store.format.words import (
 from rlsparse_store.kernels.cost import CONTEXT_COST, EMPTY_COST, LOG2, ONE_BIT, mask_cost, n_log_n
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.kernels.interface import ChunkWords, Histogram, row_count
+from rlsparse_store.kernels.native import instruction_sets, load_native
+from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -227,6 +229,31 @@ def test_chunks_round_trip(
         decoded = decode_whole(chunk.stored, base.size, coding)
     assert decoded.dtype == tuned.dtype
     assert np.array_equal(decoded, tuned)
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("code", ["BF16", "F32", "I8", "U8", "F64"])
+@given(
+    count=st.integers(1, 30_000),
+    density=st.sampled_from([0.0, 0.003, 0.05, 0.4, 1.0]),
+    normal=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=15)
+def test_drafts_in_one_call_equal_those_in_steps(
+    name: str, code: str, count: int, density: float, *, normal: bool, seed: int
+) -> None:
+    coding, mantissa = CODINGS[code]
+    base = random_words(coding, 2 * count, seed)
+    if normal and code == "BF16":
+        values = np.random.default_rng(seed).normal(0, 0.02, base.size).astype(np.float32)
+        base = (values.view(np.uint32) >> 16).astype(np.uint16)
+    tuned = changed_words(base, coding, density, seed)
+    backend = load_native(name)
+    chunk = ChunkWords(base, tuned, None, backend.changed_words(base, tuned, coding))
+    in_one_call = encode_chunk(backend, chunk, coding, mantissa)
+    in_steps = encode_chunk(NumpyBackend(), chunk, coding, mantissa)
+    assert in_one_call == in_steps
 
 
 @every_dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +11,7 @@ from rlsparse_store.codec.chunk import DeltaChunk, encode_chunk, encode_whole
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import ResultMismatchError, StreamError
 from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import ChangedWords
 from rlsparse_store.pipeline import spans
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.codec.chunk import CodedChunk
     from rlsparse_store.format.words import Words
-    from rlsparse_store.kernels.interface import ChangedWords
+    from rlsparse_store.kernels.interface import ChunkWords
 
 LEAF_WORDS = 8192
 BASE: Tensors = {
@@ -47,26 +47,25 @@ def flip(words: Words) -> None:
 
 
 @every_size
+@pytest.mark.parametrize("side", ["base", "tuned"])
 @pytest.mark.usefixtures("small_blocks")
 def test_words_that_change_after_hashing_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: str
 ) -> None:
-    backend: Any = type(get_backend())
+    def encode_altered(backend: Any, chunk: ChunkWords, *arguments: Any) -> CodedChunk:  # noqa: ANN401
+        assert isinstance(chunk.changes, ChangedWords)
+        flip(chunk.base if side == "base" else chunk.changes.after)
+        return encode_chunk(backend, chunk, *arguments)
 
-    def partition(self: object, base: Words, changed: ChangedWords, *arguments: object) -> object:
-        flip(changed.after)
-        return split(self, base, changed, *arguments)
-
-    split = backend.partition_of
-    monkeypatch.setattr(backend, "partition_of", partition)
-    with pytest.raises(ResultMismatchError, match="memory may be faulty"):
+    monkeypatch.setattr(spans, "encode_chunk", encode_altered)
+    with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):
         encode(tmp_path, name)
     assert not (tmp_path / "delta").exists()
 
 
 def smaller_context(chunk: CodedChunk, *_: object) -> CodedChunk:
     assert isinstance(chunk, DeltaChunk)
-    return replace(chunk, bounds=(chunk.bounds[-1] >> 1,), changed=(sum(chunk.changed),))
+    return chunk._replace(bounds=(chunk.bounds[-1] >> 1,), changed=(sum(chunk.changed),))
 
 
 def other_words(_: CodedChunk, tuned: Words, coding: Any) -> CodedChunk:  # noqa: ANN401
