@@ -6,13 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from rlsparse_store.analysis.tensor_pairs import (
-    SharedTensor,
-    base_blocks,
-    block_words,
-    overlay,
-    tuned_words,
-)
+from rlsparse_store.analysis.tensor_pairs import SharedTensor, aligned_blocks, overlay
 from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
 from rlsparse_store.delta.run import delta_names, is_run, natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
@@ -133,9 +127,7 @@ class AlignedDeltas(Closeable):
             FormatError: A delta is damaged, or the base is the wrong one.
         """
         views = [pair.view(tensor.name) for pair in self._pairs]
-        for first, data in base_blocks(self._pairs[0].base, tensor):
-            base = block_words(tensor, first, data)
-            tuned = [tuned_words(tensor, first, view, data, base) for view in views]
+        for _, base, tuned in aligned_blocks(self._pairs[0].base, tensor, views):
             yield AlignedBlock(base, tuned)
 
     def close(self) -> None:

@@ -8,20 +8,31 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from rlsparse_store.analysis.numeric import CASTS, as_floats, count_cast_changes, is_numeric
+from rlsparse_store.analysis.selection import changed_words, positions
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.format.order import steps
+from rlsparse_store.format.order import keys, steps
 from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rlsparse_store.analysis.selection import ChangedWords
     from rlsparse_store.analysis.tensor_pairs import Block, Pair, SharedTensor
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
-__all__ = ["TOLERANCES", "LineCounts", "Measures", "measure_tensor", "step_labels"]
+__all__ = [
+    "TOLERANCES",
+    "LineCounts",
+    "Measures",
+    "count_exponents",
+    "count_few_exponents",
+    "measure_tensor",
+    "num_exponents",
+    "step_labels",
+]
 
 TOLERANCES: Final = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 """Largest absolute differences that count as unchanged; the papers use 1e-5."""
@@ -32,7 +43,12 @@ RELATIVE: Final = 1e-3
 STEP_EDGES: Final = (1, 2, 3, 4, 8, 16, 32, 64, 128, 1024)
 """Lower bounds of the classes of step sizes."""
 
-_STEP_CLASS: Final = np.searchsorted(STEP_EDGES, np.arange(STEP_EDGES[-1] + 1), side="right") - 1
+_STEP_CLASS: Final = np.searchsorted(
+    [*(-edge + 1 for edge in STEP_EDGES[::-1]), *STEP_EDGES[1:]],
+    np.delete(np.arange(-STEP_EDGES[-1], STEP_EDGES[-1] + 1), STEP_EDGES[-1]),
+    side="right",
+)
+"""Class of each step from the largest negative to the largest positive edge, without 0."""
 
 
 def step_labels() -> list[str]:
@@ -149,14 +165,15 @@ def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, LineCoun
     width = 0 if lines is None else lines.columns.size
     last = -1
     for block in pair.blocks(tensor.name):
-        changed = np.flatnonzero(block.base != block.tuned)
+        changed = changed_words(block.base, block.tuned)
         total += _measure(block, changed, tensor.dtype)
-        if changed.size:
-            gap = int(np.diff(changed, prepend=last - block.first).max()) - 1
-            total.largest_gap = max(total.largest_gap, gap)
-            last = block.first + int(changed[-1])
-        if lines is not None and changed.size:
-            row, column = np.divmod(changed + block.first, width)
+        if not changed.before.size:
+            continue
+        indices = positions(changed.mask) + block.first
+        total.largest_gap = max(total.largest_gap, int(np.diff(indices, prepend=last).max()) - 1)
+        last = int(indices[-1])
+        if lines is not None:
+            row, column = np.divmod(indices, width)
             first = int(row[0])
             counts = np.bincount(row - first)
             lines.rows[first : first + counts.size] += counts
@@ -176,15 +193,16 @@ def _empty_lines(tensor: SharedTensor) -> LineCounts | None:
     return LineCounts(np.zeros(-(-tensor.words // width), np.int64), np.zeros(width, np.int64))
 
 
-def _measure(block: Block, changed: NDArray[np.int64], dtype: Dtype) -> Measures:
-    """Measure a block whose changed words are at these indices."""
-    unchanged = block.base.size - changed.size
-    measures = Measures(words=block.base.size, changed=changed.size)
+def _measure(block: Block, changed: ChangedWords, dtype: Dtype) -> Measures:
+    """Measure a block."""
+    before, after = changed.before, changed.after
+    unchanged = block.base.size - before.size
+    measures = Measures(words=block.base.size, changed=before.size)
     measures.within += unchanged
     measures.within_relative = unchanged
     if dtype.mantissa_bits is not None:
-        measures.by_exponent = _by_exponent(block, dtype)
-    before, after = block.base[changed], block.tuned[changed]
+        counts = count_exponents(block.base, dtype), count_few_exponents(before, dtype)
+        measures.by_exponent = np.stack(counts)
     measures.steps = _count_step_classes(steps(before, after, dtype.coding))
     xor = before ^ after
     magnitude = before.dtype.type((1 << (dtype.coding.width - 1)) - 1)
@@ -199,23 +217,37 @@ def _measure(block: Block, changed: NDArray[np.int64], dtype: Dtype) -> Measures
     return measures
 
 
-def _by_exponent(block: Block, dtype: Dtype) -> NDArray[np.int64]:
-    """Words and changed words by exponent of the base."""
-    assert dtype.mantissa_bits is not None  # noqa: S101 - checked by the caller
+def num_exponents(dtype: Dtype) -> int:
+    """Number of exponents of a dtype; 1 if it has none."""
+    return 1 if dtype.mantissa_bits is None else 1 << (dtype.coding.key_bits - dtype.mantissa_bits)
+
+
+def count_exponents(words: Words, dtype: Dtype) -> NDArray[np.int64]:
+    """Count many words by exponent; all in one bin if the dtype has no exponents."""
+    if dtype.mantissa_bits is None:
+        return np.array([words.size])
     bins = key_bins(dtype.coding, dtype.mantissa_bits)
-    histogram = get_backend().histogram(block.base, block.tuned, dtype.coding, bins)
-    both = np.stack([histogram.words, histogram.magnitudes.sum(1)])
-    exponents = 1 << (dtype.coding.key_bits - dtype.mantissa_bits)
+    counts = get_backend().histogram(words, words, dtype.coding, bins).words
     # Narrow words have one bin per key, others two per exponent.
-    summed: NDArray[np.int64] = both.reshape(2, exponents, -1).sum(2)
+    summed: NDArray[np.int64] = counts.reshape(num_exponents(dtype), -1).sum(1)
     return summed
 
 
+def count_few_exponents(words: Words, dtype: Dtype) -> NDArray[np.int64]:
+    """Count words by exponent, as :func:`count_exponents` does: faster for few words."""
+    if dtype.mantissa_bits is None:
+        return np.array([words.size])
+    exponents = keys(words, dtype.coding) >> words.dtype.type(dtype.mantissa_bits)
+    # bincount does not accept 64-bit unsigned words.
+    return np.bincount(exponents.astype(np.int64), minlength=num_exponents(dtype))
+
+
 def _count_step_classes(step: NDArray[np.int64]) -> NDArray[np.int64]:
-    magnitude = np.abs(step).view(np.uint64)
-    size_class = _STEP_CLASS[np.minimum(magnitude, np.uint64(STEP_EDGES[-1])).view(np.int64)]
-    signed = np.where(step < 0, len(STEP_EDGES) - 1 - size_class, len(STEP_EDGES) + size_class)
-    return np.bincount(signed, minlength=2 * len(STEP_EDGES))
+    """Count steps by class. No step is 0."""
+    edge = STEP_EDGES[-1]
+    counts = np.bincount(np.clip(step, -edge, edge) + edge, minlength=2 * edge + 1)
+    by_class = np.bincount(_STEP_CLASS, np.delete(counts, edge), minlength=2 * len(STEP_EDGES))
+    return by_class.astype(np.int64)
 
 
 def _add_values(measures: Measures, base: Words, before: Words, after: Words, dtype: Dtype) -> None:

@@ -6,15 +6,17 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
+from rlsparse_store.analysis.measures import count_exponents, count_few_exponents, num_exponents
 from rlsparse_store.analysis.numeric import as_floats, is_numeric
+from rlsparse_store.analysis.selection import ChangedWords, changed_words, select
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import natural_order
-from rlsparse_store.format.order import keys, steps
+from rlsparse_store.format.order import steps
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.aligned_deltas import AlignedBlock
     from rlsparse_store.analysis.tensor_pairs import SharedTensor
     from rlsparse_store.delta.html_table import Rows
+    from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
 __all__ = ["BASELINES", "CompareReport", "Overlap", "PairOverlap", "compare_deltas"]
@@ -215,8 +217,7 @@ def compare_deltas(  # noqa: PLR0913 - ids with their revisions, and access to t
 def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _OverlapCounts:
     num_deltas = len(deltas.names)
     num_pairs = num_deltas * (num_deltas - 1) // 2
-    mantissa, coding = tensor.dtype.mantissa_bits, tensor.dtype.coding
-    bins = 1 if mantissa is None else 1 << (coding.key_bits - mantissa)
+    bins = num_exponents(tensor.dtype)
     total = _OverlapCounts(
         words=np.zeros(bins, np.int64),
         changed=np.zeros((num_deltas, bins), np.int64),
@@ -225,50 +226,72 @@ def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _OverlapCounts:
         products=np.zeros(num_pairs),
         consensus=np.zeros(num_deltas + 1, np.int64),
     )
+    votes_type = np.uint8 if num_deltas < 256 else np.uint32
     for block in deltas.blocks(tensor):
-        key = keys(block.base, coding)
-        magnitude = key >> key.dtype.type(mantissa) if mantissa is not None else key & 0
-        total.words += np.bincount(magnitude, minlength=bins)
-        masks = [block.base != tuned for tuned in block.tuned]
-        for i, mask in enumerate(masks):
-            total.changed[i] += np.bincount(magnitude[mask], minlength=bins)
-            update = _update(block, i, mask, tensor)
-            total.squares[i] += np.einsum("i,i->", update, update)
-        votes = np.sum(masks, axis=0, dtype=np.uint8 if num_deltas < 256 else np.int64)
-        total.consensus += np.bincount(votes, minlength=num_deltas + 1)
-        for pair, (a, b) in enumerate(combinations(range(num_deltas), 2)):
-            both = masks[a] & masks[b]
-            total.pairs[pair] += _agreement(block, a, b, both, tensor)
-            left, right = (_update(block, i, both, tensor) for i in (a, b))
-            total.products[pair] += np.einsum("i,i->", left, right)
+        total.words += count_exponents(block.base, tensor.dtype)
+        updates = [_Update.of(block.base, tuned, tensor.dtype) for tuned in block.tuned]
+        votes: NDArray[Any] = np.zeros(block.base.size, votes_type)
+        for i, update in enumerate(updates):
+            total.changed[i] += count_few_exponents(update.changed.before, tensor.dtype)
+            total.squares[i] += np.einsum("i,i->", update.difference, update.difference)
+            votes += update.changed.mask
+        for k in range(1, num_deltas + 1):
+            total.consensus[k] += np.count_nonzero(votes == k)
+        total.consensus[0] += np.count_nonzero(votes == 0)
+        for pair, (left, right) in enumerate(combinations(updates, 2)):
+            agreement, product = left.compare(right)
+            total.pairs[pair] += agreement
+            total.products[pair] += product
     return total
 
 
-def _update(
-    block: AlignedBlock, delta: int, mask: NDArray[np.bool_], tensor: SharedTensor
-) -> NDArray[np.float64]:
-    """Differences of a delta from the base at the masked words; 0 where they are not finite."""
-    if not is_numeric(tensor.dtype):
-        return np.zeros(0)
-    with np.errstate(all="ignore"):
-        after = as_floats(block.tuned[delta][mask], tensor.dtype).astype(np.float64)
-        difference = after - as_floats(block.base[mask], tensor.dtype)
-    return np.where(np.isfinite(difference), difference, 0.0)
+class _Update(NamedTuple):
+    """The update of a block by one delta.
 
+    Attributes:
+        changed: The changed words.
+        is_negative: Whether each changed word's step is negative.
+        difference: Difference from the base of each changed word, 0 where it is not finite; empty
+            if the words are not numeric.
+    """
 
-def _agreement(
-    block: AlignedBlock, a: int, b: int, both: NDArray[np.bool_], tensor: SharedTensor
-) -> tuple[int, int, int]:
-    """Words that both changed, changed in the same direction, and changed to the same word."""
-    base, left, right = (words[both] for words in (block.base, block.tuned[a], block.tuned[b]))
-    same_sign = _is_negative(base, left, tensor) == _is_negative(base, right, tensor)
-    equal = np.count_nonzero(left == right)
-    return base.size, int(np.count_nonzero(same_sign)), int(equal)
+    changed: ChangedWords
+    is_negative: NDArray[np.bool_]
+    difference: NDArray[np.float64]
 
+    @classmethod
+    def of(cls, base: Words, tuned: Words, dtype: Dtype) -> _Update:
+        """Return the update of a block."""
+        changed = changed_words(base, tuned)
+        is_negative = steps(changed.before, changed.after, dtype.coding) < 0
+        if not is_numeric(dtype):
+            return cls(changed, is_negative, np.zeros(0))
+        with np.errstate(all="ignore"):
+            after = as_floats(changed.after, dtype).astype(np.float64)
+            difference = after - as_floats(changed.before, dtype)
+        return cls(changed, is_negative, np.where(np.isfinite(difference), difference, 0.0))
 
-def _is_negative(base: Words, tuned: Words, tensor: SharedTensor) -> NDArray[np.bool_]:
-    """Whether each step is negative."""
-    return steps(base, tuned, tensor.dtype.coding) < 0
+    def compare(self, other: _Update) -> tuple[tuple[int, int, int], float]:
+        """Compare the words that both updates changed.
+
+        Returns:
+            Their number, how many changed in the same direction, and how many to the same word.
+            And the sum of the products of their differences.
+        """
+        own, others = (
+            select(mask.view(np.uint8), by).view(np.bool_)
+            for mask, by in (
+                (other.changed.mask, self.changed.mask),
+                (self.changed.mask, other.changed.mask),
+            )
+        )
+        same_sign = self.is_negative[own] == other.is_negative[others]
+        same_word = self.changed.after[own] == other.changed.after[others]
+        counts = same_sign.size, int(same_sign.sum()), int(same_word.sum())
+        if not self.difference.size or not other.difference.size:
+            return counts, 0.0
+        product = np.einsum("i,i->", self.difference[own], other.difference[others])
+        return counts, float(product)
 
 
 Counted: TypeAlias = "list[tuple[SharedTensor, _OverlapCounts]]"

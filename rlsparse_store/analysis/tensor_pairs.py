@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlsparse_store.delta.html_table import Rows
-    from rlsparse_store.format.dtypes import Dtype, WordCoding
+    from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
 
 __all__ = [
@@ -41,12 +41,10 @@ __all__ = [
     "Pair",
     "SharedTensor",
     "Unmatched",
-    "base_blocks",
-    "block_words",
+    "aligned_blocks",
     "open_pair",
     "over_base",
     "overlay",
-    "tuned_words",
 ]
 
 View = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
@@ -198,10 +196,9 @@ class Pair(Closeable, SummaryRepr):
             FormatError: The delta is damaged, or the base is the wrong one.
             RlsparseError: A file is truncated or unreadable.
         """
-        tensor, view = self.tensors[name], self.view(name)
-        for first, base in base_blocks(self.base, tensor):
-            words = block_words(tensor, first, base)
-            yield Block(first, words, tuned_words(tensor, first, view, base, words))
+        tensor = self.tensors[name]
+        for first, base, (tuned,) in aligned_blocks(self.base, tensor, [self.view(name)]):
+            yield Block(first, base, tuned)
 
     def view(self, name: str) -> View:
         """Return a function that returns the tuned bytes of a tensor, for one thread."""
@@ -235,43 +232,38 @@ class Pair(Closeable, SummaryRepr):
         yield "tied", len(self.tied)
 
 
-def base_blocks(base: Checkpoint, tensor: SharedTensor) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield the bytes of a tensor's source that the tuned tensor shares, block by block.
+def aligned_blocks(
+    base: Checkpoint, tensor: SharedTensor, views: list[View]
+) -> Iterator[tuple[int, Words, list[Words]]]:
+    """Walk a tensor's source and several tuned versions of it, block by block.
 
     Each block reuses the memory of the one before.
 
     Args:
         base: The base.
-        tensor: The tensor.
+        tensor: The tensor. The words that it shares with its source are read.
+        views: The tuned versions.
 
     Yields:
-        The first word of the block, and its bytes.
+        The first word of the block, the words of the source, and those of each version: the
+        source's words themselves where a delta has no chunk.
     """
     source, coding = base.tensors[tensor.source], tensor.dtype.coding
     # Allocating per block would cost more than the comparison.
-    buffer = np.empty(_num_bytes(coding, min(BLOCK_WORDS, tensor.words)), np.uint8)
+    buffer = ScratchBuffer()
     for first in range(0, tensor.words, BLOCK_WORDS):
-        block = buffer[: _num_bytes(coding, min(BLOCK_WORDS, tensor.words - first))]
-        base.read_into(source, coding.nbytes(first), block)
-        yield first, block
-
-
-def _num_bytes(coding: WordCoding, words: int) -> int:
-    """Bytes of words; the last byte of 4-bit words may be shared."""
-    return -(-words * coding.width // 8)
-
-
-def block_words(tensor: SharedTensor, first: int, data: NDArray[np.uint8]) -> Words:
-    """Return the words of a block from its bytes."""
-    return as_words(data, tensor.dtype.coding.width)[: tensor.words - first]
-
-
-def tuned_words(
-    tensor: SharedTensor, first: int, view: View, base: NDArray[np.uint8], base_words: Words
-) -> Words:
-    """Return the tuned words of a block: ``base_words`` itself where a delta has no chunk."""
-    tuned = view(tensor.dtype.coding.nbytes(first), base)
-    return base_words if tuned is base else block_words(tensor, first, tuned)
+        size = min(BLOCK_WORDS, tensor.words - first)
+        start = coding.nbytes(first)
+        # The last byte of 4-bit words may hold one word more.
+        data = buffer.take(-(-size * coding.width // 8))
+        base.read_into(source, start, data)
+        words = as_words(data, coding.width)[:size]
+        tuned = [view(start, data) for view in views]
+        yield (
+            first,
+            words,
+            [words if t is data else as_words(t, coding.width)[:size] for t in tuned],
+        )
 
 
 def open_pair(

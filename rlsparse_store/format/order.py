@@ -29,7 +29,9 @@ def _order(words: Words, coding: WordCoding) -> Words:
     """The order map, which is its own inverse for every map there is."""
     if coding.order is not OrderMap.SIGN_MAGNITUDE:
         return words
-    return np.where(_is_negative(words, coding), words ^ _low_mask(words, coding), words)
+    sign = words >> words.dtype.type(coding.width - 1)
+    ordered: Words = words ^ (sign * _low_mask(words, coding))
+    return ordered
 
 
 def keys(words: Words, coding: WordCoding) -> Words:

@@ -167,12 +167,12 @@ class Overlay:
                 return
             chunk = self.chunks[i]
             first = self._coding.nbytes(chunk.first)
-            if start < first:
+            if start < min(first, stop):
                 yield Segment(start, min(first, stop), None)
             if first >= stop:
                 return
+            yield Segment(first, self._ends[i], chunk)
             start = self._ends[i]
-            yield Segment(first, start, chunk)
         if start < stop:
             yield Segment(start, stop, None)
 
