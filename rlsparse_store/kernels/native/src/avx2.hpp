@@ -86,9 +86,10 @@ struct Avx2 : Generic {
         }
     }
 
-    static void count_names(const uint8_t* names, size_t groups, uint32_t* counts) {
+    template <class C>
+    static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
         constexpr int kTogether = 8;
-        for (size_t first = 0; first < kWindow; first += kTogether) {
+        for (size_t first = 0; first < number; first += kTogether) {
             __m256i sums[kTogether] = {};
             for (size_t i = 0; i < groups * 64; i += 32) {
                 const __m256i own = load(names + i);
@@ -97,10 +98,10 @@ struct Avx2 : Generic {
                     sums[j] = _mm256_sub_epi8(sums[j], _mm256_cmpeq_epi8(own, wanted));
                 }
             }
-            for (int j = 0; j < kTogether; ++j) {
+            for (size_t j = 0; j < kTogether && first + j < number; ++j) {
                 alignas(32) uint64_t parts[4];
                 store(parts, _mm256_sad_epu8(sums[j], _mm256_setzero_si256()));
-                counts[first + size_t(j)] += uint32_t(parts[0] + parts[1] + parts[2] + parts[3]);
+                counts[first + j] += C(parts[0] + parts[1] + parts[2] + parts[3]);
             }
         }
     }

@@ -62,10 +62,11 @@ struct Simd : Avx2 {
         }
     }
 
-    static void count_names(const uint8_t* names, size_t groups, uint32_t* counts) {
+    template <class C>
+    static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
         constexpr int kTogether = 16;
         const __m512i one = _mm512_set1_epi8(1);
-        for (size_t first = 0; first < kWindow; first += kTogether) {
+        for (size_t first = 0; first < number; first += kTogether) {
             __m512i sums[kTogether] = {};
             for (size_t g = 0; g < groups; ++g) {
                 const __m512i own = load512(names + g * 64);
@@ -75,9 +76,9 @@ struct Simd : Avx2 {
                     sums[j] = _mm512_mask_add_epi8(sums[j], mask, sums[j], one);
                 }
             }
-            for (int j = 0; j < kTogether; ++j) {
+            for (size_t j = 0; j < kTogether && first + j < number; ++j) {
                 const __m512i parts = _mm512_sad_epu8(sums[j], _mm512_setzero_si512());
-                counts[first + size_t(j)] += uint32_t(_mm512_reduce_add_epi64(parts));
+                counts[first + j] += C(_mm512_reduce_add_epi64(parts));
             }
         }
     }

@@ -4,7 +4,8 @@
 // The first pass counts the words of each context, without which no mask can be read. The second
 // one finds, for 64 words at a time, which changed, from each context's mask at its own place;
 // then, for 64 changed words at a time, their steps, again from each context's own place; and moves
-// them. So nothing is ever sorted by context.
+// them. So nothing is ever sorted by context. Where no context has many words, the first pass
+// notes which words are in one, and the second does not look for contexts again.
 //
 // The base may be mapped and change between the passes: the result is wrong then, and its check
 // says so, but places are brought back to their ends at each tile, so that nothing is read or
@@ -69,6 +70,16 @@ uint8_t* count_names(const uint8_t* names, size_t groups, bool has_rest, uint64_
     return rest;
 }
 
+// Finds which words of a tile have a name, and closes up their names.
+inline uint8_t* take_named(const uint8_t* names, size_t groups, uint64_t* taken, uint8_t* to) {
+    for (size_t g = 0; g < groups; ++g, names += 64) {
+        taken[g] = Simd::above(names, 0);
+        Simd::gather(names, taken[g], to);
+        to += __builtin_popcountll(taken[g]);
+    }
+    return to;
+}
+
 // Finds which words of a tile changed, and closes up the names of their contexts. Masks stand by
 // name; that of name 0 is for the rest. Returns how many words changed.
 template <int kMost>
@@ -126,29 +137,37 @@ class Decoder {
     const char* run(Span content, W* out) {
         count();
         if (const char* problem = read(content)) return problem;
-        return write(out);
+        return is_sparse() ? write_sparse(out) : write_dense(out);
     }
 
   private:
     void count() {
         // Memory that is not written costs nothing.
         if (has_rest_) rest_ = scratch_.array<uint8_t>(chunk_.words + kTile + 64);
+        if (is_sparse()) taken_ = scratch_.array<uint64_t>(groups_of(chunk_.words));
         uint8_t* rest = rest_;
         Tiles<W> tiles(chunk_, contexts_, scratch_);
         while (tiles.next()) {
-            rest = RLSPARSE_BY_MOST(populous_.most, count_names, tiles.names(), tiles.groups(),
-                                    has_rest_, counts_, rest);
-        }
-        rest_words_ = size_t(rest - rest_);
-        if (!has_rest_) return;
-        std::memset(rest, 0, 64);
-        for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
-            for (size_t start = 0; start < rest_words_; start += 64) {
-                const uint64_t members = Simd::equal(rest_ + start, uint8_t(name));
-                counts_[name] += uint64_t(__builtin_popcountll(members));
+            if (is_sparse()) {
+                rest = take_named(tiles.names(), tiles.groups(), taken_ + tiles.start() / 64, rest);
+            } else {
+                rest = RLSPARSE_BY_MOST(populous_.most, count_names, tiles.names(), tiles.groups(),
+                                        has_rest_, counts_, rest);
             }
         }
+        if (!has_rest_) return;
+        rest_words_ = size_t(rest - rest_);
+        std::memset(rest, 0, 64);
+        for (size_t start = 0; start < rest_words_; start += kTile) {
+            const size_t left = rest_words_ - start;
+            Simd::count_names(rest_ + start, groups_of(left < kTile ? left : kTile),
+                              populous_.named, counts_ + 1);
+        }
     }
+
+    // Whether no context is populous: most words are in none, then, and the second pass has to look
+    // at those that changed only.
+    bool is_sparse() const { return populous_.most == 0 && has_rest_; }
 
     // Reads masks and steps.
     const char* read(Span content) {
@@ -173,6 +192,7 @@ class Decoder {
                 decode_steps<W>(reader, size_t(total), chunk_.width, steps_, scratch_)) {
             return problem;
         }
+        total_ = total;
         if (reader.left()) return "bytes are left after the last stream";
         for (size_t name = 1; name <= populous_.named; ++name) {
             places_.wide[name] = steps_.wide_before(places_.near[name]);
@@ -186,20 +206,68 @@ class Decoder {
     void join_rest() {
         const size_t groups = groups_of(rest_words_);
         uint8_t* bitmap = scratch_.array<uint8_t>(groups * 8 + kSlack);
-        std::memset(bitmap, 0, groups * 8);
-        for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
-            Mask mask = masks_[name];
-            for (size_t g = 0; g < groups; ++g) {
+        for (size_t g = 0; g < groups; ++g) {
+            uint64_t changed = 0;
+            for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
                 const uint64_t members = Simd::equal(rest_ + g * 64, uint8_t(name));
-                const uint64_t bits = mask.take(__builtin_popcountll(members));
-                store64(bitmap + g * 8, load64(bitmap + g * 8) | Simd::deposit(bits, members));
+                const uint64_t bits = masks_[name].take(__builtin_popcountll(members));
+                changed |= Simd::deposit(bits, members);
             }
+            store64(bitmap + g * 8, changed);
         }
         std::memset(bitmap + groups * 8, 0, kSlack);
         masks_[0] = {bitmap, 0, rest_words_};
     }
 
-    const char* write(W* out) {
+    // Moves the words that changed. Where few did, the others are not even read; all are asked for,
+    // because that is faster than to wait for some of them.
+    const char* write_sparse(W* out) {
+        uint64_t* changed = find_changed();
+        const uint8_t* names = changed_names();
+        int8_t* steps = scratch_.array<int8_t>(total_ + 128);
+        Simd::take_steps(names, total_, populous_.named, steps_.near, places_.near, steps);
+        RowCheck rows(chunk_);
+        for (size_t start = 0; start < chunk_.words; start += kTile) {
+            const size_t words = tile_words(chunk_, start);
+            const W* base = static_cast<const W*>(chunk_.base) + start;
+            W* result = out + start;
+            prefetch<1>(base, chunk_.words - start, words);
+            size_t found = 0;
+            for (size_t g = 0; g < groups_of(words); ++g) {
+                found += size_t(__builtin_popcountll(changed[g]));
+            }
+            Simd::move_words(base, words, changed, steps, found, map_, result);
+            move_wide(names, steps, found, changed, result);
+            names += found, steps += found;
+            check_rows(rows, changed, words);
+            changed += kGroups;
+        }
+        return end_rows(rows);
+    }
+
+    // Which words of the chunk changed, where is_sparse(): in place of which are in a context.
+    uint64_t* find_changed() {
+        for (size_t g = 0; g < groups_of(chunk_.words); ++g) {
+            const uint64_t taken = taken_[g];
+            taken_[g] = Simd::deposit(masks_[0].take(__builtin_popcountll(taken)), taken);
+        }
+        return taken_;
+    }
+
+    // The names of the changed words of the rest, closed up.
+    const uint8_t* changed_names() {
+        uint8_t* names = scratch_.array<uint8_t>(total_ + 128);
+        uint8_t* to = names;
+        for (size_t start = 0; start < rest_words_; start += 64) {
+            const uint64_t bits = load64(masks_[0].bitmap + start / 8);
+            Simd::gather(rest_ + start, bits, to);
+            to += __builtin_popcountll(bits);
+        }
+        std::memset(to, 0, 64);
+        return names;
+    }
+
+    const char* write_dense(W* out) {
         alignas(64) uint8_t names[kTile + 64];  // of changed words
         alignas(64) int8_t steps[kTile + 64];
         uint64_t changed[kGroups];
@@ -221,16 +289,21 @@ class Decoder {
             } else if (result != base) {
                 std::memcpy(result, base, tiles.words() * sizeof(W));
             }
-            if (!chunk_.rows.active) continue;
-            for (size_t g = 0; g < tiles.groups(); ++g) {
-                const size_t left = tiles.words() - g * 64;
-                rows.add(changed[g], left < 64 ? left : 64);
-            }
+            check_rows(rows, changed, tiles.words());
         }
-        if (chunk_.rows.active && chunk_.words && !rows.finish()) {
-            return "a flagged row has no change";
+        return end_rows(rows);
+    }
+
+    void check_rows(RowCheck& rows, const uint64_t* changed, size_t words) const {
+        if (!chunk_.rows.active) return;
+        for (size_t start = 0; start < words; start += 64) {
+            rows.add(changed[start / 64], words - start < 64 ? words - start : 64);
         }
-        return nullptr;
+    }
+
+    const char* end_rows(RowCheck& rows) const {
+        if (!chunk_.rows.active || chunk_.words == 0 || rows.finish()) return nullptr;
+        return "a flagged row has no change";
     }
 
     // Moves the words of a tile whose steps fit no byte; they were left as they are.
@@ -263,8 +336,10 @@ class Decoder {
     const uint64_t* numbers_;
     Scratch& scratch_;
     bool has_rest_;
-    uint8_t* rest_ = nullptr;  // the names of the rest, closed up
+    uint8_t* rest_ = nullptr;    // the names of the rest, closed up
+    uint64_t* taken_ = nullptr;  // where is_sparse(): which words of the chunk those are
     size_t rest_words_ = 0;
+    uint64_t total_ = 0;                      // changed words
     uint64_t counts_[kMaxContexts + 1] = {};  // by name, as are the next two
     Mask masks_[kMaxContexts + 1];
     StepPlaces places_;

@@ -35,10 +35,15 @@ struct Generic {
 
     static void find_contexts(const uint16_t*, size_t, uint16_t, const KeyCodes&, uint8_t*) {}
 
-    // Counts names from 1 to kWindow, of at most 64 groups.
-    static constexpr size_t kWindow = 32;
-
-    static void count_names(const uint8_t*, size_t, uint32_t*) {}
+    // Adds to counts[0], counts[1] ... how often the names 1, 2 ... up to `number` occur in at most
+    // 64 groups.
+    template <class C>
+    static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
+        uint32_t found[2][256] =
+            {};  // neighbours often share a name, and would wait for each other
+        for (size_t i = 0; i < groups * 64; ++i) ++found[i % 2][names[i]];
+        for (size_t i = 0; i < number; ++i) counts[i] += found[0][i + 1] + found[1][i + 1];
+    }
 
     // The highest bit of each of 64 bytes.
     static uint64_t high_bits(const uint8_t* bytes) {

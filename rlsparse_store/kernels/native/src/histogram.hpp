@@ -86,6 +86,7 @@ class WordCounter {
 
   private:
     static constexpr uint8_t kOutside = 127;
+    static constexpr size_t kWindow = 32;  // bins
 
     // Neighbouring words often share a bin, and would wait for each other in one table.
     void add_words(const W* base, uint64_t live) {
@@ -98,10 +99,10 @@ class WordCounter {
     void add_window(const uint16_t* base, size_t groups, const uint64_t* live) {
         if (!is_placed_) place_window(base, groups * 64);
         Simd::find_contexts(base, groups * 64, map_.key_mask, window_, names_);
-        uint32_t counts[Simd::kWindow] = {};
+        uint32_t counts[kWindow] = {};
         for (size_t g = 0; g < groups; ++g) Simd::keep(names_ + g * 64, live[g]);
-        Simd::count_names(names_, groups, counts);
-        for (size_t i = 0; i < Simd::kWindow && first_ + i < number_; ++i) {
+        Simd::count_names(names_, groups, kWindow, counts);
+        for (size_t i = 0; i < kWindow && first_ + i < number_; ++i) {
             counts_[first_ + i] += counts[i];
         }
         for (size_t g = 0; g < groups; ++g) {
@@ -118,14 +119,14 @@ class WordCounter {
             top = key > top ? key : top;
         }
         const size_t last = bins_(top);
-        first_ = last + 1 > Simd::kWindow ? last + 1 - Simd::kWindow : 0;
+        first_ = last + 1 > kWindow ? last + 1 - kWindow : 0;
         window_.shift = bins_.shift();
         // Code 0 is that of the bin before the window, and of all before that; the first window has
         // none.
         window_.first = uint32_t(first_ ? first_ - 1 : 0);
         const size_t skip = first_ ? 1 : 0;
         std::memset(window_.names, kOutside, sizeof window_.names);
-        for (size_t i = 0; i < Simd::kWindow; ++i) window_.names[skip + i] = uint8_t(i + 1);
+        for (size_t i = 0; i < kWindow; ++i) window_.names[skip + i] = uint8_t(i + 1);
         is_placed_ = true;
     }
 
