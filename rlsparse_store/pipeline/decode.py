@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsparse_store.errors import ResultMismatchError
-from rlsparse_store.format.digests import LEAF_BYTES, TensorDigester
+from rlsparse_store.errors import ResultMismatchError, RlsparseError
+from rlsparse_store.format.digests import (
+    LEAF_BYTES,
+    HashLeaves,
+    TensorDigester,
+    digest_of_leaves,
+)
 from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.names import printable
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
 from rlsparse_store.pipeline.overlay import Overlay, Segment, find_source, pieces
 from rlsparse_store.pipeline.scratch import Scratch
-from rlsparse_store.pipeline.threads import ordered_map
+from rlsparse_store.pipeline.threads import SMALL_TASK, Batch, batched, ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +38,11 @@ Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
 valid only during the call. Called from several threads."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A segment of a tensor that one thread decodes.
+class _Task(NamedTuple):
+    """A segment of a tensor to decode.
 
-    A tensor ends with tasks for the part of its source that it does not share, and an empty one.
+    A tensor ends with tasks for the part of its source that it does not share. One without bytes
+    has one empty task.
 
     Attributes:
         overlay: Its tensor.
@@ -50,7 +54,7 @@ class _Task:
     overlay: Overlay
     segment: Segment
     base_nbytes: int
-    is_end: bool = False
+    is_end: bool
 
     @property
     def nbytes(self) -> int:
@@ -61,8 +65,7 @@ class _Task:
         return self.base_nbytes + chunk.length + chunk.stored
 
 
-@dataclass(frozen=True, slots=True)
-class _DigestInput:
+class _DigestInput(NamedTuple):
     """Input of a tensor's digest: leaf hashes, or bytes that are not whole leaves.
 
     Segments of other encoders need not be aligned to leaves.
@@ -77,7 +80,8 @@ class _DigestInput:
         data: NDArray[np.uint8],
         start: int,
         end_of_data: int,
-        leaves: NDArray[np.uint64] | None = None,
+        leaves: NDArray[np.uint64] | None,
+        hash_leaves: HashLeaves,
     ) -> _DigestInput:
         """Return the input for bytes at offset ``start`` of a tensor's data.
 
@@ -86,11 +90,12 @@ class _DigestInput:
             start: Their offset.
             end_of_data: Size of the tensor's data in bytes.
             leaves: Leaf hashes of the bytes; computed if ``None``.
+            hash_leaves: Computes them.
         """
         end = start + data.size
         if start % LEAF_BYTES or (end % LEAF_BYTES and end != end_of_data):
             return cls(None, data.copy())
-        return cls(get_backend().leaf_hashes(data) if leaves is None else leaves, _NO_BYTES)
+        return cls(hash_leaves(data) if leaves is None else leaves, _NO_BYTES)
 
     def add_to(self, digester: TensorDigester) -> None:
         """Add the input to a digest."""
@@ -100,8 +105,7 @@ class _DigestInput:
             digester.add_leaves(self.leaves)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(NamedTuple):
     """The result of a task: the number of bytes written, and the inputs of the digests."""
 
     task: _Task
@@ -110,7 +114,16 @@ class _Result:
     result: _DigestInput
 
 
+class _BatchResult(NamedTuple):
+    """The results of the tasks of a batch, up to the first that failed, and its error."""
+
+    results: list[_Result]
+    error: RlsparseError | None
+
+
 _NO_BYTES: Final = np.zeros(0, np.uint8)
+
+_NOTHING: Final = _DigestInput(None, _NO_BYTES)
 
 
 def decode_tensors(
@@ -132,47 +145,66 @@ def decode_tensors(
         FormatError: The delta is damaged, or the base is wrong.
     """
     check_sources(reader, base)
-    digests, scratch = _Digests(reader, base), Scratch()
+    hash_leaves = get_backend().leaf_hashes
+    digests, scratch = _Digests(reader, base, hash_leaves), Scratch()
     done, total = 0, reader.manifest.totals.tuned_bytes
 
-    def run(task: _Task) -> _Result:
-        return _run(task, scratch.base, write)
+    def run(batch: Batch[_Task]) -> _BatchResult:
+        results: list[_Result] = []
+        try:
+            for task in batch.items:
+                # Not a comprehension: the results before an error are checked first.
+                results.append(_run(task, scratch.base, write, hash_leaves))  # noqa: PERF401
+        except RlsparseError as error:
+            return _BatchResult(results, error)
+        return _BatchResult(results, None)
 
-    for result in ordered_map(run, _tasks(reader, base), threads):
-        digests.add(result)
-        done += result.nbytes
+    tasks = ((task, task.nbytes) for task in _tasks(reader, base))
+    for decoded in ordered_map(run, batched(tasks, SMALL_TASK), threads):
+        for result in decoded.results:
+            digests.add(result)
+            done += result.nbytes
+        if decoded.error is not None:
+            raise decoded.error
         progress(done, total)
 
 
 class _Digests:
     """The digests of a source and its result, checked at the end of each tensor."""
 
-    def __init__(self, reader: DeltaReader, base: Checkpoint) -> None:
+    def __init__(self, reader: DeltaReader, base: Checkpoint, hash_leaves: HashLeaves) -> None:
         self._reader = reader
         self._base = base
+        self._hash_leaves = hash_leaves
         self._tensor: TensorRecord | None = None
         self._source = self._result = TensorDigester(0)
 
     def add(self, result: _Result) -> None:
         """Add the result of the next task."""
-        t = result.task.overlay.tensor
+        overlay = result.task.overlay
+        t, source, decoded = overlay.tensor, result.source.leaves, result.result.leaves
         if t is not self._tensor:
+            if result.task.is_end and source is not None and decoded is not None:
+                # All of a small tensor.
+                digest = digest_of_leaves(overlay.source_nbytes, source)
+                is_same = decoded is source and t.nbytes == overlay.source_nbytes
+                self._check(t, digest, digest if is_same else digest_of_leaves(t.nbytes, decoded))
+                return
             self._tensor = t
-            has_source = t.kind in (Kind.SAME, Kind.DELTA)
-            self._source = TensorDigester(self._base.tensors[t.origin].nbytes if has_source else 0)
-            self._result = TensorDigester(t.nbytes)
+            self._source = TensorDigester(overlay.source_nbytes, self._hash_leaves)
+            self._result = TensorDigester(t.nbytes, self._hash_leaves)
         result.source.add_to(self._source)
         result.result.add_to(self._result)
         if result.task.is_end:
-            self._check(t)
+            self._check(t, self._source.digest(), self._result.digest())
 
-    def _check(self, t: TensorRecord) -> None:
+    def _check(self, t: TensorRecord, source: bytes, result: bytes) -> None:
         """Check both digests, first the source: a wrong source makes the result wrong, too."""
         if t.kind in (Kind.SAME, Kind.DELTA):
             expected = t.base_digest if t.kind is Kind.DELTA else t.tuned_digest
-            if self._source.digest() != expected:
+            if source != expected:
                 raise wrong_base(self._reader, self._base.path, t.origin, "has different values")
-        if self._result.digest() != t.tuned_digest:
+        if result != t.tuned_digest:
             msg = "the decoded tensor does not match its digest; the delta is damaged"
             raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))
 
@@ -187,34 +219,44 @@ def _tasks(reader: DeltaReader, base: Checkpoint) -> Iterator[_Task]:
 
 
 def _tensor_tasks(overlay: Overlay) -> Iterator[_Task]:
-    shared, end = overlay.shared_nbytes, overlay.coded_nbytes
+    last: tuple[Segment, int] | None = None
+    for part in _parts(overlay):
+        if last is not None:
+            yield _Task(overlay, *last, is_end=False)
+        last = part
+    yield _Task(overlay, *(last or (Segment(0, 0, None), 0)), is_end=True)
+
+
+def _parts(overlay: Overlay) -> Iterator[tuple[Segment, int]]:
+    """Yield the segments of a tensor, each with the number of its base bytes."""
+    shared = overlay.shared_nbytes
     for segment in overlay.segments():
         if segment.chunk is None:
             for part in pieces(segment.start, segment.stop):
-                yield _Task(overlay, part, part.nbytes)
+                yield part, part.nbytes
         else:
-            yield _Task(overlay, segment, max(0, min(segment.stop, shared) - segment.start))
+            yield segment, max(0, min(segment.stop, shared) - segment.start)
     # The digest covers all of a source, also the part that the tuned tensor does not share.
     for part in pieces(shared, overlay.source_nbytes):
-        yield _Task(overlay, Segment(part.start, part.start, None), part.nbytes)
-    yield _Task(overlay, Segment(end, end, None), 0, is_end=True)
+        yield Segment(part.start, part.start, None), part.nbytes
 
 
-def _run(task: _Task, buffer: ScratchBuffer, write: Write) -> _Result:
+def _run(task: _Task, buffer: ScratchBuffer, write: Write, hash_leaves: HashLeaves) -> _Result:
     """Read, decode and write a segment."""
     overlay, segment = task.overlay, task.segment
     t, start = overlay.tensor, segment.start
     data = buffer.take(task.base_nbytes)
-    source = _DigestInput(None, _NO_BYTES)
+    source = _NOTHING
     if task.base_nbytes:
         overlay.read_source(start, data)
-        source = _DigestInput.of(data, start, overlay.source_nbytes)
+        source = _DigestInput.of(data, start, overlay.source_nbytes, None, hash_leaves)
     if not segment.nbytes:
-        return _Result(task, 0, source, _DigestInput(None, _NO_BYTES))
+        return _Result(task, 0, source, _NOTHING)
     leaves = source.leaves
     if segment.chunk is not None:
         data, leaves = overlay.decode(segment, data, data, leaves)
     if t.widening:
         data, leaves, start = overlay.widen(data), None, 2 * start
     write(t, start, data)
-    return _Result(task, data.size, source, _DigestInput.of(data, start, t.nbytes, leaves))
+    result = _DigestInput.of(data, start, t.nbytes, leaves, hash_leaves)
+    return _Result(task, data.size, source, result)

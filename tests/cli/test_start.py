@@ -154,3 +154,59 @@ def test_ignored_signal_stays_ignored(tmp_path: Path, number: int) -> None:
             tmp_path, *MODULE, "encode", "-h", when=when, number=number, ignored="1"
         )
         assert ended == (0, "")
+
+
+# --- What a command turns off -------------------------------------------------------------------
+
+# Runs commands without a collector, as the command line does, and counts what it finds then.
+CYCLES = """
+import gc, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from pairs import bf16_tensor, save, tune
+from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
+out = Path(sys.argv[2])
+def run(name, tensors):
+    base = {f"{i}.weight": bf16_tensor(i, 30, 40) for i in range(tensors)}
+    tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
+    gc.collect()
+    gc.disable()
+    folder = out / name
+    encode_delta(save(folder / "base", base), save(folder / "tuned", tuned), folder / "delta")
+    apply_delta(folder / "delta", folder / "applied", base=folder / "base")
+    verify_delta(folder / "delta", base=folder / "base")
+    found = gc.collect()
+    gc.enable()
+    return found
+run("first", 2)
+print(run("few", 10), run("many", 500))
+"""
+
+
+def test_commands_leave_no_cycles_behind(tmp_path: Path) -> None:
+    support = Path(__file__).parents[1] / "support"
+    done = run(sys.executable, "-c", CYCLES, str(support), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many < few + 100
+
+
+def test_threads_for_linear_algebra_are_off_for_the_import_only(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy':\n"
+        f"            open({str(seen)!r}, 'w').write(os.environ.get('OPENBLAS_NUM_THREADS', '-'))\n"
+        "        if name.startswith('rlsparse_store.delta'):\n"
+        "            assert 'OPENBLAS_NUM_THREADS' not in os.environ or os.environ['KEPT']\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    for variables, number in (
+        ({"KEPT": ""}, "1"),
+        ({"KEPT": "1", "OPENBLAS_NUM_THREADS": "3"}, "3"),
+    ):
+        done = run(*MODULE, "encode", "--help", path=tmp_path, **variables)
+        assert done.returncode == 0, done.stderr
+        assert seen.read_text() == number
