@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from rlsparse_store.analysis.numeric import CASTS, as_floats, count_cast_changes, is_numeric
-from rlsparse_store.analysis.selection import changed_words, positions
+from rlsparse_store.analysis.selection import flags, positions
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.format.order import keys, steps
@@ -17,11 +17,11 @@ from rlsparse_store.kernels.dispatch import get_backend
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.analysis.selection import ChangedWords
     from rlsparse_store.analysis.tensor_pairs import Block, Pair, SharedTensor
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import ChangedWords
 
 __all__ = [
     "TOLERANCES",
@@ -165,11 +165,11 @@ def measure_tensor(pair: Pair, tensor: SharedTensor) -> tuple[Measures, LineCoun
     width = 0 if lines is None else lines.columns.size
     last = -1
     for block in pair.blocks(tensor.name):
-        changed = changed_words(block.base, block.tuned)
+        changed = get_backend().changed_words(block.base, block.tuned, tensor.dtype.coding)
         total += _measure(block, changed, tensor.dtype)
-        if not changed.before.size:
+        if not changed.count:
             continue
-        indices = positions(changed.mask) + block.first
+        indices = positions(flags(changed, block.base.size)) + block.first
         total.largest_gap = max(total.largest_gap, int(np.diff(indices, prepend=last).max()) - 1)
         last = int(indices[-1])
         if lines is not None:
@@ -196,8 +196,8 @@ def _empty_lines(tensor: SharedTensor) -> LineCounts | None:
 def _measure(block: Block, changed: ChangedWords, dtype: Dtype) -> Measures:
     """Measure a block."""
     before, after = changed.before, changed.after
-    unchanged = block.base.size - before.size
-    measures = Measures(words=block.base.size, changed=before.size)
+    unchanged = block.base.size - changed.count
+    measures = Measures(words=block.base.size, changed=changed.count)
     measures.within += unchanged
     measures.within_relative = unchanged
     if dtype.mantissa_bits is not None:

@@ -13,11 +13,12 @@ import numpy as np
 from rlsparse_store.analysis.aligned_deltas import AlignedDeltas
 from rlsparse_store.analysis.measures import count_exponents, count_few_exponents, num_exponents
 from rlsparse_store.analysis.numeric import as_floats, is_numeric
-from rlsparse_store.analysis.selection import ChangedWords, changed_words, select
+from rlsparse_store.analysis.selection import flags, select
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import natural_order
 from rlsparse_store.format.order import steps
 from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -232,9 +233,9 @@ def _count(deltas: AlignedDeltas, tensor: SharedTensor) -> _OverlapCounts:
         updates = [_Update.of(block.base, tuned, tensor.dtype) for tuned in block.tuned]
         votes: NDArray[Any] = np.zeros(block.base.size, votes_type)
         for i, update in enumerate(updates):
-            total.changed[i] += count_few_exponents(update.changed.before, tensor.dtype)
+            total.changed[i] += count_few_exponents(update.before, tensor.dtype)
             total.squares[i] += np.einsum("i,i->", update.difference, update.difference)
-            votes += update.changed.mask
+            votes += update.is_changed
         for k in range(1, num_deltas + 1):
             total.consensus[k] += np.count_nonzero(votes == k)
         total.consensus[0] += np.count_nonzero(votes == 0)
@@ -249,27 +250,32 @@ class _Update(NamedTuple):
     """The update of a block by one delta.
 
     Attributes:
-        changed: The changed words.
+        before: The changed words of the base.
+        after: The same words, tuned.
+        is_changed: Whether each word of the block changed.
         is_negative: Whether each changed word's step is negative.
         difference: Difference from the base of each changed word, 0 where it is not finite; empty
             if the words are not numeric.
     """
 
-    changed: ChangedWords
+    before: Words
+    after: Words
+    is_changed: NDArray[np.bool_]
     is_negative: NDArray[np.bool_]
     difference: NDArray[np.float64]
 
     @classmethod
     def of(cls, base: Words, tuned: Words, dtype: Dtype) -> _Update:
         """Return the update of a block."""
-        changed = changed_words(base, tuned)
-        is_negative = steps(changed.before, changed.after, dtype.coding) < 0
-        if not is_numeric(dtype):
-            return cls(changed, is_negative, np.zeros(0))
-        with np.errstate(all="ignore"):
-            after = as_floats(changed.after, dtype).astype(np.float64)
-            difference = after - as_floats(changed.before, dtype)
-        return cls(changed, is_negative, np.where(np.isfinite(difference), difference, 0.0))
+        changed = get_backend().changed_words(base, tuned, dtype.coding)
+        before, after, is_changed = changed.before, changed.after, flags(changed, base.size)
+        is_negative = steps(before, after, dtype.coding) < 0
+        difference = np.zeros(0)
+        if is_numeric(dtype):
+            with np.errstate(all="ignore"):
+                difference = as_floats(after, dtype).astype(np.float64) - as_floats(before, dtype)
+            difference = np.where(np.isfinite(difference), difference, 0.0)
+        return cls(before, after, is_changed, is_negative, difference)
 
     def compare(self, other: _Update) -> tuple[tuple[int, int, int], float]:
         """Compare the words that both updates changed.
@@ -281,12 +287,12 @@ class _Update(NamedTuple):
         own, others = (
             select(mask.view(np.uint8), by).view(np.bool_)
             for mask, by in (
-                (other.changed.mask, self.changed.mask),
-                (self.changed.mask, other.changed.mask),
+                (other.is_changed, self.is_changed),
+                (self.is_changed, other.is_changed),
             )
         )
         same_sign = self.is_negative[own] == other.is_negative[others]
-        same_word = self.changed.after[own] == other.changed.after[others]
+        same_word = self.after[own] == other.after[others]
         counts = same_sign.size, int(same_sign.sum()), int(same_word.sum())
         if not self.difference.size or not other.difference.size:
             return counts, 0.0

@@ -1,9 +1,9 @@
-"""Selection of changed words by the kernels, many times faster than NumPy's boolean indexing."""
+"""Selection of words by the kernels, many times faster than NumPy's boolean indexing."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,37 +13,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.words import Words
+    from rlsparse_store.kernels.interface import ChangedWords
 
-__all__ = ["ChangedWords", "changed_words", "positions", "select"]
-
-
-class ChangedWords(NamedTuple):
-    """The changed words of a block.
-
-    Attributes:
-        mask: Whether each word of the block changed.
-        before: The changed words of the base, in order.
-        after: The same words, tuned.
-    """
-
-    mask: NDArray[np.bool_]
-    before: Words
-    after: Words
+__all__ = ["flags", "positions", "select"]
 
 
-def changed_words(base: Words, tuned: Words) -> ChangedWords:
-    """Select the words that differ.
-
-    Example:
-        >>> changed_words(np.array([1, 2], np.uint16), np.array([1, 3], np.uint16)).after
-        array([3], dtype=uint16)
-    """
-    if tuned is base:
-        return ChangedWords(np.zeros(base.size, np.bool_), base[:0], base[:0])
-    backend = get_backend()
-    return ChangedWords(
-        base != tuned, backend.record(base, tuned)[1], backend.record(tuned, base)[1]
-    )
+def flags(changed: ChangedWords, words: int) -> NDArray[np.bool_]:
+    """Return for each of ``words`` words whether it changed."""
+    return np.unpackbits(changed.mask, count=words, bitorder="little").view(np.bool_)
 
 
 def select(words: Words, mask: NDArray[np.bool_]) -> Words:

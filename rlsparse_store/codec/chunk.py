@@ -24,8 +24,6 @@ from rlsparse_store.format.words import Words, as_words, to_bytes
 from rlsparse_store.kernels.cost import ONE_BIT, mask_cost
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
-    Backend,
-    ChangedWords,
     ChunkWords,
     CpuBackend,
     Histogram,
@@ -35,8 +33,6 @@ from rlsparse_store.kernels.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 __all__ = [
@@ -44,14 +40,18 @@ __all__ = [
     "DeltaChunk",
     "Draft",
     "WholeChunk",
+    "candidate_rows",
     "decode_delta",
     "decode_whole",
-    "draft_chunks",
+    "draft_chunk",
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
+    "flags_save",
+    "may_flag",
     "may_store_whole",
     "open_chunk",
+    "sampling_stride",
     "store_draft",
 ]
 
@@ -129,14 +129,14 @@ def encode_chunk(
         coding: Width and order map of its words.
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
-    rows = _candidate_rows(backend, [chunk], coding)
-    if rows == [None] and isinstance(chunk.changes, ChangedWords):
+    rows = candidate_rows(backend, chunk)
+    if rows is None:
         drafted = backend.draft(
             chunk.base,
             chunk.changes,
             coding,
             key_bins(coding, mantissa_bits),
-            _stride(chunk),
+            sampling_stride(chunk.changes.count),
             SINGLE_CONTEXT_CHANGES,
         )
         if drafted is not None:
@@ -148,13 +148,13 @@ def encode_chunk(
                 steps=tuple(drafted.steps),
             )
             return _smaller(backend, stored, coding, len(chunk.base), chunk.tuned)
-    (draft,) = _draft(backend, [chunk], coding, mantissa_bits, rows)
+    draft = draft_chunk(backend, chunk, coding, mantissa_bits, rows)
     return store_draft(backend, draft, coding, len(chunk.base), chunk.tuned)
 
 
-def _stride(chunk: ChunkWords) -> int:
-    """Return the sampling stride of the histogram of a chunk."""
-    return min(MAX_STRIDE, max(1, chunk.changes.count // SAMPLE_CHANGES))
+def sampling_stride(changes: int) -> int:
+    """Return the sampling stride of the histogram of a chunk with this number of changes."""
+    return min(MAX_STRIDE, max(1, changes // SAMPLE_CHANGES))
 
 
 def _smaller(
@@ -168,43 +168,41 @@ def _smaller(
     return delta
 
 
-def draft_chunks(
-    backend: Backend, chunks: Sequence[ChunkWords], coding: WordCoding, mantissa_bits: int | None
-) -> list[Draft]:
-    """Choose contexts and row flags for each chunk, and split it into streams.
+def draft_chunk(
+    backend: CpuBackend,
+    chunk: ChunkWords,
+    coding: WordCoding,
+    mantissa_bits: int | None,
+    rows: Rows | None,
+) -> Draft:
+    """Choose the contexts of a chunk, and split it into streams.
 
     Args:
         backend: Runs the loops.
-        chunks: The chunks. At least one word of each changed.
-        coding: Width and order map of their words.
+        chunk: The chunk. At least one word changed.
+        coding: Width and order map of its words.
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
+        rows: Active rows, if the chunk gets row flags where they save space.
     """
-    return _draft(backend, chunks, coding, mantissa_bits, _candidate_rows(backend, chunks, coding))
+    bins, changes = key_bins(coding, mantissa_bits), chunk.changes
 
+    def count(active: Rows | None) -> Histogram:
+        stride = sampling_stride(changes.count)
+        return backend.histogram_of(chunk.base, changes, coding, bins, active, stride)
 
-def _draft(
-    backend: Backend,
-    chunks: Sequence[ChunkWords],
-    coding: WordCoding,
-    mantissa_bits: int | None,
-    rows: list[Rows | None],
-) -> list[Draft]:
-    """Split chunks into streams. ``rows`` are those that may get flags."""
-    bins = key_bins(coding, mantissa_bits)
-    counted = [
-        i
-        for i, chunk in enumerate(chunks)
-        if rows[i] is not None or needs_histogram(chunk.changes.count)
-    ]
-    histograms = _histograms(backend, chunks, coding, bins, rows, counted)
-    bounds = [
-        choose_bounds(backend, histograms[i], bins, chunk.changes.top_key)[0]
-        if i in histograms
-        else single_bound(bins, chunk.changes.top_key)
-        for i, chunk in enumerate(chunks)
-    ]
-    streams = backend.partitions(chunks, coding, bounds, rows)
-    return [Draft(*parts) for parts in zip(rows, bounds, streams, strict=True)]
+    if rows is None and not needs_histogram(changes.count):
+        bounds = single_bound(bins, changes.top_key)
+    else:
+        histogram = count(None)
+        if rows is not None:
+            of_active = count(rows)
+            if flags_save(rows, histogram, of_active):
+                histogram = of_active
+            else:
+                rows = None
+        bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
+    streams = backend.partition_of(chunk.base, changes, coding, bounds, rows)
+    return Draft(rows, bounds, streams)
 
 
 def store_draft(
@@ -268,51 +266,21 @@ def may_store_whole(draft: Draft, raw: int) -> bool:
     return (most + most // 64 + 1024) * WHOLE_TRIAL_RATIO > raw
 
 
-def _candidate_rows(
-    backend: Backend, chunks: Sequence[ChunkWords], coding: WordCoding
-) -> list[Rows | None]:
-    """Return the active rows of each chunk in which enough rows have no change."""
-    found: list[Rows | None] = [None] * len(chunks)
-    with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
-    flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
-    for i, rows in zip(with_rows, flagged, strict=True):
-        inactive = rows.active.size - np.count_nonzero(rows.active)
-        if inactive * INACTIVE_ROWS >= rows.active.size:
-            found[i] = rows
-    return found
+def candidate_rows(backend: CpuBackend, chunk: ChunkWords) -> Rows | None:
+    """Return the active rows of a chunk in which enough rows have no change."""
+    if chunk.row is None:
+        return None
+    rows = backend.active_rows_of(chunk.changes, len(chunk.base), *chunk.row)
+    return rows if may_flag(rows) else None
 
 
-def _histograms(
-    backend: Backend,
-    chunks: Sequence[ChunkWords],
-    coding: WordCoding,
-    bins: NDArray[np.uint64],
-    rows: list[Rows | None],
-    counted: list[int],
-) -> dict[int, Histogram]:
-    """Return the histograms of the chunks to count: of all words, or of those in active rows.
-
-    Replaces rows by ``None`` where row flags save no space.
-    """
-
-    def count(indices: list[int], active: list[Rows | None]) -> list[Histogram]:
-        parts = [chunks[i] for i in indices]
-        strides = [_stride(chunk) for chunk in parts]
-        return backend.histograms(parts, coding, bins, active, strides)
-
-    found = dict(zip(counted, count(counted, [None] * len(counted)), strict=True))
-    candidates = [i for i in counted if rows[i] is not None]
-    of_active = count(candidates, [rows[i] for i in candidates])
-    for i, histogram in zip(candidates, of_active, strict=True):
-        candidate = rows[i]
-        if candidate is not None and _flags_save(candidate, found[i], histogram):
-            found[i] = histogram
-        else:
-            rows[i] = None
-    return found
+def may_flag(rows: Rows) -> bool:
+    """Return whether enough rows have no change for flags to be tried."""
+    inactive = rows.active.size - np.count_nonzero(rows.active)
+    return bool(inactive * INACTIVE_ROWS >= rows.active.size)
 
 
-def _flags_save(rows: Rows, all_words: Histogram, active_words: Histogram) -> bool:
+def flags_save(rows: Rows, all_words: Histogram, active_words: Histogram) -> bool:
     """Return whether row flags cost less than they save in the masks."""
     changed = active_words.magnitudes.sum(1)
     plain = int(mask_cost(all_words.words, changed).sum())
@@ -345,12 +313,11 @@ def estimate_bits(
     backend: CpuBackend, base: Words, tuned: Words, coding: WordCoding, mantissa_bits: int | None
 ) -> int:
     """Estimate the bits that the changes between these words take under a word coding."""
-    changes = backend.changes(base, tuned, coding)
+    changes = backend.changed_words(base, tuned, coding)
     if changes.count == 0:
         return 0
     bins = key_bins(coding, mantissa_bits)
-    chunk = ChunkWords(base, tuned, None, changes)
-    (histogram,) = backend.histograms([chunk], coding, bins, [None], [1])
+    histogram = backend.histogram_of(base, changes, coding, bins, None, 1)
     # Added to masks and classes: one sign per change, and the low bits of far steps. The last class
     # has no upper limit; assume steps of medium size.
     classes = np.arange(MAGNITUDE_CLASSES)

@@ -17,7 +17,7 @@ from rlsparse_store.format.dtypes import OrderMap, WordCoding
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rlsparse_store.kernels.interface import Backend, Histogram
+    from rlsparse_store.kernels.interface import CpuBackend, Histogram
 
 __all__ = ["SINGLE_CONTEXT_CHANGES", "choose_bounds", "key_bins", "needs_histogram", "single_bound"]
 
@@ -60,7 +60,7 @@ def single_bound(bins: NDArray[np.uint64], top_key: int) -> NDArray[np.uint64]:
 
 
 def choose_bounds(
-    backend: Backend, histogram: Histogram, bins: NDArray[np.uint64], top_key: int
+    backend: CpuBackend, histogram: Histogram, bins: NDArray[np.uint64], top_key: int
 ) -> tuple[NDArray[np.uint64], int]:
     """Choose the contexts of a chunk that has a changed word.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from rlsparse_store.gpu.diff import Diff, diff, diff_chunks, flag_rows, histograms
 from rlsparse_store.gpu.join import join_chunks
 from rlsparse_store.gpu.split import partitions
-from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
     from rlsparse_store.errors import StreamError
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.kernels.interface import ChunkWords, CodedWords, Histogram, Rows, Streams
+    from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
+    from rlsparse_store.kernels.interface import Histogram, Rows, Streams
 
 __all__ = ["WIDTHS", "GpuBackend"]
 
@@ -37,9 +37,6 @@ class GpuBackend:
     """
 
     name = "gpu"
-
-    def __init__(self) -> None:
-        self._cpu = get_backend()
 
     def diff(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
         """Compare pairs of base and tuned words in one pass."""
@@ -82,9 +79,3 @@ class GpuBackend:
         Only changed words are compared: the diff has compared the others.
         """
         return join_chunks(chunks, tuned, coding, verifies=True)
-
-    def cheapest_cut(
-        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
-    ) -> tuple[list[int], int]:
-        """Cut bins into contexts at the least cost."""
-        return self._cpu.cheapest_cut(words, magnitudes)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
+from rlsparse_store.gpu.chunk_words import CodedWords
 from rlsparse_store.gpu.join import join_chunks
 from rlsparse_store.gpu.memory import words_of
-from rlsparse_store.kernels.interface import CodedWords
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 
 if TYPE_CHECKING:

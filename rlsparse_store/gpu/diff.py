@@ -11,13 +11,13 @@ import torch
 
 from rlsparse_store.gpu import kernels
 from rlsparse_store.gpu.chunk_table import ChunkTable, aligned, coding_constants
+from rlsparse_store.gpu.chunk_words import ChunkWords
 from rlsparse_store.gpu.kernels import sizes
 from rlsparse_store.gpu.launch import NUM_WARPS, launch, to_device, to_host, zeros
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     TILE,
     Changes,
-    ChunkWords,
     Histogram,
     Rows,
     row_count,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import draft_chunks, may_store_whole
+from rlsparse_store.codec.chunk import may_store_whole
 from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
+from rlsparse_store.gpu.chunk_words import CodedWords
+from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkLocation, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
 from rlsparse_store.gpu.memory import words_of
-from rlsparse_store.kernels.interface import CodedWords
 from rlsparse_store.pipeline.spans import (
     BLOCK_WORDS,
     ChunkExtent,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from rlsparse_store.codec.chunk import Draft
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.gpu.backend import GpuBackend
+    from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.gpu.diff import Diff
-    from rlsparse_store.kernels.interface import ChunkWords
 
 __all__ = ["DeviceSpan", "Drafter", "draft_memory", "hash_all"]
 

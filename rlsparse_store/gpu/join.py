@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.errors import StreamError
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.kernels.interface import CodedWords
+    from rlsparse_store.gpu.chunk_words import CodedWords
 
 __all__ = ["join_chunks"]
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rlsparse_store.gpu.chunk_words import CodedWords
     from rlsparse_store.gpu.context_map import ContextMap
-    from rlsparse_store.kernels.interface import CodedWords
 
 __all__ = ["StreamLayout"]
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rlsparse_store.errors import StreamError
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from rlsparse_store.format.words import Words
@@ -27,13 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MAGNITUDE_CLASSES",
     "TILE",
-    "Backend",
-    "BackendWords",
     "ChangeList",
     "ChangedWords",
     "Changes",
     "ChunkWords",
-    "CodedWords",
     "CpuBackend",
     "Drafted",
     "Histogram",
@@ -42,10 +36,6 @@ __all__ = [
     "check_exchange",
     "row_count",
 ]
-
-BackendWords: TypeAlias = Any
-"""Words of a backend: a NumPy array, or a tensor on a device. One-dimensional, with a length and
-slices that share memory."""
 
 MAGNITUDE_CLASSES = 12
 """Classes of |step| in a histogram: 1, 2, 3, then one per bit length of |step| - 3."""
@@ -195,32 +185,13 @@ class ChunkWords:
         tuned: Tuned words.
         row: Words per row of the tensor, and the offset of the chunk's first word in its row;
             ``None`` if the tensor has no rows.
-        changes: Summary of its changes.
+        changes: Its changed words.
     """
 
-    base: BackendWords
-    tuned: BackendWords
+    base: Words
+    tuned: Words
     row: tuple[int, int] | None
-    changes: Changes
-
-
-@dataclass(frozen=True, slots=True)
-class CodedWords:
-    """A chunk to decode.
-
-    Attributes:
-        words: Base words, which decoding replaces by the tuned words.
-        bounds: Inclusive upper key of each context.
-        rows: The active rows, if the chunk has row flags.
-        changed: Changed words of each context.
-        content: Streams, without row flags.
-    """
-
-    words: BackendWords
-    bounds: NDArray[np.uint64]
-    rows: Rows | None
-    changed: list[int]
-    content: bytes | memoryview
+    changes: ChangedWords
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,82 +254,10 @@ class Drafted(NamedTuple):
     steps: list[int]
 
 
-class Backend(Protocol):
-    """The loops over words. All arrays are one-dimensional.
-
-    Methods take batches of chunks, because only a batch keeps a device busy. The CPU processes the
-    chunks one by one (:class:`CpuBackend`).
-    """
+class CpuBackend(ABC):
+    """The loops over words of the CPU, for one chunk. All arrays are one-dimensional."""
 
     name: str
-
-    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
-        """Find the rows of each chunk that have a changed word. Every chunk must have rows."""
-
-    def histograms(
-        self,
-        chunks: Sequence[ChunkWords],
-        coding: WordCoding,
-        bins: NDArray[np.uint64],
-        rows: Sequence[Rows | None],
-        strides: Sequence[int],
-    ) -> list[Histogram]:
-        """Count words and steps of each chunk by bin of the base word's key.
-
-        Args:
-            chunks: The chunks.
-            coding: Width and order map of their words.
-            bins: Ascending inclusive upper keys; the last is the largest possible key.
-            rows: Active rows of each chunk, to count only their words; ``None`` to count all.
-            strides: Sampling stride of each chunk: count each ``stride``-th tile of ``TILE``
-                words, starting with the first, and multiply the counts by ``stride``.
-        """
-
-    def partitions(
-        self,
-        chunks: Sequence[ChunkWords],
-        coding: WordCoding,
-        bounds: Sequence[NDArray[np.uint64]],
-        rows: Sequence[Rows | None],
-    ) -> list[Streams]:
-        """Split each chunk into the streams of its contexts.
-
-        Args:
-            chunks: The chunks.
-            coding: Width and order map of their words.
-            bounds: Inclusive upper keys of each chunk's contexts.
-            rows: Active rows of each chunk; ``None`` for a chunk without row flags.
-        """
-
-    def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
-        """Decode the streams of chunks, in place.
-
-        Args:
-            chunks: The chunks.
-            coding: Width and order map of their words.
-
-        Returns:
-            An error for each chunk whose streams break the format, in which a flagged row has no
-            change, or whose base words changed during the call; ``None`` for the others. After an
-            error, the words of the chunk are undefined.
-        """
-
-    def cheapest_cut(
-        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
-    ) -> tuple[list[int], int]:
-        """Group bins into contexts at minimum cost.
-
-        Args:
-            words: Words per bin.
-            magnitudes: Changed words per bin and class of |step|.
-
-        Returns:
-            The ends of the contexts, in bins, and the cost of their masks and steps.
-        """
-
-
-class CpuBackend(Backend, ABC):
-    """A backend of the CPU. Its words are NumPy arrays; it processes chunks one by one."""
 
     @abstractmethod
     def compare(self, base: Words, tuned: Words, coding: WordCoding, into: ChangeList) -> Changes:
@@ -378,7 +277,17 @@ class CpuBackend(Backend, ABC):
         rows: Rows | None,
         stride: int,
     ) -> Histogram:
-        """Count words and steps of a chunk: :meth:`Backend.histograms` for one chunk."""
+        """Count words and steps of a chunk by bin of the base word's key.
+
+        Args:
+            base: Base words.
+            changed: The changed words.
+            coding: Width and order map of the words.
+            bins: Ascending inclusive upper keys; the last is the largest possible key.
+            rows: Active rows, to count only their words; ``None`` to count all.
+            stride: Count each ``stride``-th tile of ``TILE`` words, starting with the first, and
+                multiply the counts by ``stride``.
+        """
 
     @abstractmethod
     def partition_of(
@@ -389,7 +298,29 @@ class CpuBackend(Backend, ABC):
         bounds: NDArray[np.uint64],
         rows: Rows | None,
     ) -> Streams:
-        """Split a chunk into the streams of its contexts."""
+        """Split a chunk into the streams of its contexts.
+
+        Args:
+            base: Base words.
+            changed: The changed words.
+            coding: Width and order map of the words.
+            bounds: Inclusive upper keys of the contexts.
+            rows: Active rows; ``None`` without row flags.
+        """
+
+    @abstractmethod
+    def cheapest_cut(
+        self, words: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> tuple[list[int], int]:
+        """Group bins into contexts at minimum cost.
+
+        Args:
+            words: Words per bin.
+            magnitudes: Changed words per bin and class of |step|.
+
+        Returns:
+            The ends of the contexts, in bins, and the cost of their masks and steps.
+        """
 
     @abstractmethod
     def apply(
@@ -506,11 +437,6 @@ class CpuBackend(Backend, ABC):
         changed = self.changed_words(base, tuned, coding)
         return self.partition_of(base, changed, coding, bounds, rows)
 
-    def _changed(self, chunk: ChunkWords, coding: WordCoding) -> ChangedWords:
-        if isinstance(chunk.changes, ChangedWords):
-            return chunk.changes
-        return self.changed_words(chunk.base, chunk.tuned, coding)
-
     def draft(
         self,
         base: Words,  # noqa: ARG002 - this and the others: a backend that does it needs them
@@ -528,7 +454,7 @@ class CpuBackend(Backend, ABC):
             base: Base words.
             changed: The changed words, at least one.
             coding: Width and order map of the words.
-            bins: As for :meth:`Backend.histograms`.
+            bins: As for :meth:`histogram_of`.
             stride: Likewise.
             few: A chunk with at most this many changes gets one context.
 
@@ -536,54 +462,3 @@ class CpuBackend(Backend, ABC):
             What the steps give; ``None`` if the backend cannot do it for this chunk.
         """
         return None
-
-    def flag_rows(self, chunks: Sequence[ChunkWords], coding: WordCoding) -> list[Rows]:
-        """Find the rows of each chunk that hold a changed word."""
-        return [
-            self.active_rows_of(self._changed(chunk, coding), len(chunk.base), *chunk.row)
-            for chunk in chunks
-            if chunk.row is not None
-        ]
-
-    def histograms(
-        self,
-        chunks: Sequence[ChunkWords],
-        coding: WordCoding,
-        bins: NDArray[np.uint64],
-        rows: Sequence[Rows | None],
-        strides: Sequence[int],
-    ) -> list[Histogram]:
-        """Count words and steps of each chunk by bin of the base word's key."""
-        return [
-            self.histogram_of(
-                chunk.base, self._changed(chunk, coding), coding, bins, active, stride
-            )
-            for chunk, active, stride in zip(chunks, rows, strides, strict=True)
-        ]
-
-    def partitions(
-        self,
-        chunks: Sequence[ChunkWords],
-        coding: WordCoding,
-        bounds: Sequence[NDArray[np.uint64]],
-        rows: Sequence[Rows | None],
-    ) -> list[Streams]:
-        """Split each chunk into the streams of its contexts."""
-        return [
-            self.partition_of(
-                chunk.base, self._changed(chunk, coding), coding, chunk_bounds, active
-            )
-            for chunk, chunk_bounds, active in zip(chunks, bounds, rows, strict=True)
-        ]
-
-    def join(self, chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
-        """Decode the streams of chunks, in place."""
-        problems: list[StreamError | None] = []
-        for chunk in chunks:
-            words, rows = chunk.words, chunk.rows
-            try:
-                self.apply(words, coding, chunk.bounds, rows, chunk.changed, chunk.content, words)
-                problems.append(None)
-            except StreamError as error:
-                problems.append(error)
-        return problems

@@ -28,7 +28,7 @@ from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.index.records import row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
 from rlsparse_store.format.words import as_words, cast_to_bf16, narrow, to_bytes
-from rlsparse_store.kernels.interface import Changes, ChunkWords
+from rlsparse_store.kernels.interface import ChangedWords, Changes, ChunkWords
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES, TensorPlan
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ class _Extent(NamedTuple):
     tuned: NDArray[np.uint8]
     base_leaves: NDArray[np.uint64]
     tuned_leaves: NDArray[np.uint64]
-    changes: Changes
+    changes: ChangedWords
 
 
 def _encode_plain_block(

@@ -194,7 +194,7 @@ def encode(
     mantissa: int | None,
     row: tuple[int, int] | None,
 ) -> CodedChunk:
-    changes = BACKEND.changes(base, tuned, coding)
+    changes = BACKEND.changed_words(base, tuned, coding)
     return encode_chunk(BACKEND, ChunkWords(base, tuned, row, changes), coding, mantissa)
 
 

@@ -16,15 +16,17 @@ from device_chunks import DEVICE, GPU, changes_on_device, chunk, contexts, on_de
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsparse_store.codec.chunk import draft_chunks
+from rlsparse_store.codec.chunk import candidate_rows, draft_chunk
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.gpu import kernels, launch
+from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
+from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.hashing import hash_on_device
+from rlsparse_store.kernels import interface
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import ChunkWords, CodedWords
 from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
@@ -104,9 +106,9 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
     ]
     mantissa = {8: 3, 16: 7, 32: 23}[coding.width]
     drafts = draft_chunks(GPU, placed, coding, mantissa)
-    for (base, tuned, row), words, draft in zip(chunks, placed, drafts, strict=True):
-        one = ChunkWords(base, tuned, row, words.changes)
-        (expected,) = draft_chunks(CPU, [one], coding, mantissa)
+    for (base, tuned, row), draft in zip(chunks, drafts, strict=True):
+        one = interface.ChunkWords(base, tuned, row, CPU.changed_words(base, tuned, coding))
+        expected = draft_chunk(CPU, one, coding, mantissa, candidate_rows(CPU, one))
         assert np.array_equal(draft.bounds, expected.bounds)
         assert draft.streams == expected.streams
         assert (draft.rows is None) == (expected.rows is None)

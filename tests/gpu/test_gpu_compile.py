@@ -15,8 +15,8 @@ from device_chunks import CHANGES, GPU, changes_on_device, chunk, contexts, on_d
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.gpu import kernels
+from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
 from rlsparse_store.gpu.hashing import hash_on_device
-from rlsparse_store.kernels.interface import ChunkWords, CodedWords
 
 if TYPE_CHECKING:
     from collections.abc import Callable

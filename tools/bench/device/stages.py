@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from device.weights import ROW, bits_of
-from rlsparse_store.codec.chunk import Draft, draft_chunks
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.gpu.chunk_words import CodedWords
 from rlsparse_store.gpu.coder import BATCH_BYTES, BATCH_MEMORY, RESIDENT_WEIGHT
 from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
+from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.drafter import draft_memory
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.split import scatter
-from rlsparse_store.kernels.interface import CodedWords
 from rlsparse_store.pipeline.spans import BLOCK_WORDS, SPAN_BYTES, chunk_extents
 from rlsparse_store.pipeline.threads import batched
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.weights import Tensors
+    from rlsparse_store.codec.chunk import Draft
     from rlsparse_store.gpu.diff import DiffWords
 
 TENSORS: Final = RESIDENT_WEIGHT * BATCH_BYTES // (2 * SPAN_BYTES)

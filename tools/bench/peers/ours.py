@@ -14,7 +14,7 @@ from rlsparse_store.codec.chunk import (
 )
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.kernels.interface import ChangeList, Changes, ChunkWords
+from rlsparse_store.kernels.interface import ChangedWords, ChangeList, ChunkWords
 from rlsparse_store.pipeline.spans import BLOCK_WORDS, Chunker
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Ours(Codec[Chunks]):
             words = ChunkWords(before[place], after[place], _row(base, place.start), changes)
             yield place, encode_chunk(self._backend, words, BF16.coding, BF16.mantissa_bits)
 
-    def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Changes]]:
+    def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, ChangedWords]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""
         chunker = Chunker()
         for start in range(0, before.size, BLOCK_WORDS):
