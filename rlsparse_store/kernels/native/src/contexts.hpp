@@ -122,9 +122,10 @@ struct Populous {
     uint8_t contexts[kMaxContexts + 1];  // the context of each name from 1 on
 
     // Names the contexts that are in `wanted`, by a sample of a chunk's words. At most `limit` are
-    // populous.
+    // populous, and none if they have fewer than one word in `few` together.
     template <class W>
-    void choose(const Chunk& chunk, Contexts<W>& finder, const bool* wanted, size_t limit) {
+    void choose(const Chunk& chunk, Contexts<W>& finder, const bool* wanted, size_t limit,
+                size_t few) {
         constexpr size_t kSamples = 48;
         const size_t groups = chunk.words / 64, number = finder.number();
         size_t counts[kMaxContexts + 1] = {}, sampled = 0;
@@ -137,6 +138,9 @@ struct Populous {
         }
         size_t left = 0;
         for (size_t c = 0; c < number; ++c) left += wanted[c];
+        size_t inside = 0;
+        for (size_t c = 0; c < number; ++c) inside += wanted[c] ? counts[c + 1] : 0;
+        if (inside < sampled / few) limit = 0;
         const size_t enough = left <= kMost ? 0 : sampled / kShare;
         for (; most < limit && most < left; ++most) {
             size_t best = number;

@@ -146,7 +146,7 @@ class Decoder {
           scratch_(scratch) {
         bool wanted[kMaxContexts];
         for (size_t c = 0; c < bounds.number; ++c) wanted[c] = numbers[c] != 0;
-        populous_.choose(chunk, contexts_, wanted, Simd::kByWord ? 0 : Populous::kMost);
+        populous_.choose(chunk, contexts_, wanted, Simd::kByWord ? 0 : Populous::kMost, kFew);
         has_rest_ = populous_.named > populous_.most;
     }
 
@@ -158,6 +158,8 @@ class Decoder {
     }
 
   private:
+    static constexpr size_t kFew = 3;
+
     void count() {
         // Memory that is not written costs nothing.
         if (has_rest_ || Simd::kByWord) rest_ = scratch_.array<uint8_t>(chunk_.words + kTile + 64);
