@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Time the kernels on chunks in memory, against memcpy of the same words in the same process.
 
-    python tools/bench/kernels.py --words 33554432 --density 0.02 --density 0.28
-    RLSPARSE_BACKEND=avx2 python tools/bench/kernels.py
+    python tools/bench/kernels.py --words 33554432 --density 0.02 --density 0.28 --backend avx2
 
 Encoding is everything from two arrays of words to frames: comparing, choosing contexts, splitting
-and compressing. Decoding decompresses, too, and patches in place. Each pass goes over all chunks,
-so that the words are not in the cache. A figure is a sum over chunks of the least or the median CPU
-time of each; ``x memcpy`` is the time of memcpy divided by it. Reading files, hashing and the proof
-that an encoder makes are not part of it: ``commands.py`` times whole commands.
+and compressing. Decoding decompresses and patches in place. Each pass covers all chunks, so that
+the words are not in the cache. A figure is the sum over chunks of the minimum or the median CPU
+time of each; ``x memcpy`` is the time of memcpy divided by the minimum. Reading files, hashing and
+the encoder's proof are not included: ``commands.py`` times whole commands.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ import numpy as np
 
 from inputs import generated, load
 from peers.ours import Ours
+from rlsparse_store.kernels.dispatch import VARIABLE
+from rlsparse_store.kernels.native import instruction_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ PIECE_WORDS: Final = 1 << 22
 
 
 def step_times(steps: Iterator[object]) -> list[float]:
-    """CPU seconds of each step: others may run on the same core."""
+    """Return the CPU seconds of each step, which exclude other processes on the same core."""
     times: list[float] = []
     start = thread_time()
     for _ in steps:
@@ -47,14 +48,14 @@ def step_times(steps: Iterator[object]) -> list[float]:
 
 
 def summed(runs: list[list[float]], words: int) -> tuple[float, float]:
-    """The sums over steps of the least and of the median time, in nanoseconds a word."""
+    """Return the sums over steps of the minimum and of the median time, in nanoseconds per word."""
     seconds = np.array(runs)
     least, median = seconds.min(0).sum(), np.median(seconds, 0).sum()
     return float(least / words * 1e9), float(median / words * 1e9)
 
 
 def measure(base: Tensor, tuned: Tensor, repeat: int) -> dict[str, float]:
-    """Nanoseconds a word of memcpy, encoding and decoding, and what is stored."""
+    """Return nanoseconds per word of memcpy, encoding and decoding, and the stored bits."""
     codec = Ours()
     place = np.empty_like(base)
 
@@ -83,17 +84,25 @@ def measure(base: Tensor, tuned: Tensor, repeat: int) -> dict[str, float]:
 @click.command()
 @click.option("--words", default=1 << 25, show_default=True, help="Words of the matrix.")
 @click.option("--density", multiple=True, type=float, default=DENSITIES, show_default=True)
+@click.option("--backend", multiple=True, default=instruction_sets(), show_default=True)
 @click.option("--repeat", default=7, show_default=True)
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder to keep the inputs in.")
-def main(words: int, density: tuple[float, ...], repeat: int, pairs: Path | None) -> None:
-    """Print one line of JSON for each density."""
+def main(
+    words: int,
+    density: tuple[float, ...],
+    backend: tuple[str, ...],
+    repeat: int,
+    pairs: Path | None,
+) -> None:
+    """Print one line of JSON for each density and backend."""
     with tempfile.TemporaryDirectory() as scratch:
         for share in density:
             pair = generated(pairs or Path(scratch), words, share)
             base, tuned = load(pair, None)
-            found = measure(base[0], tuned[0], repeat)
-            backend = os.environ.get("RLSPARSE_BACKEND", "")
-            click.echo(json.dumps({"density": share, "backend": backend, **found}))
+            for name in backend:
+                os.environ[VARIABLE] = name
+                found = measure(base[0], tuned[0], repeat)
+                click.echo(json.dumps({"density": share, "backend": name, **found}))
 
 
 if __name__ == "__main__":

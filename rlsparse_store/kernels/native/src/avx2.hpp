@@ -44,6 +44,7 @@ struct Avx2 : Generic {
         }
     }
 
+    static constexpr bool kByWord = false;
     static constexpr bool kMakesCodes = true;
 
     // 32 codes, as bytes in order; those above 127 are 127.
@@ -242,7 +243,7 @@ struct Avx2 : Generic {
   private:
     static constexpr uint64_t kEven = 0x5555555555555555;
     static constexpr uint64_t kPlaces = 0x0706050403020100;
-    static constexpr size_t kManyInTile = 8;  // one changed word in so many
+    static constexpr size_t kManyInTile = 64;  // one changed word in so many
 
     static constexpr int kMany = 10;  // of 64, as measured on one processor
 };

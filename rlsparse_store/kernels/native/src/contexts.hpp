@@ -34,7 +34,8 @@ class Contexts {
             if (has_codes_) return Simd::find_contexts(words, number, map_.key_mask, codes_, names);
         }
         if constexpr (sizeof(W) <= 2) {
-            for (size_t i = 0; i < number; ++i) names[i] = table_[words[i]];
+            const uint8_t* table = table_;  // names may alias the member, which would be read anew
+            for (size_t i = 0; i < number; ++i) names[i] = table[words[i]];
         } else {
             compare(words, number, names);
         }
@@ -120,9 +121,11 @@ struct Populous {
     uint8_t names[kMaxContexts] = {};    // of each context; 0 if it is left out
     uint8_t contexts[kMaxContexts + 1];  // the context of each name from 1 on
 
-    // Names the contexts that are in `wanted`, by a sample of a chunk's words.
+    // Names the contexts that are in `wanted`, by a sample of a chunk's words. At most `limit` are
+    // populous, and none if they have fewer than one word in `few` together.
     template <class W>
-    void choose(const Chunk& chunk, Contexts<W>& finder, const bool* wanted) {
+    void choose(const Chunk& chunk, Contexts<W>& finder, const bool* wanted, size_t limit,
+                size_t few) {
         constexpr size_t kSamples = 48;
         const size_t groups = chunk.words / 64, number = finder.number();
         size_t counts[kMaxContexts + 1] = {}, sampled = 0;
@@ -135,8 +138,11 @@ struct Populous {
         }
         size_t left = 0;
         for (size_t c = 0; c < number; ++c) left += wanted[c];
+        size_t inside = 0;
+        for (size_t c = 0; c < number; ++c) inside += wanted[c] ? counts[c + 1] : 0;
+        if (inside < sampled / few) limit = 0;
         const size_t enough = left <= kMost ? 0 : sampled / kShare;
-        for (; most < kMost && most < left; ++most) {
+        for (; most < limit && most < left; ++most) {
             size_t best = number;
             for (size_t c = 0; c < number; ++c) {
                 if (!wanted[c] || names[c]) continue;

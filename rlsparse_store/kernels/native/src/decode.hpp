@@ -80,6 +80,22 @@ inline uint8_t* take_named(const uint8_t* names, size_t groups, uint64_t* taken,
     return to;
 }
 
+// As take_named, word by word: the places of these words in the tile are closed up, too.
+inline uint8_t* take_named_words(const uint8_t* names, size_t groups, uint16_t* places,
+                                 uint8_t* to) {
+    size_t taken = 0;
+    for (size_t start = 0; start < groups * 64; start += 8) {
+        if (load64(names + start) == 0) continue;
+        for (size_t i = start; i < start + 8; ++i) {
+            const uint8_t name = names[i];
+            to[taken] = name;
+            places[taken] = uint16_t(i);
+            taken += name != 0;
+        }
+    }
+    return to + taken;
+}
+
 // Finds which words of a tile changed, and closes up the names of their contexts. Masks stand by
 // name; that of name 0 is for the rest. Returns how many words changed.
 template <int kMost>
@@ -130,25 +146,37 @@ class Decoder {
           scratch_(scratch) {
         bool wanted[kMaxContexts];
         for (size_t c = 0; c < bounds.number; ++c) wanted[c] = numbers[c] != 0;
-        populous_.choose(chunk, contexts_, wanted);
+        populous_.choose(chunk, contexts_, wanted, Simd::kByWord ? 0 : Populous::kMost, kFew);
         has_rest_ = populous_.named > populous_.most;
     }
 
     const char* run(Span content, W* out) {
         count();
         if (const char* problem = read(content)) return problem;
+        if constexpr (Simd::kByWord) return write_by_word(out);
         return is_sparse() ? write_sparse(out) : write_dense(out);
     }
 
   private:
+    static constexpr size_t kFew = 3;
+
     void count() {
         // Memory that is not written costs nothing.
-        if (has_rest_) rest_ = scratch_.array<uint8_t>(chunk_.words + kTile + 64);
-        if (is_sparse()) taken_ = scratch_.array<uint64_t>(groups_of(chunk_.words));
+        if (has_rest_ || Simd::kByWord) rest_ = scratch_.array<uint8_t>(chunk_.words + kTile + 64);
+        if (Simd::kByWord) {
+            taken_places_ = scratch_.array<uint16_t>(chunk_.words + kTile);
+            tile_ends_ = scratch_.array<uint8_t*>(chunk_.words / kTile + 1);
+        } else if (is_sparse()) {
+            taken_ = scratch_.array<uint64_t>(groups_of(chunk_.words));
+        }
         uint8_t* rest = rest_;
         Tiles<W> tiles(chunk_, contexts_, scratch_);
         while (tiles.next()) {
-            if (is_sparse()) {
+            if constexpr (Simd::kByWord) {
+                rest = take_named_words(tiles.names(), tiles.groups(),
+                                        taken_places_ + (rest - rest_), rest);
+                tile_ends_[tiles.start() / kTile] = rest;
+            } else if (is_sparse()) {
                 rest = take_named(tiles.names(), tiles.groups(), taken_ + tiles.start() / 64, rest);
             } else {
                 rest = RLSPARSE_BY_MOST(populous_.most, count_names, tiles.names(), tiles.groups(),
@@ -198,7 +226,7 @@ class Decoder {
             places_.wide[name] = steps_.wide_before(places_.near[name]);
             places_.wide_end[name] = steps_.wide_before(places_.near_end[name]);
         }
-        if (has_rest_) join_rest();
+        if (has_rest_ && !Simd::kByWord) join_rest();
         return nullptr;
     }
 
@@ -217,6 +245,51 @@ class Decoder {
         }
         std::memset(bitmap + groups * 8, 0, kSlack);
         masks_[0] = {bitmap, 0, rest_words_};
+    }
+
+    // Closes up the names and places of those words of a tile that changed.
+    size_t take_changed(const uint8_t* from, const uint8_t* end, const uint16_t* from_places,
+                        uint8_t* names, uint16_t* places) {
+        size_t found = 0;
+        for (; from != end; ++from, ++from_places) {
+            names[found] = *from;
+            places[found] = *from_places;
+            found += masks_[*from].take_one();
+        }
+        return found;
+    }
+
+    // Looks at the words in contexts one by one.
+    const char* write_by_word(W* out) {
+        uint8_t names[kTile + 1];
+        uint16_t places[kTile + 1];
+        int8_t steps[kTile + 64];
+        uint64_t changed[kGroups];
+        RowCheck rows(chunk_);
+        const uint8_t* name = rest_;
+        const uint16_t* place = taken_places_;
+        for (size_t start = 0; start < chunk_.words; start += kTile) {
+            const size_t words = tile_words(chunk_, start);
+            const uint8_t* end = tile_ends_[start / kTile];
+            const size_t found = take_changed(name, end, place, names, places);
+            place += end - name;
+            name = end;
+            std::memset(changed, 0, sizeof changed);
+            for (size_t i = 0; i < found; ++i) {
+                changed[places[i] / 64] |= uint64_t(1) << places[i] % 64;
+            }
+            Simd::take_steps(names, found, populous_.named, steps_.near, places_.near, steps);
+            const W* base = static_cast<const W*>(chunk_.base) + start;
+            W* result = out + start;
+            if (result != base) std::memcpy(result, base, words * sizeof(W));
+            const WordMap<W> map = map_;
+            for (size_t i = 0; i < found; ++i) {
+                result[places[i]] = map.moved(result[places[i]], Signed<W>(steps[i]));
+            }
+            move_wide(names, steps, found, changed, result);
+            check_rows(rows, changed, words);
+        }
+        return end_rows(rows);
     }
 
     // Moves the words that changed. Where few did, the others are not even read; all are asked for,
@@ -336,8 +409,10 @@ class Decoder {
     const uint64_t* numbers_;
     Scratch& scratch_;
     bool has_rest_;
-    uint8_t* rest_ = nullptr;    // the names of the rest, closed up
-    uint64_t* taken_ = nullptr;  // where is_sparse(): which words of the chunk those are
+    uint8_t* rest_ = nullptr;           // the names of the rest, closed up
+    uint16_t* taken_places_ = nullptr;  // where kByWord: the places of those words in their tiles
+    uint8_t** tile_ends_ = nullptr;     // and of each tile the end of its names in rest_
+    uint64_t* taken_ = nullptr;         // where is_sparse(): which words of the chunk those are
     size_t rest_words_ = 0;
     uint64_t total_ = 0;                      // changed words
     uint64_t counts_[kMaxContexts + 1] = {};  // by name, as are the next two

@@ -80,7 +80,7 @@ class Encoder {
           scratch_(scratch) {
         bool wanted[kMaxContexts];
         for (size_t c = 0; c < bounds.number; ++c) wanted[c] = true;
-        populous_.choose(chunk, contexts_, wanted);
+        populous_.choose(chunk, contexts_, wanted, Populous::kMost, chunk.words + 1);
         has_rest_ = populous_.named > populous_.most;
     }
 

@@ -30,6 +30,9 @@ struct Generic {
         return high_bits(flags);
     }
 
+    // Whether the words in contexts are taken one by one, or 64 at a time.
+    static constexpr bool kByWord = true;
+
     // Whether 16-bit words get their contexts by arithmetic, or from a table.
     static constexpr bool kMakesCodes = false;
 
@@ -39,10 +42,14 @@ struct Generic {
     // 64 groups.
     template <class C>
     static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
-        uint32_t found[2][256] =
-            {};  // neighbours often share a name, and would wait for each other
-        for (size_t i = 0; i < groups * 64; ++i) ++found[i % 2][names[i]];
-        for (size_t i = 0; i < number; ++i) counts[i] += found[0][i + 1] + found[1][i + 1];
+        // Neighbours often share a name, and would wait for each other in one table.
+        uint32_t found[4][256] = {};
+        for (size_t i = 0; i < groups * 64; i += 4) {
+            for (size_t table = 0; table < 4; ++table) ++found[table][names[i + table]];
+        }
+        for (size_t table = 0; table < 4; ++table) {
+            for (size_t i = 0; i < number; ++i) counts[i] += found[table][i + 1];
+        }
     }
 
     // The highest bit of each of 64 bytes.
@@ -235,8 +242,9 @@ struct Generic {
     // Applies the steps of `found` changed words of a tile.
     template <class W>
     static void move_words(const W* base, size_t words, const uint64_t* changed,
-                           const int8_t* steps, size_t /*found*/, const WordMap<W>& map,
+                           const int8_t* steps, size_t /*found*/, const WordMap<W>& chunk_map,
                            W* result) {
+        const WordMap<W> map = chunk_map;  // words may alias the other, which would be read anew
         if (result != base) std::memcpy(result, base, words * sizeof(W));
         for (size_t start = 0; start < words; start += 64) {
             for (uint64_t bits = *changed++; bits; bits &= bits - 1) {
