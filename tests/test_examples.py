@@ -29,7 +29,8 @@ README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
 OF_VLLM = tuple(
-    f"rlsparse_store.integrations.vllm.{name}" for name in ("loader", "unsupported", "weight_")
+    f"rlsparse_store.integrations.vllm.{name}"
+    for name in ("loader", "ranks", "unsupported", "weight_")
 )
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 from vllm import LLM, SamplingParams
@@ -77,8 +78,11 @@ def act(llm: LLM, action: list[Any]) -> dict[str, Any]:
         elif kind == "update":
             llm.collective_rpc("init_weight_transfer_engine", args=({},))
             llm.collective_rpc("start_weight_update")
-            llm.collective_rpc("update_weights", args=({"place": arguments[0]},))
-            llm.collective_rpc("finish_weight_update")
+            try:
+                llm.collective_rpc("update_weights", args=({"place": arguments[0]},))
+            finally:
+                with suppress(Exception):
+                    llm.collective_rpc("finish_weight_update")
             llm.reset_prefix_cache()
     except Exception as error:  # noqa: BLE001 - reported
         return {"error": f"{type(error).__name__}: {error}", **observe(llm)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,13 @@ def walk(
     llm.collective_rpc("init_weight_transfer_engine", args=({},))
     for name in only or names:
         llm.collective_rpc("start_weight_update")
-        llm.collective_rpc("update_weights", args=({"place": str(folder / name)},))
+        try:
+            llm.collective_rpc("update_weights", args=({"place": str(folder / name)},))
+        except BaseException:
+            # Ends the update on ranks that did not raise, and is an error on the one that did.
+            with suppress(Exception):
+                llm.collective_rpc("finish_weight_update")
+            raise
         llm.collective_rpc("finish_weight_update")
         # It holds attention states that the old weights computed.
         llm.reset_prefix_cache()

@@ -21,6 +21,7 @@ from vllm.model_executor.model_loader.reload import (
 
 from rlsparse_store.errors import UnsupportedModelError
 from rlsparse_store.integrations.vllm.loader import DeltaModelLoader
+from rlsparse_store.integrations.vllm.ranks import prepare_together
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +52,9 @@ class PlaceInfo(WeightTransferUpdateInfo):
 class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
     """Loads a delta, or the base, into a running engine.
 
-    The delta is verified in full, with the base, before a weight is touched: a bad one is an error,
-    and the engine goes on with the weights it has. Then vLLM loads it layer by layer.
+    The delta is verified in full, with the base, before a weight is touched: if it is bad for one
+    rank, that is an error, and every rank goes on with the weights it has. Then vLLM loads it layer
+    by layer.
     """
 
     init_info_cls = NoInitInfo
@@ -85,11 +87,14 @@ class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
         before = config.model, config.revision
         config.model, config.revision = update_info.place, None
         started = time.perf_counter()
+        weights = None
         try:
-            weights = loader.weights(config, self.model, mends_ties=True)
-        except BaseException:
-            config.model, config.revision = before
-            raise
+            weights = prepare_together(lambda: loader.weights(config, self.model, mends_ties=True))
+        finally:
+            if weights is None:
+                config.model, config.revision = before
+        if weights is None:
+            return  # another rank raises
         verified = time.perf_counter()
         initialize_layerwise_reload(self.model)
         self.model.load_weights(weights)
