@@ -34,6 +34,7 @@ __all__ = [
     "NotFoundError",
     "OutputError",
     "PickleRefusedError",
+    "PlaceError",
     "PrivateBaseError",
     "ResultMismatchError",
     "RlsparseError",
@@ -42,6 +43,7 @@ __all__ = [
     "TooLargeError",
     "UnsupportedDtypeError",
     "UnsupportedFeatureError",
+    "UnsupportedModelError",
     "UnsupportedVersionError",
     "VerificationError",
 ]
@@ -240,3 +242,11 @@ class MissingDependencyError(RlsparseError, ImportError):
 
 class BackendError(RlsparseError, ValueError):
     """The kernels named by ``RLSPARSE_BACKEND`` do not run on this machine."""
+
+
+class PlaceError(RlsparseError, PermissionError):
+    """A server was asked to load from a place that it was not configured with."""
+
+
+class UnsupportedModelError(RlsparseError, NotImplementedError):
+    """An engine cannot serve this model from a delta, or not in this way."""

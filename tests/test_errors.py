@@ -21,8 +21,10 @@ STANDARD = {
     "MissingFileError": FileNotFoundError,
     "NotFoundError": FileNotFoundError,
     "OutputError": OSError,
+    "PlaceError": PermissionError,
     "TensorNotFoundError": KeyError,
     "UnsupportedDtypeError": TypeError,
+    "UnsupportedModelError": NotImplementedError,
     "VerificationError": ValueError,
 }
 

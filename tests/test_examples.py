@@ -28,13 +28,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
+OF_VLLM = tuple(
+    f"rlsparse_store.integrations.vllm.{name}"
+    for name in ("loader", "ranks", "unsupported", "weight_")
+)
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 
 
 def modules() -> Iterator[str]:
     for module in pkgutil.walk_packages(rlsparse_store.__path__, "rlsparse_store."):
-        # The demo's modules load torch, and __main__ runs the command.
-        if not module.name.startswith(("rlsparse_store.demo", "rlsparse_store.__main__")):
+        # The demo's modules load torch, __main__ runs the command, and vLLM is not installed here.
+        if not module.name.startswith(("rlsparse_store.demo", "rlsparse_store.__main__", *OF_VLLM)):
             yield module.name
 
 

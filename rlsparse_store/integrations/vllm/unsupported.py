@@ -1,0 +1,101 @@
+"""What cannot be served right from a delta, refused by name before weights are read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from vllm.platforms import current_platform
+
+from rlsparse_store.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["check_configuration", "check_live_update", "check_quantization"]
+
+OWN_LOADERS: Final = ("bitsandbytes", "gguf", "torchao")
+"""Quantisations whose checkpoints vLLM reads by loaders of their own."""
+
+BOOKKEEPING: Final = {
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Settings of a configuration that change nothing about what the weights compute."""
+
+
+def check_quantization(model_config: Any) -> None:  # noqa: ANN401 - vLLM's
+    """Refuse quantisations whose weights do not come from the loader's tensors.
+
+    Raises:
+        UnsupportedModelError: The model has one.
+    """
+    if model_config.quantization in OWN_LOADERS:
+        msg = (
+            f"{model_config.quantization} reads its checkpoints by a loader of its own, not from a "
+            "delta; rebuild the checkpoint (rlsparse apply) and serve that"
+        )
+        raise UnsupportedModelError(msg)
+
+
+def check_configuration(model_config: Any, folder: Path) -> None:  # noqa: ANN401 - vLLM's
+    """Require that a checkpoint's configuration is the engine's.
+
+    The engine keeps the configuration that it was started with. A tuned checkpoint with another one
+    would load, and compute something else.
+
+    Args:
+        model_config: The engine's configuration of the model.
+        folder: Folder of the delta, or of a full checkpoint.
+
+    Raises:
+        UnsupportedModelError: It is another one.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    served = model_config.hf_config
+    stored = type(served).from_dict(json.loads(file.read_text("utf-8"))).to_dict()
+    known = served.to_dict()
+    differing = sorted(
+        name for name in stored.keys() & known.keys() - BOOKKEEPING if stored[name] != known[name]
+    )
+    if differing:
+        msg = (
+            f"its configuration differs from the engine's in {', '.join(differing[:5])}; start an "
+            "engine with the delta itself as the model"
+        )
+        raise UnsupportedModelError(msg, file=file)
+
+
+def check_live_update(model_config: Any, *, mends_ties: bool) -> None:  # noqa: ANN401 - vLLM's
+    """Refuse to exchange weights where vLLM itself does not do it right.
+
+    Args:
+        model_config: The engine's configuration of the model.
+        mends_ties: Whether the caller processes tied embeddings again afterwards.
+
+    Raises:
+        UnsupportedModelError: The engine runs on the CPU, and the model is a mixture of experts, or
+            has tied embeddings that stay as they were.
+    """
+    if not current_platform.is_cpu():
+        return
+    if model_config.is_moe:
+        msg = (
+            "on the CPU, vLLM repacks experts and does not exchange them right: load each "
+            "checkpoint into an engine of its own"
+        )
+        raise UnsupportedModelError(msg)
+    if model_config.hf_text_config.tie_word_embeddings and not mends_ties:
+        msg = (
+            "on the CPU, reload_weights leaves the output layer of tied embeddings as it was; use "
+            'update_weights, of an engine with --weight-transfer-config \'{"backend": "rlsparse"}\''
+        )
+        raise UnsupportedModelError(msg)

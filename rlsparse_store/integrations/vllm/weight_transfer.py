@@ -1,0 +1,111 @@
+"""A weight transfer engine of vLLM whose wire carries the place of a delta, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from rlsparse_store.errors import UnsupportedModelError
+from rlsparse_store.integrations.vllm.loader import DeltaModelLoader
+from rlsparse_store.integrations.vllm.ranks import prepare_together
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["DeltaWeightTransferEngine", "PlaceInfo"]
+
+# Below vLLM's own logger, whose handlers its users see.
+logger = logging.getLogger("vllm.rlsparse")
+
+
+@dataclass
+class NoInitInfo(WeightTransferInitInfo):
+    """Nothing is set up beforehand."""
+
+
+@dataclass
+class PlaceInfo(WeightTransferUpdateInfo):
+    """What to load.
+
+    Attributes:
+        place: A delta or a full checkpoint: a folder, or ``org/name[@revision]``, as the server
+            sees it and under one of its roots.
+    """
+
+    place: str
+
+
+class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
+    """Loads a delta, or the base, into a running engine.
+
+    The delta is verified in full, with the base, before a weight is touched: if it is bad for one
+    rank, that is an error, and every rank goes on with the weights it has. Then vLLM loads it layer
+    by layer.
+    """
+
+    init_info_cls = NoInitInfo
+    update_info_cls = PlaceInfo
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
+        """Nothing to do: weights are read from storage."""
+
+    def start_weight_update(self) -> None:
+        """Nothing to do: an update begins when its delta is verified."""
+
+    def finish_weight_update(self) -> None:
+        """Nothing to do: an update ends with its weights loaded."""
+
+    def shutdown(self) -> None:
+        """Nothing to do: no file stays open."""
+
+    def receive_weights(self, update_info: PlaceInfo) -> None:
+        """Load what the place holds.
+
+        Raises:
+            RlsparseError: It cannot be served; the engine still has its weights.
+        """
+        loader = get_model_loader(self.vllm_config.load_config)
+        if not isinstance(loader, DeltaModelLoader):
+            msg = "weight transfer by rlsparse needs an engine with --load-format rlsparse"
+            raise UnsupportedModelError(msg)
+        config = self.model_config
+        before = config.model, config.revision
+        config.model, config.revision = update_info.place, None
+        started = time.perf_counter()
+        weights = None
+        try:
+            weights = prepare_together(lambda: loader.weights(config, self.model, mends_ties=True))
+        finally:
+            if weights is None:
+                config.model, config.revision = before
+        if weights is None:
+            return  # another rank raises
+        verified = time.perf_counter()
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights(weights)
+        finalize_layerwise_reload(self.model, config)
+        _process_embeddings(self.model)
+        seconds = verified - started, time.perf_counter() - verified
+        logger.info("%s: checked in %.2f s, loaded in %.2f s", update_info.place, *seconds)
+
+
+def _process_embeddings(model: nn.Module) -> None:
+    """Process embeddings anew: on the CPU, the packed copy of a tied one is of the old weights."""
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method.process_weights_after_loading(layer)

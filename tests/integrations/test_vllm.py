@@ -1,0 +1,120 @@
+"""The integration with vLLM, as far as it goes without vLLM, and whether it was run with it.
+
+Real engines run in ``tools/engines/vllm_matrix.py``, whose result is committed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pairs import bf16_tensor, save, tune
+
+from rlsparse_store import encode_run
+from rlsparse_store.errors import NotFoundError, PlaceError
+from rlsparse_store.integrations.vllm import walk
+from rlsparse_store.integrations.vllm.places import ServedPlaces
+from vllm_matrix import RESULTS, code_digest
+
+
+def test_the_engines_ran_with_this_code() -> None:
+    result = json.loads(RESULTS.read_text("utf-8"))
+    assert result["failed"] == 0
+    assert result["code"] == code_digest(), "run tools/engines/vllm_matrix.py again"
+
+
+def test_vllm_finds_the_plugin_and_importing_the_integration_loads_no_vllm() -> None:
+    points = importlib.metadata.entry_points(group="vllm.general_plugins", name="rlsparse")
+    assert {point.value for point in points} == {"rlsparse_store.integrations.vllm.plugin:register"}
+    program = (
+        "import sys, rlsparse_store.integrations.vllm.plugin, rlsparse_store.integrations.vllm\n"
+        "sys.exit(bool({'vllm', 'torch'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+def test_places_leave_other_options_to_vllm() -> None:
+    options: dict[str, Any] = {"base": "b", "roots": ["r"], "num_threads": 4}
+    places = ServedPlaces.take(options)
+    assert options == {"num_threads": 4}
+    assert places == ServedPlaces(base="b", roots=["r"])
+    assert places.fields() == {"base": "b", "roots": ["r"]}
+
+
+@pytest.mark.parametrize("options", [{"base": 3}, {"roots": "r"}, {"roots": [1]}, {"delta": None}])
+def test_options_of_the_wrong_type_are_named(options: dict[str, Any]) -> None:
+    name = next(iter(options))
+    with pytest.raises(PlaceError, match=f"model_loader_extra_config: {name} must be"):
+        ServedPlaces.take(options)
+
+
+@pytest.mark.parametrize(
+    ("place", "is_allowed"),
+    [
+        ("run/step-1", True),
+        ("run", True),
+        ("run/../run/step-1", True),
+        ("run/../other", False),
+        ("run-2/step-1", False),
+        ("run/link", False),
+        ("org/run", True),
+        ("org/run@main", True),
+        ("hf://org/run", True),
+        ("org/run-2", False),
+        ("s3://run/step-1", False),
+        ("", False),
+    ],
+)
+def test_a_server_loads_from_its_roots_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, *, is_allowed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run/step-1", "run-2/step-1", "other"):
+        Path(folder).mkdir(parents=True)
+    Path("run/link").symlink_to(tmp_path / "other")
+    places = ServedPlaces(roots=[str(tmp_path / "run"), "org/run"])
+    if is_allowed:
+        places.check(place)
+    else:
+        with pytest.raises(PlaceError, match="may not load from there"):
+            places.check(place)
+
+
+class Engine:
+    """Notes what is called; what these calls do in an engine is checked with real ones."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> None:
+        self.calls.append((method, *args))
+
+    def reset_prefix_cache(self) -> None:
+        self.calls.append("reset_prefix_cache")
+
+
+def test_walk_visits_steps_in_order_and_names_what_is_missing(tmp_path: Path) -> None:
+    base = {"w": bf16_tensor(1, 64, 64)}
+    steps = [2, 10, 9]
+    for step in steps:
+        save(tmp_path / f"step-{step}", {"w": tune(base["w"], step)})
+    run = tmp_path / "run"
+    encode_run(save(tmp_path / "base", base), [tmp_path / f"step-{n}" for n in steps], run)
+    engine = Engine()
+    assert [name for name, _ in walk(engine, run)] == ["step-2", "step-9", "step-10"]
+    assert engine.calls[1:5] == [
+        ("start_weight_update",),
+        ("update_weights", {"place": str(run / "step-2")}),
+        ("finish_weight_update",),
+        "reset_prefix_cache",
+    ]
+    assert [name for name, _ in walk(engine, run, only=["step-10"])] == ["step-10"]
+    with pytest.raises(NotFoundError, match="no checkpoint step-11"):
+        next(walk(engine, run, only=["step-11"]))
+    with pytest.raises(NotFoundError, match="holds no delta"):
+        next(walk(engine, tmp_path / "base"))

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Start an engine once, run some actions on it, and print what it computes after each, as JSON.
+
+The argument is JSON, too: ``{"engine": {"model": "…"}, "actions": [["observe"], …]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from vllm import LLM, SamplingParams
+
+from rlsparse_store.delta.verify import verify_delta
+from rlsparse_store.integrations.vllm import walk
+
+PROMPTS: Final = [[5, 9, 13, 21], [30, 31, 32, 33, 34, 35], [7] * 9, [50, 3, 44]]
+MARK: Final = "PROBE "
+
+
+def weight_hashes(worker: Any) -> dict[str, str]:  # noqa: ANN401 - vLLM's
+    """SHA-256 of each parameter of a rank that is not empty."""
+    import hashlib  # noqa: PLC0415 - the function runs in the worker, which gets nothing else
+
+    import torch  # noqa: PLC0415
+
+    return {
+        name: hashlib.sha256(value.detach().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, value in worker.model_runner.model.named_parameters()
+        if value.numel()
+    }
+
+
+def keep_weights() -> None:
+    """Keep the weights that the CPU's packed copies are made of, so that they can be hashed."""
+    from vllm.model_executor.layers import utils  # noqa: PLC0415 - in this process only
+
+    dispatch = utils.dispatch_cpu_unquantized_gemm
+    utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: dispatch(  # noqa: ARG005
+        layer, remove_weight=False
+    )
+
+
+def observe(llm: LLM) -> dict[str, Any]:
+    """Tokens, log-probabilities of them and of the prompt, and hashes of weights by rank."""
+    sampling = SamplingParams(temperature=0, max_tokens=12, logprobs=3, prompt_logprobs=1)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], sampling, use_tqdm=False)
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "logprobs": [_numbers(output.outputs[0].logprobs) for output in outputs],
+        "prompt_logprobs": [_numbers(output.prompt_logprobs[1:]) for output in outputs],
+        "weights": llm.collective_rpc(weight_hashes),
+    }
+
+
+def _numbers(positions: Any) -> list[list[tuple[int, str]]]:  # noqa: ANN401 - vLLM's
+    return [
+        sorted((token, value.logprob.hex()) for token, value in position.items())
+        for position in positions
+    ]
+
+
+def act(llm: LLM, action: list[Any]) -> dict[str, Any]:
+    """Run one action; an error is part of what was seen."""
+    kind, *arguments = action
+    started = time.perf_counter()
+    try:
+        if kind == "reload":
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": arguments[0]})
+            llm.reset_prefix_cache()
+        elif kind == "verify":
+            verify_delta(arguments[0], base=arguments[1])
+        elif kind == "walk":
+            return {"walk": {name: observe(engine) for name, engine in walk(llm, *arguments)}}
+        elif kind == "update":
+            llm.collective_rpc("init_weight_transfer_engine", args=({},))
+            llm.collective_rpc("start_weight_update")
+            try:
+                llm.collective_rpc("update_weights", args=({"place": arguments[0]},))
+            finally:
+                with suppress(Exception):
+                    llm.collective_rpc("finish_weight_update")
+            llm.reset_prefix_cache()
+    except Exception as error:  # noqa: BLE001 - reported
+        return {"error": f"{type(error).__name__}: {error}", **observe(llm)}
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, **observe(llm)}
+
+
+def main() -> None:
+    """Run the probe that the first argument describes."""
+    asked = json.loads(sys.argv[1])
+    if asked.get("keep_weights"):
+        keep_weights()
+    started = time.perf_counter()
+    llm = LLM(dtype="bfloat16", enforce_eager=True, max_model_len=128, seed=0, **asked["engine"])
+    seconds = time.perf_counter() - started
+    seen = [act(llm, action) for action in asked["actions"]]
+    sys.stdout.write(MARK + json.dumps({"start": seconds, "seen": seen}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
