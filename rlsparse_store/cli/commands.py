@@ -21,8 +21,10 @@ _COMMANDS: Final = {
     "inspect": "Show how sparse an update is.",
     "mask": "Write the changed weights of deltas as a mask.",
     "match": "Compare full training with a subnetwork's.",
+    "prune": "Remove entries of a run, and keep the wanted ones.",
     "pull": "Download a delta or a run from the Hub.",
     "push": "Publish a delta or a run on the Hub.",
+    "runs": "Maintain runs: repair an index.",
     "series": "Follow a run over its deltas.",
     "verify": "Verify DELTA, its base and its tuned checkpoint.",
 }
