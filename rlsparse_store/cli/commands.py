@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "apply": "Rebuild the tuned checkpoint that DELTA stores.",
     "compare": "Compare the updates of several deltas with chance.",
     "demo": "Train, tune and store a tiny model.",
+    "diff": "Compare two entries of a run.",
     "encode": "Store the checkpoint TUNED as a delta against BASE.",
     "inspect": "Show how sparse an update is.",
     "mask": "Write the changed weights of deltas as a mask.",

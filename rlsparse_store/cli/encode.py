@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.cli.run_tables import print_run
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport, WholeTensor
 from rlsparse_store.delta.run import RunEntry, RunReport, is_run
@@ -23,7 +24,7 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
 
-__all__ = ["encode_command", "print_encoded", "print_names", "print_run", "print_warnings"]
+__all__ = ["encode_command", "print_encoded", "print_names", "print_warnings"]
 
 
 @click.command("encode")
@@ -176,28 +177,6 @@ def _device_coder(device: str, threads: int | None) -> SpanCoder:
     except RuntimeError as error:  # how torch refuses a name
         msg = f"{device!r} is not a device: give cuda or cuda:1, or omit it for the CPU."
         raise click.BadParameter(msg, param_hint="'--device'") from error
-
-
-def print_run(report: RunReport) -> None:
-    """Print a line per delta of a run, and the totals."""
-    print_table(
-        ["delta", "weights", "changed", "density", "bits/changed", "size", "smaller"],
-        [
-            [
-                printable(d.name, 60),
-                f"{d.elements:,}",
-                f"{d.changed:,}",
-                format_percent(d.density),
-                "" if d.bits_per_changed is None else f"{d.bits_per_changed:.3g}",
-                format_bytes(d.delta_bytes),
-                f"{d.tuned_bytes / d.delta_bytes:,.1f} x",
-            ]
-            for d in report.deltas
-        ],
-    )
-    stored = sum(d.delta_bytes for d in report.deltas)
-    raw = sum(d.tuned_bytes for d in report.deltas)
-    click.echo(f"  total: {format_bytes(raw)} of tensors in {format_bytes(stored)}")
 
 
 def print_encoded(report: EncodeReport) -> None:

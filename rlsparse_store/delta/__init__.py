@@ -16,6 +16,7 @@ from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run
 from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.run_writer import RepairReport, repair_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
+from rlsparse_store.delta.verify_run import VerifyRunReport, verify_run
 from rlsparse_store.deprecated import moved
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RunReport",
     "TensorReport",
     "VerifyReport",
+    "VerifyRunReport",
     "WholeTensor",
     "apply_delta",
     "encode_delta",
@@ -42,6 +44,7 @@ __all__ = [
     "prune_run",
     "repair_run",
     "verify_delta",
+    "verify_run",
 ]
 
 __getattr__ = moved(

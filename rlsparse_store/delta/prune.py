@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlsparse_store.delta.html_table import SummaryRepr
+from rlsparse_store.delta.run import choose_entry
 from rlsparse_store.delta.run_files import (
     delta_names,
     is_folder_name,
@@ -112,8 +113,8 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
     with RunWriter(run) as writer:
         rows = list(writer.rows.values())
         pinned = pins(run)
-        to_pin = [_find(run, rows, name) for name in pin]
-        to_unpin = [_find(run, rows, name) for name in unpin]
+        to_pin = [choose_entry(run, rows, name) for name in pin]
+        to_unpin = [choose_entry(run, rows, name) for name in unpin]
         pinned = (pinned - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
         chosen = _chosen(run, _current(rows), keep_last, keep_every, keep_best, best)
         unlisted = [
@@ -155,19 +156,6 @@ def _chosen(
     if keep_best is not None:
         chosen.append(_best(run, current, keep_best, best))
     return {row.folder for row in chosen}
-
-
-def _find(run: Path, rows: Sequence[IndexRow], name: str) -> IndexRow:
-    """The entry with a folder, a name (then the current one) or a digest."""
-    found = (
-        [row for row in rows if row.folder == name]
-        or [row for row in rows if row.name == name]
-        or [row for row in rows if row.tuned == name]
-    )
-    if not found:
-        msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
-        raise NotFoundError(msg, file=run)
-    return found[-1]
 
 
 def _current(rows: Sequence[IndexRow]) -> list[IndexRow]:

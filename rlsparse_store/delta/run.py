@@ -30,7 +30,7 @@ from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.html_table import Rows
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "RunEntry",
     "RunReport",
+    "choose_entry",
+    "find_entry",
     "inspect_run",
     "is_run",
     "list_entries",
@@ -253,6 +255,38 @@ def list_entries(run: Path) -> list[IndexRow]:
         )
         raise RunError(msg, file=run / INDEX_NAME)
     return [rows.get(folder) or read_row(run / folder) for folder in folders]
+
+
+def find_entry(run: str | PathLike[str], name: str) -> Path:
+    """The folder of an entry of a local run.
+
+    Args:
+        run: Folder of the run.
+        name: Its folder, its name (then the current one of this name), or its tuned digest.
+
+    Raises:
+        NotFoundError: There is no such run or entry.
+        RunError: The index is damaged.
+    """
+    path = Path(run)
+    return path / choose_entry(path, list_entries(path), name).folder
+
+
+def choose_entry(run: Path, rows: Sequence[IndexRow], name: str) -> IndexRow:
+    """The entry of a run, by its folder, its name (then the current one) or its tuned digest.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    found = (
+        [row for row in rows if row.folder == name]
+        or [row for row in rows if row.name == name]
+        or [row for row in rows if row.tuned == name]
+    )
+    if not found:
+        msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
+        raise NotFoundError(msg, file=printable(str(run)))
+    return found[-1]
 
 
 def read_row(delta: Path) -> IndexRow:

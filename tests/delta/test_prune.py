@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pairs import Tensors, bf16_tensor, save, tune
 
-from rlsparse_store.delta import encode_run, inspect_run, prune_run, repair_run
+from rlsparse_store.analysis.run_diff import diff_entries
+from rlsparse_store.analysis.series import measure_series
+from rlsparse_store.delta import encode_run, inspect_run, prune_run, repair_run, verify_run
+from rlsparse_store.delta.run_files import EntryNote, write_note
 from rlsparse_store.errors import (
     CheckpointError,
     FormatError,
@@ -23,9 +27,6 @@ from rlsparse_store.errors import (
     RunLockedError,
 )
 from rlsparse_store.files.writer_lock import STALE_SECONDS, WriterLock
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STEPS = (10, 20, 30, 40, 50)
 REWARDS = (0.1, 0.5, 0.9, 0.3, 0.2)
@@ -180,6 +181,77 @@ def test_the_command_prunes_and_repairs(run: Path) -> None:
     done = command("runs", "repair", run)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"indexed {run}: 1 in all")
     assert command("inspect", run).returncode == 0
+
+
+# --- looking at a run ----------------------------------------------------------------------------
+
+
+def test_tables_of_a_run(run: Path) -> None:
+    table = command("inspect", run).stdout.splitlines()
+    assert table[0].split()[-1] == "reward"
+    assert table[3].split()[-1] == "0.9"
+    lines = command("inspect", run, "--csv").stdout.splitlines()
+    assert len(lines) == 1 + len(STEPS)
+    assert lines[3].startswith("checkpoint-30,checkpoint-30,30,")
+    assert lines[3].endswith(",0.9")
+    summary = command("inspect", run, "--summary").stdout
+    assert "reward: 0.1 first, 0.2 last, 0.1 to 0.9" in summary
+    assert command("inspect", run / step(10), "--summary").returncode == 2
+
+
+def test_entries_are_applied_by_name(trained: Path, run: Path, tmp_path: Path) -> None:
+    only: list[str | Path] = ["--only", step(20), "--only", step(40), "--base", trained / "base"]
+    done = command("apply", run, "-o", tmp_path / "out", *only)
+    assert done.returncode == 0, done.stderr
+    for number in (20, 40):
+        place = Path(step(number), "model.safetensors")
+        assert (tmp_path / "out" / place).read_bytes() == (trained / "trainer" / place).read_bytes()
+    done = command("apply", run, "-o", tmp_path / "none", "--only", step(20), "--only", "x")
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert not (tmp_path / "none").exists()
+    done = command("apply", run, "-o", tmp_path / "none", "--only", "../trainer")
+    assert done.returncode == 4
+
+
+def test_a_run_is_verified(trained: Path, run: Path) -> None:
+    assert command("verify", run).stdout == "ok: 5 entries: the deltas' own files\n"
+    done = command("verify", run, "--base", trained / "base", "--json")
+    assert [entry["decoded"] for entry in json.loads(done.stdout)["entries"].values()] == [True] * 5
+    assert command("verify", run, "--base", trained / "trainer" / step(10)).returncode == 3
+    assert command("verify", run, "--tuned", trained / "base").returncode == 2
+    edit_index(run, changed=3)
+    done = command("verify", run)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "says something else of checkpoint-10" in done.stderr
+    repair_run(run)
+    shard = run / step(30) / "rlsparse" / "delta.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert command("verify", run).returncode == 3
+
+
+def test_parents_that_lead_back_stop_nothing(trained: Path, run: Path) -> None:
+    first, second = inspect_run(run).deltas[:2]
+    for folder, tuned, parent in (
+        (first.folder, first.tuned_digest, second.tuned_digest),
+        (second.folder, second.tuned_digest, second.tuned_digest),
+    ):
+        write_note(run / folder, EntryNote(name=folder, tuned=tuned, parent=parent))
+    assert repair_run(run).changed == [first.folder, second.folder]
+    assert len(verify_run(run, base=trained / "base").entries) == len(STEPS)
+    assert len(names(run)) == len(STEPS)
+
+
+def test_two_entries_differ(trained: Path, run: Path) -> None:
+    report = diff_entries(run, step(10), step(20), base=trained / "base")
+    series = measure_series([run], base=trained / "base")
+    assert (report.words, report.moved) == (series.words, series.steps[1].moved)
+    assert report.differing == ["layers.0.weight", "layers.1.weight"]
+    alone = diff_entries(run, step(10), step(10))
+    assert (alone.equal, alone.differing, alone.moved) == (2, [], None)
+    done = command("diff", run, step(10), step(50), "--base", trained / "base")
+    assert "words differ (" in done.stdout
+    assert "0 tensors are equal, 2 differ" in command("diff", run, step(10), step(50)).stdout
+    assert command("diff", run, step(10), "none").returncode == 4
 
 
 # --- what strangers and accidents put into a run -------------------------------------------------
