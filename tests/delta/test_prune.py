@@ -443,3 +443,22 @@ def test_a_run_that_cannot_be_locked(trained: Path, tmp_path: Path) -> None:
     (run / ".run").write_text("a file")
     with pytest.raises(OutputError):
         encode_run(trained / "base", [trained / "trainer" / step(10)], run)
+
+
+# --- killed writers ------------------------------------------------------------------------------
+
+
+def test_killed_writers_tear_and_lose_nothing(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "support" / "run_kills.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, "60", "1"],
+        env={"PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    hit = json.loads(done.stdout)
+    assert sum(hit.values()) == 60
+    assert {"encode", "prune"} <= hit.keys()
