@@ -38,6 +38,8 @@ __all__ = [
     "PrivateBaseError",
     "ResultMismatchError",
     "RlsparseError",
+    "RunError",
+    "RunLockedError",
     "StreamError",
     "TensorNotFoundError",
     "TooLargeError",
@@ -234,6 +236,16 @@ class PrivateBaseError(RlsparseError):
 
 class OutputError(RlsparseError, OSError):
     """The output cannot be written: its path is taken, the disk is full or not writable."""
+
+
+class RunLockedError(OutputError):
+    """Another process is writing the run."""
+
+
+class RunError(RlsparseError, ValueError):
+    """What a run holds beside its deltas is damaged: its index, an entry's note, or a pin."""
+
+    exit_code = 3
 
 
 class MissingDependencyError(RlsparseError, ImportError):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from rlsparse_store.analysis.tensor_pairs import SharedTensor, aligned_blocks, overlay
 from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
-from rlsparse_store.delta.run import delta_names, is_run, natural_order
+from rlsparse_store.delta.run import is_run
+from rlsparse_store.delta.run_files import delta_names, natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.closeable import Closeable

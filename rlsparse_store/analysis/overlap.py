@@ -15,7 +15,7 @@ from rlsparse_store.analysis.measures import count_exponents, count_few_exponent
 from rlsparse_store.analysis.numeric import as_floats, is_numeric
 from rlsparse_store.analysis.selection import flags, select
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.format.order import steps
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.kernels.dispatch import get_backend

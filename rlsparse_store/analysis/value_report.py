@@ -22,7 +22,7 @@ from rlsparse_store.analysis.rank import MatrixRank, sampled_ranks
 from rlsparse_store.analysis.sanity_checks import sanity_warnings
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.module_names import block_of
-from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 

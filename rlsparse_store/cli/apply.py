@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +19,12 @@ from rlsparse_store.cli.options import (
 )
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.delta.apply import apply_delta
+from rlsparse_store.delta.run import find_entry
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.format.names import printable
+
+if TYPE_CHECKING:
+    from rlsparse_store.delta.apply import ApplyReport
 
 __all__ = ["apply_command"]
 
@@ -27,6 +32,12 @@ __all__ = ["apply_command"]
 @click.command("apply")
 @click.argument("delta")
 @click.option("--out", "-o", required=True, metavar="OUT", help="Folder to write.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Of a run: rebuild this entry, in a folder of its name within OUT. May be repeated.",
+)
 @base_option
 @subfolder_option
 @threads_option
@@ -37,35 +48,56 @@ __all__ = ["apply_command"]
 def apply_command(
     delta: str,
     out: str,
-    base: str | None,
+    only: tuple[str, ...],
     subfolder: str,
-    threads: int | None,
-    max_tuned_bytes: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
-    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
+    **options: Any,  # noqa: ANN401 - those of apply_delta, by their names
 ) -> None:
-    """Rebuild the tuned checkpoint that DELTA stores.
+    """Rebuild the tuned checkpoint that DELTA stores, or those of a local run with --only.
 
     DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the base is the commit
     that DELTA names, else a snapshot in the Hub's cache with its content.
 
     Tensors come back bit for bit and files byte for byte, and everything is checked.
     """
+    if only:
+        if subfolder:
+            msg = "--only and --subfolder exclude each other"
+            raise click.UsageError(msg)
+        _apply_entries(delta, out, only, options, as_json=as_json, quiet=quiet)
+        return
     with progress_bar("apply", quiet=quiet) as progress:
-        report = apply_delta(
-            delta,
-            out,
-            base=base,
-            subfolder=subfolder,
-            threads=threads,
-            max_tuned_bytes=max_tuned_bytes,
-            progress=progress,
-            **hub,
-        )
+        report = apply_delta(delta, out, subfolder=subfolder, progress=progress, **options)
     if as_json:
         print_json(asdict(report))
-        return
+    else:
+        _print(out, report)
+
+
+def _apply_entries(
+    run: str,
+    out: str,
+    names: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rebuild entries of a run. All are found before the first is rebuilt."""
+    reports = {}
+    folders = list(dict.fromkeys(find_entry(run, name) for name in names))
+    for folder in folders:
+        with progress_bar(f"apply {folder.name}", quiet=quiet) as progress:
+            place = Path(out, folder.name)
+            reports[folder.name] = apply_delta(folder, place, progress=progress, **options)
+        if not as_json:
+            _print(str(place), reports[folder.name])
+    if as_json:
+        print_json({"entries": {name: asdict(report) for name, report in reports.items()}})
+
+
+def _print(out: str, report: ApplyReport) -> None:
     click.echo(f"wrote {printable(out)}")
     click.echo(
         f"  {report.tensors:,} tensors, {format_bytes(report.tensor_bytes)}, in "

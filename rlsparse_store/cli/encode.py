@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
-from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.cli.run_tables import print_run
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport, WholeTensor
 from rlsparse_store.delta.run import RunEntry, RunReport, is_run
@@ -22,7 +24,7 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
 
-__all__ = ["encode_command", "print_encoded", "print_names", "print_run", "print_warnings"]
+__all__ = ["encode_command", "print_encoded", "print_names", "print_warnings"]
 
 
 @click.command("encode")
@@ -54,6 +56,13 @@ __all__ = ["encode_command", "print_encoded", "print_names", "print_run", "print
     help="Also copy this small file of TUNED beside the delta, such as trainer_state.json.",
 )
 @click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="For a run: a metric of TUNED, kept with its delta.",
+)
 @click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
 @threads_option
 @hub_options(base_revision="BASE", tuned_revision="TUNED")
@@ -64,6 +73,7 @@ def encode_command(
     tuned: tuple[str, ...],
     out: str,
     device: str | None,
+    metrics: tuple[str, ...],
     as_run: bool,  # noqa: FBT001 - click passes every parameter by name
     as_json: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
@@ -76,7 +86,9 @@ def encode_command(
 
     Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta
     for each checkpoint, in a folder of its name. Existing deltas are kept and their checkpoints not
-    read, so the same command continues after an interruption, and adds later checkpoints.
+    read, so the same command continues after an interruption, and adds later checkpoints. One that
+    is newer than its delta is encoded again, as another entry of its name. Step and metrics are
+    read from trainer_state.json.
 
     What the model needs to load is copied beside the delta. Optimizer state is not: training
     cannot be resumed from a delta.
@@ -90,8 +102,13 @@ def encode_command(
             if options.pop("tuned_revision") is not None:
                 msg = "--tuned-revision is for one checkpoint: give ORG/NAME@REVISION"
                 raise click.UsageError(msg)
-            report = encode_run(base, tuned, out, progress=progress, **options)
+            report = encode_run(
+                base, tuned, out, metrics=_parse_metrics(metrics), progress=progress, **options
+            )
         else:
+            if metrics:
+                msg = "--metric is for a run: add --run"
+                raise click.UsageError(msg)
             report = encode_delta(base, tuned[0], out, progress=progress, **options)
     if as_json:
         print_json(report.as_json())
@@ -108,6 +125,20 @@ def encode_command(
         print_run(report)
         for entry in filter(lambda entry: entry.is_new, report.deltas):
             _print_entry(entry)
+
+
+def _parse_metrics(texts: tuple[str, ...]) -> dict[str, float]:
+    metrics = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            metrics[name] = float(value)
+        except ValueError:
+            metrics[name] = math.nan
+        if not name or not math.isfinite(metrics[name]):
+            msg = f"--metric {printable(text)}: give NAME=VALUE with a finite number"
+            raise click.UsageError(msg)
+    return metrics
 
 
 def _print_files(report: EncodeReport | RunEntry) -> None:
@@ -146,28 +177,6 @@ def _device_coder(device: str, threads: int | None) -> SpanCoder:
     except RuntimeError as error:  # how torch refuses a name
         msg = f"{device!r} is not a device: give cuda or cuda:1, or omit it for the CPU."
         raise click.BadParameter(msg, param_hint="'--device'") from error
-
-
-def print_run(report: RunReport) -> None:
-    """Print a line per delta of a run, and the totals."""
-    print_table(
-        ["delta", "weights", "changed", "density", "bits/changed", "size", "smaller"],
-        [
-            [
-                printable(d.name, 60),
-                f"{d.elements:,}",
-                f"{d.changed:,}",
-                format_percent(d.density),
-                "" if d.bits_per_changed is None else f"{d.bits_per_changed:.3g}",
-                format_bytes(d.delta_bytes),
-                f"{d.tuned_bytes / d.delta_bytes:,.1f} x",
-            ]
-            for d in report.deltas
-        ],
-    )
-    stored = sum(d.delta_bytes for d in report.deltas)
-    raw = sum(d.tuned_bytes for d in report.deltas)
-    click.echo(f"  total: {format_bytes(raw)} of tensors in {format_bytes(stored)}")
 
 
 def print_encoded(report: EncodeReport) -> None:

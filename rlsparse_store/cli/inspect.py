@@ -9,7 +9,7 @@ import click
 
 from rlsparse_store.analysis.tensor_pairs import open_pair, over_base
 from rlsparse_store.analysis.value_report import SCOPES, measure_values
-from rlsparse_store.cli.encode import print_encoded, print_run
+from rlsparse_store.cli.encode import print_encoded
 from rlsparse_store.cli.options import (
     base_option,
     hub_options,
@@ -19,6 +19,7 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
+from rlsparse_store.cli.run_tables import print_run, print_run_csv, print_run_summary
 from rlsparse_store.cli.value_tables import print_csv, print_values
 from rlsparse_store.delta.encode import measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
@@ -32,11 +33,12 @@ from rlsparse_store.hub.access import HubAccess
 if TYPE_CHECKING:
     from rlsparse_store.analysis.value_report import ValueReport
     from rlsparse_store.delta.report import DeltaReport, Group
+    from rlsparse_store.delta.run import RunReport
     from rlsparse_store.pipeline.progress import Progress
 
 __all__ = ["inspect_command", "print_report"]
 
-_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "as_csv", "plots", "page")
+_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "plots", "page")
 """Options that need one delta."""
 
 _HUB = ("token", "cache_dir", "local_files_only")
@@ -74,7 +76,10 @@ SHOWN_TENSORS = 20
 )
 @click.option("--rank", is_flag=True, help="Compute the rank of sampled updates.")
 @click.option("--compressed", is_flag=True, help="Also measure encodings compressed with zstd.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print one line per tensor.")
+@click.option(
+    "--csv", "as_csv", is_flag=True, help="Print one line per tensor, or per delta of a run."
+)
+@click.option("--summary", is_flag=True, help="Of a run: print its totals only.")
 @click.option("--plot", "plots", metavar="DIR", help="Write pictures into DIR, as PNG and SVG.")
 @click.option("--report", "page", metavar="FILE", help="Write a self-contained HTML page.")
 @subfolder_option
@@ -106,15 +111,11 @@ def inspect_command(
     revision = options["revision"]
     of_run = len(paths) == 1 and not options["subfolder"]
     if of_run and is_run(paths[0], HubAccess(**hub), revision):
-        if any(options[name] for name in _OF_ONE_DELTA):
-            msg = "this option needs one delta: add --subfolder NAME"
-            raise click.UsageError(msg)
-        run = inspect_run(paths[0], revision=revision, **hub)
-        if as_json:
-            print_json(run.as_json())
-        else:
-            print_run(run)
+        _show_run(inspect_run(paths[0], revision=revision, **hub), options, as_json=as_json)
         return
+    if options["summary"]:
+        msg = "--summary is for a run"
+        raise click.UsageError(msg)
     _require_places(options["plots"], options["page"])
     report, values = _measure(paths, options, quiet=quiet)
     if options["plots"] is not None or options["page"] is not None:
@@ -129,6 +130,20 @@ def inspect_command(
         if values is not None:
             click.echo("\nValues")
             print_values(values, options["preset"])
+
+
+def _show_run(run: RunReport, options: dict[str, Any], *, as_json: bool) -> None:
+    if any(options[name] for name in _OF_ONE_DELTA):
+        msg = "this option needs one delta: add --subfolder NAME"
+        raise click.UsageError(msg)
+    if as_json:
+        print_json(run.as_json())
+    elif options["as_csv"]:
+        print_run_csv(run)
+    elif options["summary"]:
+        print_run_summary(run)
+    else:
+        print_run(run)
 
 
 def _measure(

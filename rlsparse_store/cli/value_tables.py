@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlsparse_store.analysis.value_report import ValueReport
     from rlsparse_store.delta.report import DeltaReport
 
-__all__ = ["print_csv", "print_values"]
+__all__ = ["cell", "print_csv", "print_values"]
 
 SHOWN_GROUPS = 40
 """Groups printed per kind; JSON has all."""
@@ -187,7 +187,7 @@ def print_csv(report: DeltaReport, values: ValueReport | None) -> None:
     writer.writerow([*headings, *(more if values is not None else [])])
     for t in report.tensors:
         row: list[object] = [
-            *(_cell(t.name), t.kind, t.dtype, "x".join(map(str, t.shape)), t.elements),
+            *(cell(t.name), t.kind, t.dtype, "x".join(map(str, t.shape)), t.elements),
             *(t.changed, t.density, t.stored_bytes),
         ]
         if values is not None:
@@ -200,7 +200,7 @@ def _value(value: object) -> object:
     return "" if value is None else value
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A foreign name that a spreadsheet does not take for a formula."""
     text = printable(text, 1000)
     return f"'{text}" if text.startswith(_FORMULA) else text

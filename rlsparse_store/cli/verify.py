@@ -17,9 +17,14 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, progress_bar
+from rlsparse_store.delta.resolve import as_repo_id
+from rlsparse_store.delta.run import is_run
 from rlsparse_store.delta.verify import verify_delta
+from rlsparse_store.delta.verify_run import verify_run
 
 __all__ = ["verify_command"]
+
+_OF_EACH = ("base_revision", "token", "cache_dir", "local_files_only")
 
 
 @click.command("verify")
@@ -43,11 +48,31 @@ def verify_command(
     quiet: bool,  # noqa: FBT001
     **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
 ) -> None:
-    """Verify DELTA: its own bytes, and its base and tuned checkpoint if given.
+    """Verify DELTA, or each entry of a local run: its own bytes, and its base and tuned checkpoint.
 
     With --base, checks all of the base and that every tensor decodes to what was encoded. With
     --tuned, checks that DELTA stores this checkpoint. The exit code is 3 on a mismatch.
     """
+    if not subfolder and as_repo_id(delta, hub["revision"]) is None and is_run(delta):
+        if tuned is not None:
+            msg = "--tuned needs one delta: add --subfolder NAME"
+            raise click.UsageError(msg)
+        of_each = {name: value for name, value in hub.items() if name in _OF_EACH}
+        with progress_bar("verify", quiet=quiet) as progress:
+            run = verify_run(
+                delta,
+                base=base,
+                threads=threads,
+                progress=progress,
+                max_tuned_bytes=max_tuned_bytes,
+                **of_each,
+            )
+        if as_json:
+            print_json(run.as_json())
+        else:
+            decoded = "" if base else ": the deltas' own files"
+            click.echo(f"ok: {len(run.entries):,} entries{decoded}")
+        return
     with progress_bar("verify", quiet=quiet) as progress:
         report = verify_delta(
             delta,

@@ -4,6 +4,7 @@ from rlsparse_store.delta.apply import ApplyReport, apply_delta
 from rlsparse_store.delta.encode import encode_delta, measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.open import DeltaCheckpoint, DeltaSlice, open_delta
+from rlsparse_store.delta.prune import PruneReport, prune_run
 from rlsparse_store.delta.report import (
     DeltaReport,
     EncodeReport,
@@ -13,7 +14,9 @@ from rlsparse_store.delta.report import (
 )
 from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run
 from rlsparse_store.delta.run_encoder import encode_run
+from rlsparse_store.delta.run_writer import RepairReport, repair_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
+from rlsparse_store.delta.verify_run import VerifyRunReport, verify_run
 from rlsparse_store.deprecated import moved
 
 __all__ = [
@@ -23,10 +26,13 @@ __all__ = [
     "DeltaSlice",
     "EncodeReport",
     "Group",
+    "PruneReport",
+    "RepairReport",
     "RunEntry",
     "RunReport",
     "TensorReport",
     "VerifyReport",
+    "VerifyRunReport",
     "WholeTensor",
     "apply_delta",
     "encode_delta",
@@ -35,7 +41,10 @@ __all__ = [
     "inspect_run",
     "measure_pair",
     "open_delta",
+    "prune_run",
+    "repair_run",
     "verify_delta",
+    "verify_run",
 ]
 
 __getattr__ = moved(
@@ -55,14 +64,14 @@ __getattr__ = moved(
         "TensorCursor": "pipeline.overlay.Overlay",
         "TensorPlan": "pipeline.tensor_matching.TensorPlan",
         "block_of": "delta.module_names.block_of",
-        "delta_names": "delta.run.delta_names",
+        "delta_names": "delta.run_files.delta_names",
         "find_base": "delta.resolve.find_base",
         "find_checkpoint": "delta.resolve.find_checkpoint",
         "find_delta": "delta.resolve.find_delta",
         "is_run": "delta.run.is_run",
         "layer_of": "delta.module_names.layer_of",
         "module_of": "delta.module_names.module_of",
-        "natural_order": "delta.run.natural_order",
+        "natural_order": "delta.run_files.natural_order",
         "open_found": "delta.open.open_local",
         "percent": "delta.units.format_percent",
         "plan_tensors": "pipeline.tensor_matching.plan_tensors",

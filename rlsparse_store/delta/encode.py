@@ -21,7 +21,7 @@ from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map, resolve_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
@@ -247,8 +247,19 @@ def dtype_policy(cast: str | None, *, keep: bool) -> DtypePolicy:
 
 
 @contextmanager
-def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSink]:
+def new_delta(
+    encoder: Encoder,
+    out: Path,
+    shard_bytes: int,
+    finish: Callable[[Path], None] = lambda _: None,
+) -> Iterator[ChunkSink]:
     """A sink for the chunks of a delta, which appears under its name when the block succeeds.
+
+    Args:
+        encoder: The encoding.
+        out: Folder of the delta.
+        shard_bytes: Bytes of chunks after which it continues in another file.
+        finish: Called with the temporary folder before it gets its name.
 
     Raises:
         OutputError: The delta cannot be written.
@@ -260,3 +271,4 @@ def new_delta(encoder: Encoder, out: Path, shard_bytes: int) -> Iterator[ChunkSi
             yield sink
         for name, source in encoder.sides.files.items():
             copy_source(source, folder / name)
+        finish(folder)

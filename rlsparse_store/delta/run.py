@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
-from rlsparse_store.delta.report import EncodeReport, WholeTensor
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
-from rlsparse_store.errors import NotFoundError
-from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.delta.run_files import (
+    INDEX_NAME,
+    EntryNote,
+    IndexRow,
+    delta_names,
+    is_delta,
+    natural_order,
+    note_by_name,
+    note_of,
+    pins,
+    read_index,
+    unlisted_names,
+)
+from rlsparse_store.errors import NotFoundError, RunError
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.calls import map_concurrently
@@ -20,21 +30,23 @@ from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.html_table import Rows
-    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.delta.report import DeltaReport, EncodeReport, WholeTensor
 
 __all__ = [
     "RunEntry",
     "RunReport",
-    "delta_names",
+    "choose_entry",
+    "find_entry",
     "inspect_run",
-    "is_delta",
     "is_run",
-    "natural_order",
+    "list_entries",
     "read_reports",
+    "read_row",
+    "row_of",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -46,7 +58,12 @@ class RunEntry(SummaryRepr):
     """One delta of a run.
 
     Attributes:
-        name: Its folder within the run: the name of the checkpoint.
+        name: The name of the checkpoint, a label.
+        folder: Its folder within the run, which differs from the name if the name came again.
+        step: Its optimizer step, if known.
+        parent: Tuned digest of the entry before it in training, if known.
+        metrics: Its metrics by name.
+        is_pinned: Whether pruning keeps it.
         elements: Elements of the tuned checkpoint.
         changed: Elements that differ from their source's.
         density: changed / elements.
@@ -65,6 +82,11 @@ class RunEntry(SummaryRepr):
     """
 
     name: str
+    folder: str
+    step: int | None
+    parent: str | None
+    metrics: dict[str, float]
+    is_pinned: bool
     elements: int
     changed: int
     density: float
@@ -82,26 +104,32 @@ class RunEntry(SummaryRepr):
     skipped_files: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, name: str, report: DeltaReport, *, is_new: bool) -> RunEntry:
-        """The summary of a delta's report."""
-        stored = report if isinstance(report, EncodeReport) else None
+    def of(
+        cls, row: IndexRow, report: EncodeReport | None = None, *, is_pinned: bool = False
+    ) -> RunEntry:
+        """An entry by its row in the index, and the report of the call that wrote it."""
         return cls(
-            name=name,
-            elements=report.elements,
-            changed=report.changed,
-            density=report.density,
-            delta_bytes=report.delta_bytes,
-            bits_per_changed=report.bits_per_changed,
-            tuned_bytes=report.tuned_bytes,
-            base_digest=report.base_digest,
-            tuned_digest=report.tuned_digest,
-            is_new=is_new,
-            warnings=stored.warnings if stored else [],
-            notes=stored.notes if stored else [],
-            whole=stored.whole if stored else [],
-            removed=report.removed,
-            carried_files=stored.carried_files if stored else [],
-            skipped_files=stored.skipped_files if stored else [],
+            name=row.name,
+            folder=row.folder,
+            step=row.step,
+            parent=row.parent,
+            metrics=row.metrics,
+            is_pinned=is_pinned,
+            elements=row.elements,
+            changed=row.changed,
+            density=row.changed / row.elements if row.elements else 0.0,
+            delta_bytes=row.delta_bytes,
+            bits_per_changed=8 * row.delta_bytes / row.changed if row.changed else None,
+            tuned_bytes=row.tuned_bytes,
+            base_digest=row.base,
+            tuned_digest=row.tuned,
+            is_new=report is not None,
+            warnings=report.warnings if report else [],
+            notes=report.notes if report else [],
+            whole=report.whole if report else [],
+            removed=report.removed if report else [],
+            carried_files=report.carried_files if report else [],
+            skipped_files=report.skipped_files if report else [],
         )
 
     def _summary(self) -> Rows:
@@ -161,11 +189,6 @@ def _local(run: str | PathLike[str], access: HubAccess, revision: str | None = N
     return Path(run) if cached is None else cached.path
 
 
-def is_delta(path: Path) -> bool:
-    """Whether a folder holds a delta. Temporary folders of a writer do not count."""
-    return (path / DELTA_FOLDER).is_dir() and not path.name.startswith(".")
-
-
 def inspect_run(
     run: str | PathLike[str],
     *,
@@ -196,15 +219,102 @@ def inspect_run(
     if repo is not None and not access.is_offline:
         reports = read_reports(list_repo(repo, "delta", access), access)
         reports.pop("", None)
+        rows = [
+            row_of(name, note_by_name(name, report.tuned_digest), report)
+            for name, report in reports.items()
+        ]
+        pinned: set[str] = set()
     else:
         path = _local(run, access, revision)
-        names = [] if is_delta(path) else delta_names(path)
-        reports = {name: inspect_delta(path / name) for name in names}
-    if not reports:
+        rows = [] if is_delta(path) else list_entries(path)
+        pinned = pins(path)
+    if not rows:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
-    ordered = sorted(reports, key=natural_order)
-    return RunReport(deltas=[RunEntry.of(name, reports[name], is_new=False) for name in ordered])
+    ordered = sorted(rows, key=lambda row: natural_order(row.folder))
+    return RunReport(deltas=[RunEntry.of(row, is_pinned=row.tuned in pinned) for row in ordered])
+
+
+def list_entries(run: Path) -> list[IndexRow]:
+    """The entries of a local run: by its index, and what this lacks by the entries themselves.
+
+    Raises:
+        RunError: The index is damaged, or names an entry whose folder is gone.
+        FormatError: A delta that the index lacks is damaged.
+    """
+    rows, folders = read_index(run), delta_names(run)
+    if not rows.keys() <= set(folders):
+        # A writer may have removed entries in between; it published another index before that.
+        rows, folders = read_index(run), delta_names(run)
+    unlisted = unlisted_names(run)
+    gone = sorted(rows.keys() - set(folders) - unlisted)
+    if gone:
+        msg = (
+            f"names {printable(gone[0])}, whose folder is gone; restore it, or run rlsparse runs "
+            "repair"
+        )
+        raise RunError(msg, file=run / INDEX_NAME)
+    return [rows.get(folder) or read_row(run / folder) for folder in folders]
+
+
+def find_entry(run: str | PathLike[str], name: str) -> Path:
+    """The folder of an entry of a local run.
+
+    Args:
+        run: Folder of the run.
+        name: Its folder, its name (then the current one of this name), or its tuned digest.
+
+    Raises:
+        NotFoundError: There is no such run or entry.
+        RunError: The index is damaged.
+    """
+    path = Path(run)
+    return path / choose_entry(path, list_entries(path), name).folder
+
+
+def choose_entry(run: Path, rows: Sequence[IndexRow], name: str) -> IndexRow:
+    """The entry of a run, by its folder, its name (then the current one) or its tuned digest.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    found = (
+        [row for row in rows if row.folder == name]
+        or [row for row in rows if row.name == name]
+        or [row for row in rows if row.tuned == name]
+    )
+    if not found:
+        msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
+        raise NotFoundError(msg, file=printable(str(run)))
+    return found[-1]
+
+
+def read_row(delta: Path) -> IndexRow:
+    """The row of an entry, by the entry itself.
+
+    Raises:
+        RunError: Its note is damaged.
+        FormatError: Its delta is damaged.
+    """
+    report = inspect_delta(delta)
+    return row_of(delta.name, note_of(delta, report.tuned_digest), report)
+
+
+def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:
+    """The row of an entry by its note and its delta's report."""
+    return IndexRow(
+        folder=folder,
+        name=note.name,
+        tuned=note.tuned,
+        parent=note.parent,
+        step=note.step,
+        metrics=note.metrics,
+        base=report.base_digest,
+        elements=report.elements,
+        changed=report.changed,
+        delta_bytes=report.delta_bytes,
+        tuned_bytes=report.tuned_bytes,
+    )
 
 
 def read_reports(
@@ -228,21 +338,3 @@ def read_reports(
 
     folders = [folder for folder in delta_folders(listing) if folder not in skip]
     return dict(map_concurrently(read, folders))
-
-
-def delta_names(run: Path) -> list[str]:
-    """The names of the deltas in a local run's folder, in natural order."""
-    found = (path.name for path in run.iterdir() if is_delta(path)) if run.is_dir() else ()
-    return sorted(found, key=natural_order)
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts ``step-9`` before ``step-10``."""
-    parts = re.split(r"([0-9]+)", name)
-    return [_number(part) if part.isdecimal() else (1, 0, part) for part in parts]
-
-
-def _number(digits: str) -> tuple[int, int, str]:
-    """A key that sorts numbers by value. Python refuses to convert very long ones."""
-    digits = digits.lstrip("0")
-    return (0, len(digits), digits)

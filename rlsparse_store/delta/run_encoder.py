@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,18 +11,22 @@ from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans,
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings, structure_warnings
 from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
-from rlsparse_store.delta.run import (
-    RunEntry,
-    RunReport,
-    inspect_run,
+from rlsparse_store.delta.run import RunEntry, RunReport, list_entries, row_of
+from rlsparse_store.delta.run_files import (
+    EntryNote,
+    IndexRow,
     is_delta,
-    is_run,
     natural_order,
+    pins,
+    step_in_name,
+    write_note,
 )
+from rlsparse_store.delta.run_writer import RunWriter
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
+from rlsparse_store.files.trainer_state import TrainerState, read_trainer_state
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
@@ -30,9 +35,11 @@ from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
+    from rlsparse_store.delta.report import EncodeReport
+    from rlsparse_store.files.delta_writer import ChunkSink
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.pipeline.coder import SpanCoder
 
@@ -49,6 +56,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     coder: SpanCoder | None = None,
+    metrics: Mapping[str, float] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     force: bool = False,
@@ -62,8 +70,12 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
 
     Checkpoints are encoded one after another, and each delta is complete when it appears: an
     interruption loses the one in progress, and the same call then continues. A delta that exists
-    is kept and its checkpoint is not read; to encode it again, remove its folder. The base is
-    hashed once.
+    is kept and its checkpoint is not read, unless the checkpoint is local and newer: a resumed run
+    writes checkpoints again. Then it is encoded, and if it differs, both deltas are entries of this
+    name until one is pruned. The base is hashed once.
+
+    A delta's step and metrics are read from the ``trainer_state.json`` of its checkpoint and kept
+    with it. One process writes at a time.
 
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
@@ -77,6 +89,8 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         threads: Threads to work on; all processors by default.
         shard_bytes: Bytes of chunks after which a delta continues in another file.
         coder: As for :func:`encode_delta`.
+        metrics: Metrics of the checkpoint by name, beside those that its trainer wrote. Only one
+            checkpoint may then be given.
         include: As for :func:`encode_delta`.
         exclude: As for :func:`encode_delta`.
         force: As for :func:`encode_delta`.
@@ -92,11 +106,14 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
 
     Raises:
         NotFoundError: A checkpoint does not exist.
-        CheckpointError: A checkpoint is broken, or is given twice.
+        CheckpointError: A checkpoint is broken, or is given twice, or metrics are given for
+            several.
         ImplausibleError: A checkpoint is not one of this base, as names and shapes show.
         DtypeMismatchError: A dtype does not match the base's, and neither option says what to do.
         BaseMismatchError: The run has a delta of another base.
         OutputError: A delta cannot be written.
+        RunLockedError: Another process is writing the run.
+        RunError: The run's index or an entry's note is damaged.
 
     Warns:
         ImplausibleWarning: As for :func:`encode_delta`, of each checkpoint.
@@ -114,32 +131,137 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         )
         raise OutputError(msg, file=out)
     named = _by_name(tuned)
-    found = inspect_run(out).deltas if is_run(out) else []
-    for entry in found:
-        _require_base(out, entry.name, entry.base_digest, found)
-    _warn_of_newer(out, named)
-    entries = {entry.name: entry for entry in found}
-    pending = {name: place for name, place in named.items() if name not in entries}
+    if metrics and len(named) != 1:
+        msg = f"metrics are of one checkpoint, and there are {len(named)}: encode them one by one"
+        raise CheckpointError(msg, file=out)
+    rows = list_entries(out) if out.is_dir() else []
+    for row in rows:
+        _require_base(out, row.folder, row.base, rows)
     hashes = BaseHashes()
     with open_checkpoint(find_checkpoint(base, "base", access, base_revision)) as base_checkpoint:
-        _check_local(base_checkpoint, pending.values(), force=force)
-        for number, (name, place) in enumerate(pending.items()):
-            part = _part_of(progress, number, len(pending))
-            with (
-                open_checkpoint(find_checkpoint(place, "tuned checkpoint", access)) as checkpoint,
-                open_side_files(checkpoint, include, exclude) as sides,
-            ):
-                encoder = Encoder(
-                    base_checkpoint, checkpoint, policy, hashes, sides=sides, force=force
-                )
-                with new_delta(encoder, out / name, shard_bytes) as sink:
-                    report = encoder.report(encode_spans(encoder, sink, threads, part, coder))
-                    # Before the delta gets its name: a run has one base.
-                    _require_base(out, name, report.base_digest, found)
-            entries[name] = RunEntry.of(name, report, is_new=True)
-            issue_warnings(report, name)
-    ordered = sorted(entries.values(), key=lambda entry: natural_order(entry.name))
-    return RunReport(deltas=ordered)
+        held = {row.name: row for row in rows}
+        places = [place for name, place in named.items() if _is_new(out, held.get(name), place)]
+        _check_local(base_checkpoint, places, force=force)
+        with RunWriter(out) as run:
+            pending = {
+                name: place
+                for name, place in named.items()
+                if _is_new(out, run.current(name), place)
+            }
+            written: dict[str, EncodeReport] = {}
+            for number, (name, place) in enumerate(pending.items()):
+                part = _part_of(progress, number, len(pending))
+                path = find_checkpoint(place, "tuned checkpoint", access)
+                with (
+                    open_checkpoint(path) as checkpoint,
+                    open_side_files(checkpoint, include, exclude) as sides,
+                ):
+                    encoder = Encoder(
+                        base_checkpoint, checkpoint, policy, hashes, sides=sides, force=force
+                    )
+                    spans = partial(
+                        encode_spans, encoder, threads=threads, progress=part, coder=coder
+                    )
+                    state = read_trainer_state(path)
+                    entry = _Entry(
+                        run, name, state._replace(metrics={**state.metrics, **(metrics or {})})
+                    )
+                    report = entry.write(encoder, spans, shard_bytes)
+                if report is not None:
+                    written[entry.folder] = report
+                    issue_warnings(report, name)
+            pinned = pins(out)
+            ordered = sorted(run.rows.values(), key=lambda row: natural_order(row.folder))
+    return RunReport(
+        deltas=[
+            RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in pinned)
+            for row in ordered
+        ]
+    )
+
+
+class _Entry:
+    """The next entry of a run.
+
+    Args:
+        run: The run.
+        name: Its name.
+        state: Its step and metrics.
+    """
+
+    def __init__(self, run: RunWriter, name: str, state: TrainerState) -> None:
+        self.folder = run.free_folder(name)
+        self._run = run
+        self._name = name
+        self._state = state
+
+    def write(
+        self, encoder: Encoder, spans: Callable[[ChunkSink], int], shard_bytes: int
+    ) -> EncodeReport | None:
+        """Encode and list it.
+
+        Args:
+            encoder: The encoding.
+            spans: Encodes the spans into a sink.
+            shard_bytes: Bytes of chunks after which the delta continues in another file.
+
+        Returns:
+            What was stored, or ``None`` if the current entry of this name has this content.
+        """
+        run = self._run
+        held = run.current(self._name)
+        noted: list[EntryNote] = []
+
+        def finish(delta: Path) -> None:
+            write_note(delta, noted[0])
+            run.require_held()
+
+        try:
+            with new_delta(encoder, run.run / self.folder, shard_bytes, finish) as sink:
+                report = encoder.report(spans(sink))
+                # Before the delta gets its name: a run has one base.
+                _require_base(run.run, self._name, report.base_digest, list(run.rows.values()))
+                _require_change(held, report)
+                noted.append(self._note(report.tuned_digest))
+        except _UnchangedError:
+            return None
+        run.add(row_of(self.folder, noted[0], report))
+        if held is None:
+            return report
+        note = (
+            f"another entry of the name {printable(self._name)}, for the checkpoint changed; "
+            f"the one before it stays in {printable(held.folder)} until it is pruned"
+        )
+        return replace(report, notes=[*report.notes, note])
+
+    def _note(self, tuned: str) -> EntryNote:
+        step = step_in_name(self._name) if self._state.step is None else self._state.step
+        before = self._run.before(step, self._name)
+        return EntryNote(
+            name=self._name,
+            tuned=tuned,
+            parent=None if before is None else before.tuned,
+            step=step,
+            metrics=self._state.metrics,
+        )
+
+
+class _UnchangedError(Exception):
+    """A checkpoint that is newer than its delta has the same content. Ends the writing."""
+
+
+def _require_change(held: IndexRow | None, report: EncodeReport) -> None:
+    if held is not None and held.tuned == report.tuned_digest:
+        raise _UnchangedError
+
+
+def _is_new(out: Path, held: IndexRow | None, place: str | PathLike[str]) -> bool:
+    """Whether a checkpoint has to be encoded: it has no entry, or is local and newer than that."""
+    if held is None:
+        return True
+    if as_repo_id(place) is not None:
+        return False
+    return _last_written(Path(place)) > _last_written(out / held.folder / DELTA_FOLDER)
 
 
 def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[str]]:
@@ -159,7 +281,8 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
             msg = f"a repository is named {printable(name)} too; store it in a run of its own"
             raise CheckpointError(msg, file=printable(str(path)))
         named[name] = path
-    return named
+    # In the order of training, so that each finds its parent.
+    return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
 
 
 def _repo_name(repo: RepoId) -> str:
@@ -175,23 +298,11 @@ def _check_local(base: Checkpoint, places: Iterable[str | PathLike[str]], *, for
                 structure_warnings(base, tuned, find_sources(base, tuned), force=force)
 
 
-def _require_base(out: Path, name: str, digest: str, found: Sequence[RunEntry]) -> None:
+def _require_base(out: Path, name: str, digest: str, found: Sequence[IndexRow]) -> None:
     """Require that a delta of a run has the base of those found there."""
-    if found and digest != found[0].base_digest:
+    if found and digest != found[0].base:
         msg = "was made against another base; remove it, or choose another folder for this run"
         raise BaseMismatchError(msg, file=out / name)
-
-
-def _warn_of_newer(out: Path, named: dict[str, str | PathLike[str]]) -> None:
-    """Warn of local checkpoints that are newer than their deltas, which are kept."""
-    for name, place in named.items():
-        encoded = _last_written(out / name / DELTA_FOLDER)
-        if encoded and _last_written(Path(place)) > encoded:
-            msg = (
-                f"{out / name}: kept, although {printable(str(place))} is newer; to encode it "
-                "again, remove the delta's folder"
-            )
-            warnings.warn(msg, RuntimeWarning, stacklevel=3)
 
 
 def _last_written(path: Path) -> float:

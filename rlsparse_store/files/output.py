@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputFile",
     "close_all",
+    "is_running",
     "new_file",
     "output_errors",
     "output_folder",
+    "replace_file",
     "require_new",
     "write_new",
 ]
@@ -240,7 +242,26 @@ def write_new(path: Path, content: bytes) -> None:
         file.write(content, 0)
 
 
-def _is_running(process: int) -> bool:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file in place of an earlier one: readers find the old or the new content.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with output_errors(path), _temporary(path) as temporary:
+        _remove_stale(path)
+        try:
+            with OutputFile(temporary) as file:
+                file.write(content, 0)
+            temporary.replace(path)
+            flush_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine runs a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -251,15 +272,18 @@ def _is_running(process: int) -> bool:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove temporary folders for this target whose process on this host is gone."""
+    """Remove temporary folders and files for this target whose process on this host is gone."""
     pattern = f".{glob.escape(target.name)}.tmp-{_HOST}-*"
     for found in (*target.parent.glob(pattern), *target.glob(pattern)):
         process = found.name.rpartition("-")[2]
         if not re.fullmatch(r"\d{1,9}", process) or found in _LIVE:
             continue
         # An earlier process of the same number is gone: containers reuse numbers.
-        if int(process) == os.getpid() or not _is_running(int(process)):
-            shutil.rmtree(found, ignore_errors=True)
+        if int(process) == os.getpid() or not is_running(int(process)):
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
 
 
 def _require_free(target: Path) -> None:

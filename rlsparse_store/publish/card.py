@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.names import printable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import delta_folders, subfolder_parts
-from rlsparse_store.delta.run import delta_names
+from rlsparse_store.delta.run_files import delta_names
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.copy import copy_files

@@ -13,7 +13,8 @@ from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.resolve import subfolder_parts
-from rlsparse_store.delta.run import delta_names, is_run, natural_order, read_reports
+from rlsparse_store.delta.run import is_run, read_reports
+from rlsparse_store.delta.run_files import NOTE_NAME, delta_names, natural_order
 from rlsparse_store.delta.verify import check_alone
 from rlsparse_store.errors import (
     BaseMismatchError,
@@ -332,6 +333,8 @@ def _open(
         check_alone(reader, resolve_threads(None))
         report = report_delta(reader)
         files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
+        if (note := folder / DELTA_FOLDER / NOTE_NAME).is_file():
+            files[f"{DELTA_FOLDER}/{NOTE_NAME}"] = note
         weights = {f"{DELTA_FOLDER}/", CARD}
         files |= {name: folder / name for name in delta_side_files(folder, weights)}
         if base is None or base.listing is None or scratch is None or access is None:

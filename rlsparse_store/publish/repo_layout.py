@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.delta.resolve import delta_folders
-from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import OutputError
 from rlsparse_store.format.names import printable
 

@@ -23,7 +23,7 @@ from rlsparse_store.delta import (
     run_encoder,
 )
 from rlsparse_store.delta.encode import encode_spans
-from rlsparse_store.delta.run import natural_order
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -88,7 +88,14 @@ def check(training: Training, run: Path, work: Path) -> None:
     """Assert that each delta of a run equals the delta of its checkpoint alone."""
     for path in training.tuned:
         encode_delta(training.base, path, work / path.name)
-        assert contents(run / path.name) == contents(work / path.name)
+        entry = contents(run / path.name)
+        del entry["rlsparse/entry.json"]
+        assert entry == contents(work / path.name)
+
+
+def folders(run: Path) -> list[str]:
+    """The folders of a run, without those whose names start with a dot."""
+    return sorted(p.name for p in run.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def test_run_has_the_deltas_of_all_checkpoints(training: Training, tmp_path: Path) -> None:
@@ -148,7 +155,7 @@ def test_the_base_is_hashed_once(
 def test_run_is_extended_without_rewriting(training: Training, tmp_path: Path) -> None:
     run = tmp_path / "run"
     encode_run(training.base, training.tuned[:2], run)
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for name in STEPS[:2] for p in (run / name).rglob("*")}
     # A checkpoint that was encoded need not be there any more.
     (training.tuned[0] / SINGLE).unlink()
     report = encode_run(training.base, training.tuned, run)
@@ -162,8 +169,7 @@ def test_each_delta_is_complete_when_it_appears(training: Training, tmp_path: Pa
     run, seen = tmp_path / "run", []
 
     def look(done: int, total: int) -> None:
-        names = [path.name for path in run.iterdir() if not path.name.startswith(".")]
-        seen.append((done / total, sorted(names)))
+        seen.append((done / total, folders(run)))
 
     encode_run(training.base, training.tuned, run, progress=look)
     assert [share for share, _ in seen] == sorted(share for share, _ in seen)
@@ -187,7 +193,7 @@ def test_failed_checkpoint_keeps_the_other_deltas(
     monkeypatch.setattr(run_encoder, "encode_spans", fail_at_the_third)
     with pytest.raises(OutputError, match="No space left"):
         encode_run(training.base, training.tuned, run)
-    assert sorted(path.name for path in run.iterdir()) == sorted(STEPS[:2])
+    assert folders(run) == sorted(STEPS[:2])
     monkeypatch.undo()
     report = encode_run(training.base, training.tuned, run)
     assert [d.is_new for d in report.deltas] == [False, False, True]
@@ -232,14 +238,14 @@ def test_killed_run_is_resumed(training: Training, tmp_path: Path, last: int) ->
     run = tmp_path / "run"
     arguments: list[str | Path] = ["encode", training.base, *training.tuned, "-o", run, "-q"]
     assert command("-c", KILLED, str(last), *arguments).returncode == -9
-    finished = [path.name for path in run.iterdir() if not path.name.startswith(".")]
+    finished = folders(run)
     assert len(finished) == last - 1
     done = command("-m", "rlsparse_store", *arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert sum(delta["is_new"] for delta in report["deltas"]) == len(STEPS) - len(finished)
     check(training, run, tmp_path / "alone")
-    assert sorted(path.name for path in run.iterdir()) == sorted(STEPS)
+    assert folders(run) == sorted(STEPS)
 
 
 def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:
@@ -273,12 +279,28 @@ def test_run_of_one_checkpoint(training: Training, tmp_path: Path) -> None:
     check(training, tmp_path / "run", tmp_path / "alone")
 
 
-def test_rewritten_checkpoint_is_reported(training: Training, tmp_path: Path) -> None:
-    encode_run(training.base, training.tuned, tmp_path / "run")
-    encode_run(training.base, training.tuned, tmp_path / "run")
+def test_a_rewritten_checkpoint_is_another_entry_of_its_name(
+    training: Training, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned, run)
+    # Newer, but the same: kept.
     os.utime(training.tuned[1] / SINGLE, (time.time() + 60,) * 2)
-    with pytest.warns(RuntimeWarning, match=f"{STEPS[1]}: kept, although .* is newer"):
-        encode_run(training.base, training.tuned, tmp_path / "run")
+    report = encode_run(training.base, training.tuned, run)
+    assert not any(d.is_new for d in report.deltas)
+    assert folders(run) == sorted(STEPS)
+    (training.tuned[1] / SINGLE).write_bytes(file_bytes(later(base_tensors(), 9)))
+    os.utime(training.tuned[1] / SINGLE, (time.time() + 60,) * 2)
+    report = encode_run(training.base, training.tuned, run)
+    named = [(d.name, d.folder, d.is_new) for d in report.deltas]
+    assert named[1:3] == [("step-10", "step-10", False), ("step-10", "step-10.2", True)]
+    assert "stays in step-10 until it is pruned" in report.deltas[2].notes[-1]
+    assert report.deltas[1].tuned_digest != report.deltas[2].tuned_digest
+    apply_delta(run / "step-10.2", tmp_path / "out", base=training.base)
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (training.tuned[1] / SINGLE).read_bytes()
+    # What it was encoded from is as old as its delta: nothing to do.
+    os.utime(training.tuned[1] / SINGLE, (time.time() - 60,) * 2)
+    assert not any(d.is_new for d in encode_run(training.base, training.tuned, run).deltas)
 
 
 def test_progress_counts_the_bytes_of_the_checkpoints(training: Training, tmp_path: Path) -> None:
@@ -316,7 +338,7 @@ def test_a_run_has_one_base(training: Training, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(BaseMismatchError, match="another base"):
             encode_run(other, training.tuned[1:2], run)
-        assert [path.name for path in run.iterdir()] == [STEPS[0]]
+        assert folders(run) == [STEPS[0]]
     encode_delta(other, training.tuned[1], run / STEPS[1])
     with pytest.raises(BaseMismatchError, match="another base"):
         encode_run(training.base, training.tuned[:2], run)

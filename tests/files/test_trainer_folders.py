@@ -56,7 +56,11 @@ def test_a_trainers_folder_stands_for_its_checkpoints(tmp_path: Path, kind: str)
     # The same names one by one, as they would be given while training goes on.
     for path in inside:
         encode_run(base, [tmp_path / "out" / path], tmp_path / "again")
-    assert contents(tmp_path / "again") == contents(tmp_path / "run")
+    for name in names:
+        again, run = (contents(tmp_path / run / name) for run in ("again", "run"))
+        # A note names the checkpoint before: here, of those that were encoded before.
+        del again["rlsparse/entry.json"], run["rlsparse/entry.json"]
+        assert again == run
 
 
 def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,231 @@
+"""Pruning a run: which entries are kept, and how the others are removed (``specs/runs.md``)."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rlsparse_store.delta.html_table import SummaryRepr
+from rlsparse_store.delta.run import choose_entry
+from rlsparse_store.delta.run_files import (
+    delta_names,
+    is_folder_name,
+    marks_folder,
+    natural_order,
+    pins,
+    private_folder,
+    remove_pin,
+    unlisted_names,
+    write_pin,
+)
+from rlsparse_store.delta.run_writer import RunWriter
+from rlsparse_store.errors import NotFoundError
+from rlsparse_store.files.output import output_errors, replace_file
+from rlsparse_store.files.rename import flush_folder
+from rlsparse_store.format.names import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from rlsparse_store.delta.html_table import Rows
+    from rlsparse_store.delta.run_files import IndexRow
+
+__all__ = ["GRACE_SECONDS", "PruneReport", "prune_run"]
+
+GRACE_SECONDS = 3600.0
+"""Seconds between unlisting an entry and removing it, by default: readers have it open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PruneReport(SummaryRepr):
+    """What pruning did, or would do.
+
+    Attributes:
+        kept: Folders of the entries that stay, in order.
+        unlisted: Folders of those that are no entries any more, and will be removed.
+        unlisted_bytes: Bytes of their deltas.
+        removed: Folders that an earlier call unlisted and this one removed.
+        dry_run: Whether nothing was done.
+    """
+
+    kept: list[str]
+    unlisted: list[str]
+    unlisted_bytes: int
+    removed: list[str]
+    dry_run: bool
+
+    def _summary(self) -> Rows:
+        yield "kept", len(self.kept)
+        yield "unlisted", len(self.unlisted)
+        yield "unlisted_bytes", self.unlisted_bytes
+        yield "removed", len(self.removed)
+
+
+def prune_run(  # noqa: PLR0913 - each option is one of the command line's
+    run: str | PathLike[str],
+    *,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    keep_best: str | None = None,
+    best: Literal["max", "min"] = "max",
+    pin: Sequence[str] = (),
+    unpin: Sequence[str] = (),
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+) -> PruneReport:
+    """Remove the entries of a run that no rule keeps.
+
+    An entry is kept if any rule keeps it or it is pinned. Without a rule nothing is unlisted, and
+    the call pins, unpins, and removes what earlier ones unlisted. An entry is unlisted first: it is
+    gone for readers of the run, and its files stay. A call after the grace period removes them.
+
+    Rules apply to the current entry of each name; an older one of the same name is kept only by a
+    pin.
+
+    Args:
+        run: Folder of the run.
+        keep_last: How many of the last entries are kept, in the order of their steps.
+        keep_every: Entries whose step is a multiple of this are kept.
+        keep_best: The metric whose best entry is kept.
+        best: Whether the best one is the largest or the smallest.
+        pin: Names, folders or digests of entries that this call pins.
+        unpin: The same of entries whose pins it removes.
+        grace_seconds: Seconds between unlisting an entry and removing it.
+        dry_run: Only report.
+
+    Raises:
+        NotFoundError: There is no such run or entry, or no entry has the metric.
+        RunLockedError: Another process is writing.
+        RunError: The run's index or an entry's note is damaged.
+        OutputError: A file cannot be written or removed.
+
+    Example:
+        >>> prune_run("run", keep_last=3, keep_best="reward").kept  # doctest: +SKIP
+        ['checkpoint-200', 'checkpoint-280', 'checkpoint-290', 'checkpoint-300']
+    """
+    run = Path(run)
+    if not delta_names(run) and not unlisted_names(run):
+        msg = "holds no deltas"
+        raise NotFoundError(msg, file=printable(str(run)))
+    with RunWriter(run) as writer:
+        rows = list(writer.rows.values())
+        pinned = pins(run)
+        to_pin = [choose_entry(run, rows, name) for name in pin]
+        to_unpin = [choose_entry(run, rows, name) for name in unpin]
+        pinned = (pinned - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
+        chosen = _chosen(run, _current(rows), keep_last, keep_every, keep_best, best)
+        unlisted = [
+            row
+            for row in rows
+            if chosen is not None and row.folder not in chosen and row.tuned not in pinned
+        ]
+        removed = _due(run, grace_seconds)
+        if not dry_run:
+            for row in to_unpin:
+                remove_pin(run, row.tuned)
+            for row in to_pin:
+                write_pin(run, row)
+            _unlist(writer, unlisted)
+            _sweep(writer, removed)
+        return PruneReport(
+            kept=[row.folder for row in rows if row not in unlisted],
+            unlisted=[row.folder for row in unlisted],
+            unlisted_bytes=sum(row.delta_bytes for row in unlisted),
+            removed=removed,
+            dry_run=dry_run,
+        )
+
+
+def _chosen(
+    run: Path,
+    current: Sequence[IndexRow],
+    keep_last: int | None,
+    keep_every: int | None,
+    keep_best: str | None,
+    best: str,
+) -> set[str] | None:
+    """The folders that the rules keep; ``None`` without a rule."""
+    if keep_last is None and keep_every is None and keep_best is None:
+        return None
+    chosen = list(current[max(0, len(current) - keep_last) :]) if keep_last is not None else []
+    if keep_every is not None:
+        chosen += [r for r in current if r.step is not None and r.step % keep_every == 0]
+    if keep_best is not None:
+        chosen.append(_best(run, current, keep_best, best))
+    return {row.folder for row in chosen}
+
+
+def _current(rows: Sequence[IndexRow]) -> list[IndexRow]:
+    """The current entries of all names, in order of their steps if all have one."""
+    current = list({row.name: row for row in rows}.values())
+
+    def order(row: IndexRow) -> tuple[int, list[tuple[int, int, str]]]:
+        return row.step or 0, natural_order(row.folder)
+
+    return sorted(current, key=order) if all(row.step is not None for row in current) else current
+
+
+def _best(run: Path, rows: Sequence[IndexRow], metric: str, best: str) -> IndexRow:
+    """The entry with the best value of a metric, the last one of equals."""
+    having = [row for row in rows if metric in row.metrics]
+    if not having:
+        known = sorted({name for row in rows for name in row.metrics})
+        listed = ", ".join(map(printable, known)) or "none"
+        msg = f"no entry has the metric {printable(metric)}; there are: {listed}"
+        raise NotFoundError(msg, file=run)
+    sign = 1 if best == "max" else -1
+    return max(reversed(having), key=lambda row: sign * row.metrics[metric])
+
+
+def _unlist(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
+    """Mark entries as unlisted, and publish the index without them."""
+    if not rows:
+        return
+    marks = marks_folder(writer.run)
+    with output_errors(marks):
+        marks.mkdir(parents=True, exist_ok=True)
+    writer.require_held()
+    for row in rows:
+        replace_file(marks / row.folder, b"")
+        del writer.rows[row.folder]
+    writer.publish()
+
+
+def _due(run: Path, grace_seconds: float) -> list[str]:
+    """Unlisted folders whose grace period is over, by the clock of the file system."""
+    marks = {name: marks_folder(run) / name for name in unlisted_names(run) if is_folder_name(name)}
+    with output_errors(marks_folder(run)):
+        probe = private_folder(run) / ".clock-prune"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        due = [n for n, mark in marks.items() if now - mark.stat().st_mtime >= grace_seconds]
+    return sorted(due, key=natural_order)
+
+
+def _sweep(writer: RunWriter, folders: Sequence[str]) -> None:
+    """Remove unlisted folders: away from their place first, then their files, then the marks."""
+    swept = private_folder(writer.run) / "swept"
+    with output_errors(writer.run):
+        if folders:
+            writer.require_held()
+            swept.mkdir(exist_ok=True)
+        for name in folders:
+            place = writer.run / name
+            if place.is_symlink():
+                # What it leads to belongs to someone else.
+                place.unlink()
+            elif place.exists():
+                _remove(swept / name)
+                place.rename(swept / name)
+                flush_folder(writer.run)
+            _remove(swept / name)
+            (marks_folder(writer.run) / name).unlink()
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

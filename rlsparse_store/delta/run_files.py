@@ -1,0 +1,366 @@
+"""What a run holds beside its deltas (``specs/runs.md``): notes, index, pins and marks.
+
+Nothing of it is believed: names are checked before they become paths, and content decides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import xxhash
+
+from rlsparse_store.errors import RunError
+from rlsparse_store.files.output import output_errors, replace_file
+from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.names import printable
+from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse, printed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = [
+    "INDEX_NAME",
+    "NOTE_NAME",
+    "EntryNote",
+    "IndexRow",
+    "delta_names",
+    "is_delta",
+    "is_folder_name",
+    "marks_folder",
+    "natural_order",
+    "note_by_name",
+    "note_of",
+    "pins",
+    "private_folder",
+    "read_index",
+    "remove_pin",
+    "step_in_name",
+    "unlisted_names",
+    "write_index",
+    "write_note",
+    "write_pin",
+]
+
+INDEX_NAME: Final = "run.json"
+NOTE_NAME: Final = "entry.json"
+
+_LARGEST_NOTE: Final = 64 << 10
+_LARGEST_INDEX: Final = 64 << 20
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_COUNTS: Final = ("elements", "changed", "delta_bytes", "tuned_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryNote:
+    """What belongs to an entry of a run.
+
+    Attributes:
+        name: Its name, a label.
+        tuned: State digest of the tuned checkpoint: the entry's identity.
+        parent: Identity of the entry before it in training, if known.
+        step: Its optimizer step, if known.
+        metrics: Its metrics by name.
+    """
+
+    name: str
+    tuned: str
+    parent: str | None = None
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRow(EntryNote):
+    """An entry in a run's index: its note, and the totals of its delta.
+
+    Attributes:
+        folder: Its folder in the run.
+        base: State digest of the base.
+        elements: Elements of the tuned checkpoint.
+        changed: Elements that differ from their source's.
+        delta_bytes: Bytes of the delta's files.
+        tuned_bytes: Bytes of the tuned checkpoint's tensors.
+    """
+
+    folder: str
+    base: str
+    elements: int
+    changed: int
+    delta_bytes: int
+    tuned_bytes: int
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def private_folder(run: Path) -> Path:
+    """The folder of a run for its lock, pins and marks."""
+    return run / ".run"
+
+
+def marks_folder(run: Path) -> Path:
+    """The folder with a file for each folder of the run that is no entry any more."""
+    return private_folder(run) / "unlisted"
+
+
+def _pins_folder(run: Path) -> Path:
+    return private_folder(run) / "pins"
+
+
+def is_delta(path: Path) -> bool:
+    """Whether a folder holds a delta. Temporary folders of a writer do not count."""
+    return (path / DELTA_FOLDER).is_dir() and not path.name.startswith(".")
+
+
+def delta_names(run: Path) -> list[str]:
+    """The folders of the entries in a local run, in natural order."""
+    if not run.is_dir():
+        return []
+    unlisted = unlisted_names(run)
+    found = (path.name for path in run.iterdir() if path.name not in unlisted and is_delta(path))
+    return sorted(found, key=natural_order)
+
+
+def unlisted_names(run: Path) -> set[str]:
+    """The folders that are marked as no entries."""
+    return _names_in(marks_folder(run))
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts ``step-9`` before ``step-10``."""
+    parts = re.split(r"([0-9]+)", name)
+    return [_number(part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def _number(digits: str) -> tuple[int, int, str]:
+    """A key that sorts numbers by value. Python refuses to convert very long ones."""
+    digits = digits.lstrip("0")
+    return (0, len(digits), digits)
+
+
+def step_in_name(name: str) -> int | None:
+    """The last number in a name.
+
+    Example:
+        >>> step_in_name("epoch_0_step_100"), step_in_name("final")
+        (100, None)
+    """
+    numbers = re.findall(r"[0-9]{1,18}", name)
+    return int(numbers[-1]) if numbers else None
+
+
+# --- notes ------------------------------------------------------------------------------------
+
+
+def write_note(delta: Path, note: EntryNote) -> None:
+    """Write the note of an entry.
+
+    Args:
+        delta: Folder of its delta, complete or in progress.
+        note: The note.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    entry = asdict(note)
+    text = canonical({"checksum": _checksum(entry), "entry": entry}) + b"\n"
+    replace_file(delta / DELTA_FOLDER / NOTE_NAME, text)
+
+
+def note_of(delta: Path, tuned: str) -> EntryNote:
+    """The note of an entry, or what its folder's name says where it has none.
+
+    Args:
+        delta: Folder of the delta.
+        tuned: State digest of the tuned checkpoint, as its delta says.
+
+    Raises:
+        RunError: The note is damaged, or another entry's.
+    """
+    path = delta / DELTA_FOLDER / NOTE_NAME
+    text = _read(path, _LARGEST_NOTE)
+    if text is None:
+        return note_by_name(delta.name, tuned)
+    try:
+        held = parse(text, most_objects=8, any_number=True)
+        entry = held["entry"]
+        if held["checksum"] != _checksum(entry):
+            msg = "does not match its checksum; restore it, or remove it to lose its metrics only"
+            raise RunError(msg, file=path)
+        note = EntryNote(**_note_fields(entry))
+    except (StrictJsonError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
+        msg = f"is not the note of an entry ({printable(str(error), 80)}); restore or remove it"
+        raise RunError(msg, file=path) from error
+    if note.tuned != tuned:
+        msg = "belongs to another delta than the one beside it; restore or remove it"
+        raise RunError(msg, file=path)
+    return note
+
+
+def note_by_name(name: str, tuned: str) -> EntryNote:
+    """The note of an entry that has none."""
+    return EntryNote(name=name, tuned=tuned, step=step_in_name(name))
+
+
+def _checksum(entry: object) -> str:
+    return xxhash.xxh3_64_hexdigest(canonical(entry))
+
+
+def _note_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a note out of an object.
+
+    Raises:
+        ValueError: One is not as the specification has it.
+        KeyError: One is missing.
+    """
+    parent, step = value["parent"], value["step"]
+    _require(isinstance(value["name"], str) and 0 < len(value["name"]) <= 1024, "name")
+    _require(_is_digest(value["tuned"]), "tuned")
+    _require(parent is None or _is_digest(parent), "parent")
+    _require(step is None or _is_count(step), "step")
+    return {
+        "name": value["name"],
+        "tuned": value["tuned"],
+        "parent": parent,
+        "step": step,
+        "metrics": _metrics(value["metrics"]),
+    }
+
+
+def _metrics(value: object) -> dict[str, float]:
+    _require(isinstance(value, dict), "metrics")
+    metrics = cast("dict[str, object]", value)
+    for number in metrics.values():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        _require(is_number and math.isfinite(cast("float", number)), "metrics")
+    return {name: float(cast("float", number)) for name, number in metrics.items()}
+
+
+def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - a condition
+    if not holds:
+        msg = f"wrong {what}"
+        raise ValueError(msg)
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# --- the index --------------------------------------------------------------------------------
+
+
+def read_index(run: Path) -> dict[str, IndexRow]:
+    """The rows of a run's index by folder; none if it has no index.
+
+    Raises:
+        RunError: The index is damaged, or names something other than folders of the run.
+    """
+    path = run / INDEX_NAME
+    text = _read(path, _LARGEST_INDEX)
+    if text is None:
+        return {}
+    try:
+        held = parse(text, most_objects=len(text) // 64 + 2, any_number=True)
+        _require(isinstance(held, dict) and held["rlsparse_run"] == 1, "version")
+        rows = [_row(value) for value in held["entries"]]
+    except (StrictJsonError, KeyError, TypeError, ValueError) as error:
+        msg = (
+            f"is not an index ({printable(str(error), 80)}); rlsparse runs repair makes it again "
+            "from the entries"
+        )
+        raise RunError(msg, file=path) from error
+    found = {row.folder: row for row in rows}
+    if len(found) != len(rows):
+        msg = "names a folder twice; rlsparse runs repair makes it again from the entries"
+        raise RunError(msg, file=path)
+    return found
+
+
+def _row(value: Mapping[str, Any]) -> IndexRow:
+    folder = value["folder"]
+    _require(isinstance(folder, str) and is_folder_name(folder), "folder")
+    _require(_is_digest(value["base"]), "base")
+    for name in _COUNTS:
+        _require(_is_count(value[name]), name)
+    counts = {name: value[name] for name in _COUNTS}
+    return IndexRow(folder=folder, base=value["base"], **counts, **_note_fields(value))
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether this is one component of a path that can be an entry's."""
+    return 0 < len(name) <= 255 and not name.startswith(".") and not re.search(r"[/\\\x00]", name)
+
+
+def write_index(run: Path, rows: Iterable[IndexRow]) -> None:
+    """Publish the index of a run, in natural order of the folders.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    ordered = sorted(rows, key=lambda row: natural_order(row.folder))
+    text = printed({"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]})
+    replace_file(run / INDEX_NAME, text + b"\n")
+
+
+# --- pins -------------------------------------------------------------------------------------
+
+
+def pins(run: Path) -> set[str]:
+    """The digests that are pinned."""
+    return {name for name in _names_in(_pins_folder(run)) if _is_digest(name)}
+
+
+def write_pin(run: Path, note: EntryNote) -> None:
+    """Pin an entry.
+
+    Raises:
+        OutputError: The pin cannot be written.
+    """
+    folder = _pins_folder(run)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
+
+
+def remove_pin(run: Path, tuned: str) -> None:
+    """Remove the pin of an entry, if it has one.
+
+    Raises:
+        OutputError: The pin cannot be removed.
+    """
+    with output_errors(run):
+        (_pins_folder(run) / tuned).unlink(missing_ok=True)
+
+
+def _read(path: Path, largest: int) -> bytes | None:
+    """The content of a small file, or ``None`` if there is none.
+
+    Raises:
+        RunError: It is too long, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(largest + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"cannot be read ({error.strerror})"
+        raise RunError(msg, file=path) from error
+    if len(text) > largest:
+        msg = f"is longer than the {largest:,} bytes allowed; restore it, or remove it"
+        raise RunError(msg, file=path)
+    return text

@@ -1,0 +1,232 @@
+"""One writer at a time: a lock that outlives no writer, on local and on shared file systems.
+
+The protocol is that of ``specs/runs.md``: locks are numbered files, of which the highest number
+holds. A number is taken once, since creating an existing file fails, so that of two processes that
+take over a stale lock only one succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from rlsparse_store.errors import RunLockedError
+from rlsparse_store.files.output import is_running, output_errors, replace_file
+from rlsparse_store.format.names import printable
+from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = ["STALE_SECONDS", "WriterLock"]
+
+STALE_SECONDS: Final = 120
+"""A lock of another machine that was not touched for this long is stale."""
+
+TOUCH_SECONDS: Final = 15
+
+_LOCK: Final = re.compile(r"lock-(\d{6,12})")
+_LARGEST: Final = 4096
+"""Bytes of a lock. A longer one is not a lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The lock with the highest number, its fields, and the seconds since its last touch."""
+
+    number: int
+    fields: Mapping[str, object]
+    age: float
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its writer released it or is gone."""
+        if self.fields.get("released") is True:
+            return True
+        process = self.fields.get("process")
+        if self.fields.get("space") == _space() and isinstance(process, int):
+            started = self.fields.get("started")
+            return not is_running(process) or _start_of(process) != started
+        return self.age > STALE_SECONDS
+
+
+class WriterLock:
+    """The lock of the writer of a folder, held within a ``with`` statement.
+
+    Args:
+        folder: The folder for the lock's files, which is created if there is none.
+        target: What is written, for messages.
+
+    Raises:
+        RunLockedError: Another process is writing.
+        OutputError: The lock cannot be written.
+    """
+
+    def __init__(self, folder: Path, target: Path) -> None:
+        self._folder = folder
+        self._target = target
+        self._number = 0
+        self._ended = threading.Event()
+        self._toucher = threading.Thread(target=self._touch, name="writer lock", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the lock."""
+        with output_errors(self._target):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._take()
+        self._toucher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the lock, unless another process took it over."""
+        self._ended.set()
+        self._toucher.join()
+        with output_errors(self._target):
+            if self._highest_number() == self._number:
+                replace_file(self._path(self._number), canonical(_fields(released=True)))
+
+    def require_held(self) -> None:
+        """Require that no other process took the lock over, before something is published.
+
+        Raises:
+            RunLockedError: One did: this process was suspended for minutes.
+        """
+        with output_errors(self._target):
+            if self._highest_number() != self._number:
+                msg = "another process took over writing while this one was suspended; run it again"
+                raise RunLockedError(msg, file=self._target)
+
+    def _take(self) -> None:
+        while True:
+            found = self._find()
+            if found is not None and not found.is_free:
+                raise RunLockedError(_in_use(found.fields), file=self._target)
+            number = 1 if found is None else found.number + 1
+            if self._create(number):
+                break
+        self._number = number
+        # A number below the highest can be taken where its file was removed meanwhile.
+        if self._highest_number() != number:
+            self._path(number).unlink(missing_ok=True)
+            msg = "another process began to write at the same moment; run it again"
+            raise RunLockedError(msg, file=self._target)
+        for other in self._numbers():
+            if other < number:
+                self._path(other).unlink(missing_ok=True)
+        for draft in self._folder.glob(".*"):
+            with suppress(FileNotFoundError):
+                if self._clock() - draft.stat().st_mtime > STALE_SECONDS:
+                    draft.unlink()
+
+    def _create(self, number: int) -> bool:
+        """Create the lock of a number with all of its content. False if it exists."""
+        draft = self._folder / f".lock-{os.getpid()}-{threading.get_ident()}-{time.time_ns()}"
+        draft.write_bytes(canonical(_fields(released=False)))
+        try:
+            self._path(number).hardlink_to(draft)
+        except FileExistsError:
+            return False
+        except OSError:
+            # No hard links here. The content follows its file at once, and a reader that finds it
+            # empty takes it for another machine's.
+            try:
+                descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(draft.read_bytes())
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _find(self) -> _Found | None:
+        while number := self._highest_number():
+            try:
+                path = self._path(number)
+                modified = path.stat().st_mtime
+                with path.open("rb") as file:
+                    text = file.read(_LARGEST + 1)
+            except FileNotFoundError:
+                continue
+            return _Found(number, _parsed(text), self._clock() - modified)
+        return None
+
+    def _clock(self) -> float:
+        """The time of the file system, which other machines' touches follow too."""
+        probe = self._folder / f".clock-{os.getpid()}-{threading.get_ident()}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _numbers(self) -> list[int]:
+        names = (_LOCK.fullmatch(path.name) for path in self._folder.iterdir())
+        return [int(name[1]) for name in names if name is not None]
+
+    def _highest_number(self) -> int:
+        return max(self._numbers(), default=0)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"lock-{number:06}"
+
+    def _touch(self) -> None:
+        while not self._ended.wait(TOUCH_SECONDS):
+            # If it is gone, require_held says so.
+            with suppress(OSError):
+                os.utime(self._path(self._number))
+
+
+def _fields(*, released: bool) -> dict[str, object]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "released": released,
+        "space": _space(),
+        "started": _start_of(os.getpid()),
+    }
+
+
+def _parsed(text: bytes) -> Mapping[str, object]:
+    """The fields of a lock; none of a damaged one, which is stale once it is old."""
+    try:
+        fields = parse(text, most_objects=1)
+    except StrictJsonError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _in_use(fields: Mapping[str, object]) -> str:
+    process, host = (printable(str(fields.get(key, "unknown"))) for key in ("process", "host"))
+    return f"process {process} on {host} is writing to it; wait until it ends"
+
+
+def _space() -> str:
+    """Where process numbers mean the same: a boot of a machine, and a namespace within it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _start_of(process: int) -> str:
+    """When a process started, which tells it from a later one of its number; empty if unknown."""
+    try:
+        # The second field is a name in parentheses that may hold spaces.
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
