@@ -5,8 +5,7 @@
     python tools/reproduce/long_runs.py policy OUT                # the demonstration's Llama, larger
 
 Both train float32 masters by AdamW at a learning rate of 1e-6 and save bfloat16 every 5 steps of
-100. Learning rate and seeds were chosen before the first run. A run of the published table took
-about 10 minutes on one core.
+100. Learning rate and seeds were chosen before the first run.
 
 ``encoder`` is a bandit: for the first sentence of a docstring of the standard library, the encoder
 chooses one of the functions of the batch by cosine similarity; the function with that docstring is
