@@ -375,7 +375,7 @@ def _listing_keys() -> Pair:
     name = "delta.safetensors.index.json"
     more = {
         "integer": 10**19 - 1,
-        "deep": nested(31),
+        "deep": nested(31, 1, "scalars are no level"),
         "numbers": [0.5, -1, -0.0, 1e300],
         "others": [None, True, "\U0001f40d", "{" * 40],
     }
@@ -485,9 +485,9 @@ def _hints() -> Pair:
     return replace(_bitmap(), about="a manifest that names repository and commit", hints=True)
 
 
-def nested(depth: int) -> list[Any]:
-    """So many lists within each other."""
-    return [nested(depth - 1)] if depth > 1 else []
+def nested(depth: int, *innermost: object) -> list[Any]:
+    """Lists within each other, ``depth`` of them; the last one holds ``innermost``."""
+    return [nested(depth - 1, *innermost)] if depth > 1 else list(innermost)
 
 
 def _manifest_keys() -> Pair:
@@ -495,7 +495,7 @@ def _manifest_keys() -> Pair:
         "zeta": {"a": [1]},
         "objects": [{"k": i} for i in range(70)],
         "braces": "{" * 70,
-        "deep": nested(31),
+        "deep": nested(31, 1, "scalars are no level"),
         "largest": (1 << 53) - 1,
         "text": '\b\t\n\f\r\x01\x7f"/\\µ\ufffd\U0001f40d',
         "\ufffd": 1,
