@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsparse_store.delta.run import delta_names
+from rlsparse_store.delta.run_files import delta_names
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
 
