@@ -147,13 +147,13 @@ def _number(digits: str) -> tuple[int, int, str]:
 
 
 def step_in_name(name: str) -> int | None:
-    """The last number in a name.
+    """The last number in a name; a commit at its end is none.
 
     Example:
         >>> step_in_name("epoch_0_step_100"), step_in_name("final")
         (100, None)
     """
-    numbers = re.findall(r"[0-9]{1,18}", name)
+    numbers = re.findall(r"[0-9]{1,18}", re.sub(r"-[0-9a-f]{40}\Z", "", name))
     return int(numbers[-1]) if numbers else None
 
 

@@ -42,8 +42,11 @@ def test_a_run_of_ids(pair: Path, hub: LoopbackHub) -> None:
     assert result.returncode == 0, result.stderr
     names = [entry["name"] for entry in json.loads(result.stdout)["deltas"]]
     assert names == ["step-1", f"step-2-{commit}"]
-    for name in names:
-        assert contents(run / name) == contents(pair / "delta")
+    for step, name in enumerate(names, 1):
+        stored = contents(run / name)
+        entry = json.loads(stored.pop("rlsparse/entry.json"))["entry"]
+        assert (entry["name"], entry["step"]) == (name, step)
+        assert stored == contents(pair / "delta")
     again = rlsparse(hub, home, *arguments, "--json", HF_HUB_OFFLINE="1")
     assert not any(entry["is_new"] for entry in json.loads(again.stdout)["deltas"])
 
