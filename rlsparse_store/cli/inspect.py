@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_command", "print_report"]
 
-_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed", "plots", "page")
+_OF_ONE_DELTA = ("show_all", "base", "with_values", "rank", "compressed")
 """Options that need one delta."""
 
 _HUB = ("token", "cache_dir", "local_files_only")
@@ -111,7 +111,8 @@ def inspect_command(
     revision = options["revision"]
     of_run = len(paths) == 1 and not options["subfolder"]
     if of_run and is_run(paths[0], HubAccess(**hub), revision):
-        _show_run(inspect_run(paths[0], revision=revision, **hub), options, as_json=as_json)
+        run = inspect_run(paths[0], revision=revision, **hub)
+        _show_run(paths[0], run, options, as_json=as_json)
         return
     if options["summary"]:
         msg = "--summary is for a run"
@@ -132,10 +133,12 @@ def inspect_command(
             print_values(values, options["preset"])
 
 
-def _show_run(run: RunReport, options: dict[str, Any], *, as_json: bool) -> None:
+def _show_run(place: str, run: RunReport, options: dict[str, Any], *, as_json: bool) -> None:
     if any(options[name] for name in _OF_ONE_DELTA):
         msg = "this option needs one delta: add --subfolder NAME"
         raise click.UsageError(msg)
+    if options["plots"] is not None or options["page"] is not None:
+        _draw_run(place, run, options["plots"], options["page"])
     if as_json:
         print_json(run.as_json())
     elif options["as_csv"]:
@@ -204,6 +207,19 @@ def _draw(
         write_pictures(report, values, Path(plots))
     if page is not None:
         write_report(paths, report, values, Path(page))
+
+
+def _draw_run(place: str, run: RunReport, plots: str | None, page: str | None) -> None:
+    # Imported late: only pictures need it.
+    from rlsparse_store.cli.run_pictures import (  # noqa: PLC0415
+        write_run_pictures,
+        write_run_report,
+    )
+
+    if plots is not None:
+        write_run_pictures(run, Path(plots))
+    if page is not None:
+        write_run_report(place, run, Path(page))
 
 
 def _half(progress: Progress, number: int) -> Progress:

@@ -61,7 +61,6 @@ __getattr__ = moved(
         "Progress": "pipeline.progress.Progress",
         "Span": "pipeline.spans.Span",
         "SpanCoder": "pipeline.coder.SpanCoder",
-        "TensorCursor": "pipeline.overlay.Overlay",
         "TensorPlan": "pipeline.tensor_matching.TensorPlan",
         "block_of": "delta.module_names.block_of",
         "delta_names": "delta.run_files.delta_names",

@@ -199,6 +199,25 @@ def test_tables_of_a_run(run: Path) -> None:
     assert command("inspect", run / step(10), "--summary").returncode == 2
 
 
+def test_a_run_is_drawn(trained: Path, tmp_path: Path) -> None:
+    # Names of metrics come from a trainer's files, and may be anything.
+    run, pictures, page = tmp_path / "run", tmp_path / "pictures", tmp_path / "page.html"
+    encode_run(
+        trained / "base", [trained / "trainer" / step(20)], run, metrics={"$\\frac$<b>../": 0.5}
+    )
+    done = command("inspect", run, "--plot", pictures, "--report", page)
+    assert done.returncode == 0, done.stderr
+    drawn = sorted(path.name for path in pictures.iterdir() if path.suffix == ".png")
+    assert drawn[:2] == ["density.png", "metric-1.png"]
+    text = page.read_text("utf-8")
+    assert "&lt;b&gt;../" in text
+    assert "<b>" not in text
+    assert "1 checkpoints in" not in text
+    again = command("inspect", run, "--plot", pictures)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+
+
 def test_entries_are_applied_by_name(trained: Path, run: Path, tmp_path: Path) -> None:
     only: list[str | Path] = ["--only", step(20), "--only", step(40), "--base", trained / "base"]
     done = command("apply", run, "-o", tmp_path / "out", *only)

@@ -76,7 +76,8 @@ class Picture:
 
     def set_title(self, title: str) -> None:
         """Set the title above the axes."""
-        self.axes.set_title(title, loc="left", fontsize=10)
+        # Names in it may be untrusted, and are no formulas.
+        self.axes.set_title(title, loc="left", fontsize=10, parse_math=False)
 
     def to_bytes(self) -> bytes:
         """The encoded image. The same drawing and matplotlib give the same bytes."""
