@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from rlsparse_store.errors import LimitError
+from rlsparse_store.errors import CheckpointError, LimitError
 from rlsparse_store.files.output import OutputFile, close_all, output_errors
 from rlsparse_store.format.digests import checksum
 from rlsparse_store.format.file_names import INDEX_FILE, entry_name, shard_name
 from rlsparse_store.format.frames import compress_bytes
 from rlsparse_store.format.header import frame_header
 from rlsparse_store.format.index.writer import encode_index
-from rlsparse_store.format.limits import MAX_CONTAINER_HEADER, MAX_FILES
+from rlsparse_store.format.limits import MAX_CONTAINER_HEADER, MAX_FILES, max_index_content
 from rlsparse_store.format.manifest import Manifest, shard_fields
 from rlsparse_store.format.strict_json import canonical
 
@@ -56,8 +56,19 @@ class ChunkSink(Protocol):
 
 
 def pack_index(index: Index, manifest_texts: list[bytes]) -> bytes:
-    """The ``index`` entry: checksum of all manifests and the frame, and the frame."""
-    frame = compress_bytes(encode_index(index), INDEX_LEVEL)
+    """The ``index`` entry: checksum of all manifests and the frame, and the frame.
+
+    Raises:
+        CheckpointError: The index is smaller than readers accept for its content.
+    """
+    content = encode_index(index)
+    frame = compress_bytes(content, INDEX_LEVEL)
+    if len(content) > max_index_content(len(frame)):
+        msg = (
+            "the texts in its files' headers are long and repeat themselves more than a delta can "
+            "keep: save it with shorter metadata"
+        )
+        raise CheckpointError(msg)
     return checksum(*manifest_texts, frame).to_bytes(8, "little") + frame
 
 

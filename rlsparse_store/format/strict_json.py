@@ -16,6 +16,8 @@ _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 _MAX_DIGITS: Final = 19
 """Digits of an integer, its sign included."""
 
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -62,6 +64,11 @@ def _count_keys(value: object) -> int:
     return count
 
 
+def _has_more(text: bytes, sign: bytes, most: int) -> bool:
+    """Whether a sign stands outside of strings more often than it may."""
+    return text.count(sign) > most and _STRING.sub(b"", text).count(sign) > most
+
+
 def _decoded(text: bytes, *, any_number: bool) -> Any:  # noqa: ANN401 - as parse
     """Decode JSON text. Duplicate keys and long integers are errors.
 
@@ -97,7 +104,7 @@ def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  
         StrictJsonError: It is not UTF-8 JSON, has a duplicate key, a number that is no
             integer, or too many or too deeply nested objects.
     """
-    if text.count(b"{") > most_objects or text.count(b"[") > 2 * most_objects:
+    if _has_more(text, b"{", most_objects) or _has_more(text, b"[", 2 * most_objects):
         msg = f"more than {most_objects} objects"
         raise StrictJsonError(msg)
     try:

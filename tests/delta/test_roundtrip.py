@@ -40,7 +40,8 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.dtypes import DTYPES
-from rlsparse_store.format.limits import MAX_CHUNK_WORDS
+from rlsparse_store.format.limits import MAX_CHUNK_WORDS, MAX_TENSORS
+from rlsparse_store.format.strict_json import StrictJsonError, parse
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.spans import encode_span, tensor_spans
@@ -455,6 +456,23 @@ def test_a_header_with_a_lone_surrogate(tmp_path: Path) -> None:
         prove(path, path, tmp_path)
     except CheckpointError:
         return
+
+
+def test_metadata_of_a_million_braces(tmp_path: Path) -> None:
+    # Signs within texts are no objects, of which a header may hold only so many.
+    signs = np.random.default_rng(1).choice(list('{{{{[[[["\\:,ab'), 4 * MAX_TENSORS)
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    tensor = bf16_tensor(1, 64, 64)
+    base.write_bytes(file_bytes({"w": tensor}, {"a": "".join(signs)}))
+    tuned.write_bytes(file_bytes({"w": tune(tensor, 2)}, {"a": "".join(signs)}))
+    prove(base, tuned, tmp_path)
+    tuned.write_bytes(file_bytes({"w": tune(tensor, 2)}, {"a": "{" * MAX_TENSORS}))
+    with pytest.raises(CheckpointError, match="shorter metadata"):
+        encode_delta(base, tuned, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(StrictJsonError, match="more than 2 objects"):
+        parse(b'{"a":{"{{{":1},"b":{}}', most_objects=2)
+    assert parse(b'{"a":{"{{{":"[[[[["}}', most_objects=2) == {"a": {"{{{": "[[[[["}}
 
 
 def test_threads_and_shards(tmp_path: Path) -> None:
