@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Evaluate every checkpoint of a run on one vLLM engine, and draw the curve.
 
-    rlsparse demo                                   # makes demo/base and demo/tuned
+    rlsparse demo -o demo                           # makes demo/base and demo/tuned
     rlsparse encode demo/base demo/tuned --run -o run
     python tools/examples/evaluate_run.py demo/base run --out curve.png
 
@@ -51,6 +51,7 @@ def main(base: str, run: str, sums: int, out: Path | None) -> None:
         base,
         dtype="bfloat16",
         max_model_len=PROMPT_LENGTH + ANSWER_LENGTH,
+        enforce_eager=True,  # compiling takes longer than these models
         load_format="rlsparse",
         model_loader_extra_config={"roots": [str(Path(run).absolute())]},
         weight_transfer_config={"backend": "rlsparse"},
