@@ -61,7 +61,7 @@ WRITING: Final = frozenset(
     (
         *("pack_flags", "pack_fields", "pack_varying", "encode_mask", "encode_steps"),
         *("encode_far", "bit_length", "compress", "compress_bytes", "_as_single_segment"),
-        *("narrow", "cast_to_bf16", "_common_prefix", "_width_of", "describe_file"),
+        *("narrow", "cast_to_bf16", "_common_prefix", "describe_file"),
         *("describe_index", "_weight_map"),
     )
 )
