@@ -480,4 +480,4 @@ def test_killed_writers_tear_and_lose_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     hit = json.loads(done.stdout)
     assert sum(hit.values()) == 60
-    assert {"encode", "prune"} <= hit.keys()
+    assert any("finished" not in what for what in hit)

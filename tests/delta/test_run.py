@@ -323,12 +323,12 @@ def test_command_rejects_options_without_meaning_for_a_run(
     training: Training, tmp_path: Path
 ) -> None:
     encode_run(training.base, training.tuned, tmp_path / "run")
-    done = command(
-        "-m", "rlsparse_store", "inspect", tmp_path / "run", "--report", tmp_path / "page.html"
-    )
+    page = tmp_path / "page.html"
+    asked = ("inspect", tmp_path / "run", "--rank", "--report", page)
+    done = command("-m", "rlsparse_store", *asked)
     assert done.returncode == 2
     assert "add --subfolder NAME" in done.stderr
-    assert not (tmp_path / "page.html").exists()
+    assert not page.exists()
 
 
 def test_a_run_has_one_base(training: Training, tmp_path: Path) -> None:
