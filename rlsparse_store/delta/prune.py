@@ -208,11 +208,13 @@ def _due(run: Path, grace_seconds: float) -> list[str]:
 
 def _sweep(writer: RunWriter, folders: Sequence[str]) -> None:
     """Remove unlisted folders: away from their place first, then their files, then the marks."""
+    if not folders:
+        return
+    # A writer that was killed between a mark and the index left an index that names the folder.
+    writer.publish()
     swept = private_folder(writer.run) / "swept"
     with output_errors(writer.run):
-        if folders:
-            writer.require_held()
-            swept.mkdir(exist_ok=True)
+        swept.mkdir(exist_ok=True)
         for name in folders:
             place = writer.run / name
             if place.is_symlink():

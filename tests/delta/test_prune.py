@@ -135,6 +135,15 @@ def test_entries_are_unlisted_first_and_removed_later(run: Path) -> None:
     assert names(run) == repair_run(run).entries == [step(40), step(50)]
 
 
+def test_a_mark_that_the_index_does_not_know_of_yet(run: Path) -> None:
+    # As a writer leaves it that is killed between the two.
+    marks = run / ".run" / "unlisted"
+    marks.mkdir(parents=True, exist_ok=True)
+    (marks / step(10)).touch()
+    assert prune_run(run, grace_seconds=0).removed == [step(10)]
+    assert names(run) == [step(number) for number in STEPS[1:]]
+
+
 def test_pins_keep_entries(run: Path) -> None:
     prune_run(run, pin=[step(10)])
     assert names(run) == [step(number) for number in STEPS]
