@@ -20,14 +20,14 @@ from rlsparse_store.files.output import require_new, write_new
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from rlsparse_store.analysis.plots.figure import ImageFormat
     from rlsparse_store.analysis.value_report import ValueReport
     from rlsparse_store.delta.report import DeltaReport, Group
 
-__all__ = ["require_new_pictures", "write_pictures", "write_report"]
+__all__ = ["require_new_pictures", "save_pictures", "write_pictures", "write_report"]
 
 _CAPTIONS: Final = {
     "map": "Changed weights by layer and kind of module",
@@ -59,11 +59,25 @@ def write_pictures(report: DeltaReport, values: ValueReport | None, folder: Path
         MissingDependencyError: matplotlib is not installed.
         OutputError: The folder cannot be written, or has one of the pictures.
     """
-    # Draw all before writing the first.
-    pictures = [(form, _pictures(report, values, form)) for form in _FORMS]
-    for form, drawn in pictures:
-        for name, picture in drawn.items():
-            write_new(folder / f"{name}.{form}", picture)
+    save_pictures(lambda form: _pictures(report, values, form), folder)
+
+
+def save_pictures(draw: Callable[[ImageFormat], Mapping[str, bytes]], folder: Path) -> None:
+    """Write pictures, as PNG and SVG.
+
+    Args:
+        draw: Draws them in a format, by the names of their files without a suffix.
+        folder: Folder to write.
+
+    Raises:
+        OutputError: The folder cannot be written, or has one of the pictures.
+    """
+    # All are drawn before the first is written.
+    pictures = {f"{name}.{form}": data for form in _FORMS for name, data in draw(form).items()}
+    for name in pictures:
+        require_new(folder / name)
+    for name, picture in pictures.items():
+        write_new(folder / name, picture)
     click.echo(f"wrote {printable(str(folder))}", err=True)
 
 

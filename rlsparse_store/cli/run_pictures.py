@@ -9,9 +9,10 @@ import click
 
 from rlsparse_store.analysis.plots.page import write_page
 from rlsparse_store.analysis.plots.run_chart import value_over_steps
+from rlsparse_store.cli.report_files import save_pictures
 from rlsparse_store.cli.run_tables import metric_names
 from rlsparse_store.delta.units import format_bytes, format_percent
-from rlsparse_store.files.output import require_new, write_new
+from rlsparse_store.files.output import write_new
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ __all__ = ["write_run_pictures", "write_run_report"]
 DRAWN_METRICS: Final = 6
 """Metrics that are drawn: those that most entries have."""
 
-_FORMS: Final[tuple[ImageFormat, ...]] = ("png", "svg")
-
 
 def write_run_pictures(report: RunReport, folder: Path) -> None:
     """Write density, size and metrics over the steps, as PNG and SVG.
@@ -35,16 +34,11 @@ def write_run_pictures(report: RunReport, folder: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
         OutputError: The folder cannot be written, or has one of the pictures.
     """
-    pictures = {
-        f"{name}.{form}": picture
-        for form in _FORMS
-        for name, (_, picture) in _pictures(report, form).items()
-    }
-    for name in pictures:
-        require_new(folder / name)
-    for name, picture in pictures.items():
-        write_new(folder / name, picture)
-    click.echo(f"wrote {printable(str(folder))}", err=True)
+
+    def draw(form: ImageFormat) -> dict[str, bytes]:
+        return {name: picture for name, (_, picture) in _pictures(report, form).items()}
+
+    save_pictures(draw, folder)
 
 
 def write_run_report(place: str, report: RunReport, path: Path) -> None:
