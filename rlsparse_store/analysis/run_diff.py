@@ -10,7 +10,6 @@ from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import find_entry
 from rlsparse_store.errors import BaseMismatchError
 from rlsparse_store.files.delta_reader import DeltaReader
-from rlsparse_store.format.index.records import Kind
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -88,7 +87,9 @@ def diff_entries(
         if reader.manifest.base_digest != other.manifest.base_digest:
             msg = "has another base than the entry it is compared with"
             raise BaseMismatchError(msg, file=second)
-        before, after = _contents(reader), _contents(other)
+        before, after = (
+            {t.name: t for t in opened.index.tuned_identities()} for opened in (reader, other)
+        )
     both = before.keys() & after.keys()
     words = moved = None
     if base is not None and first == second:
@@ -106,16 +107,3 @@ def diff_entries(
         words=words,
         moved=moved,
     )
-
-
-def _contents(reader: DeltaReader) -> dict[str, tuple[object, ...]]:
-    """What tells the content of each tensor: dtype, shape and digest."""
-    digests = {t.name: t.tuned_digest for t in reader.index.tensors}
-    return {
-        t.name: (
-            t.dtype.code,
-            t.shape,
-            digests[t.origin] if t.kind is Kind.ALIAS else t.tuned_digest,
-        )
-        for t in reader.index.tensors
-    }

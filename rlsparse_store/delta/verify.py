@@ -172,8 +172,8 @@ def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Pr
 
 
 def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:
-    digests = {t.name: t.tuned_digest for t in reader.index.tensors}
-    for t in reader.index.tensors:
+    stored = reader.index.tuned_identities()
+    for t in stored:
         found = tuned.tensors.get(t.name)
         if found is None:
             problem = "is missing"
@@ -181,13 +181,14 @@ def _check_tuned(reader: DeltaReader, tuned: Checkpoint) -> None:
             problem = (
                 f"is {found.dtype.code} {list(found.shape)}, not {t.dtype.code} {list(t.shape)}"
             )
-        elif tensor_digest(tuned, found) != digests[t.origin if t.kind is Kind.ALIAS else t.name]:
+        elif tensor_digest(tuned, found) != t.digest:
             problem = "has other values"
         else:
             continue
         msg = f"{problem}: this is not the checkpoint that the delta stores"
         raise VerificationError(msg, file=tuned.path, tensor=printable(t.name))
-    extra = next((name for name in tuned.tensors if name not in digests), None)
+    names = {t.name for t in stored}
+    extra = next((name for name in tuned.tensors if name not in names), None)
     if extra is not None:
         msg = "is not in the delta: this is not the checkpoint that the delta stores"
         raise VerificationError(msg, file=tuned.path, tensor=printable(extra))

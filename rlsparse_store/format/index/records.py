@@ -212,10 +212,10 @@ class Index:
             tuned_bytes=sum(t.nbytes for t in self.tensors),
         )
 
-    def tuned_state(self) -> str:
-        """The state digest of the tuned checkpoint, as the index has it."""
+    def tuned_identities(self) -> list[TensorIdentity]:
+        """What tells the content of each tuned tensor; an alias has that of its target."""
         digests = {t.name: t.tuned_digest for t in self.tensors}
-        return state_digest(
+        return [
             TensorIdentity(
                 t.name,
                 t.dtype,
@@ -223,4 +223,8 @@ class Index:
                 digests[t.origin] if t.kind is Kind.ALIAS else t.tuned_digest,
             )
             for t in self.tensors
-        )
+        ]
+
+    def tuned_state(self) -> str:
+        """The state digest of the tuned checkpoint, as the index has it."""
+        return state_digest(self.tuned_identities())
