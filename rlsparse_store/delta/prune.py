@@ -20,10 +20,11 @@ from rlsparse_store.delta.run_files import (
     unlisted_names,
     write_pin,
 )
-from rlsparse_store.delta.run_writer import RunWriter
+from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.output import output_errors, replace_file
 from rlsparse_store.files.rename import flush_folder
+from rlsparse_store.files.writer_lock import file_system_time
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.run_files import IndexRow
+    from rlsparse_store.delta.run_writer import RunWriter
 
 __all__ = ["GRACE_SECONDS", "PruneReport", "prune_run"]
 
@@ -110,7 +112,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
     if not delta_names(run) and not unlisted_names(run):
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
-    with RunWriter(run) as writer:
+    with write_run(run) as writer:
         rows = list(writer.rows.values())
         pinned = pins(run)
         to_pin = [choose_entry(run, rows, name) for name in pin]
@@ -128,7 +130,10 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
                 remove_pin(run, row.tuned)
             for row in to_pin:
                 write_pin(run, row)
-            _unlist(writer, unlisted)
+            _mark(writer, unlisted)
+            if unlisted or removed:
+                # Also where a killed writer marked folders that the index still names.
+                writer.publish()
             _sweep(writer, removed)
         return PruneReport(
             kept=[row.folder for row in rows if row not in unlisted],
@@ -180,8 +185,8 @@ def _best(run: Path, rows: Sequence[IndexRow], metric: str, best: str) -> IndexR
     return max(reversed(having), key=lambda row: sign * row.metrics[metric])
 
 
-def _unlist(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
-    """Mark entries as unlisted, and publish the index without them."""
+def _mark(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
+    """Mark entries as unlisted, and leave them out of the next index."""
     if not rows:
         return
     marks = marks_folder(writer.run)
@@ -191,17 +196,13 @@ def _unlist(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
     for row in rows:
         replace_file(marks / row.folder, b"")
         del writer.rows[row.folder]
-    writer.publish()
 
 
 def _due(run: Path, grace_seconds: float) -> list[str]:
     """Unlisted folders whose grace period is over, by the clock of the file system."""
     marks = {name: marks_folder(run) / name for name in unlisted_names(run) if is_folder_name(name)}
     with output_errors(marks_folder(run)):
-        probe = private_folder(run) / ".clock-prune"
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
+        now = file_system_time(private_folder(run))
         due = [n for n, mark in marks.items() if now - mark.stat().st_mtime >= grace_seconds]
     return sorted(due, key=natural_order)
 
@@ -210,8 +211,6 @@ def _sweep(writer: RunWriter, folders: Sequence[str]) -> None:
     """Remove unlisted folders: away from their place first, then their files, then the marks."""
     if not folders:
         return
-    # A writer that was killed between a mark and the index left an index that names the folder.
-    writer.publish()
     swept = private_folder(writer.run) / "swept"
     with output_errors(writer.run):
         swept.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from rlsparse_store.delta.run_files import (
     step_in_name,
     write_note,
 )
-from rlsparse_store.delta.run_writer import RunWriter
+from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
+    from rlsparse_store.delta.run_writer import RunWriter
     from rlsparse_store.files.delta_writer import ChunkSink
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.pipeline.coder import SpanCoder
@@ -142,7 +143,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         held = {row.name: row for row in rows}
         places = [place for name, place in named.items() if _is_new(out, held.get(name), place)]
         _check_local(base_checkpoint, places, force=force)
-        with RunWriter(out) as run:
+        with write_run(out) as run:
             pending = {
                 name: place
                 for name, place in named.items()

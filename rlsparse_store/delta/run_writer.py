@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import list_entries, read_row
@@ -23,52 +24,45 @@ from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from os import PathLike
-    from types import TracebackType
 
     from rlsparse_store.delta.html_table import Rows
 
-__all__ = ["RepairReport", "RunWriter", "repair_run"]
+__all__ = ["RepairReport", "RunWriter", "repair_run", "write_run"]
 
 
-class RunWriter:
-    """The writer of a run, which holds its lock within a ``with`` statement.
+@contextmanager
+def write_run(run: Path) -> Iterator[RunWriter]:
+    """The writer of a run, which holds the run's lock within the ``with`` statement.
 
     Args:
         run: Folder of the run, which is created if there is none.
-
-    Attributes:
-        rows: The entries by folder, in natural order.
 
     Raises:
         RunLockedError: Another process is writing.
         RunError: The index is damaged, or names an entry whose folder is gone.
     """
+    with WriterLock(private_folder(run), run) as lock:
+        yield RunWriter(run, lock)
 
-    def __init__(self, run: Path) -> None:
+
+class RunWriter:
+    """Lists entries in a run's index, while the run is locked (:func:`write_run`).
+
+    Args:
+        run: Folder of the run.
+        lock: Its lock, held.
+
+    Attributes:
+        rows: The entries by folder, in natural order.
+    """
+
+    def __init__(self, run: Path, lock: WriterLock) -> None:
         self.run = run
-        self.rows: dict[str, IndexRow] = {}
-        self._lock = WriterLock(private_folder(run), run)
-
-    def __enter__(self) -> Self:
-        """Take the lock, and list the entries."""
-        self._lock.__enter__()
-        try:
-            # A killed writer may have left an entry without a row: this finds it.
-            self.rows = {row.folder: row for row in list_entries(self.run)}
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the lock."""
-        self._lock.__exit__(kind, error, trace)
+        # A killed writer may have left an entry without a row: this finds it.
+        self.rows = {row.folder: row for row in list_entries(run)}
+        self._lock = lock
 
     def current(self, name: str) -> IndexRow | None:
         """The last entry of a name."""

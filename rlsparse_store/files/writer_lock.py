@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["STALE_SECONDS", "WriterLock"]
+__all__ = ["STALE_SECONDS", "WriterLock", "file_system_time"]
 
 STALE_SECONDS: Final = 120
 """A lock of another machine that was not touched for this long is stale."""
@@ -56,6 +56,20 @@ class _Found:
             started = self.fields.get("started")
             return not is_running(process) or _start_of(process) != started
         return self.age > STALE_SECONDS
+
+
+def file_system_time(folder: Path) -> float:
+    """The time of a folder's file system, which other machines' writes follow too.
+
+    Args:
+        folder: A folder that may be written to.
+    """
+    probe = folder / f".clock-{os.getpid()}-{threading.get_ident()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 class WriterLock:
@@ -128,7 +142,7 @@ class WriterLock:
                 self._path(other).unlink(missing_ok=True)
         for draft in self._folder.glob(".*"):
             with suppress(FileNotFoundError):
-                if self._clock() - draft.stat().st_mtime > STALE_SECONDS:
+                if file_system_time(self._folder) - draft.stat().st_mtime > STALE_SECONDS:
                     draft.unlink()
 
     def _create(self, number: int) -> bool:
@@ -161,17 +175,8 @@ class WriterLock:
                     text = file.read(_LARGEST + 1)
             except FileNotFoundError:
                 continue
-            return _Found(number, _parsed(text), self._clock() - modified)
+            return _Found(number, _parsed(text), file_system_time(self._folder) - modified)
         return None
-
-    def _clock(self) -> float:
-        """The time of the file system, which other machines' touches follow too."""
-        probe = self._folder / f".clock-{os.getpid()}-{threading.get_ident()}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
 
     def _numbers(self) -> list[int]:
         names = (_LOCK.fullmatch(path.name) for path in self._folder.iterdir())
