@@ -13,6 +13,7 @@ from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.format.order import keys, steps
 from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import ChangedWords
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.format.dtypes import Dtype
     from rlsparse_store.format.words import Words
-    from rlsparse_store.kernels.interface import ChangedWords
 
 __all__ = [
     "TOLERANCES",
@@ -227,7 +227,8 @@ def count_exponents(words: Words, dtype: Dtype) -> NDArray[np.int64]:
     if dtype.mantissa_bits is None:
         return np.array([words.size])
     bins = key_bins(dtype.coding, dtype.mantissa_bits)
-    counts = get_backend().histogram(words, words, dtype.coding, bins).words
+    unchanged = ChangedWords.none(words)
+    counts = get_backend().histogram(words, unchanged, dtype.coding, bins, None, 1).words
     # Narrow words have one bin per key, others two per exponent.
     summed: NDArray[np.int64] = counts.reshape(num_exponents(dtype), -1).sum(1)
     return summed

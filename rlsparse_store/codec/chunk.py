@@ -188,7 +188,7 @@ def draft_chunk(
 
     def count(active: Rows | None) -> Histogram:
         stride = sampling_stride(changes.count)
-        return backend.histogram_of(chunk.base, changes, coding, bins, active, stride)
+        return backend.histogram(chunk.base, changes, coding, bins, active, stride)
 
     if rows is None and not needs_histogram(changes.count):
         bounds = single_bound(bins, changes.top_key)
@@ -201,7 +201,7 @@ def draft_chunk(
             else:
                 rows = None
         bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
-    streams = backend.partition_of(chunk.base, changes, coding, bounds, rows)
+    streams = backend.partition(chunk.base, changes, coding, bounds, rows)
     return Draft(rows, bounds, streams)
 
 
@@ -270,7 +270,7 @@ def candidate_rows(backend: CpuBackend, chunk: ChunkWords) -> Rows | None:
     """Return the active rows of a chunk in which enough rows have no change."""
     if chunk.row is None:
         return None
-    rows = backend.active_rows_of(chunk.changes, len(chunk.base), *chunk.row)
+    rows = backend.active_rows(chunk.changes, len(chunk.base), *chunk.row)
     return rows if may_flag(rows) else None
 
 
@@ -317,7 +317,7 @@ def estimate_bits(
     if changes.count == 0:
         return 0
     bins = key_bins(coding, mantissa_bits)
-    histogram = backend.histogram_of(base, changes, coding, bins, None, 1)
+    histogram = backend.histogram(base, changes, coding, bins, None, 1)
     # Added to masks and classes: one sign per change, and the low bits of far steps. The last class
     # has no upper limit; assume steps of medium size.
     classes = np.arange(MAGNITUDE_CLASSES)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rlsparse_store.format.dtypes import OrderMap, WordCoding
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.words import Words
 
 __all__ = [
@@ -117,6 +116,12 @@ class ChangedWords(Changes):
     mask: NDArray[np.uint8]
     before: Words
     after: Words
+
+    @classmethod
+    def none(cls, words: Words) -> ChangedWords:
+        """Those of words that did not change."""
+        empty = np.empty(0, words.dtype)
+        return cls(0, 0, np.zeros(-(-words.size // 8), np.uint8), empty, empty)
 
 
 class ChangeList:
@@ -264,11 +269,11 @@ class CpuBackend(ABC):
         """Append the changed words to a list, and summarize them."""
 
     @abstractmethod
-    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
+    def active_rows(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words, in ``words`` words, that have a changed word."""
 
     @abstractmethod
-    def histogram_of(
+    def histogram(
         self,
         base: Words,
         changed: ChangedWords,
@@ -290,7 +295,7 @@ class CpuBackend(ABC):
         """
 
     @abstractmethod
-    def partition_of(
+    def partition(
         self,
         base: Words,
         changed: ChangedWords,
@@ -401,42 +406,6 @@ class CpuBackend(ABC):
         self.compare(base, tuned, coding, changes)
         return changes.first(base.size)
 
-    def changes(self, base: Words, tuned: Words, coding: WordCoding) -> Changes:
-        """Count the changed words and find the largest key among them."""
-        changed = self.changed_words(base, tuned, coding)
-        return Changes(changed.count, changed.top_key)
-
-    def active_rows(self, base: Words, tuned: Words, length: int, offset: int) -> Rows:
-        """Find the rows of ``length`` words that have a changed word."""
-        coding = WordCoding(8 * base.itemsize, OrderMap.UNSIGNED)
-        changed = self.changed_words(base, tuned, coding)
-        return self.active_rows_of(changed, base.size, length, offset)
-
-    def histogram(
-        self,
-        base: Words,
-        tuned: Words,
-        coding: WordCoding,
-        bins: NDArray[np.uint64],
-        rows: Rows | None = None,
-        stride: int = 1,
-    ) -> Histogram:
-        """Count words and steps by bin of the base word's key, in active rows only."""
-        changed = self.changed_words(base, tuned, coding)
-        return self.histogram_of(base, changed, coding, bins, rows, stride)
-
-    def partition(
-        self,
-        base: Words,
-        tuned: Words,
-        coding: WordCoding,
-        bounds: NDArray[np.uint64],
-        rows: Rows | None,
-    ) -> Streams:
-        """Split a chunk into the streams of its contexts."""
-        changed = self.changed_words(base, tuned, coding)
-        return self.partition_of(base, changed, coding, bounds, rows)
-
     def draft(
         self,
         base: Words,  # noqa: ARG002 - this and the others: a backend that does it needs them
@@ -454,7 +423,7 @@ class CpuBackend(ABC):
             base: Base words.
             changed: The changed words, at least one.
             coding: Width and order map of the words.
-            bins: As for :meth:`histogram_of`.
+            bins: As for :meth:`histogram`.
             stride: Likewise.
             few: A chunk with at most this many changes gets one context.
 

@@ -462,10 +462,11 @@ def content_of(contexts: list[Context], width: int, row: int | None) -> bytes:
     for start, c in zip(starts, contexts, strict=False):
         indices = start + c.ranks
         tuned[indices] = add_steps(base[indices], np.full(indices.size, c.step), coding)
-    rows = BACKEND.active_rows(base, tuned, row, 0) if row else None
+    changed = BACKEND.changed_words(base, tuned, coding)
+    rows = BACKEND.active_rows(changed, base.size, row, 0) if row else None
     bounds = np.arange(len(contexts), dtype=np.uint64)
     flags = pack_flags(rows.active) if rows else b""
-    return flags + bytes(BACKEND.partition(base, tuned, coding, bounds, rows).content)
+    return flags + bytes(BACKEND.partition(base, changed, coding, bounds, rows).content)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 32, 64])

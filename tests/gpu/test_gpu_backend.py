@@ -27,6 +27,7 @@ from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.hashing import hash_on_device
 from rlsparse_store.kernels import interface
 from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.interface import ChangeList
 from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
@@ -58,24 +59,26 @@ def test_equals_the_definition(
 ) -> None:
     base, tuned = chunk(seed, words, coding, density)
     old, new = on_device(base), on_device(tuned)
-    changes = CPU.changes(base, tuned, coding)
+    changes = CPU.compare(base, tuned, coding, ChangeList())
     assert changes_on_device(old, new, coding) == changes
     row = None if length is None else (length, seed % length)
     whole = ChunkWords(old, new, row, changes)
     rows = None
     if row is not None:
-        rows = CPU.active_rows(base, tuned, *row)
+        rows = CPU.active_rows(CPU.changed_words(base, tuned, coding), base.size, *row)
         assert np.array_equal(GPU.flag_rows([whole], coding)[0].active, rows.active)
     bins = key_bins(coding, {8: 3, 16: 7, 32: 23}[coding.width])
     for every in (1, 2):
-        expected = CPU.histogram(base, tuned, coding, bins, rows, every)
+        expected = CPU.histogram(
+            base, CPU.changed_words(base, tuned, coding), coding, bins, rows, every
+        )
         (counted,) = GPU.histograms([whole], coding, bins, [rows], [every])
         assert np.array_equal(counted.words, expected.words)
         assert np.array_equal(counted.magnitudes, expected.magnitudes)
     if changes.count == 0:
         return
     bounds = contexts(changes.top_key, number)
-    streams = CPU.partition(base, tuned, coding, bounds, rows)
+    streams = CPU.partition(base, CPU.changed_words(base, tuned, coding), coding, bounds, rows)
     (found,) = GPU.partitions([whole], coding, [bounds], [rows])
     assert found == streams
 
@@ -101,7 +104,9 @@ def several(coding: WordCoding) -> list[tuple[Any, Any, tuple[int, int] | None]]
 def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
     chunks = several(coding)
     placed = [
-        ChunkWords(on_device(base), on_device(tuned), row, CPU.changes(base, tuned, coding))
+        ChunkWords(
+            on_device(base), on_device(tuned), row, CPU.compare(base, tuned, coding, ChangeList())
+        )
         for base, tuned, row in chunks
     ]
     mantissa = {8: 3, 16: 7, 32: 23}[coding.width]
@@ -140,9 +145,9 @@ def test_gaps_that_escape_and_far_steps() -> None:
     tuned[[3, 5, 20_000, 59_999]] = [1, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF]
     tuned[30_000:31_000] = np.arange(1, 1001, dtype=np.uint32) << 20
     old, new = on_device(base), on_device(tuned)
-    changes = CPU.changes(base, tuned, coding)
+    changes = CPU.compare(base, tuned, coding, ChangeList())
     bounds = np.array([0], np.uint64)
-    streams = CPU.partition(base, tuned, coding, bounds, None)
+    streams = CPU.partition(base, CPU.changed_words(base, tuned, coding), coding, bounds, None)
     (found,) = GPU.partitions([ChunkWords(old, new, None, changes)], coding, [bounds], [None])
     assert found == streams
     coded = CodedWords(old, bounds, None, streams.changed, streams.content)
@@ -157,9 +162,9 @@ def test_damaged_streams_are_refused_as_the_definition_does(
     coding: WordCoding, seed: int, cut: int, place: float
 ) -> None:
     base, tuned = chunk(seed, 3000, coding, 0.05 if seed % 2 else 0.4)
-    changes = CPU.changes(base, tuned, coding)
+    changes = CPU.compare(base, tuned, coding, ChangeList())
     bounds = contexts(changes.top_key, 3)
-    streams = CPU.partition(base, tuned, coding, bounds, None)
+    streams = CPU.partition(base, CPU.changed_words(base, tuned, coding), coding, bounds, None)
     content = bytearray(streams.content)
     content[int(place * (len(content) - 1))] ^= 1 << seed % 8
     damaged = bytes(content[: len(content) - cut] if cut > 0 else content + bytes(-cut))
@@ -186,7 +191,7 @@ def test_wherever_torch_makes_tensors_by_default() -> None:
     coding = WordCoding(16, OrderMap.TWOS_COMPLEMENT)
     base, tuned = chunk(3, 5000, coding, 0.1)
     old, new = on_device(base), on_device(tuned)
-    changes = CPU.changes(base, tuned, coding)
+    changes = CPU.compare(base, tuned, coding, ChangeList())
     with torch.device("meta"):
         leaves = hash_on_device(new.view(torch.uint8))
         (draft,) = draft_chunks(GPU, [ChunkWords(old, new, None, changes)], coding, None)
@@ -230,7 +235,7 @@ def test_diff_by_block() -> None:
         assert len(blocks) == -(-before.size // 16384)
         for number, found in enumerate(blocks):
             block = slice(16384 * number, 16384 * (number + 1))
-            assert found == get_backend().changes(before[block], after[block], coding)
+            assert found == get_backend().compare(before[block], after[block], coding, ChangeList())
 
 
 def test_words_at_odd_addresses() -> None:
@@ -238,7 +243,9 @@ def test_words_at_odd_addresses() -> None:
     base, tuned = chunk(1, 5001, coding, 0.1)
     old, new = on_device(base)[1:], on_device(tuned)[1:]
     assert old.data_ptr() % 16
-    assert changes_on_device(old, new, coding) == CPU.changes(base[1:], tuned[1:], coding)
+    assert changes_on_device(old, new, coding) == CPU.compare(
+        base[1:], tuned[1:], coding, ChangeList()
+    )
 
 
 def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +258,9 @@ def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.Monke
         launched.clear()
         pairs = [chunk(seed, 2000, coding, 0.1) for seed in range(number)]
         placed = [
-            ChunkWords(on_device(a), on_device(b), (100, 0), CPU.changes(a, b, coding))
+            ChunkWords(
+                on_device(a), on_device(b), (100, 0), CPU.compare(a, b, coding, ChangeList())
+            )
             for a, b in pairs
         ]
         drafts = draft_chunks(GPU, placed, coding, 7)

@@ -22,7 +22,7 @@ from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels import dispatch
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
-from rlsparse_store.kernels.interface import CpuBackend, Rows
+from rlsparse_store.kernels.interface import ChangeList, CpuBackend, Rows
 from rlsparse_store.kernels.native import instruction_sets, load_native
 from rlsparse_store.kernels.numpy import NumpyBackend, kernels
 
@@ -199,9 +199,13 @@ def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
         bounds = np.array(case.bounds, np.uint64)
         rows: Rows | None = None
         if case.row is not None and active is not None:
-            rows = backend.active_rows(base, tuned, *case.row)
+            rows = backend.active_rows(
+                backend.changed_words(base, tuned, coding), base.size, *case.row
+            )
             assert np.flatnonzero(rows.active).tolist() == sorted(active), backend.name
-        streams = backend.partition(base, tuned, coding, bounds, rows)
+        streams = backend.partition(
+            base, backend.changed_words(base, tuned, coding), coding, bounds, rows
+        )
         assert streams.counts == expected.counts, backend.name
         assert streams.changed == expected.changed, backend.name
         assert streams.parts == [*expected.masks, *expected.values], backend.name
@@ -281,7 +285,11 @@ def test_contexts_with_no_and_with_only_changed_words(backend: CpuBackend) -> No
     tuned = [b + 7 if b == 2 else b for b in base]
     check(Case(base, tuned, [1, 2, 3], None), coding, backend)
     streams = backend.partition(
-        array(base, coding), array(tuned, coding), coding, np.array([1, 2, 3], np.uint64), None
+        array(base, coding),
+        backend.changed_words(array(base, coding), array(tuned, coding), coding),
+        coding,
+        np.array([1, 2, 3], np.uint64),
+        None,
     )
     assert streams.changed == [0, 20, 0]
     assert streams.parts[:3] == [b"", b"", b""]
@@ -306,7 +314,9 @@ def test_backends_agree_on_random_content(
     changed = [data.draw(st.integers(0, len(base))) for _ in bounds]
     rows = None
     if case.row is not None:
-        rows = BACKEND.active_rows(base, array(case.tuned, coding), *case.row)
+        rows = BACKEND.active_rows(
+            BACKEND.changed_words(base, array(case.tuned, coding), coding), base.size, *case.row
+        )
     arguments = (base, coding, bounds, rows, changed, content)
     assert_same_outcome(lambda backend: decode_or_none(backend, *arguments))
 
@@ -344,8 +354,14 @@ def test_backends_agree_on_corrupted_content(coding: WordCoding, data: st.DataOb
     case = data.draw(cases(coding))
     base, tuned = array(case.base, coding), array(case.tuned, coding)
     bounds = np.array(case.bounds, np.uint64)
-    rows = None if case.row is None else BACKEND.active_rows(base, tuned, *case.row)
-    parts = BACKEND.partition(base, tuned, coding, bounds, rows)
+    rows = (
+        None
+        if case.row is None
+        else BACKEND.active_rows(BACKEND.changed_words(base, tuned, coding), base.size, *case.row)
+    )
+    parts = BACKEND.partition(
+        base, BACKEND.changed_words(base, tuned, coding), coding, bounds, rows
+    )
     content = bytearray(parts.content)
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(content) - 1))
@@ -364,7 +380,9 @@ def test_malformed_streams_are_rejected(width: int, backend: CpuBackend) -> None
     coding = WordCoding(width, OrderMap.UNSIGNED)
     base, tuned = array([0] * 100, coding), array([0] * 99 + [9], coding)
     bounds = np.array([2**width - 1], np.uint64)
-    parts = backend.partition(base, tuned, coding, bounds, None)
+    parts = backend.partition(
+        base, backend.changed_words(base, tuned, coding), coding, bounds, None
+    )
     content, mask = bytes(parts.content), parts.parts[0]
     malformed = [content[:-1], content + b"\0", content[:-1] + bytes([content[-1] | 0x80])]
     gap_too_far = bytes([*mask[:-1], 255]) + b"\xff\xff\xff\xff" + content[len(mask) :]
@@ -382,7 +400,9 @@ def test_flagged_row_without_changes_is_rejected(backend: CpuBackend) -> None:
     tuned[[5, 250]] += 1
     rows = Rows(np.array([True, True, True, False]), 100, 50)
     bounds = np.array([0x7FFF], np.uint64)
-    parts = backend.partition(base, tuned, coding, bounds, rows)
+    parts = backend.partition(
+        base, backend.changed_words(base, tuned, coding), coding, bounds, rows
+    )
     with pytest.raises(StreamError, match="flagged"):
         backend.apply(base, coding, bounds, rows, parts.changed, parts.content, tuned)
 
@@ -414,25 +434,41 @@ def test_large_inputs_equal_the_numpy_backend(
 ) -> None:
     base, tuned = many_words(coding, count, density, count)
     tuned[count // 2] ^= 1
-    changes = BACKEND.changes(base, tuned, coding)
-    assert backend.changes(base, tuned, coding) == changes
+    changes = BACKEND.compare(base, tuned, coding, ChangeList())
+    assert backend.compare(base, tuned, coding, ChangeList()) == changes
     top = (1 << coding.key_bits) - 1
     bins = key_bins(coding, {16: 7, 32: 23, 64: 52}.get(coding.width))
     assert bins[-1] == top
     ordered = np.sort(keys(base, coding)).astype(np.uint64)
     low = ordered[[count // 10, count // 3, count // 2]]
     bounds = np.append(np.unique(low[low < changes.top_key]), np.uint64(changes.top_key))
-    for rows in (None, BACKEND.active_rows(base, tuned, 37, 5)):
+    for rows in (
+        None,
+        BACKEND.active_rows(BACKEND.changed_words(base, tuned, coding), base.size, 37, 5),
+    ):
         if rows is not None:
-            assert np.array_equal(backend.active_rows(base, tuned, 37, 5).active, rows.active)
+            assert np.array_equal(
+                backend.active_rows(
+                    backend.changed_words(base, tuned, coding), base.size, 37, 5
+                ).active,
+                rows.active,
+            )
         for stride in (1, 3):
-            expected = BACKEND.histogram(base, tuned, coding, bins, rows, stride)
-            found = backend.histogram(base, tuned, coding, bins, rows, stride)
+            expected = BACKEND.histogram(
+                base, BACKEND.changed_words(base, tuned, coding), coding, bins, rows, stride
+            )
+            found = backend.histogram(
+                base, backend.changed_words(base, tuned, coding), coding, bins, rows, stride
+            )
             assert np.array_equal(found.words, expected.words)
             assert np.array_equal(found.magnitudes, expected.magnitudes)
         for cut in (bounds, _on_exponents(bounds, coding)):
-            streams = backend.partition(base, tuned, coding, cut, rows)
-            assert streams == BACKEND.partition(base, tuned, coding, cut, rows)
+            streams = backend.partition(
+                base, backend.changed_words(base, tuned, coding), coding, cut, rows
+            )
+            assert streams == BACKEND.partition(
+                base, BACKEND.changed_words(base, tuned, coding), coding, cut, rows
+            )
             arguments = (coding, cut, rows, streams.changed, bytes(streams.content))
             assert decode_or_none(backend, base, *arguments) == tuned.tolist()
 
@@ -664,9 +700,16 @@ def test_out_of_range_four_bit_words_are_safe(name: str) -> None:
     base, tuned = np.full(100_000, 0x10, np.uint8), np.zeros(100_000, np.uint8)
     backend = load_native(name)
     top = np.array([15], np.uint64)
-    streams = backend.partition(base, tuned, coding, top, None)
+    streams = backend.partition(base, backend.changed_words(base, tuned, coding), coding, top, None)
     assert streams.changed == [base.size]
-    counts = backend.histogram(base, tuned, coding, np.arange(16, dtype=np.uint64))
+    counts = backend.histogram(
+        base,
+        backend.changed_words(base, tuned, coding),
+        coding,
+        np.arange(16, dtype=np.uint64),
+        None,
+        1,
+    )
     assert counts.words.sum() == counts.magnitudes.sum() == base.size
 
 
@@ -676,10 +719,14 @@ def test_empty_arrays(coding: WordCoding, name: str) -> None:
     empty = array([], coding)
     backend = load_native(name)
     top = np.array([2**coding.key_bits - 1], np.uint64)
-    assert backend.changes(empty, empty, coding).count == 0
+    assert backend.compare(empty, empty, coding, ChangeList()).count == 0
     for rows in (None, Rows(np.zeros(0, np.bool_), 7, 3)):
-        assert backend.histogram(empty, empty, coding, top, rows).words.tolist() == [0]
-        streams = backend.partition(empty, empty, coding, top, rows)
+        assert backend.histogram(
+            empty, backend.changed_words(empty, empty, coding), coding, top, rows, 1
+        ).words.tolist() == [0]
+        streams = backend.partition(
+            empty, backend.changed_words(empty, empty, coding), coding, top, rows
+        )
         assert (streams.counts, streams.changed, streams.content) == ([0], [0], b"")
         backend.apply(empty, coding, top, rows, [0], b"", empty)
 
@@ -694,22 +741,39 @@ def test_mismatched_arrays_are_rejected(name: str) -> None:
     descending = np.array([9, 5], np.uint64)
     many = np.arange(17, dtype=np.uint64)
     for bad in (
-        lambda: backend.partition(words, fewer, coding, bounds, None),
-        lambda: backend.partition(words, words, coding, bounds, flags),
-        lambda: backend.partition(words, words, coding, descending, None),
-        lambda: backend.partition(words, words, coding, many, None),
-        lambda: backend.partition(words, words, coding, bounds[:0], None),
-        lambda: backend.histogram(words, words, coding, np.array([5], np.uint64)),
+        lambda: backend.partition(
+            words, backend.changed_words(words, fewer, coding), coding, bounds, None
+        ),
+        lambda: backend.partition(
+            words, backend.changed_words(words, words, coding), coding, bounds, flags
+        ),
+        lambda: backend.partition(
+            words, backend.changed_words(words, words, coding), coding, descending, None
+        ),
+        lambda: backend.partition(
+            words, backend.changed_words(words, words, coding), coding, many, None
+        ),
+        lambda: backend.partition(
+            words, backend.changed_words(words, words, coding), coding, bounds[:0], None
+        ),
+        lambda: backend.histogram(
+            words,
+            backend.changed_words(words, words, coding),
+            coding,
+            np.array([5], np.uint64),
+            None,
+            1,
+        ),
         lambda: backend.apply(words, coding, bounds, None, [1, 2], b"", words),
         lambda: backend.apply(words, coding, bounds, None, [1], b"", fewer),
-        lambda: backend.changes(words, fewer, coding),
+        lambda: backend.compare(words, fewer, coding, ChangeList()),
         lambda: backend.block_ends(b"abc", [1, 4]),
         lambda: backend.block_ends(b"abc", [2, 2]),
         lambda: backend.block_ends(b"abc", [0, 3]),
         lambda: backend.block_ends(bytes(300), list(range(1, 300))),
         lambda: backend.record(words, fewer),
         lambda: backend.exchange(words, fewer.view(np.uint8), words),
-        lambda: load_native("abacus").changes(words, words, coding),
+        lambda: load_native("abacus").compare(words, words, coding, ChangeList()),
     ):
         with pytest.raises(ValueError, match=r"\w"):
             bad()

@@ -45,12 +45,13 @@ def streams_of(pair: Pair, draft: Draft, number: int) -> tuple[bytes, Streams]:
     t = draft.index.tensors[c.tensor]
     before, after = words_of(pair, t, c.first, c.length)
     backend, rows = get_backend(), None
+    coding = t.coding or t.dtype.coding
+    changed = backend.changed_words(before, after, coding)
     if c.coding is ChunkCoding.DELTA_WITH_ROWS:
         row = t.row_words or 1
-        rows = backend.active_rows(before, after, row, c.first % row)
-    coding = t.coding or t.dtype.coding
+        rows = backend.active_rows(changed, before.size, row, c.first % row)
     bounds = np.array(c.bounds, np.uint64)
-    streams = backend.partition(before, after, coding, bounds, rows)
+    streams = backend.partition(before, changed, coding, bounds, rows)
     return b"" if rows is None else pack_flags(rows.active), streams
 
 
@@ -76,8 +77,9 @@ def recoded(
     top = (1 << coding.key_bits) - 1
     bounds = np.array([top], np.uint64)
     backend, row = get_backend(), t.row_words or 1
-    active = backend.active_rows(before, after, row, first % row) if rows else None
-    streams = backend.partition(before, after, coding, bounds, active)
+    changed = backend.changed_words(before, after, coding)
+    active = backend.active_rows(changed, before.size, row, first % row) if rows else None
+    streams = backend.partition(before, changed, coding, bounds, active)
     flags = b"" if active is None else pack_flags(active.active)
     stored = compressed(joined(streams, flags))
     record = ChunkRecord(
@@ -107,7 +109,9 @@ def with_contexts(
     top = (1 << coding.key_bits) - 1
     keys = np.unique(before & top)
     bounds = [*keys[len(keys) // contexts :: len(keys) // contexts].tolist()[: contexts - 1], top]
-    streams = get_backend().partition(before, after, coding, np.array(bounds, np.uint64), None)
+    backend = get_backend()
+    words = backend.changed_words(before, after, coding)
+    streams = backend.partition(before, words, coding, np.array(bounds, np.uint64), None)
     stored = compressed(joined(streams))
     changed = tuple(streams.changed)
     return chunk._replace(coding=ChunkCoding.DELTA, bounds=tuple(bounds), changed=changed), stored

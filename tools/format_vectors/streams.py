@@ -87,11 +87,12 @@ def _flag_a_row(parent: Parent) -> bytes:
     before, after = words_of(parent.pair, t, c.first, c.length)
     row = t.row_words or 1
     backend = get_backend()
-    active = backend.active_rows(before, after, row, 0).active.copy()
+    coding = t.coding or t.dtype.coding
+    changed = backend.changed_words(before, after, coding)
+    active = backend.active_rows(changed, before.size, row, 0).active.copy()
     active[int(np.flatnonzero(~active)[0])] = True
     bounds = np.array(c.bounds, np.uint64)
-    coding = t.coding or t.dtype.coding
-    streams = backend.partition(before, after, coding, bounds, Rows(active, row, 0))
+    streams = backend.partition(before, changed, coding, bounds, Rows(active, row, 0))
     return draft.with_content(0, joined(streams, pack_flags(active))).sealed()
 
 

@@ -134,8 +134,9 @@ def made_up() -> Iterator[Seed]:
         keys = rng.integers(0, 1 << coding.key_bits, 3, np.uint64, endpoint=False)
         bounds = np.unique(np.append(keys, np.uint64((1 << coding.key_bits) - 1)))
         backend = NumpyBackend()
-        rows = backend.active_rows(base, tuned, 100, 30) if with_rows else None
-        streams = backend.partition(base, tuned, coding, bounds, rows)
+        changed = backend.changed_words(base, tuned, coding)
+        rows = backend.active_rows(changed, base.size, 100, 30) if with_rows else None
+        streams = backend.partition(base, changed, coding, bounds, rows)
         zeros = [0] * bounds.size
         yield Seed(base, tuned, coding, bounds, rows, zeros, b"", DERIVED)
         if words < 1000:

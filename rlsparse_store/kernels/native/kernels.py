@@ -61,13 +61,13 @@ class NativeBackend(CpuBackend):
         changes = _kernels.compare(self.name, base, tuned, coding.width, coding.order, *arrays)
         return into.add(base.size, Changes(*changes))
 
-    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
+    def active_rows(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
         active = np.zeros(row_count(words, length, offset), np.bool_)
         _kernels.active_rows(changed.mask, words, length, offset, active)
         return Rows(active, length, offset)
 
-    def histogram_of(
+    def histogram(
         self,
         base: Words,
         changed: ChangedWords,
@@ -95,7 +95,7 @@ class NativeBackend(CpuBackend):
         )
         return Histogram(words, magnitudes)
 
-    def partition_of(
+    def partition(
         self,
         base: Words,
         changed: ChangedWords,

@@ -132,13 +132,13 @@ class NumpyBackend(CpuBackend):
         top_key = int(keys(before, coding).max()) if before.size else 0
         return into.add(base.size, Changes(before.size, top_key))
 
-    def active_rows_of(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
+    def active_rows(self, changed: ChangedWords, words: int, length: int, offset: int) -> Rows:
         """Find the rows of ``length`` words that hold a changed word."""
         active = np.zeros(row_count(words, length, offset), np.bool_)
         active[(np.flatnonzero(_is_changed(changed, words)) + offset) // length] = True
         return Rows(active, length, offset)
 
-    def histogram_of(
+    def histogram(
         self,
         base: Words,
         changed: ChangedWords,
@@ -166,7 +166,7 @@ class NumpyBackend(CpuBackend):
         shape = bins.size, MAGNITUDE_CLASSES
         return Histogram(words * stride, magnitudes.reshape(shape) * stride)
 
-    def partition_of(
+    def partition(
         self,
         base: Words,
         changed: ChangedWords,
