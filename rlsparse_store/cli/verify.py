@@ -24,7 +24,7 @@ from rlsparse_store.delta.verify_run import verify_run
 
 __all__ = ["verify_command"]
 
-_OF_EACH = ("base_revision", "token", "cache_dir", "local_files_only")
+_OF_ONE_DELTA = ("revision", "tuned_revision")
 
 
 @click.command("verify")
@@ -39,51 +39,32 @@ _OF_EACH = ("base_revision", "token", "cache_dir", "local_files_only")
 @quiet_option
 def verify_command(
     delta: str,
-    base: str | None,
     tuned: str | None,
     subfolder: str,
-    threads: int | None,
-    max_tuned_bytes: int | None,
     as_json: bool,  # noqa: FBT001 - click passes every parameter by name
     quiet: bool,  # noqa: FBT001
-    **hub: Any,  # noqa: ANN401 - the options of the Hub, by their names
+    **options: Any,  # noqa: ANN401 - those of verify_delta, by their names
 ) -> None:
     """Verify DELTA, or each entry of a local run: its own bytes, and its base and tuned checkpoint.
 
     With --base, checks all of the base and that every tensor decodes to what was encoded. With
     --tuned, checks that DELTA stores this checkpoint. The exit code is 3 on a mismatch.
     """
-    if not subfolder and as_repo_id(delta, hub["revision"]) is None and is_run(delta):
+    if not subfolder and as_repo_id(delta, options["revision"]) is None and is_run(delta):
         if tuned is not None:
             msg = "--tuned needs one delta: add --subfolder NAME"
             raise click.UsageError(msg)
-        of_each = {name: value for name, value in hub.items() if name in _OF_EACH}
+        of_each = {name: value for name, value in options.items() if name not in _OF_ONE_DELTA}
         with progress_bar("verify", quiet=quiet) as progress:
-            run = verify_run(
-                delta,
-                base=base,
-                threads=threads,
-                progress=progress,
-                max_tuned_bytes=max_tuned_bytes,
-                **of_each,
-            )
+            run = verify_run(delta, progress=progress, **of_each)
         if as_json:
             print_json(run.as_json())
         else:
-            decoded = "" if base else ": the deltas' own files"
+            decoded = "" if options["base"] else ": the deltas' own files"
             click.echo(f"ok: {len(run.entries):,} entries{decoded}")
         return
     with progress_bar("verify", quiet=quiet) as progress:
-        report = verify_delta(
-            delta,
-            base=base,
-            tuned=tuned,
-            subfolder=subfolder,
-            threads=threads,
-            max_tuned_bytes=max_tuned_bytes,
-            progress=progress,
-            **hub,
-        )
+        report = verify_delta(delta, tuned=tuned, subfolder=subfolder, progress=progress, **options)
     if as_json:
         print_json(asdict(report))
         return
