@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import DeltaChunk
 from rlsparse_store.delta.plausibility import content_warnings, pair_notes, structure_warnings
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
@@ -20,7 +19,7 @@ from rlsparse_store.files.checkpoint_layout import (
 from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import SideFiles
-from rlsparse_store.format.digests import bytes_check, digest_of_leaves
+from rlsparse_store.format.digests import digest_of_leaves
 from rlsparse_store.format.index.records import (
     ChunkCoding,
     ChunkRecord,
@@ -36,7 +35,6 @@ from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
 from rlsparse_store.pipeline.spans import (
     CodedSpan,
     Span,
-    SpanChunk,
     choose_word_coding,
     tensor_spans,
 )
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rlsparse_store.codec.chunk import EncodedChunk
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.files.delta_writer import ChunkSink
     from rlsparse_store.kernels.interface import CpuBackend
@@ -144,7 +143,7 @@ class Encoder:
         """Add an encoded span. Spans come in order."""
         self._digests.add(coded)
         for chunk in coded.chunks:
-            self._add_chunk(coded.span.tensor, chunk, sink)
+            self._add_chunk(chunk, sink)
 
     @collector_paused()
     def finish(self, sink: ChunkSink) -> int:
@@ -169,34 +168,17 @@ class Encoder:
         )
         return sink.finish(self._index, self._manifest)
 
-    def _add_chunk(self, tensor: int, coded: SpanChunk, sink: ChunkSink) -> None:
-        chunk = coded.chunk
+    def _add_chunk(self, chunk: EncodedChunk, sink: ChunkSink) -> None:
+        record, tensor = chunk.record, chunk.record.tensor
         place = sink.add(chunk.stored)
-        coding = ChunkCoding.WHOLE
-        if isinstance(chunk, DeltaChunk):
-            coding = ChunkCoding.DELTA_WITH_ROWS if chunk.has_row_flags else ChunkCoding.DELTA
+        if record.coding is ChunkCoding.WHOLE:
+            self._moved[tensor] += chunk.changes
+            self._whole_raw[tensor] += self._codings[tensor].nbytes(record.length)
+            self._whole_bytes[tensor] += record.stored
+        else:
             for bin_number, count in enumerate(chunk.steps):
                 self._steps[tensor][bin_number] += count
-        else:
-            self._moved[tensor] += coded.changed
-            self._whole_raw[tensor] += self._codings[tensor].nbytes(coded.length)
-            self._whole_bytes[tensor] += len(chunk.stored)
-        self._chunks.append(
-            ChunkRecord(
-                tensor,
-                coded.first,
-                coded.length,
-                coding,
-                place.shard,
-                place.offset,
-                len(chunk.stored),
-                bytes_check(chunk.stored),
-                coded.result_check,
-                coded.base_check,
-                chunk.bounds if isinstance(chunk, DeltaChunk) else (),
-                chunk.changed if isinstance(chunk, DeltaChunk) else (),
-            )
-        )
+        self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
 
     def _record(self, number: int) -> TensorRecord:
         plan, coding = self._plans[number], self._codings[number]

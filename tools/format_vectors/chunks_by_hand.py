@@ -123,7 +123,7 @@ def whole_chunk(
     """Part of a tensor as a whole chunk."""
     t = draft.index.tensors[tensor]
     _, after = words_of(pair, t, first, length)
-    stored = encode_whole(get_backend(), after, t.coding or t.dtype.coding).stored
+    stored = encode_whole(get_backend(), first, after, t.coding or t.dtype.coding).stored
     check = bytes_check(stored)
     coding = ChunkCoding.WHOLE
     return (
