@@ -28,6 +28,7 @@ __all__ = [
     "is_finished",
     "last_finished",
     "place_delta",
+    "remove_drafts",
 ]
 
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
@@ -93,6 +94,11 @@ def draft_of(folder: Path) -> Path:
     It is not in the checkpoint: Trainer rotates checkpoints by the times of their folders.
     """
     return folder.parent / DRAFTS / folder.name.rpartition("-")[2]
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a trainer's folder."""
+    shutil.rmtree(folder / DRAFTS, ignore_errors=True)
 
 
 def place_delta(draft: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rlsparse_store.integrations.trainer.checkpoint_folders import (
     has_delta,
     is_finished,
     last_finished,
+    remove_drafts,
 )
 from rlsparse_store.integrations.trainer.weights import restore_weights, untied_tensors
 
@@ -50,8 +51,11 @@ class DeltaHooks(Trainer):
         **kwargs: Any,  # noqa: ANN401 - as they are
     ) -> Any:  # noqa: ANN401 - Trainer's
         """Train. ``resume_from_checkpoint=True`` takes the last checkpoint that is finished."""
+        folder = Path(self.args.output_dir or ".")
+        if self.args.should_save:
+            remove_drafts(folder)
         if resume_from_checkpoint is True:
-            found = last_finished(Path(self.args.output_dir or "."))
+            found = last_finished(folder)
             resume_from_checkpoint = True if found is None else str(found)
         with self.delta_store.training():
             return super().train(resume_from_checkpoint, *args, **kwargs)

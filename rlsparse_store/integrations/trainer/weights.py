@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["file_tensors", "restorable_tensors", "restore_weights", "untied_tensors"]
 
 Tensors = dict[str, torch.Tensor]
+
+_LOG = logging.getLogger(__name__)
 
 
 def untied_tensors(model: torch.nn.Module, state_dict: Mapping[str, Any]) -> Tensors:
@@ -86,12 +89,18 @@ def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None
         FormatError: The delta is damaged, or the base is another checkpoint.
     """
     targets = restorable_tensors(model)
-    restored = set()
+    restored, widened = set(), set()
     with torch.no_grad():
         for name in checkpoint:
             target = _target(checkpoint, name, targets)
-            target.copy_(checkpoint.get_tensor(name))
+            tensor = checkpoint.get_tensor(name)
+            target.copy_(tensor)
             restored.add(_memory(target))
+            if tensor.dtype != target.dtype:
+                widened.add(tensor.dtype)
+    if widened:
+        rounded = ", ".join(sorted(map(str, widened)))
+        _LOG.warning("%s holds weights in %s: this is not exact", checkpoint.path, rounded)
     ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
     for name, target in targets.items():
         if target.numel() and _memory(target) not in restored and name not in ignored:
