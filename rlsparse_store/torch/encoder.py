@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -15,12 +14,13 @@ from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
-from rlsparse_store.frameworks.torch import LiveTensor, has_kernels
+from rlsparse_store.frameworks.torch import LiveTensor
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
 from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.host_memory import HostSlabs
 from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
@@ -37,14 +37,8 @@ __all__ = ["DeltaEncoder"]
 
 Keep = Literal["files", "host", "device"]
 
-SLAB_BYTES: Final = 1 << 30
-"""Bytes of a slab of main memory, which small tensors share."""
-
 STAGING_BYTES: Final = 1 << 26
 """Bytes of the main-memory buffer through which the base is copied to a device."""
-
-ALIGNMENT: Final = 64
-"""Alignment of tensors in a slab, in bytes."""
 
 _BYTE: Final = torch.uint8
 
@@ -193,7 +187,7 @@ def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
 
 def _load_base(base: Checkpoint, device: torch.device | None) -> Checkpoint:
     """Load the base's tensors to a device, or to main memory if it is ``None``."""
-    slabs = _Slabs(base.nbytes if device is None else STAGING_BYTES)
+    slabs = HostSlabs(base.nbytes if device is None else STAGING_BYTES)
     staging = None if device is None else slabs.take(STAGING_BYTES)
     tensors = {}
     for name, ref in base.tensors.items():
@@ -215,44 +209,3 @@ def _read_through(
         part = staging[: ref.nbytes - start]
         base.read_into(ref, start, part.numpy())
         out[start : start + len(part)].copy_(part)
-
-
-class _Slabs:
-    """An allocator of main memory for many tensors, pinned if a CUDA device runs kernels.
-
-    Tensors share large slabs because torch rounds each pinned allocation up to a power of two. If
-    pinning fails, memory is allocated without it.
-
-    Args:
-        nbytes: Bytes of all tensors.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self._left = nbytes
-        self._slab = torch.empty(0, dtype=_BYTE, device="cpu")
-        self._pins = torch.cuda.is_available() and has_kernels(torch.device("cuda"))
-
-    def take(self, nbytes: int) -> torch.Tensor:
-        """Allocate memory for a tensor."""
-        if nbytes > len(self._slab):
-            size = max(nbytes, min(SLAB_BYTES, self._left))
-            self._slab = self._pinned(size) if self._pins else self._unpinned(size)
-        taken = self._slab[:nbytes]
-        self._slab = self._slab[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
-        self._left -= nbytes
-        return taken
-
-    def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.gpu.launch import host_buffer  # noqa: PLC0415 - needs Triton
-
-        try:
-            return host_buffer(nbytes, torch.device("cuda"))
-        except torch.OutOfMemoryError:
-            msg = "cannot pin more main memory; copying the base to the device will be slower"
-            warnings.warn(msg, RuntimeWarning, stacklevel=5)
-            self._pins = False
-            return self._unpinned(nbytes)
-
-    @staticmethod
-    def _unpinned(nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=_BYTE, device="cpu")

@@ -170,7 +170,7 @@ def _widened_whole(parent: Parent) -> bytes:
     draft, number = parent.draft, parent.draft.chunk_of("f_wide")
     words = np.frombuffer(parent.pair.tensor("f_wide").data, "<u4") >> 16
     coding = draft.tensor("f_wide").coding or DTYPES["BF16"].coding
-    stored = encode_whole(get_backend(), words.astype(np.uint16), coding).stored
+    stored = encode_whole(get_backend(), 0, words.astype(np.uint16), coding).stored
     whole = {"coding": ChunkCoding.WHOLE, "base": 0, "bounds": (), "changed": ()}
     draft = draft.with_stored(number, stored).with_chunk(number, **whole)
     changes: Json = {"kind": Kind.WHOLE, "origin": "", "steps": NO_STEPS, "base_digest": b""}
