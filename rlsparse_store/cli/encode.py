@@ -24,7 +24,7 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
 
-__all__ = ["encode_command", "print_encoded", "print_names", "print_warnings"]
+__all__ = ["device_coder", "encode_command", "print_encoded", "print_names", "print_warnings"]
 
 
 @click.command("encode")
@@ -94,7 +94,7 @@ def encode_command(
     cannot be resumed from a delta.
     """
     if device is not None:
-        options["coder"] = _device_coder(device, options["threads"])
+        options["coder"] = device_coder(device, options["threads"])
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
         finds_several = bool(find_checkpoints(Path(tuned[0])))
@@ -160,7 +160,7 @@ def _print_entry(entry: RunEntry) -> None:
     _print_files(entry)
 
 
-def _device_coder(device: str, threads: int | None) -> SpanCoder:
+def device_coder(device: str, threads: int | None) -> SpanCoder:
     """The coder of a device.
 
     Raises:

@@ -1,0 +1,117 @@
+"""``rlsparse watch``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlsparse_store.cli.encode import device_coder
+from rlsparse_store.cli.options import hub_options, threads_option
+from rlsparse_store.cli.signals import end_at_second
+from rlsparse_store.format.names import printable
+from rlsparse_store.watch.watcher import SETTLE_SECONDS, watch_checkpoints
+
+if TYPE_CHECKING:
+    from rlsparse_store.watch.event import WatchEvent
+
+__all__ = ["watch_command"]
+
+
+@click.command("watch")
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--base",
+    "-b",
+    required=True,
+    metavar="BASE",
+    help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
+)
+@click.option("--out", "-o", required=True, metavar="RUN", help="Folder of the run to write.")
+@click.option("--once", is_flag=True, help="Store what is complete, and end.")
+@click.option(
+    "--settle",
+    "settle_seconds",
+    type=click.FloatRange(min=0),
+    default=SETTLE_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time without a change after which a checkpoint without a marker is complete.",
+)
+@click.option(
+    "--cast",
+    type=click.Choice(["bf16"]),
+    help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
+)
+@click.option(
+    "--keep-dtype", is_flag=True, help="Store tensors whole whose dtype differs from the base's."
+)
+@click.option(
+    "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="FILE",
+    help="Also copy this small file of each checkpoint beside its delta.",
+)
+@click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
+@click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
+@threads_option
+@hub_options(base_revision="BASE")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only what is not stored.")
+def watch_command(
+    folder: str,
+    base: str,
+    out: str,
+    device: str | None,
+    as_json: bool,  # noqa: FBT001 - click passes every parameter by name
+    quiet: bool,  # noqa: FBT001
+    **options: Any,  # noqa: ANN401 - those of watch_checkpoints, by their names
+) -> None:
+    """Store every checkpoint that a trainer writes below DIR as a delta against BASE.
+
+    A checkpoint is stored once it is complete: its trainer wrote a marker after its weights
+    (trainer_state.json, STABLE, .complete, latest_checkpointed_iteration.txt), or no file of it
+    changed for the settle time. RUN gets a delta for each, named after its step, with step and
+    metrics from trainer_state.json.
+
+    Runs until it is interrupted or terminated. What is being encoded then is abandoned, and the
+    same command continues; a second signal ends at once. With --once it ends by itself, with exit
+    code 1 if a checkpoint was refused: for cron.
+
+    Nothing is written to DIR. Optimizer state is not stored: training cannot be resumed from a
+    delta.
+    """
+    end_at_second()
+    if device is not None:
+        options["coder"] = device_coder(device, options["threads"])
+    is_refused = False
+    said: set[str] = set()
+    for event in watch_checkpoints(folder, base, out, **options):
+        is_refused |= event.kind == "refused"
+        if as_json:
+            click.echo(json.dumps(event.as_json()))
+        if not quiet or event.kind in {"refused", "waiting"}:
+            _print_event(event, said)
+    if is_refused:
+        raise click.exceptions.Exit(1)
+
+
+def _print_event(event: WatchEvent, said: set[str]) -> None:
+    """Print an event on standard error, with what a user should know of a new entry.
+
+    Args:
+        event: The event.
+        said: Notes that were printed, to which it adds: most are the same for every checkpoint.
+    """
+    click.echo(f"{printable(event.checkpoint, 500)}: {printable(event.message, 2000)}", err=True)
+    if event.entry is not None:
+        for warning in event.entry.warnings:
+            click.echo(f"  warning: {printable(warning, 500)}", err=True)
+        for note in event.entry.notes:
+            if note not in said:
+                click.echo(f"  note: {printable(note, 500)}", err=True)
+        said.update(event.entry.notes)
