@@ -483,12 +483,13 @@ def test_content_bound_is_tight(width: int) -> None:
     for k in (1, 30, 700, n // 12 + 1, n // 6 - 1, n // 6 + 1, n - 1, n):
         ranks = ranks_with_escapes(n, k) if DENSE * k < n else np.arange(k)
         content = content_of([Context(n, ranks, -(1 << width - 1))], width, None)
-        assert 0 <= largest_content([k], n, width, 0) - len(content) <= len(content) / 5 + 4
+        # Masks may take none of a fifth of the words, and a q half of its byte.
+        assert 0 <= largest_content([k], n, width, 0) - len(content) <= n / 5 + k / 2 + 4
 
 
 def test_content_bound_limits_the_sum_of_contexts() -> None:
     n = 1 << 26
-    assert largest_content([n // 6] * 6, n, 16, 0) < 2.9 * n
+    assert largest_content([n // 6] * 6, n, 16, 0) < 3.4 * n
 
 
 def frame_announcing(size: int) -> bytes:
