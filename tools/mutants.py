@@ -234,7 +234,8 @@ def _try(subject: Subject, mutant: Mutant, vectors: Iterable[dict[str, Any]]) ->
         signal.alarm(SECONDS)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         run = subject.load(mutant)
-        return SURVIVED if all(map(run, vectors)) else NOTICED
+        # Not map: a mutant's StopIteration would end it early, as if all vectors had been tried.
+        return SURVIVED if all(run(vector) for vector in vectors) else NOTICED
 
     process, receive = _in_child(task)
     os.close(receive)

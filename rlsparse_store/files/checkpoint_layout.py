@@ -136,18 +136,13 @@ def rebuild_header(
         LayoutError: The layout does not fit these tensors.
     """
     if layout.layout in (BY_NAME, BY_DTYPE):
-        entries = _placed(tensors, layout.layout)
-        try:
-            framed = _framed(entries, layout.text)
-        except UnicodeDecodeError as error:
-            msg = f"the stored metadata of {layout.name} is not UTF-8"
-            raise LayoutError(msg) from error
         if layout.text:
             if not (layout.text.startswith(b"{") and layout.text.endswith(b"}")):
                 msg = f"the stored metadata of {layout.name} has white space around it"
                 raise LayoutError(msg)
             stored_metadata(layout)
-        return framed, entries
+        entries = _placed(tensors, layout.layout)
+        return _framed(entries, layout.text), entries
     framed = len(layout.text).to_bytes(8, "little") + layout.text
     return framed, _check_header(layout.text, layout.name, tensors)
 

@@ -326,6 +326,31 @@ def _same_dtypes() -> Pair:
     return Pair("an unchanged tensor of every dtype", base, base)
 
 
+def _same_wide() -> Pair:
+    base = {code.lower(): raw(f"wide/{code}", code, 64) for code in ("F64", "I64", "U64")}
+    return Pair("unchanged tensors of 64 words of 64 bits", base, base)
+
+
+def _no_tensor() -> Pair:
+    return Pair("checkpoints without tensors", {}, {})
+
+
+def _leaves() -> Pair:
+    base = {"kept": raw("leaves", "U8", 8)}
+    data = bytes(i // 3 % 251 for i in range(36_000))
+    tuned = {**base, "new": Tensor("U8", (36_000,), data)}
+    pair = Pair("chunks that end within leaves", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        parts = [
+            whole_chunk(pair, draft, 1, *place)
+            for place in ((0, 8000), (8000, 20_000), (28_000, 8000))
+        ]
+        return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
+
+    return replace(pair, edit=edit)
+
+
 def _lengths() -> Pair:
     sizes = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 128, 129, 130, 240, 241, 1024, 1025, 1089, 5000)
     base = {f"n{size:04}": raw(f"lengths/{size}", "U8", size) for size in sizes}
@@ -615,6 +640,9 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "large-enough": _large_enough,
     "same-dtypes": _same_dtypes,
     "lengths": _lengths,
+    "same-wide": _same_wide,
+    "no-tensor": _no_tensor,
+    "leaves": _leaves,
     "size-of-eight": _size_of_eight,
     "four-bits-two": _four_bits_two,
     "gaps-plain": _gaps_plain,
@@ -672,6 +700,12 @@ def one_step() -> Pair:
     base = {"w": floats("one", "F32", 40)}
     about = "one step of many binary digits"
     return Pair(about, base, {"w": moved("s1", base["w"], [17], steps=(100_000,))})
+
+
+def one_step_wide() -> Pair:
+    """One step of 1 of a word of 64 bits."""
+    base = {"w": raw("one-wide", "I64", 40)}
+    return Pair("one step of a word of 64 bits", base, {"w": moved("sw", base["w"], [17])})
 
 
 def other_bases() -> dict[str, Tensors]:

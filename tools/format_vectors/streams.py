@@ -96,10 +96,14 @@ def _flag_a_row(parent: Parent) -> bytes:
     return draft.with_content(0, joined(streams, pack_flags(active))).sealed()
 
 
-def _far_step(exponent: bytes, low: bytes) -> Callable[[Streams], Streams]:
+def _far_step(
+    exponent: bytes, low: bytes, classes: bytes | None = None
+) -> Callable[[Streams], Streams]:
     """Make the chunk's large steps one with this exponent and these low bits."""
 
     def edit(streams: Streams) -> Streams:
+        if classes is not None:
+            streams = with_part(streams, CLASSES, classes)
         exponents = exponent + streams.parts[EXPONENTS][1:]
         return with_part(with_part(streams, EXPONENTS, exponents), LOW_BITS, low)
 
@@ -212,6 +216,13 @@ STREAMS: Final = (
         "gaps",
     ),
     Invalid(
+        "stream-short-classes",
+        "stream",
+        "classes that are cut",
+        with_frame("w", lambda s: compressed(plain(s)[:13])),
+        "bitmap",
+    ),
+    Invalid(
         "stream-popcount",
         "stream",
         "a bitmap of one word more or less",
@@ -284,6 +295,13 @@ STREAMS: Final = (
         "an exponent of 200",
         with_streams(_far_step(b"\xc8", bytes(25))),
         "one-step",
+    ),
+    Invalid(
+        "stream-exponent-wrap",
+        "stream",
+        "an exponent of 63 in words of 64 bits, of a step that is 1 modulo 2^64",
+        with_streams(_far_step(b"\x3f", ((1 << 63) - 2).to_bytes(8, "little"), classes=b"\3")),
+        "one-step-wide",
     ),
     Invalid(
         "stream-step",

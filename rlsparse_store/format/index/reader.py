@@ -54,6 +54,8 @@ _WIDENINGS: Final = tuple(Widening)
 _CODINGS: Final = tuple(ChunkCoding)
 _SOURCED: Final = (Kind.SAME, Kind.DELTA)
 _ORDERS: Final = tuple(OrderMap)
+# 0 for a tensor without chunks.
+_WIDTHS: Final = frozenset((0, 4, 8, 16, 32, 64))
 _DTYPES: Final = tuple(DTYPES.values())
 
 
@@ -129,7 +131,8 @@ def _read_tensors(
     dims = columns.limited(sum(ranks), MAX_DIMENSION, "a dimension")
     ends = list(accumulate(ranks))
     shapes = [tuple(dims[end - rank : end]) for rank, end in zip(ranks, ends, strict=True)]
-    widths = small(64, "word width")
+    widths = columns.numbers(count)
+    require(_WIDTHS.issuperset(widths), "an unknown word width")
     orders = small(max(OrderMap), "order map")
     widenings = [_WIDENINGS[widening] for widening in small(max(Widening), "widening")]
     origins = small(max(count, len(foreign)), "origin")
