@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
 
 from format_vectors.checkpoints import Tensors, of_words, safetensors
+from format_vectors.text import SPEC
 from rlsparse_store import encode_delta
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.format.index.writer import encode_index
 
-SPEC = (Path(__file__).parents[2] / "specs" / "format.md").read_text(encoding="utf-8")
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def example(number: int) -> str:
