@@ -4,6 +4,7 @@
     python tools/mutants.py decoder
     python tools/mutants.py decoder --slice 1/40
     python tools/mutants.py library
+    python tools/mutants.py library --only format/masks
 
 A mutant is a reader with one small change: a comparison, a bound, a constant, an operator, a code,
 a check that is left out. A vector notices it if it gives another outcome than the one listed. What
@@ -26,7 +27,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 import numpy as np
@@ -187,20 +188,24 @@ def _in_child(task: Callable[[int], int]) -> tuple[int, int]:
         os._exit(status)
 
 
-def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list[int]]:
-    """The vectors that come by each line of the source, found out in a process of its own."""
+Covering: TypeAlias = dict[str, dict[int, list[int]]]
+"""The numbers of the vectors that come by each line of each source."""
+
+
+def _covering(subjects: list[Subject], vectors: list[dict[str, Any]]) -> Covering:
+    """The vectors that come by each line of the sources, found out in a process of its own."""
 
     def task(send: int) -> int:
-        lines: dict[int, set[int]] = {}
-        run = subject.load(None)
-        filename = str(subject.path)
+        lines: dict[str, dict[int, set[int]]] = {str(subject.path): {} for subject in subjects}
+        run = subjects[0].load(None)
         number = 0
 
         def trace(frame: FrameType, event: str, _value: object) -> Any:  # noqa: ANN401 - itself
-            if frame.f_code.co_filename != filename:
+            of_source = lines.get(frame.f_code.co_filename)
+            if of_source is None:
                 return None
             if event in ("line", "call"):
-                lines.setdefault(frame.f_lineno, set()).add(number)
+                of_source.setdefault(frame.f_lineno, set()).add(number)
             return trace
 
         sys.settrace(trace)
@@ -210,7 +215,11 @@ def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list
                 os.write(2, f"{vector['id']} is not as listed, without any change\n".encode())
                 return 2
         sys.settrace(None)
-        text = repr({line: sorted(found) for line, found in lines.items()}).encode()
+        found = {
+            path: {line: sorted(numbers) for line, numbers in of_source.items()}
+            for path, of_source in lines.items()
+        }
+        text = repr(found).encode()
         with os.fdopen(send, "wb") as pipe:
             pipe.write(text)
         return 0
@@ -220,9 +229,9 @@ def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list
         text = pipe.read()
     _, status = os.waitpid(process, 0)
     if os.waitstatus_to_exitcode(status):
-        msg = f"{subject.path.name}: the vectors are not as listed"
+        msg = "without any change, the vectors are not as listed"
         raise click.ClickException(msg)
-    found: dict[int, list[int]] = eval(text, {"__builtins__": {}})  # noqa: S307 - just written
+    found: Covering = eval(text, {"__builtins__": {}})  # noqa: S307 - just written
     return found
 
 
@@ -243,10 +252,12 @@ def _try(subject: Subject, mutant: Mutant, vectors: Iterable[dict[str, Any]]) ->
 
 
 def _survivors(
-    subject: Subject, chosen: list[Mutant], large: list[dict[str, Any]], jobs: int
+    subject: Subject,
+    chosen: list[Mutant],
+    vectors: list[dict[str, Any]],
+    covering: dict[int, list[int]],
+    jobs: int,
 ) -> Iterator[Mutant]:
-    vectors = [*load()["vectors"], *large]
-    covering = _covering(subject, vectors)
     _require_unread(subject, covering)
     running: dict[int, Mutant] = {}
     waiting = list(reversed(chosen))
@@ -319,7 +330,8 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
     right = _justified(ROOT / "tools" / "conformance" / f"survivors-{which}.txt")
     start, tried, wrong, survived = time.monotonic(), 0, 0, 0
     folder = tempfile.TemporaryDirectory()
-    large = _in_process(Path(folder.name))
+    vectors = [*load()["vectors"], *_in_process(Path(folder.name))]
+    covering = _covering(subjects, vectors)
     for subject in subjects:
         source = subject.path.read_text(encoding="utf-8")
         made = [mutant for mutant in mutants(source) if mutant.function not in WRITING]
@@ -333,7 +345,7 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
         tried += len(chosen)
         before, wrong_before = survived, wrong
         prefix = "" if which == "decoder" else f"{subject.path.relative_to(ROOT)}: "
-        for mutant in _survivors(subject, chosen, large, jobs):
+        for mutant in _survivors(subject, chosen, vectors, covering[str(subject.path)], jobs):
             survived += 1
             if prefix + mutant.name not in right:
                 wrong += 1

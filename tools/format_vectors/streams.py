@@ -306,8 +306,8 @@ STREAMS: Final = (
     Invalid(
         "stream-step",
         "stream",
-        "a step that leaves its words",
-        with_streams(_far_step(b"\x1e", b"\xff\xff\xff\x3f")),
+        "a step of 2^31 in words of 32 bits",
+        with_streams(_far_step(b"\x1e", b"\xfd\xff\xff\x3f")),
         "one-step",
     ),
     Invalid(
