@@ -25,6 +25,7 @@ from format_vectors.checkpoints import (
 from format_vectors.chunks_by_hand import recoded, step_counts, whole_chunk, with_contexts
 from format_vectors.draft import fill_index, plain
 from format_vectors.frames import MAGIC, block, with_blocks
+from rlsparse_store.format.digests import digest_of_leaves, leaf_hashes
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.format.index.records import NO_STEPS, Kind
 from rlsparse_store.format.words import Widening, cast_to_bf16, widen
@@ -337,15 +338,55 @@ def _no_tensor() -> Pair:
 
 def _leaves() -> Pair:
     base = {"kept": raw("leaves", "U8", 8)}
-    data = bytes(i // 3 % 251 for i in range(36_000))
-    tuned = {**base, "new": Tensor("U8", (36_000,), data)}
+    data = bytes(i // 3 % 251 for i in range(46_000))
+    tuned = {**base, "new": Tensor("U8", (46_000,), data)}
     pair = Pair("chunks that end within leaves", base, tuned)
 
     def edit(draft: Draft) -> bytes:
         parts = [
             whole_chunk(pair, draft, 1, *place)
-            for place in ((0, 8000), (8000, 20_000), (28_000, 8000))
+            for place in ((0, 8000), (8000, 30_000), (38_000, 8000))
         ]
+        return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
+
+    return replace(pair, edit=edit)
+
+
+def _largest_contents() -> Pair:
+    """Chunks whose contents are as large as they can be, or nearly."""
+    far = 1 << 31
+    # Four gaps of 255 take four bytes more each; a bit each is more than that for 6 k >= n.
+    gaps = [255] * 4 + [0] * 245
+    ranks = np.cumsum(np.array(gaps) + 1) - 1
+    words = np.zeros(1500, np.uint64)
+    words[ranks] = far
+    base = {
+        "bits": of_words("U32", [0] * 200),
+        "gaps": of_words("U32", [0] * 1500),
+        "rows": Tensor("F4", (1, 2), b"\0"),
+    }
+    tuned = {
+        "bits": of_words("U32", [far] * 199 + [0]),
+        "gaps": of_words("U32", words),
+        "rows": Tensor("F4", (1, 2), b"\x0f"),
+    }
+    pair = Pair("contents that are as large as they can be", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        lengths = (200, 1500, 2)
+        parts = [
+            recoded(pair, draft, i, 0, length, rows=i == 2) for i, length in enumerate(lengths)
+        ]
+        for (record, _), (name, before) in zip(parts, base.items(), strict=True):
+            data = np.frombuffer(before.data, np.uint8)
+            changes: Json = {
+                "kind": Kind.DELTA,
+                "origin": name,
+                "steps": (0, 0, 0, *record.changed, 0, 0, 0, 0),
+                "moved": 0,
+                "base_digest": digest_of_leaves(data.size, leaf_hashes(data)),
+            }
+            draft = draft.with_tensor(name, **changes)
         return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
 
     return replace(pair, edit=edit)
@@ -643,6 +684,7 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "same-wide": _same_wide,
     "no-tensor": _no_tensor,
     "leaves": _leaves,
+    "largest-contents": _largest_contents,
     "size-of-eight": _size_of_eight,
     "four-bits-two": _four_bits_two,
     "gaps-plain": _gaps_plain,

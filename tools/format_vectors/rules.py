@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 RULES: Final[dict[str, str]] = {
-    "S1": "stream-announced stream-leftover stream-short stream-short-classes "
+    "S1": "stream-announced stream-leftover stream-short stream-short-signs "
     "stream-whole-size stream-whole-short stream-gap-escape",
     "S2": "stream-padding-mask stream-padding-gaps stream-padding-signs stream-padding-classes "
     "stream-padding-rows stream-padding-exponents stream-padding-low",

@@ -96,6 +96,12 @@ def _flag_a_row(parent: Parent) -> bytes:
     return draft.with_content(0, joined(streams, pack_flags(active))).sealed()
 
 
+def _ends_behind_signs(streams: Streams) -> Streams:
+    for part in (CLASSES, EXPONENTS, LOW_BITS):
+        streams = with_part(streams, part, b"")
+    return streams
+
+
 def _far_step(
     exponent: bytes, low: bytes, classes: bytes | None = None
 ) -> Callable[[Streams], Streams]:
@@ -216,10 +222,10 @@ STREAMS: Final = (
         "gaps",
     ),
     Invalid(
-        "stream-short-classes",
+        "stream-short-signs",
         "stream",
-        "classes that are cut",
-        with_frame("w", lambda s: compressed(plain(s)[:13])),
+        "a content that ends behind the signs",
+        with_streams(_ends_behind_signs),
         "bitmap",
     ),
     Invalid(
