@@ -101,6 +101,13 @@ def _sources(names: list[str], *, origin: str = "") -> Callable[[Parent], bytes]
     return make
 
 
+def _only_source(parent: Parent) -> bytes:
+    """A list of one source for a tensor that has its own."""
+    old = integer_column([1, 0, 0, 1, 1]) + name_list(["w"]) + name_list([])
+    new = integer_column([1, 1, 0, 1, 1]) + name_list(["w"]) + name_list(["z"])
+    return _patched(old, new)(parent)
+
+
 def _swapped(parent: Parent) -> bytes:
     """Give the first tensor, whose source is then foreign, the last name."""
     return parent.draft.with_tensor("a_same", name="z", origin="a_same").sealed()
@@ -526,6 +533,7 @@ TENSORS: Final = (
     Invalid(
         "source-unused", "index", "a source that is not used", _sources(["old.layer.norm", "z"])
     ),
+    Invalid("source-only-unused", "index", "the only source is not used", _only_source, "bitmap"),
     Invalid("source-not-listed", "index", "a source that is not listed", _sources([])),
     Invalid(
         "source-own-name",

@@ -182,6 +182,12 @@ def _renamed() -> Pair:
     return Pair("a tensor of another name in the base: a foreign source", base, tuned)
 
 
+def _renamed_two() -> Pair:
+    base = {f"model.{n}": raw(f"renamed/{n}", "U8", 20) for n in "ab"}
+    tuned = {f"policy.{n}": moved(f"rn{n}", base[f"model.{n}"], 5) for n in "ab"}
+    return Pair("two tensors of other names in the base", base, tuned)
+
+
 def _new_tie() -> Pair:
     base = {"embed": floats("tie", "BF16", 64, 32)}
     tuned = {"embed": moved("t", base["embed"], 40), "lm_head.weight": base["embed"]}
@@ -668,6 +674,7 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "empty": _empty,
     "alias": _alias,
     "renamed": _renamed,
+    "renamed-two": _renamed_two,
     "new-tie": _new_tie,
     "vocabulary": _vocabulary,
     "widening-bf16": _widening_bf16,

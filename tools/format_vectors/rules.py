@@ -86,7 +86,7 @@ RULES: Final[dict[str, str]] = {
     "I8": "name-control name-reversed name-c1 name-delete name-isolate name-metadata "
     "source-name removed-name",
     "I9": "names-descending name-twice removed-descending removed-twice source-twice",
-    "I10": "source-unused source-own-name",
+    "I10": "source-unused source-only-unused source-own-name",
     "I11": "removed-tensor removed-source",
     "I12": "kind-unknown dtype-unknown width-unknown width-none map-unknown widening-unknown "
     "chunk-coding",

@@ -145,11 +145,9 @@ def _read_tensors(
     used: set[int] = set()
     tensors = []
     for i, (name, kind, dtype) in enumerate(zip(names, kinds, dtypes, strict=True)):
-        origin = name
-        if origins[i] or kind not in _SOURCED:
-            origin = _origin(kind, origins[i], name, names, foreign)
-            if kind in _SOURCED:
-                used.add(origins[i])
+        origin = _origin(kind, origins[i], name, names, foreign)
+        if kind in _SOURCED:
+            used.add(origins[i])
         tensors.append(
             TensorRecord(
                 name,
@@ -203,7 +201,7 @@ def _read_chunks(
     codings = [_CODINGS[number] for number in numbers.tolist()]
     shards = columns.numbers(count)
     stored = columns.limited(count, MAX_CHUNK_STORED, "a stored length")
-    require(min(lengths, default=1) >= 1, "a chunk of no words")
+    require(all(lengths), "a chunk of no words")
     offsets = _offsets(shards, stored, shard_bytes)
     checks = columns.limited(count, MAX_CHECK, "a check")
     results = columns.limited(count, MAX_CHECK, "a check")
