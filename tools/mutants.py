@@ -342,19 +342,19 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
         ]
         if not chosen:
             continue
-        tried += len(chosen)
-        before, wrong_before = survived, wrong
         prefix = "" if which == "decoder" else f"{subject.path.relative_to(ROOT)}: "
-        for mutant in _survivors(subject, chosen, vectors, covering[str(subject.path)], jobs):
-            survived += 1
-            if prefix + mutant.name not in right:
-                wrong += 1
-                click.echo(f"{prefix}{mutant.name}")
+        lines = covering[str(subject.path)]
+        found = {prefix + m.name for m in _survivors(subject, chosen, vectors, lines, jobs)}
+        unlisted = found - right.keys()
+        for name in sorted(unlisted):
+            click.echo(name)
+        for name in sorted({prefix + m.name for m in chosen} & right.keys() - found):
+            click.echo(f"# noticed, and still listed: {name}")
+        tried, survived, wrong = tried + len(chosen), survived + len(found), wrong + len(unlisted)
         if which == "library":
-            of_part, unjustified = survived - before, wrong - wrong_before
             click.echo(
-                f"# {prefix}{len(chosen) - of_part} of {len(chosen)} noticed, "
-                f"{of_part - unjustified} justified, {unjustified} not"
+                f"# {prefix}{len(chosen) - len(found)} of {len(chosen)} noticed, "
+                f"{len(found - unlisted)} justified, {len(unlisted)} not"
             )
     noticed = tried - survived
     click.echo(
