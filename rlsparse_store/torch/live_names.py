@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from rlsparse_store.delta.plausibility import is_adapter_name
 from rlsparse_store.errors import RlsparseError
@@ -11,11 +11,11 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    import torch
-
     from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = ["plain_name", "plain_names", "require_unfused"]
+
+Value = TypeVar("Value")
 
 _WRAPPERS: Final = {
     "_orig_mod.": "the model that torch.compile was given (model._orig_mod)",
@@ -37,8 +37,8 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER)
 
 
-def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under their plain names.
+def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Tensors, or what stands for them, under their plain names.
 
     Raises:
         RlsparseError: The model is wrapped, or holds an adapter; the message has the call that
