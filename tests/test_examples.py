@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from grpo_trainers import SHAPE, grpo_settings, ones, prompts
 from models import move_weights, small_llama
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from trainers import Tokens, make_settings
 from transformers import LlamaForCausalLM
 
 import rlsparse_store
-from rlsparse_store import encode_delta, encode_run, from_delta, verify_delta
+from rlsparse_store import encode_delta, encode_run, from_delta, open_delta, verify_delta
 from rlsparse_store.demo.policy import new_policy, save
 from rlsparse_store.demo.task import new_tokenizer
 from rlsparse_store.torch import load_mask
@@ -32,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
+DISTRIBUTED = ROOT / "specs/guides/distributed.md"
 OF_VLLM = tuple(
     f"rlsparse_store.integrations.vllm.{name}"
     for name in ("loader", "ranks", "unsupported", "weight_")
@@ -135,6 +139,41 @@ def test_training_guide_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(run, TRAINING.name, "exec"), names)  # noqa: S102 - it is our own
     for step in (2, 4):
         verify_delta(f"out/checkpoint-{step}", base="base")
+
+
+def test_distributed_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    move_weights(model, seed=1, density=0.1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        before = {name: t.full_tensor().clone() for name, t in model.state_dict().items()}
+
+        class Adapter:
+            to_hf = dict
+
+        def train(model: torch.nn.Module) -> None:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(1)
+
+        names: dict[str, object] = {
+            "model": model,
+            "dist": dist,
+            "train": train,
+            "sd_adapter": Adapter,
+        }
+        for code in python_in(DISTRIBUTED):
+            exec(compile(code, DISTRIBUTED.name, "exec"), names)  # noqa: S102 - it is our own
+    finally:
+        dist.destroy_process_group()
+    for step in (100, 200):
+        with open_delta(f"run/step-{step}", base="base") as delta:
+            assert delta.keys() == before.keys()
+            assert all(torch.equal(delta[name], tensor) for name, tensor in before.items())
+    assert len(list(Path("run").iterdir())) == 5
 
 
 def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

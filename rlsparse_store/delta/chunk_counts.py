@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rlsparse_store.format.index.records import NO_STEPS, ChunkCoding
+from rlsparse_store.format.index.records import ChunkCoding
 
 if TYPE_CHECKING:
     from rlsparse_store.codec.chunk import EncodedChunk
@@ -25,7 +25,7 @@ class ChunkCounts:
         whole_stored: Their bytes in the delta.
     """
 
-    steps: list[int] = field(default_factory=lambda: list(NO_STEPS))
+    steps: list[int] = field(default_factory=lambda: [0] * 8)
     moved: int = 0
     whole_raw: int = 0
     whole_stored: int = 0

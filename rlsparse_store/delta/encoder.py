@@ -143,10 +143,10 @@ class Encoder:
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
         """Add an encoded span. Spans come in order."""
         self._digests.add(coded)
-        number = coded.span.tensor
         for chunk in coded.chunks:
+            record, number = chunk.record, chunk.record.tensor
             place = sink.add(chunk.stored)
-            self._chunks.append(chunk.record._replace(shard=place.shard, offset=place.offset))
+            self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
             self._counts[number].add(chunk, self._codings[number])
 
     def add_tensor(

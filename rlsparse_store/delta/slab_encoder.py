@@ -101,7 +101,7 @@ class SlabRecord(NamedTuple):
 
     Attributes:
         name: Its tensor.
-        chunks: Records of its chunks, but for the number of the tensor.
+        chunks: Records of its chunks, with tensor number 0.
         counts: What the chunks add up to.
         tuned: Its bytes in the tensor as stored, with edges.
         base: Its bytes in the source, without edges; ``None`` if it has no source, or if the
@@ -210,12 +210,13 @@ class SlabEncoder:
         start = self._slabs[number].start
         scale = 2 if plan.is_cast or plan.widening else 1
         counts = ChunkCounts()
-        chunks, before = [], coding.num_words(start // scale)
+        chunks = []
         for chunk in (chunk for coded in self._coded for chunk in coded.chunks):
             place, record = shard.add(chunk.stored), chunk.record
-            # The chunk counts from the slab's first word, the record from the tensor's.
-            first = before + record.first
-            chunks.append(record._replace(first=first, shard=place.shard, offset=place.offset))
+            first = coding.num_words(start // scale) + record.first
+            chunks.append(
+                record._replace(tensor=0, first=first, shard=place.shard, offset=place.offset)
+            )
             counts.add(chunk, coding)
         tuned_leaves = np.concatenate([coded.tuned_leaves for coded in self._coded])
         base_leaves = np.concatenate([coded.base_leaves for coded in self._coded])

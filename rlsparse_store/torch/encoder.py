@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -9,6 +10,7 @@ import torch
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.kept_hashes import KeptHashes
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
@@ -17,14 +19,12 @@ from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.frameworks.torch import LiveTensor
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
-from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_dtensor
 from rlsparse_store.torch.host_memory import HostSlabs
 from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
-from rlsparse_store.torch.sharded_encoder import encode_sharded
 from rlsparse_store.torch.state_dict import live_checkpoint, synchronize
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.files.checkpoint import TensorRef
+    from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
 __all__ = ["DeltaEncoder"]
 
@@ -47,7 +48,8 @@ class DeltaEncoder(Closeable):
     """Encodes a model in training against its base, any number of times.
 
     The delta is byte for byte the one that :func:`rlsparse_store.encode_delta` writes for the state
-    dict saved by safetensors in one file with ``{"format": "pt"}``.
+    dict saved by safetensors in one file with ``{"format": "pt"}``. That of a model on several
+    ranks stores the same tensors in other chunks and files.
 
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
@@ -55,9 +57,9 @@ class DeltaEncoder(Closeable):
             device if there is one.
         keep: Where the base is kept between deltas: ``"files"`` reads it each time, ``"host"``
             keeps it in main memory (pinned if possible), ``"device"`` keeps it on the device.
-        memory: Bytes of device memory to use in addition to the base and the model. With DTensors,
-            also the bytes of gathered tensors that the writer caches.
-        threads: Number of threads; defaults to all processors.
+        memory: Bytes of device memory to use in addition to the base and the model.
+        threads: Number of threads; defaults to all processors, with DTensors to this rank's share
+            of them.
         base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
         token: Access token for the Hub; defaults to the stored one.
         cache_dir: Cache folder of the Hub; defaults to that of ``huggingface_hub``.
@@ -94,9 +96,8 @@ class DeltaEncoder(Closeable):
         self._device = torch.device(device)
         self._keep = keep
         self._threads = threads
-        self._memory = memory
         self._coder = _coder(self._device, memory, threads)
-        self._hashes = BaseHashes()
+        self._hashes = KeptHashes()
         access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         opened = open_checkpoint(find_checkpoint(base, "base", access, base_revision))
         self._name = str(base)
@@ -125,19 +126,22 @@ class DeltaEncoder(Closeable):
         A state dict holds no configuration and no tokenizer: save them into ``out`` afterwards.
 
         The state dict may hold DTensors with any placements (FSDP2, tensor parallelism). Then every
-        rank calls this method with its state dict. The ranks gather one tensor at a time, so that a
-        rank needs memory for one full tensor in addition to its model (two if the tensor is not
-        sharded by rows). The first rank encodes and writes. The delta is byte for byte that of the
-        full state dict. If one rank fails, all ranks raise and no output remains; a rank that dies
-        is noticed after the process group's timeout at the latest.
+        rank calls this method with its state dict, and encodes the rows that it holds into a file
+        of its own; the first rank adds the index. Nothing is gathered. Tensors that are split by
+        columns are redistributed to rows first, which takes memory for a rank's part of them. All
+        ranks need the base, and ``out`` on a file system that they share. Plans are made from
+        names, dtypes and shapes, as
+        :class:`~rlsparse_store.integrations.dcp.DeltaStorageWriter` does. If one rank fails, all
+        ranks raise and no output remains; a rank that dies is noticed after the process group's
+        timeout at the latest.
 
         Args:
             model: A state dict or a module. Tensors may be on any device, whole or DTensors.
             out: Folder of the delta; it must be empty or not exist.
             cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base. Lossy, and recorded.
             keep_dtype: Store a tensor whole if its dtype does not fit the base's.
-            shard_bytes: Bytes of chunks per file.
-            progress: Called with the bytes done and the total.
+            shard_bytes: Bytes of chunks per file. With DTensors, each rank writes one file.
+            progress: Called with the bytes done and the total, with DTensors of this rank.
             group: Process group of the calling ranks; defaults to the default group.
 
         Returns:
@@ -158,19 +162,39 @@ class DeltaEncoder(Closeable):
         require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
         synchronize(tensors.values())
-
-        def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
-            # Copies of non-contiguous tensors must be complete: other streams read them.
-            synchronize(tensors.values())
-            # What looks wrong is a warning: storing a checkpoint never ends a training job.
-            encoder = Encoder(self._base, tuned, policy, self._hashes, force=True)
-            report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
-            issue_warnings(report, stacklevel=4)
-            return report
-
         if any(map(is_dtensor, tensors.values())):
-            return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)
-        return write(live_checkpoint(tensors), self._coder)
+            return self._encode_sharded(tensors, Path(out), policy, progress, group)
+        tuned = live_checkpoint(tensors)
+        # Copies of non-contiguous tensors must be complete: other streams read them.
+        synchronize(tensors.values())
+        # What looks wrong is a warning: storing a checkpoint never ends a training job.
+        encoder = Encoder(self._base, tuned, policy, self._hashes.tensors, force=True)
+        report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, self._coder)
+        issue_warnings(report)
+        return report
+
+    def _encode_sharded(
+        self,
+        tensors: dict[str, torch.Tensor],
+        out: Path,
+        policy: DtypePolicy,
+        progress: Progress,
+        group: Any,  # noqa: ANN401 - as above
+    ) -> EncodeReport:
+        from rlsparse_store.torch.sharded_encoder import encode_sharded  # noqa: PLC0415 - slow
+        from rlsparse_store.torch.slab_writer import SlabWriter  # noqa: PLC0415 - as above
+
+        writer = SlabWriter(
+            lambda: nullcontext(self._base),
+            out,
+            policy,
+            names_of=lambda keys: {key: key for key in keys},
+            coder=self._coder,
+            threads=self._threads,
+            hashes=self._hashes,
+            progress=progress,
+        )
+        return encode_sharded(Ranks(group), tensors, writer)
 
     def close(self) -> None:
         """Close the base's files and free its memory."""

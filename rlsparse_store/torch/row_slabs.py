@@ -95,13 +95,23 @@ def _memory(tensor: DTensor) -> object:
 
     Otherwise one rank would take part in an exchange that another one leaves out.
     """
-    counts = [1] * len(tensor.shape)
-    for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-        if not (placement.is_replicate() or placement.is_partial()):
-            counts[placement.dim] *= size  # type: ignore[attr-defined]
-    if any(size % count or not size for size, count in zip(tensor.shape, counts, strict=True)):
+    sizes = [{size} for size in tensor.shape]
+    for count, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+        if placement.is_partial():
+            return None
+        if not placement.is_replicate():
+            dim = placement.dim  # type: ignore[attr-defined]
+            sizes[dim] = {part for size in sizes[dim] for part in _chunks(size, count)}
+    if any(0 in of_dim for of_dim in sizes):
+        # The address of an empty part tells nothing.
         return None
     return tensor.to_local().data_ptr(), tensor.shape, tensor.dtype
+
+
+def _chunks(size: int, count: int) -> set[int]:
+    """Return the sizes of the parts of a dimension that is split over ``count`` ranks."""
+    most = -(-size // count)
+    return {max(0, min(most, size - start * most)) for start in range(count)}
 
 
 def _is_by_rows(placement: Any) -> bool:  # noqa: ANN401 - a placement

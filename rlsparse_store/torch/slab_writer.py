@@ -24,7 +24,7 @@ from rlsparse_store.delta.joined_delta import Described, JoinedDelta, Tie
 from rlsparse_store.delta.kept_hashes import KeptHashes, kept_hashes
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.slab_encoder import HeldSlab, SlabEncoder, SlabRecord, base_identity
-from rlsparse_store.errors import CheckpointError, RlsparseError
+from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError
 from rlsparse_store.files.delta_writer import LastShard, RankShard
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.files.output import output_errors, output_folder
@@ -223,6 +223,7 @@ class SlabWriter(StorageWriter):
         """Return the names of all keys, and the tensors by their names."""
         items = [item for plan in plans for item in plan.items]
         names = self._names_of({item.index.fqn for item in items})
+        _require_distinct(names)
         tensors: dict[str, Described] = {}
         for item in items:
             key, data = item.index.fqn, item.tensor_data
@@ -243,9 +244,8 @@ class SlabWriter(StorageWriter):
             described = Described(name, *dtype_and_shape(name, like))
             known = tensors.setdefault(name, described)
             if (known.dtype, known.shape) != (described.dtype, described.shape):
-                msg = "has another dtype or shape on another rank, or under another key"
+                msg = "has another dtype or shape on another rank"
                 raise CheckpointError(msg, tensor=printable(name))
-        _require_distinct(names)
         return names, tensors
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -270,6 +270,9 @@ class SlabWriter(StorageWriter):
         if base_identity(save.base) != task.base:
             msg = "is not the base of the coordinator: give every rank the same revision"
             raise CheckpointError(msg, file=save.base.path)
+        if not Path(task.folder).is_dir():
+            msg = "is not on this rank: all ranks need the delta's folder on a shared file system"
+            raise OutputError(msg, file=Path(task.folder).parent)
         parts = _Parts()
         for item in sorted(plan.items, key=lambda item: task.orders[item.index.fqn].name.encode()):
             if item.tensor_data is not None and item.tensor_data.chunk.sizes.numel():
