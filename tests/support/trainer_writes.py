@@ -76,7 +76,7 @@ def _trainer(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
 
 def _trl(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
     here = folder / f"checkpoint-{step}"
-    here.mkdir(parents=True)
+    here.mkdir(parents=True, exist_ok=True)
     (here / "README.md").write_text("# A model card")
     yield
     yield from _trainer(folder, step, tensors)
@@ -84,7 +84,7 @@ def _trl(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
 
 def _openrlhf(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
     parts = folder / "_actor" / f"global_step{step}"
-    parts.mkdir(parents=True)
+    parts.mkdir(parents=True, exist_ok=True)
     (parts / "mp_rank_00_model_states.pt").write_bytes(b"parts of DeepSpeed")
     yield
     here = folder / f"global_step{step}_hf"
@@ -94,7 +94,7 @@ def _openrlhf(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
 
 
 def _verl_parts(actor: Path) -> Iterator[None]:
-    actor.mkdir(parents=True)
+    actor.mkdir(parents=True, exist_ok=True)
     (actor / "model_world_size_1_rank_0.pt").write_bytes(b"parts of FSDP")
     yield
 
@@ -108,7 +108,7 @@ def _verl_end(folder: Path, step: int) -> Iterator[None]:
 def _verl(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
     actor = folder / f"global_step_{step}" / "actor"
     yield from _verl_parts(actor)
-    (actor / "huggingface").mkdir()
+    (actor / "huggingface").mkdir(exist_ok=True)
     (actor / "huggingface/tokenizer.json").write_text("{}")
     yield
     yield from _pretrained(actor / "huggingface", tensors)
@@ -119,7 +119,7 @@ def _verl(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
 
 def _verl_megatron(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
     actor = folder / f"global_step_{step}" / "actor"
-    (actor / "optimizer/dist_ckpt").mkdir(parents=True)
+    (actor / "optimizer/dist_ckpt").mkdir(parents=True, exist_ok=True)
     (actor / "optimizer/dist_ckpt/__0_0.distcp").write_bytes(b"parts of Megatron")
     yield from _pretrained(actor / "model/huggingface", tensors)
     (actor / "ckpt_contents.json").write_text("{}")
@@ -155,7 +155,7 @@ def _slime(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
 def _prime_rl(folder: Path, step: int, tensors: Tensors) -> Iterator[None]:
     """No configuration, and the weights of two ranks."""
     here = folder / "broadcasts" / f"step_{step}"
-    here.mkdir(parents=True)
+    here.mkdir(parents=True, exist_ok=True)
     yield
     names = sorted(tensors)
     weight_map: dict[str, str] = {}
