@@ -32,7 +32,7 @@ FOLDER = VECTORS
 VALID: list[dict[str, Any]] = [
     v for v in load()["vectors"] if v["kind"] == "valid" and "reader" not in v
 ]
-WITHOUT_CHUNKS = ("identical", "lengths", "same-dtypes")
+WITHOUT_CHUNKS = ("identical", "lengths", "no-tensor", "same-dtypes", "same-wide")
 SEED = 20260701
 EXHAUSTIVE = 3  # of the smallest vectors, every bit
 FLIPS = 250  # of each other vector
