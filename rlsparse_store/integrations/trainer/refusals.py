@@ -74,27 +74,28 @@ def require_settings(args: Any, *, keep: int, background: bool) -> None:  # noqa
     Raises:
         RlsparseError: A setting does not work.
     """
-    problem = None
     if background and args.save_total_limit == 1 and not keep:
-        problem = (
+        msg = (
             "save_total_limit=1 removes the last complete checkpoint before the delta of the new "
             "one is complete: use save_total_limit=2, keep=1 or background=False"
         )
-    if args.push_to_hub:
-        strategy = HubStrategy(args.hub_strategy)
-        if strategy is HubStrategy.EVERY_SAVE and not keep:
-            problem = (
-                'hub_strategy="every_save" pushes the full weights of each checkpoint: use keep=1 '
-                'or hub_strategy="end"'
-            )
-        is_folder = strategy in {HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS}
-        if is_folder and (background or keep):
-            problem = (
-                f'hub_strategy="{strategy.value}" pushes checkpoints before their deltas are '
-                'complete: use background=False and keep=0, or hub_strategy="end"'
-            )
-    if problem:
-        raise RlsparseError(problem)
+        raise RlsparseError(msg)
+    if not args.push_to_hub:
+        return
+    strategy = HubStrategy(args.hub_strategy)
+    if strategy is HubStrategy.EVERY_SAVE and not keep:
+        msg = (
+            'hub_strategy="every_save" pushes the full weights of each checkpoint: use keep=1 or '
+            'hub_strategy="end"'
+        )
+        raise RlsparseError(msg)
+    pushes_folders = strategy in {HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS}
+    if pushes_folders and (background or keep):
+        msg = (
+            f'hub_strategy="{strategy.value}" pushes checkpoints before their deltas are complete: '
+            'use background=False and keep=0, or hub_strategy="end"'
+        )
+        raise RlsparseError(msg)
 
 
 def require_whole_model(trainer: Trainer, model: torch.nn.Module) -> None:
