@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from grpo_trainers import SHAPE, grpo_settings, ones, prompts
 from models import move_weights, small_llama
+from trainers import Tokens, make_settings
 from transformers import LlamaForCausalLM
 
 import rlsparse_store
-from rlsparse_store import encode_delta, encode_run, from_delta
+from rlsparse_store import encode_delta, encode_run, from_delta, verify_delta
+from rlsparse_store.demo.policy import new_policy, save
+from rlsparse_store.demo.task import new_tokenizer
 from rlsparse_store.torch import load_mask
 
 if TYPE_CHECKING:
@@ -102,13 +106,35 @@ def test_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     model.save_pretrained("base")
     names: dict[str, object] = {
         "model": model,
+        "settings": make_settings(Path("out"), max_steps=2),
+        "dataset": Tokens(),
         "train": lambda tuned: move_weights(tuned, seed=1, density=0.1),
     }
     for code in python_in(TRAINING):
-        exec(compile(code, TRAINING.name, "exec"), names)  # noqa: S102 - it is our own
+        if "import GRPOTrainer" not in code:
+            exec(compile(code, TRAINING.name, "exec"), names)  # noqa: S102 - it is our own
     loaded = from_delta("base", "run/step-200")
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+    verify_delta("out/checkpoint-2", base="base")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_training_guide_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.chdir(tmp_path)
+    save(new_policy(SHAPE, seed=1), Path("base"))
+    tokenizer = new_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = "="  # noqa: S105 - not a password
+    tokenizer.save_pretrained("base")
+    names: dict[str, object] = {"reward": ones, "prompts": prompts()}
+    (code,) = (code for code in python_in(TRAINING) if "import GRPOTrainer" in code)
+    first = code.replace("resume_from_checkpoint=True", "")
+    for steps, run in ((2, first), (4, code)):
+        names["settings"] = grpo_settings(Path("out"), steps, model_init_kwargs={"dtype": "auto"})
+        exec(compile(run, TRAINING.name, "exec"), names)  # noqa: S102 - it is our own
+    for step in (2, 4):
+        verify_delta(f"out/checkpoint-{step}", base="base")
 
 
 def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

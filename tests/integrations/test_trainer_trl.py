@@ -7,58 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from grpo_trainers import SHAPE, grpo_trainer
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
 
 from rlsparse_store import apply_delta, from_delta, verify_delta
-from rlsparse_store.demo.policy import PolicyShape, new_policy, save
-from rlsparse_store.demo.task import new_tokenizer
+from rlsparse_store.demo.policy import new_policy, save
 from rlsparse_store.integrations.trainer import store_as_deltas
 
 # TRL has many dependencies; the extra for tests installs it.
-trl = pytest.importorskip("trl")
-datasets = pytest.importorskip("datasets")
+pytest.importorskip("trl")
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-SHAPE = PolicyShape(hidden_size=32, intermediate_size=48, layers=1, heads=2, initial_std=0.05)
-
-
-def ones(completions: list[str], **_: Any) -> list[float]:  # noqa: ANN401
-    """A reward."""
-    return [float(text.count("1")) for text in completions]
-
-
-def grpo(base: Path, out: Path, steps: int) -> Any:  # noqa: ANN401
-    tokenizer = new_tokenizer()
-    tokenizer.eos_token = tokenizer.pad_token = "="  # noqa: S105 - not a password
-    settings = trl.GRPOConfig(
-        str(out),
-        max_steps=steps,
-        save_steps=2,
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=3,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        seed=7,
-    )
-    prompts = [{"prompt": f"{left:02d}+{20 - left:02d}="} for left in range(16)]
-    model = LlamaForCausalLM.from_pretrained(base)
-    return trl.GRPOTrainer(
-        model,
-        ones,
-        settings,
-        train_dataset=datasets.Dataset.from_list(prompts),
-        processing_class=tokenizer,
-    )
 
 
 def losses(trainer: Any) -> list[dict[str, float]]:  # noqa: ANN401
@@ -82,9 +44,9 @@ def require_equal(found: Any, expected: Any) -> None:  # noqa: ANN401
 def test_grpo(tmp_path: Path) -> None:
     base = tmp_path / "base"
     save(new_policy(SHAPE, seed=1), base)
-    plain = grpo(base, tmp_path / "plain", 4)
+    plain = grpo_trainer(base, tmp_path / "plain", 4)
     plain.train()
-    trainer = grpo(base, tmp_path / "out", 4)
+    trainer = grpo_trainer(base, tmp_path / "out", 4)
     store_as_deltas(trainer, base)
     trainer.train()
     # Training is the same.
@@ -100,7 +62,7 @@ def test_grpo(tmp_path: Path) -> None:
         again = tmp_path / f"again-{step}" / "model.safetensors"
         assert again.read_bytes() == (full / "model.safetensors").read_bytes()
     # Resuming is the same.
-    resumed = grpo(base, tmp_path / "out", 4)
+    resumed = grpo_trainer(base, tmp_path / "out", 4)
     store_as_deltas(resumed, base)
     resumed.train(resume_from_checkpoint=os.fspath(tmp_path / "out" / "checkpoint-2"))
     last = load_file(tmp_path / "plain" / "checkpoint-4" / "model.safetensors")

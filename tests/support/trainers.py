@@ -28,8 +28,8 @@ class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self._tokens[index], "labels": self._tokens[index]}
 
 
-def make_trainer(base: Path, out: Path, model: Any = None, **settings: Any) -> Trainer:  # noqa: ANN401
-    """Return a trainer of the base that saves every two of six steps."""
+def make_settings(out: Path, **settings: Any) -> TrainingArguments:  # noqa: ANN401
+    """Return settings that save every two of six steps."""
     given: dict[str, Any] = {
         "max_steps": STEPS,
         "save_steps": EVERY,
@@ -43,6 +43,11 @@ def make_trainer(base: Path, out: Path, model: Any = None, **settings: Any) -> T
         "logging_steps": 1,
         "seed": 7,
     } | settings
+    return TrainingArguments(str(out), **given)
+
+
+def make_trainer(base: Path, out: Path, model: Any = None, **settings: Any) -> Trainer:  # noqa: ANN401
+    """Return a trainer of the base, or of another model."""
     model = LlamaForCausalLM.from_pretrained(base) if model is None else model
-    arguments = TrainingArguments(str(out), **given)
+    arguments = make_settings(out, **settings)
     return Trainer(model, arguments, train_dataset=Tokens(), eval_dataset=Tokens())
