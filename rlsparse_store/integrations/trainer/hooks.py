@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate.utils import save_fsdp_optimizer
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.integrations.trainer.checkpoint_folders import (
+    OTHER_FILES,
     clear_checkpoint,
     full_weights,
     has_delta,
@@ -23,8 +26,6 @@ from rlsparse_store.integrations.trainer.weights import restore_weights, untied_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import torch
 
     from rlsparse_store.delta.open import DeltaCheckpoint
     from rlsparse_store.integrations.trainer.store import CheckpointStore
@@ -92,11 +93,23 @@ class DeltaHooks(Trainer):
         with _moved_into(folder) as other:
             super()._save(str(other), {})
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled or self.delta_store.keep:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # Trainer would save the weights again, in a file of their own.
+        state = self.accelerator.state
+        save_fsdp_optimizer(
+            state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
-        if not is_finished(folder):
+        if folder.is_dir() and not is_finished(folder):
             last = last_finished(folder.parent)
             remedy = "start again" if last is None else f"resume from {last.name}"
             msg = f"is not finished: training was ended while it was being written; {remedy}"
@@ -131,12 +144,14 @@ def _moved_into(folder: Path) -> Iterator[Path]:
     Trainer writes weights with the other files. Of no tensors, it writes an empty file, which must
     never have its final name.
     """
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as name:
-        yield Path(name)
-        for path in full_weights(Path(name)):
-            path.unlink()
-        for path in Path(name).iterdir():
-            target = folder / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
+    others = folder / OTHER_FILES
+    others.mkdir()
+    yield others
+    for path in full_weights(others):
+        path.unlink()
+    for path in others.iterdir():
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    others.rmdir()
