@@ -91,8 +91,9 @@ if not TYPE_CHECKING:  # so that type checkers find misspelt names
             if error.name not in {"torch", "transformers"}:
                 raise
             from rlsparse_store.errors import MissingDependencyError  # noqa: PLC0415 - as above
+            from rlsparse_store.installing import install_command  # noqa: PLC0415 - as above
 
-            msg = f"{error.name} is not installed: install rlsparse-store[transformers]"
+            msg = f"{error.name} is not installed: {install_command('transformers')}"
             raise MissingDependencyError(msg) from error
         globals()[name] = found = getattr(home, name)
         return found

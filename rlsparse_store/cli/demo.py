@@ -17,6 +17,7 @@ from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import MissingDependencyError, OutputError, ResultMismatchError
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from rlsparse_store.delta.report import DeltaReport
@@ -81,8 +82,7 @@ def _make_case(folder: Path, seed: int, *, quick: bool) -> DemoCase:
         from rlsparse_store.demo.case import DemoSettings, make_case  # noqa: PLC0415 - loads torch
     except ImportError as error:
         msg = (
-            f"the demo trains a model and needs {error.name or 'torch'}: "
-            "pip install 'rlsparse-store[demo]'"
+            f"the demo trains a model and needs {error.name or 'torch'}: {install_command('demo')}"
         )
         raise MissingDependencyError(msg) from error
     settings = DemoSettings.quick() if quick else DemoSettings.full()

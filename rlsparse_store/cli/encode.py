@@ -20,6 +20,7 @@ from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.files.trainer_folders import find_checkpoints
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
@@ -167,7 +168,7 @@ def device_coder(device: str, threads: int | None) -> SpanCoder:
         MissingDependencyError: torch or Triton is not installed, or there is no such device.
     """
     if importlib.util.find_spec("torch") is None:
-        msg = "torch is not installed: install rlsparse-store[gpu]"
+        msg = f"torch is not installed: {install_command('gpu')}"
         raise MissingDependencyError(msg)
     # Only now, for it takes seconds.
     from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415
