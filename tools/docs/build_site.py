@@ -45,6 +45,7 @@ def stage(target: Path) -> None:
         text = _with_links(page, page.read_text(encoding="utf-8"))
         _write(target, _path_on_site(page.relative_to(ROOT).as_posix()), text)
     shutil.copyfile(ROOT / "specs/.nav.yml", target / ".nav.yml")
+    shutil.copyfile(ROOT / "tools/docs/site.css", target / "site.css")
     for path, text in {**api_pages(), "commands.md": command_page()}.items():
         _write(target, path, text)
 
