@@ -179,24 +179,21 @@ def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert load_mask("control.safetensors").count() == names["mask"].count()
 
 
-def test_readme_python(
+def test_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = small_llama()
-    model.save_pretrained("qwen-base")
-    move_weights(model, seed=1, density=0.01)
-    model.save_pretrained("qwen-grpo/checkpoint-200")
-    names: dict[str, object] = {}
-    for code in python_in(README):
-        exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - it is our own
+    write_pair("qwen-base", "qwen-grpo/checkpoint-200", density=0.01)
+    names: dict[str, Any] = {}
+    run_page(README, names)
     assert capsys.readouterr().out.startswith("0.01")
-    again = Path("qwen-grpo-again/model.safetensors").read_bytes()
-    assert again == Path("qwen-grpo/checkpoint-200/model.safetensors").read_bytes()
+    tuned = Path("qwen-grpo/checkpoint-200/model.safetensors").read_bytes()
+    assert Path("OUT/model.safetensors").read_bytes() == tuned
     loaded = names["model"]
     assert isinstance(loaded, LlamaForCausalLM)
     loaded.save_pretrained("saved")
-    assert Path("saved/model.safetensors").read_bytes() == again
+    assert Path("saved/model.safetensors").read_bytes() == tuned
+    assert Path("RUN/checkpoint-200/rlsparse/delta.safetensors").exists()
 
 
 def write_pair(base: str, tuned: str, *, density: float = 0.05) -> LlamaForCausalLM:

@@ -6,8 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from drawings import IMAGES, draw_all
 from rlsparse_store import errors
+from size_tables import PLACES, with_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,3 +47,17 @@ def test_every_room_is_in_the_architecture() -> None:
         room for row in rows("specs/architecture.md") for room in re.findall(r"`(\w+)`", row[0])
     ]
     assert sorted(listed) == sorted(rooms)
+
+
+@pytest.mark.parametrize("page", PLACES)
+def test_tables_are_what_was_measured_last(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "| **rlsparse_store** |" in text
+    assert text == with_table(page), "run `python tools/docs/size_tables.py`"
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 100
+    # The two commands that set up an environment are one line each, to be copied.
+    assert [line for line in lines if len(line) > 100 and "-m venv" not in line] == []
