@@ -69,7 +69,10 @@ WRITING: Final = frozenset(
 """Functions of these sources that only a writer of deltas calls: no vector may come by one."""
 
 SECONDS: Final = 20
-"""A mutant that takes longer is noticed: it runs forever."""
+"""A mutant that computes for longer is noticed: it runs forever."""
+
+PATIENCE: Final = 600
+"""Seconds after which a mutant that waits is noticed, however busy the machine is."""
 
 MEMORY: Final = 6 << 30
 SURVIVED, NOTICED = 0, 1
@@ -240,7 +243,8 @@ def _try(subject: Subject, mutant: Mutant, vectors: Iterable[dict[str, Any]]) ->
 
     def task(_send: int) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(PATIENCE)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         run = subject.load(mutant)
         # Not map: a mutant's StopIteration would end it early, as if all vectors had been tried.

@@ -183,8 +183,10 @@ def _renamed() -> Pair:
 
 
 def _renamed_two() -> Pair:
-    base = {f"model.{n}": raw(f"renamed/{n}", "U8", 20) for n in "ab"}
-    tuned = {f"policy.{n}": moved(f"rn{n}", base[f"model.{n}"], 5) for n in "ab"}
+    base = {f"model.layers.{i}.w": floats(f"renamed/{i}", "BF16", 20, 10) for i in range(2)}
+    tuned = {
+        f"policy.layers.{i}.w": moved(f"rn{i}", base[f"model.layers.{i}.w"], 11) for i in range(2)
+    }
     return Pair("two tensors of other names in the base", base, tuned)
 
 
