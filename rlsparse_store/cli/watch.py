@@ -40,6 +40,13 @@ __all__ = ["watch_command"]
     help="Time without a change after which a checkpoint without a marker is complete.",
 )
 @click.option(
+    "--thin",
+    type=click.IntRange(min=1),
+    metavar="KEEP",
+    help="Remove the weights of verified full checkpoints, but those of the newest KEEP.",
+)
+@click.option("--yes", is_flag=True, help="With --thin: really remove them.")
+@click.option(
     "--cast",
     type=click.Choice(["bf16"]),
     help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
@@ -82,9 +89,14 @@ def watch_command(
     same command continues; a second signal ends at once. With --once it ends by itself, with exit
     code 1 if a checkpoint was refused: for cron.
 
-    Nothing is written to DIR. Optimizer state is not stored: training cannot be resumed from a
-    delta.
+    Nothing is written to DIR, unless --thin and --yes say so. Then the weights of full checkpoints
+    are removed that their delta gives back byte for byte, as is verified just before; never those
+    of the newest KEEP, of the best one, or of the one that the trainer resumes from. Optimizer
+    state is not stored: training cannot be resumed from a delta.
     """
+    if options["yes"] and options["thin"] is None:
+        msg = "--yes confirms --thin KEEP: give both, or neither"
+        raise click.UsageError(msg)
     end_at_second()
     if device is not None:
         options["coder"] = device_coder(device, options["threads"])
@@ -94,7 +106,7 @@ def watch_command(
         is_refused |= event.kind == "refused"
         if as_json:
             click.echo(json.dumps(event.as_json()))
-        if not quiet or event.kind in {"refused", "waiting"}:
+        if not quiet or event.kind in {"refused", "waiting", "kept"}:
             _print_event(event, said)
     if is_refused:
         raise click.exceptions.Exit(1)

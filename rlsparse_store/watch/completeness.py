@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-__all__ = ["FileStamp", "Listing", "Settling", "has_marker", "list_checkpoint", "tracked_step"]
+__all__ = [
+    "FileStamp",
+    "FoundCheckpoint",
+    "Listing",
+    "Settling",
+    "has_marker",
+    "list_checkpoint",
+    "tracked_step",
+]
 
 MARKERS: Final = ("STABLE", ".complete")
 """Empty files that trainers write last: STABLE is prime-rl's."""
@@ -28,6 +36,9 @@ TRACKER: Final = "latest_checkpointed_iteration.txt"
 
 _DRAFT: Final = re.compile(r"tmp-rank.*|model-\d+" + re.escape(SUFFIX))
 """Weight files that prime-rl and slime rename once all of them are written."""
+
+_ARGUMENTS: Final = "training_args.bin"
+"""What Trainer writes after the weights."""
 
 _TRACKER_BYTES: Final = 64
 
@@ -81,12 +92,42 @@ class Listing:
 
     @property
     def is_draft(self) -> bool:
-        """Whether a weight file has the name of one in progress."""
-        return any(map(_DRAFT.fullmatch, self.weights))
+        """Whether names show that the trainer has not finished.
+
+        A weight file has the name of one in progress, or Trainer has not written its state, which
+        comes last: there may be nothing to see for minutes while it gathers the optimizer's.
+        """
+        is_trainers = _ARGUMENTS in self.files and STATE_NAME not in self.files
+        return is_trainers or any(map(_DRAFT.fullmatch, self.weights))
 
     def only_lost(self, later: Listing | None) -> bool:
         """Whether files were removed since, and none added or changed."""
         return later is None or later.files.items() <= self.files.items()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCheckpoint:
+    """A checkpoint in the trainer's folder.
+
+    Attributes:
+        path: Its folder.
+        step: The folder that is named after its step: this one or one above it.
+        listing: Its files.
+    """
+
+    path: Path
+    step: Path
+    listing: Listing
+
+    @property
+    def name(self) -> str:
+        """The name of its entry."""
+        return self.step.name
+
+    @property
+    def number(self) -> int | None:
+        """Its step, as the name says."""
+        return step_in_name(self.name)
 
 
 def list_checkpoint(checkpoint: Path) -> Listing | None:
@@ -115,26 +156,19 @@ def list_checkpoint(checkpoint: Path) -> Listing | None:
     return found if found.weights else None
 
 
-def has_marker(checkpoint: Path, step: Path, listing: Listing) -> bool:
+def has_marker(found: FoundCheckpoint) -> bool:
     """Whether the trainer says that a checkpoint is complete.
 
     A marker that is older than the weights belongs to an earlier version of them: a resumed run
     writes checkpoints again.
-
-    Args:
-        checkpoint: Its folder.
-        step: The folder that is named after its step: this one or one above it.
-        listing: The checkpoint's files.
     """
-    written = listing.weights_written
-    for folder in (checkpoint, *checkpoint.parents):
-        if any(_is_later(folder / name, written) for name in MARKERS):
-            return True
-        if folder == step:
-            break
-    if _is_later(checkpoint / STATE_NAME, written) and _is_state(checkpoint):
+    path, step, written = found.path, found.step, found.listing.weights_written
+    above = [folder for folder in path.parents if step in (folder, *folder.parents)]
+    if any(_is_later(place / name, written) for place in (path, *above) for name in MARKERS):
         return True
-    last, number = tracked_step(step.parent), step_in_name(step.name)
+    if _is_later(path / STATE_NAME, written) and _is_state(path):
+        return True
+    last, number = tracked_step(step.parent), found.number
     is_tracked = last is not None and number is not None and number <= last
     return is_tracked and _is_later(step.parent / TRACKER, written)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy
-from rlsparse_store.delta.resolve import find_checkpoint
+from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
 from rlsparse_store.delta.run import RunEntry
 from rlsparse_store.delta.run_encoder import RunEncoder, is_new, require_one_base
 from rlsparse_store.delta.run_files import natural_order, step_in_name
@@ -35,9 +35,10 @@ from rlsparse_store.files.trainer_state import read_trainer_state
 from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.watch.completeness import Settling, has_marker, list_checkpoint
+from rlsparse_store.watch.completeness import FoundCheckpoint, Settling, has_marker, list_checkpoint
 from rlsparse_store.watch.event import WatchEvent
 from rlsparse_store.watch.seen import SeenCheckpoints, watch_folder
+from rlsparse_store.watch.thinning import Thinner
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from rlsparse_store.delta.run_encoder import Added
+    from rlsparse_store.delta.run_files import IndexRow
     from rlsparse_store.delta.run_writer import RunWriter
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.watch.completeness import Listing
@@ -69,6 +71,8 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
     settle_seconds: float = SETTLE_SECONDS,
     once: bool = False,
     stop: Event | None = None,
+    thin: int | None = None,
+    yes: bool = False,
     cast: Literal["bf16"] | None = None,
     keep_dtype: bool = False,
     threads: int | None = None,
@@ -104,6 +108,10 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         once: Store what is complete, and end. Otherwise the iterator waits for more, until it is
             closed or ``stop`` is set.
         stop: Ends the watching when another thread sets it.
+        thin: Newest checkpoints that stay full, at least one, while the weights of others are
+            removed; by default, all stay. Not with ``cast``, or with a base on the Hub without its
+            commit.
+        yes: Remove the weights. Without it, events say which could be removed.
         cast: As for :func:`encode_delta`.
         keep_dtype: As for :func:`encode_delta`.
         threads: Threads to work on; all processors by default.
@@ -131,6 +139,7 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         DtypeMismatchError: A dtype of the first checkpoint does not match, and no option says what
             to do. Later ones are refused with an event.
         BaseMismatchError: The run has deltas of another base.
+        CheckpointError: The base cannot be read, or weights cannot be thinned with these options.
         RunError: The run's index or an entry's note is damaged.
 
     Example:
@@ -142,11 +151,13 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
     if settle_seconds < 0:
         msg = f"settle_seconds={settle_seconds}: give seconds, at least 0"
         raise ValueError(msg)
+    if thin is not None:
+        _require_thinnable(base, base_revision, cast)
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with ExitStack() as stack:
         stack.enter_context(WriterLock(watch_folder(run), run))
-        has_entries = bool(require_one_base(run))
+        rows = require_one_base(run)
         remove_stale(run)
         path = find_checkpoint(base, "base", access, base_revision)
         encoder = RunEncoder(
@@ -157,9 +168,12 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
             coder=coder,
             force=force,
         )
-        sides = _SideFileOptions(include, exclude)
-        watcher = _Watcher(folder, run, encoder, sides, Settling(settle_seconds), once=once)
-        watcher.has_entries = has_entries
+        sides, settling = _SideFileOptions(include, exclude), Settling(settle_seconds)
+        thinner = None
+        if thin is not None:
+            thinner = Thinner(run, encoder.base, thin, threads, is_confirmed=yes)
+        watcher = _Watcher(folder, run, encoder, sides, settling, thinner, once=once)
+        watcher.held = {row.name: row for row in rows}
         yield from watcher.look()
         if once:
             if watcher.is_waiting and not _is_stopped(stop, settle_seconds):
@@ -194,30 +208,27 @@ def _require_places(folder: Path, run: Path) -> None:
         raise OutputError(msg, file=run)
 
 
+def _require_thinnable(
+    base: str | PathLike[str], base_revision: str | None, cast: str | None
+) -> None:
+    """Require that deltas will give back what is removed.
+
+    Raises:
+        CheckpointError: They may not.
+    """
+    if cast is not None:
+        msg = "deltas with cast are rounded, and give no checkpoint back: do not thin"
+        raise CheckpointError(msg)
+    repo = as_repo_id(base, base_revision)
+    if repo is not None and not repo.is_pinned:
+        msg = "may move on: to thin, name its commit (ORG/NAME@COMMIT)"
+        raise CheckpointError(msg, file=printable(str(base)))
+
+
 @dataclass(frozen=True, slots=True)
 class _SideFileOptions:
     include: Sequence[str]
     exclude: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A checkpoint in the trainer's folder.
-
-    Attributes:
-        path: Its folder.
-        step: The folder that is named after its step.
-        listing: Its files.
-    """
-
-    path: Path
-    step: Path
-    listing: Listing
-
-    @property
-    def name(self) -> str:
-        """The name of its entry."""
-        return self.step.name
 
 
 class _ChangedError(Exception):
@@ -233,10 +244,11 @@ class _Watcher:
         encoder: Adds checkpoints to the run.
         sides: Which small files travel.
         settling: Says which checkpoints have settled.
+        thinner: Removes weights that are stored, if asked for.
         once: Whether what would be waited for is an error.
 
     Attributes:
-        has_entries: Whether the run has entries of this base.
+        held: The entries that the run had when the watching began, by name.
         is_waiting: Whether the last look left a checkpoint for later.
     """
 
@@ -247,6 +259,7 @@ class _Watcher:
         encoder: RunEncoder,
         sides: _SideFileOptions,
         settling: Settling,
+        thinner: Thinner | None,
         *,
         once: bool,
     ) -> None:
@@ -255,11 +268,13 @@ class _Watcher:
         self._encoder = encoder
         self._sides = sides
         self._settling = settling
+        self._thinner = thinner
         self._once = once
         self._seen = SeenCheckpoints(run)
         self._refused: dict[Path, Listing] = {}
         self._said: dict[Path, str] = {}
-        self.has_entries = False
+        self.held: dict[str, IndexRow] = {}
+        self._has_stored = False
         self.is_waiting = False
 
     def look(self) -> Iterator[WatchEvent]:
@@ -275,6 +290,7 @@ class _Watcher:
         here = {*surveyed.checkpoints, *surveyed.others}
         self._said = {path: text for path, text in self._said.items() if path in here}
         places: dict[str, Path] = {}
+        stored: list[FoundCheckpoint] = []
         for path in self._in_order(surveyed.checkpoints):
             step = step_folder(self._folder, path)
             other = places.setdefault(step.name, path)
@@ -285,7 +301,14 @@ class _Watcher:
             # Others were encoded meanwhile: it is listed now.
             listing = list_checkpoint(path)
             if listing is not None:
-                yield from self._look_at(_Found(path, step, listing))
+                found = FoundCheckpoint(path, step, listing)
+                yield from self._look_at(found)
+                if self._seen.has(found.name, listing):
+                    stored.append(found)
+        if self._thinner is not None:
+            paths = {found.path for found in stored}
+            others = [path for path in surveyed.checkpoints if path not in paths]
+            yield from self._thinner.thin(self._folder, stored, others)
 
     def _in_order(self, checkpoints: Sequence[Path]) -> list[Path]:
         def order(path: Path) -> tuple[int, list[tuple[int, int, str]], str]:
@@ -294,20 +317,28 @@ class _Watcher:
 
         return sorted(checkpoints, key=order)
 
-    def _look_at(self, found: _Found) -> Iterator[WatchEvent]:
+    def _look_at(self, found: FoundCheckpoint) -> Iterator[WatchEvent]:
         if self._seen.has(found.name, found.listing):
             return
         if self._refused.get(found.path) == found.listing:
             return
-        is_complete = has_marker(found.path, found.step, found.listing)
+        if self._is_held(found):
+            self._remember(found)
+            return
+        is_complete = has_marker(found)
         # Called in any case: a marker may be gone at the next look.
         is_settled = self._settling.is_settled(found.path, found.listing)
-        if found.listing.is_draft or not (is_complete or is_settled):
+        if found.listing.is_draft:
+            self.is_waiting = True
+            if is_settled:
+                yield from self._say("skipped", found.path, "its trainer has not finished it")
+            return
+        if not (is_complete or is_settled):
             self.is_waiting = True
             return
         yield from self._store(found)
 
-    def _store(self, found: _Found) -> Iterator[WatchEvent]:
+    def _store(self, found: FoundCheckpoint) -> Iterator[WatchEvent]:
         try:
             with write_run(self._run) as run:
                 added = self._add(run, found)
@@ -322,14 +353,25 @@ class _Watcher:
         except (_ChangedError, RlsparseError, OSError) as error:
             yield from self._not_stored(found, error)
         else:
-            self.has_entries = True
+            self._has_stored = True
             if added is not None:
                 yield _stored(found, added)
-            # It only saves work: the entry tells the next watcher, too.
-            with suppress(OutputError):
-                self._seen.add(found.name, found.listing)
+            self._remember(found)
 
-    def _add(self, run: RunWriter, found: _Found) -> Added | None:
+    def _is_held(self, found: FoundCheckpoint) -> bool:
+        """Whether the run had an entry of a checkpoint that was not written since."""
+        held = self.held.get(found.name)
+        try:
+            return held is not None and not is_new(self._run, held, found.path)
+        except OSError:  # It is being removed.
+            return False
+
+    def _remember(self, found: FoundCheckpoint) -> None:
+        # It only saves work: the entry tells the next watcher, too.
+        with suppress(OutputError):
+            self._seen.add(found.name, found.listing)
+
+    def _add(self, run: RunWriter, found: FoundCheckpoint) -> Added | None:
         """Encode a checkpoint, unless it has an entry."""
         if not is_new(self._run, run.current(found.name), found.path):
             return None
@@ -349,14 +391,14 @@ class _Watcher:
                 raise _ChangedError
             return self._encoder.add(run, found.name, checkpoint, sides, state, confirm=confirm)
 
-    def _wait(self, found: _Found, error: RlsparseError) -> Iterator[WatchEvent]:
+    def _wait(self, found: FoundCheckpoint, error: RlsparseError) -> Iterator[WatchEvent]:
         """Leave a checkpoint for later, unless nothing comes later."""
         if self._once:
             raise error
         self.is_waiting = True
         yield from self._say("waiting", found.path, error.message)
 
-    def _not_stored(self, found: _Found, error: Exception) -> Iterator[WatchEvent]:
+    def _not_stored(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
         """Say why a checkpoint was not stored, or raise what concerns them all."""
         self._encoder.base.check_unchanged()
         now = list_checkpoint(found.path)
@@ -368,7 +410,7 @@ class _Watcher:
         if not isinstance(error, RlsparseError):
             raise error
         is_of_all = isinstance(error, ImplausibleError | DtypeMismatchError)
-        if is_of_all and not self.has_entries:
+        if is_of_all and not (self.held or self._has_stored):
             raise error
         self._refused[found.path] = found.listing
         kind: Kind = "skipped" if isinstance(error, CheckpointError) else "refused"
@@ -381,7 +423,7 @@ class _Watcher:
             yield WatchEvent(kind=kind, checkpoint=str(path), message=message)
 
 
-def _stored(found: _Found, added: Added) -> WatchEvent:
+def _stored(found: FoundCheckpoint, added: Added) -> WatchEvent:
     row, report = added
     message = (
         f"stored as {printable(row.folder)}: {format_bytes(row.tuned_bytes)} in "

@@ -87,6 +87,21 @@ def test_exit_codes(root: Path) -> None:
     assert done.returncode == 2
 
 
+def test_thinning_is_confirmed(root: Path) -> None:
+    for step in (1, 2):
+        write(root, step)
+    weights = root / "out/checkpoint-1" / SINGLE
+    done = run(root, "--once", "--thin", "1")
+    assert (done.returncode, "--yes removes them" in done.stderr) == (0, True)
+    assert weights.exists()
+    done = run(root, "--once", "--thin", "1", "--yes", "--json", "-q")
+    (event,) = map(json.loads, done.stdout.splitlines())
+    assert (event["kind"], event["freed_bytes"] > 0) == ("thinned", True)
+    assert not weights.exists()
+    for wrong in (("--yes",), ("--thin", "0"), ("--thin", "1", "--cast", "bf16")):
+        assert run(root, "--once", *wrong).returncode in {1, 2}
+
+
 def wait_for(root: Path, name: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while not (root / "run" / name).exists():

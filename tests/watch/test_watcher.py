@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pairs import SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
+from pairs import SINGLE, Tensor, bf16_tensor, contents, file_bytes, save
 from trainer_writes import TRAINERS, write_all
+from watch_rig import NEVER, Rig, float32, kinds, new_rig
 
 from rlsparse_store.delta import apply_delta, encode_run, inspect_run, prune_run, run_encoder
 from rlsparse_store.delta.encode import encode_spans
@@ -29,65 +29,16 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.output import _HOST
-from rlsparse_store.watch import WatchEvent, watch_checkpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
     from rlsparse_store.delta.encoder import Encoder
-
-NEVER = 3600.0
-"""Seconds to settle that no test waits for."""
-
-
-@dataclass(frozen=True)
-class Rig:
-    """A base, the folder of a trainer, and a run."""
-
-    base: Path
-    folder: Path
-    run: Path
-    tensors: Tensors
-
-    def tuned(self, step: int) -> Tensors:
-        return {name: tune(t, step, 0.05) for name, t in self.tensors.items()}
-
-    def write(self, trainer: str, step: int) -> Path:
-        return write_all(TRAINERS[trainer], self.folder, step, self.tuned(step))
-
-    def watch(self, settle: float = 0, **options: Any) -> list[WatchEvent]:  # noqa: ANN401
-        return list(self.watching(settle, once=True, **options))
-
-    def watching(self, settle: float = 0, **options: Any) -> Generator[WatchEvent, None, None]:  # noqa: ANN401
-        return watch_checkpoints(
-            self.folder, self.base, self.run, settle_seconds=settle, threads=1, **options
-        )
-
-    def entries(self) -> dict[str, str]:
-        """Name by folder of what the run lists."""
-        if not (self.run / "run.json").is_file():
-            return {}
-        return {entry.folder: entry.name for entry in inspect_run(self.run).deltas}
-
-    def rebuilt(self, folder: str, work: Path) -> dict[str, bytes]:
-        apply_delta(self.run / folder, work, base=self.base, threads=1)
-        found = contents(work)
-        shutil.rmtree(work)
-        return found
-
-    def temporary(self) -> list[Path]:
-        return [path for path in self.run.glob(".*") if path.name != ".run"]
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    tensors = {f"layers.{n}.weight": bf16_tensor(n, 30, 32) for n in range(8)}
-    (tmp_path / "out").mkdir()
-    return Rig(save(tmp_path / "base", tensors), tmp_path / "out", tmp_path / "run", tensors)
-
-
-def kinds(events: list[WatchEvent]) -> list[str]:
-    return [event.kind for event in events]
+    return new_rig(tmp_path)
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -315,6 +266,17 @@ def test_half_a_checkpoint_is_skipped_and_the_others_are_stored(rig: Rig) -> Non
     assert list(rig.entries()) == ["checkpoint-3"]
 
 
+def test_what_trainer_has_not_finished_is_not_stored(rig: Rig) -> None:
+    """It may gather the optimizer's state for minutes, with nothing to see."""
+    place = rig.write("Trainer", 1)
+    state = (place / "trainer_state.json").read_bytes()
+    (place / "trainer_state.json").unlink()
+    (event,) = rig.watch()
+    assert (event.kind, event.message) == ("skipped", "its trainer has not finished it")
+    (place / "trainer_state.json").write_bytes(state)
+    assert kinds(rig.watch(NEVER)) == ["stored"]
+
+
 def test_half_a_checkpoint_is_named_once(rig: Rig) -> None:
     half = rig.write("slime", 1)
     (half / "model-00002-of-00002.safetensors").unlink()
@@ -355,18 +317,6 @@ def test_a_grown_vocabulary(rig: Rig, tmp_path: Path) -> None:
     place = write_all(TRAINERS["Trainer"], rig.folder, 1, tensors)
     assert kinds(rig.watch()) == ["stored"]
     assert rig.rebuilt("checkpoint-1", tmp_path / "w")[SINGLE] == (place / SINGLE).read_bytes()
-
-
-def float32(tensors: Tensors) -> Tensors:
-    """float32 masters that bfloat16 cannot hold."""
-    return {
-        name: Tensor(
-            "F32",
-            t.shape,
-            b"".join(b"\x01\x00" + t.data[i : i + 2] for i in range(0, len(t.data), 2)),
-        )
-        for name, t in tensors.items()
-    }
 
 
 def test_float32_masters_over_a_bfloat16_base(rig: Rig) -> None:
