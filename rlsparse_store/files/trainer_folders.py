@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "UP",
     "TrainerFolder",
     "checkpoint_names",
     "find_checkpoints",
