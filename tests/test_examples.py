@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import shlex
@@ -24,7 +25,14 @@ from trainers import Tokens, make_settings
 from transformers import LlamaForCausalLM
 
 import rlsparse_store
-from rlsparse_store import encode_delta, encode_run, from_delta, open_delta, verify_delta
+from rlsparse_store import (
+    encode_delta,
+    encode_run,
+    from_delta,
+    inspect_run,
+    open_delta,
+    verify_delta,
+)
 from rlsparse_store.cli.commands import rlsparse
 from rlsparse_store.demo.policy import new_policy, save
 from rlsparse_store.demo.task import new_tokenizer
@@ -42,6 +50,7 @@ OF_VLLM = tuple(
     f"rlsparse_store.integrations.vllm.{name}"
     for name in ("loader", "ranks", "unsupported", "weight_")
 )
+WATCHING = ROOT / "specs/guides/watching.md"
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 
 
@@ -229,6 +238,27 @@ def test_distributed_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert delta.keys() == before.keys()
             assert all(torch.equal(delta[name], tensor) for name, tensor in before.items())
     assert len(list(Path("run").iterdir())) == 5
+
+
+def test_watching_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    for step in (100, 200, 300, 400):
+        move_weights(model, seed=step, density=0.05)
+        model.save_pretrained(f"out/checkpoint-{step}")
+        state = {"global_step": step, "log_history": [{"reward": step / 1000}]}
+        Path(f"out/checkpoint-{step}/trainer_state.json").write_text(json.dumps(state))
+    weights = Path("out/checkpoint-100/model.safetensors").read_bytes()
+    run_page(WATCHING, {})
+    # The command stored them before the loop looked.
+    assert capsys.readouterr().out == ""
+    assert [entry.metrics["reward"] for entry in inspect_run("run").deltas] == [0.1, 0.2, 0.3, 0.4]
+    assert Path("restored/model.safetensors").read_bytes() == weights
+    left = sorted(path.parent.name for path in Path("out").rglob("*.safetensors"))
+    assert left == ["checkpoint-300", "checkpoint-400"]
 
 
 def test_subnetworks_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

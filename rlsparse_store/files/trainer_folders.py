@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.folder import walk_files
 from rlsparse_store.files.weight_files import SUFFIX
+from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "UP",
     "TrainerFolder",
     "checkpoint_names",
     "find_checkpoints",
@@ -82,7 +84,7 @@ def survey_folder(folder: Path) -> TrainerFolder:
 
     A checkpoint lies below a folder that is named after its step: ``checkpoint-100/``,
     ``global_step_100/actor/huggingface/``. Adapters are none, and neither is what verl keeps of
-    other models than the policy. Weights in the folder itself are left out.
+    other models than the policy. Deltas, and weights in the folder itself, are left out.
 
     Args:
         folder: The folder.
@@ -96,10 +98,13 @@ def survey_folder(folder: Path) -> TrainerFolder:
     others: dict[Path, str] = {}
     for inside, names in sorted(holders.items()):
         parts = inside.split("/")
-        if any(inside.startswith(f"{outer}/") for outer in checkpoints):
+        is_inner = any(inside.startswith(f"{outer}/") for outer in checkpoints)
+        if is_inner or DELTA_FOLDER in parts:
             continue
         if all(name.startswith("adapter_") for name in names):
             others[folder / inside] = "holds an adapter, not a model; merge it into its base first"
+        elif parts[-1] == "sharded":
+            others[folder / inside] = "holds the parts of ranks, which torchtitan merges beside it"
         elif not any(map(is_step, parts)):
             others[folder / inside] = "is not in a folder named after its step (checkpoint-100)"
         elif not _OTHER_MODELS.isdisjoint(parts):

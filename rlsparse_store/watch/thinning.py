@@ -24,7 +24,9 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.folder import walk_files
 from rlsparse_store.files.output import output_errors, replace_file
+from rlsparse_store.files.trainer_folders import UP
 from rlsparse_store.files.trainer_state import STATE_NAME, read_trainer_state
 from rlsparse_store.format.strict_json import StrictJsonError, parse, printed
 from rlsparse_store.watch.completeness import FileStamp, has_marker, list_checkpoint, tracked_step
@@ -43,6 +45,9 @@ __all__ = ["NOTE_NAME", "Thinner"]
 
 NOTE_NAME: Final = "weights_in_delta.json"
 """In the folder of a checkpoint without its weights: where they are, and what they were."""
+
+_HIDDEN: Final = ".{}.removed"
+"""What a file is called while it is being removed."""
 
 _LARGEST_NOTE: Final = 16 << 20
 
@@ -67,6 +72,7 @@ class Thinner:
         self._threads = threads
         self._is_confirmed = is_confirmed
         self._decided: dict[Path, Listing] = {}
+        self._has_looked = False
 
     def thin(
         self, folder: Path, stored: Sequence[FoundCheckpoint], others: Sequence[Path]
@@ -78,14 +84,11 @@ class Thinner:
             stored: The complete checkpoints that the run stores, in the order of their steps.
             others: Checkpoints that are not complete, or not stored.
         """
-        if self._is_confirmed:
-            paths = (*others, *(found.path for found in stored))
-            begun = {path: note for path in paths if (note := _begun(path)) is not None}
-            for path, note in begun.items():
-                with suppress(RunLockedError):  # until the next look
+        if self._is_confirmed and not self._has_looked:
+            self._has_looked = True
+            for path, note in _begun(folder):
+                with suppress(RunLockedError):  # until the next watcher
                     yield self._finish(path, note)
-            others = [path for path in others if path not in begun]
-            stored = [found for found in stored if found.path not in begun]
         candidates = [found for found in stored if self._decided.get(found.path) != found.listing]
         needed = self._needed(folder, stored, others) if candidates else set()
         for found in candidates:
@@ -262,29 +265,59 @@ def _remove(path: Path, note: dict[str, Any]) -> int:
 
 
 def _remove_noted(path: Path, stamp: FileStamp) -> int:
+    """Remove one file, if it is the noted one. Returns its bytes.
+
+    Under another name first: a trainer that opens it by its own name makes a new one, and one that
+    had opened it to write has changed it.
+    """
+    hidden = path.with_name(_HIDDEN.format(path.name))
+    if not hidden.exists():
+        try:
+            _require_noted(path, stamp)
+            path.rename(hidden)
+        except FileNotFoundError:
+            return 0
     try:
-        now = FileStamp.of(path)
-    except FileNotFoundError:
-        return 0
-    if now != stamp:
-        msg = "was written while weights were removed"
-        raise CheckpointError(msg, file=path)
-    path.unlink(missing_ok=True)
+        _require_noted(hidden, stamp)
+    except CheckpointError:
+        if not path.exists():
+            hidden.rename(path)
+        raise
+    hidden.unlink()
     return stamp.nbytes
 
 
-def _begun(path: Path) -> dict[str, Any] | None:
-    """The note of a checkpoint whose weights a killed call removed in part.
+def _require_noted(path: Path, stamp: FileStamp) -> None:
+    """Require that a file is the one that was verified.
 
-    A trainer may have written the checkpoint again since: then the note is of other files.
+    Raises:
+        CheckpointError: It was written since.
+        FileNotFoundError: It is gone.
     """
-    note, listing = _read_note(path), list_checkpoint(path)
-    if note is None or listing is None:
-        return None
-    noted = {name: FileStamp(*stamp) for name, stamp in note["files"].items()}
-    left = {name: stamp for name, stamp in listing.files.items() if name in noted}
-    is_begun = left.keys() < noted.keys() and left.items() <= noted.items()
-    return note if is_begun and listing.weights.keys() <= left.keys() else None
+    if FileStamp.of(path) != stamp:
+        msg = "was written while weights were removed"
+        raise CheckpointError(msg, file=path)
+
+
+def _begun(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The checkpoints of which a killed call removed a part, and its notes.
+
+    Where a trainer wrote a checkpoint again since, its files are others than the noted ones.
+    """
+    places = [folder / name for name in walk_files(folder, UP + 1) if name.endswith(NOTE_NAME)]
+    for path in (place.parent for place in places if place.name == NOTE_NAME):
+        note = _read_note(path)
+        if note is None:
+            continue
+        hidden = [name for name in note["order"] if (path / _HIDDEN.format(name)).exists()]
+        left = [name for name in note["order"] if (path / name).exists()]
+        listing = list_checkpoint(path)
+        is_written_again = listing is not None and any(
+            note["files"].get(name) != [stamp.nbytes, stamp.modified]
+            for name, stamp in listing.weights.items()
+        )
+        if hidden or (0 < len(left) < len(note["order"]) and not is_written_again):
+            yield path, note
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:

@@ -60,6 +60,9 @@ SETTLE_SECONDS: Final = 30.0
 _MOST_POLL_SECONDS: Final = 5.0
 _LEAST_POLL_SECONDS: Final = 0.05
 
+_RETRY_SECONDS: Final = 30.0
+"""Between two tries on a full disk: each may write gigabytes."""
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -275,6 +278,7 @@ class _Watcher:
         self._said: dict[Path, str] = {}
         self.held: dict[str, IndexRow] = {}
         self._has_stored = False
+        self._retry_at = 0.0
         self.is_waiting = False
 
     def look(self) -> Iterator[WatchEvent]:
@@ -333,7 +337,7 @@ class _Watcher:
             if is_settled:
                 yield from self._say("skipped", found.path, "its trainer has not finished it")
             return
-        if not (is_complete or is_settled):
+        if not (is_complete or is_settled) or time.monotonic() < self._retry_at:
             self.is_waiting = True
             return
         yield from self._store(found)
@@ -347,6 +351,7 @@ class _Watcher:
         except OutputError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL):
                 raise
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
             yield from self._wait(found, error)
         except (FormatError, RunError):
             raise

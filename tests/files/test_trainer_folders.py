@@ -76,6 +76,8 @@ def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None
     adapter = save(tmp_path / "global_step_1" / "actor" / "lora_adapter", A)
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     save(tmp_path / "global_step_1" / "actor" / "huggingface" / "2_Dense", A)
+    save(tmp_path / "checkpoint-5" / "rlsparse", A)
+    parts = save(tmp_path / "step-6" / "sharded", A)
     final = save(tmp_path / "final", A)
     save(tmp_path / "model", A)
     (tmp_path / "model/model.safetensors").rename(tmp_path / "model.safetensors")
@@ -85,6 +87,7 @@ def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None
     critic = tmp_path / "global_step_1/critic/huggingface"
     assert {path: why.split(",")[0] for path, why in found.others.items()} == {
         adapter: "holds an adapter",
+        parts: "holds the parts of ranks",
         critic: "is another model than the policy",
         final: "is not in a folder named after its step (checkpoint-100)",
     }

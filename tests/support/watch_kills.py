@@ -5,7 +5,8 @@
 One child writes checkpoints as a trainer does, piece by piece, writes some again and removes
 others; another watches and is killed at any moment. After each kill, every entry decodes to a
 checkpoint that the trainer wrote under its name, and no entry is lost. After ten kills a watcher
-runs to its end: then every complete checkpoint has its entry. Prints what happened, by count.
+runs to its end: then every complete checkpoint has its entry. Half of the watchers thin: what the
+trainer wrote is in its folder or in the run. Prints what happened, by count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pairs import Tensors, bf16_tensor, save, tune
 from trainer_writes import TRAINERS
@@ -28,6 +29,7 @@ from trainer_writes import TRAINERS
 from rlsparse_store.delta import apply_delta, inspect_run
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.watch import watch_checkpoints
+from rlsparse_store.watch.thinning import NOTE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +57,7 @@ class Rig:
         self._tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(8)}
         self._base = save(root / "base", self._tensors)
         self._folder, self._run = root / "out", root / "run"
+        self._thin: dict[str, Any] = {"thin": 1, "yes": True} if randoms.random() < 0.5 else {}
         self._folder.mkdir()
         self._written: dict[str, list[int]] = {}
         self._checked: dict[str, str] = {}
@@ -77,7 +80,13 @@ class Rig:
 
     def _watch(self, *, once: bool) -> None:
         for _ in watch_checkpoints(
-            self._folder, self._base, self._run, settle_seconds=SETTLE, once=once, threads=1
+            self._folder,
+            self._base,
+            self._run,
+            settle_seconds=SETTLE,
+            once=once,
+            threads=1,
+            **self._thin,
         ):
             pass
 
@@ -108,11 +117,19 @@ class Rig:
         current = {entry.name: entry.folder for entry in entries}
         for name, versions in self._written.items():
             place = self._folder / self._trainer.above / name / self._trainer.inside
-            if place.exists():
-                found = tensors_of(place)
-                assert found == self._bytes(versions[-1]), "the trainer failed"
-                assert self._decoded(current[name]) == found, f"{name} is not stored"
-                self.counts["complete and stored"] += 1
+            if not place.exists():
+                continue
+            # What the trainer wrote last, whether its weights were removed or not.
+            assert self._decoded(current[name]) == self._bytes(versions[-1]), (
+                f"{name} is not stored"
+            )
+            self.counts["complete and stored"] += 1
+            assert not list(place.glob(".*")), "a file that was being removed was left"
+            if list(place.glob("*.safetensors*")):
+                assert tensors_of(place) == self._bytes(versions[-1]), f"{name} is gone in part"
+            else:
+                assert (place / NOTE_NAME).exists(), f"the weights of {name} are gone"
+                self.counts["thinned"] += 1
 
     def check(self) -> None:
         """Require that every entry is whole, and that none is lost."""

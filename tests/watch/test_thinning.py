@@ -308,35 +308,62 @@ def thin_only(rig: Rig) -> list[WatchEvent]:
         return list(thinner.thin(rig.folder, found, []))
 
 
+@pytest.mark.parametrize("when", ["rename", "unlink"])
+@pytest.mark.parametrize("kind", ["slime", "Trainer"])
 @pytest.mark.parametrize("count", range(4))
-def test_a_killed_thinning_is_finished(rig: Rig, count: int) -> None:
-    place = rig.write("slime", 1)
-    rig.write("slime", 2)
+def test_a_killed_thinning_is_finished(rig: Rig, count: int, kind: str, when: str) -> None:
+    """Before a file gets another name, or before it is removed."""
+    place = rig.write(kind, 1)
+    rig.write(kind, 2)
     before = contents(place)
     rig.watch()
-    removed = 0
     child = os.fork()
     if not child:
-        unlink = Path.unlink
+        real = getattr(Path, when)
+        acted = 0
 
-        def killed(path: Path, *, missing_ok: bool = False) -> None:
-            nonlocal removed
+        def killed(path: Path, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+            nonlocal acted
             if path.parent == place and ".safetensors" in path.name:
-                if removed == count:
+                if acted == count:
                     os._exit(9)
-                removed += 1
-            unlink(path, missing_ok)
+                acted += 1
+            real(path, *arguments, **options)
 
-        Path.unlink = killed  # type: ignore[assignment, method-assign]
-        thin(rig)
-        os._exit(0)
+        setattr(Path, when, killed)
+        try:
+            thin(rig)
+            os._exit(0)
+        finally:
+            os._exit(1)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == (9 if count < 3 else 0)
-    left = [name for name in before if ".safetensors" in name and (place / name).exists()]
-    assert len(left) == 3 - count
+    weights = {name for name in before if ".safetensors" in name}
+    assert status == (9 if count < len(weights) else 0)
     thin(rig)
-    assert not list(place.glob("*.safetensors*"))
+    assert contents(place).keys() == (before.keys() - weights) | {NOTE_NAME}
     assert thin(rig) == []
+
+
+def test_a_file_that_a_trainer_opened_to_write_gets_its_name_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = rig.write("Trainer", 1)
+    rig.write("Trainer", 2)
+    rig.watch()
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path == place / SINGLE:
+            monkeypatch.undo()
+            # Between the last look at the file and its new name.
+            path.write_bytes(b"of a trainer")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    (event,) = thin(rig)
+    assert event.kind == "kept"
+    assert (place / SINGLE).read_bytes() == b"of a trainer"
+    assert not list(place.glob(".*"))
 
 
 def test_a_checkpoint_written_after_a_killed_thinning_stays(rig: Rig) -> None:

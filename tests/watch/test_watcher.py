@@ -393,6 +393,7 @@ def test_two_watchers_of_one_run(rig: Rig) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr("rlsparse_store.watch.watcher._RETRY_SECONDS", 0.1)
     rig.write("Trainer", 1)
     rig.watch()
     rig.write("Trainer", 2)
