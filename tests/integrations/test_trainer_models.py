@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -264,11 +265,10 @@ def test_models_that_are_not_whole_are_refused(
         store_as_deltas(trainer, base)
 
 
-@pytest.mark.parametrize("flag", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_trainers_that_split_the_model_are_refused(base: Path, tmp_path: Path, flag: str) -> None:
+def test_deepspeed_is_refused(base: Path, tmp_path: Path) -> None:
     trainer = make_trainer(base, tmp_path / "out")
-    setattr(trainer, flag, True)
-    with pytest.raises(UnsupportedModelError, match="split over ranks"):
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(UnsupportedModelError, match="split over ranks by DeepSpeed"):
         store_as_deltas(trainer, base)
 
 
@@ -343,3 +343,21 @@ def test_pushing_to_the_hub(base: Path, tmp_path: Path, hub: LoopbackHub) -> Non
             delta = "rlsparse/delta.safetensors"
             assert pushed[f"last-checkpoint/{delta}"] == (checkpoint / delta).read_bytes()
         assert not any(name.startswith("_rlsparse") for name in pushed)
+
+
+# --- Several ranks ------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "masters"])
+def test_two_ranks(tmp_path: Path, kind: str) -> None:
+    make = tied if kind == "fsdp" else llama
+    make(tmp_path / "base")
+    script = Path(__file__).parents[1] / "support" / "trainer_ranks.py"
+    command = [sys.executable, str(script), str(tmp_path), kind, str(free_port())]
+    subprocess.run(command, check=True, timeout=300)

@@ -64,7 +64,8 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     it is exact only from the newest ``keep`` checkpoints, which stay full.
 
     Args:
-        trainer: A trainer of transformers or TRL. Its model is whole on each rank.
+        trainer: A trainer of transformers or TRL. Its model is whole on each rank, or split by
+            FSDP2 with ``FULL_STATE_DICT``.
         base: The checkpoint that the model was loaded from: a folder, a ``.safetensors`` file or
             ``org/name[@revision]``.
         cast: ``"bf16"`` rounds float32 weights over a bfloat16 base. Lossy, and recorded.
@@ -72,7 +73,8 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
             to 0, and with ``cast`` to 1, which is the least.
         background: Whether a thread encodes. Otherwise training waits for the delta, which is
             encoded on the CUDA device, if there is one.
-        queue: Number of full checkpoints that may wait for the thread before training does.
+        queue: Number of full checkpoints that may wait for the thread before training does; 0 with
+            FSDP.
         threads: Number of the encoder's own threads; defaults to all processors.
         base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
         token: Access token for the Hub; defaults to the stored one.
@@ -85,7 +87,8 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
         NotFoundError: The base does not exist.
         ImplausibleError: The model was not loaded from this base.
         DtypeMismatchError: The model is trained in another dtype than the base's, without ``cast``.
-        UnsupportedModelError: The model is an adapter, quantised or split over ranks.
+        UnsupportedModelError: The model is an adapter, quantised or split over ranks in another
+            way.
         RlsparseError: A setting of the trainer does not work with deltas.
 
     Example:
@@ -113,9 +116,14 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     tensors = restorable_tensors(model)
     with open_checkpoint(path) as opened:
         sources = require_base(opened, tensors)
-    require_dtypes(model, tensors, sources, cast)
+    is_sharded = trainer.is_fsdp_enabled
+    # FSDP with mixed precision trains float32 masters of any model.
+    in_float32 = is_sharded and trainer.accelerator.mixed_precision != "no"
+    require_dtypes(model, tensors, sources, cast, in_float32=in_float32)
     encoder = DeltaEncoder(path, device="cpu" if background else None, threads=threads)
-    store = CheckpointStore(encoder, cast=cast, keep=keep, queue=queue if background else None)
+    # All ranks take part in saving full weights: none may decide alone to do that.
+    waiting = 0 if is_sharded else queue
+    store = CheckpointStore(encoder, cast=cast, keep=keep, queue=waiting if background else None)
     own = type(trainer)
     # TRL and model cards use the names of classes.
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}

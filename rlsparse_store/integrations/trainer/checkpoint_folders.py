@@ -33,7 +33,10 @@ __all__ = [
 
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 
-_FULL: Final = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_FULL: Final = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|pytorch_model_fsdp\.bin"
+)
+"""The last is what Trainer resumes from with FSDP."""
 
 _OTHER_WEIGHTS: Final = re.compile(r"(pytorch_model|adapter_model).*")
 """What Trainer resumes from besides: files of earlier versions, adapters, and shards of FSDP."""
@@ -45,7 +48,7 @@ that begin with an underscore to the Hub."""
 
 def full_weights(folder: Path) -> list[Path]:
     """The files of a checkpoint's full weights."""
-    return sorted(path for path in folder.glob("model*") if _FULL.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if _FULL.fullmatch(path.name))
 
 
 def has_delta(folder: Path) -> bool:

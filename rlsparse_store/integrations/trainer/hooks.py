@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate.utils import save_fsdp_optimizer
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.integrations.trainer.checkpoint_folders import (
@@ -23,8 +26,6 @@ from rlsparse_store.integrations.trainer.weights import restore_weights, untied_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import torch
 
     from rlsparse_store.delta.open import DeltaCheckpoint
     from rlsparse_store.integrations.trainer.store import CheckpointStore
@@ -91,6 +92,18 @@ class DeltaHooks(Trainer):
         self.delta_store.add(folder, model, untied_tensors(model, weights))
         with _moved_into(folder) as other:
             super()._save(str(other), {})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled or self.delta_store.keep:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # Trainer would save the weights again, in a file of their own.
+        state = self.accelerator.state
+        save_fsdp_optimizer(
+            state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None

@@ -99,14 +99,19 @@ def require_settings(args: Any, *, keep: int, background: bool) -> None:  # noqa
 
 
 def require_whole_model(trainer: Trainer, model: torch.nn.Module) -> None:
-    """Require a model whose weights are whole on each rank and are not an adapter's.
+    """Require a model whose weights are whole when they are saved and are not an adapter's.
 
     Raises:
         UnsupportedModelError: The model is another.
     """
     problem = None
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        problem = "its weights are split over ranks (FSDP, DeepSpeed)"
+    if trainer.is_deepspeed_enabled:
+        problem = "its weights are split over ranks by DeepSpeed"
+    elif trainer.is_fsdp_enabled and not _gathers(trainer):
+        problem = (
+            'FSDP saves the parts of the ranks: set "version": 2 and "state_dict_type": '
+            '"FULL_STATE_DICT" in fsdp_config'
+        )
     elif getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         problem = "only its adapter (PEFT) is trained and saved, which is small"
     elif getattr(model, "hf_quantizer", None) is not None:
@@ -116,6 +121,12 @@ def require_whole_model(trainer: Trainer, model: torch.nn.Module) -> None:
     if problem:
         msg = f"the model cannot be stored as deltas: {problem}; save checkpoints as they are"
         raise UnsupportedModelError(msg)
+
+
+def _gathers(trainer: Trainer) -> bool:
+    """Whether Trainer gathers the weights of FSDP when it saves."""
+    plugin = trainer.accelerator.state.fsdp_plugin
+    return trainer.accelerator.is_fsdp2 and "FULL_STATE_DICT" in str(plugin.state_dict_type)
 
 
 def require_base(base: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:
@@ -181,10 +192,19 @@ def require_dtypes(
     tensors: Mapping[str, torch.Tensor],
     sources: Mapping[str, TensorRef],
     cast: str | None,
+    *,
+    in_float32: bool,
 ) -> None:
     """Require that weights which are trained have the base's dtype, or that they are rounded to it.
 
     Weights that are not trained may be exact copies in float32.
+
+    Args:
+        model: The model.
+        tensors: Its weights, by their names in a checkpoint.
+        sources: The base tensors that they come from.
+        cast: As for :meth:`DeltaEncoder.encode`.
+        in_float32: Whether the trainer converts trained weights to float32 later.
 
     Raises:
         DtypeMismatchError: A weight has another dtype.
@@ -194,9 +214,9 @@ def require_dtypes(
     }
     for name, source in sources.items():
         tensor, code = tensors[name], source.dtype.code
-        own = code_of(tensor.dtype)
-        is_widened = own == "F32" and code in {"BF16", "F16"}
         is_frozen = tensor.untyped_storage().data_ptr() not in trained
+        own = "F32" if in_float32 and not is_frozen else code_of(tensor.dtype)
+        is_widened = own == "F32" and code in {"BF16", "F16"}
         if own == code or (is_widened and (is_frozen or (cast and code == "BF16"))):
             continue
         remedy = 'load it with dtype="auto"'

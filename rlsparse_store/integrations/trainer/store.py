@@ -48,6 +48,9 @@ class CheckpointStore:
         keep: Number of the newest checkpoints that stay full.
         queue: Number of full checkpoints that may wait for the thread; ``None`` encodes while
             training waits.
+
+    Attributes:
+        keep: As given.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class CheckpointStore:
     ) -> None:
         self._encoder = encoder
         self._cast = cast
-        self._keep = keep
+        self.keep = keep
         self._queue = queue
         self._full: list[Path] = []
         self._staging = Staging()
@@ -65,7 +68,7 @@ class CheckpointStore:
     @property
     def wants_full(self) -> bool:
         """Whether the next checkpoint is saved full, and becomes a delta later."""
-        return self._keep > 0 or self._thread.pending > 0
+        return self.keep > 0 or self._thread.pending > 0
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -118,7 +121,7 @@ class CheckpointStore:
     def add_full(self, folder: Path) -> None:
         """Store a checkpoint with full weights once it is not one of the newest."""
         self._full.append(folder)
-        while len(self._full) > self._keep:
+        while len(self._full) > self.keep:
             self._run(self._full.pop(0))
 
     def _run(self, folder: Path) -> None:

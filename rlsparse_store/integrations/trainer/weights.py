@@ -12,6 +12,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from rlsparse_store.errors import DtypeMismatchError, UnsupportedModelError
 from rlsparse_store.format.names import printable
+from rlsparse_store.torch.dtensor import is_dtensor
 from rlsparse_store.torch.model_tensors import named_tensors
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def restorable_tensors(model: torch.nn.Module) -> Tensors:
     views = named_tensors(model)
     covered = {_memory(view) for view in views.values()}
     for name, weight in model.state_dict().items():
-        if isinstance(weight, torch.Tensor) and weight.numel() and _memory(weight) not in covered:
+        is_part = isinstance(weight, torch.Tensor) and _own_part(weight).numel()
+        if is_part and _memory(weight) not in covered:
             msg = (
                 "is computed from several weights when the model is saved, and could not be "
                 "restored from a delta: save full checkpoints, and encode them with rlsparse encode"
@@ -80,7 +82,7 @@ def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None
     """Copy the weights of a delta into a model.
 
     Args:
-        model: The model, whose weights are not split over ranks.
+        model: The model. If its weights are split over ranks, each rank calls this function.
         checkpoint: The open delta.
 
     Raises:
@@ -94,7 +96,7 @@ def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None
         for name in checkpoint:
             target = _target(checkpoint, name, targets)
             tensor = checkpoint.get_tensor(name)
-            target.copy_(tensor)
+            _own_part(target).copy_(_part_like(target, tensor))
             restored.add(_memory(target))
             if tensor.dtype != target.dtype:
                 widened.add(tensor.dtype)
@@ -103,7 +105,8 @@ def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None
         _LOG.warning("%s holds weights in %s: this is not exact", checkpoint.path, rounded)
     ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
     for name, target in targets.items():
-        if target.numel() and _memory(target) not in restored and name not in ignored:
+        is_left = _own_part(target).numel() and _memory(target) not in restored
+        if is_left and name not in ignored:
             msg = "is in the model and not in the delta: resume with the model that was saved"
             raise UnsupportedModelError(msg, file=checkpoint.path, tensor=printable(name))
 
@@ -129,5 +132,21 @@ def _target(checkpoint: DeltaCheckpoint, name: str, targets: Tensors) -> torch.T
     return target
 
 
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this rank holds."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _part_like(target: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - maybe a DTensor
+    """The part of a whole tensor that this rank holds of a target."""
+    if not is_dtensor(target):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - only for these
+
+    mesh, placements = target.device_mesh, target.placements
+    # No communication: each rank has the whole tensor.
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
+
+
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return _own_part(tensor).untyped_storage().data_ptr()
