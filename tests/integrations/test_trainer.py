@@ -388,6 +388,21 @@ def masters(base: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
+def test_a_run_that_is_written_again_keeps_its_newest_full(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    trainer = trained(base, out, keep=1)
+    # In the same process: checkpoint-6 is written again, and stays full.
+    trainer.train(resume_from_checkpoint=str(checkpoint(out, 4)))
+    assert kinds(out, (2, 4, 6)) == ["delta", "delta", "full"]
+
+
+def test_a_place_without_a_checkpoint(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
+        trained(base, tmp_path / "out", str(tmp_path / "checkpoint-9"))
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        trained(base, tmp_path / "out", resume=True)
+
+
 def test_float32_masters_are_rounded_only_when_asked(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

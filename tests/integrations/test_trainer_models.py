@@ -315,13 +315,18 @@ from pathlib import Path
 from trainers import make_trainer
 from rlsparse_store.integrations.trainer import store_as_deltas
 base, out = map(Path, sys.argv[1:])
-for strategy, background in (("end", True), ("checkpoint", False)):
+for strategy, options in (
+    ("end", {}), ("checkpoint", {"background": False}), ("every_save", {"keep": 1})
+):
     settings = {"push_to_hub": True, "hub_model_id": f"org/{strategy}", "hub_strategy": strategy}
     settings["hub_always_push"] = True
     trainer = make_trainer(base, out / strategy, **settings)
-    store_as_deltas(trainer, base, background=background)
+    store_as_deltas(trainer, base, **options)
     trainer.train()
-    trainer.push_to_hub()
+    if strategy == "every_save":
+        trainer._finish_current_push()
+    else:
+        trainer.push_to_hub()
 """
 
 
@@ -330,6 +335,8 @@ def test_pushing_to_the_hub(base: Path, tmp_path: Path, hub: LoopbackHub) -> Non
     environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(support)}
     command = [sys.executable, "-c", PUSH, str(base), str(tmp_path)]
     subprocess.run(command, env=environment, check=True)
+    last_full = tmp_path / "every_save" / "checkpoint-6" / "model.safetensors"
+    assert hub.files("org/every_save")["model.safetensors"] == last_full.read_bytes()
     for strategy in ("end", "checkpoint"):
         checkpoint = tmp_path / strategy / "checkpoint-6"
         apply_delta(checkpoint, tmp_path / f"again-{strategy}", base=base)

@@ -45,6 +45,9 @@ DRAFTS: Final = "_rlsparse"
 """The folder, beside the checkpoints, of deltas that are being written. Trainer does not push names
 that begin with an underscore to the Hub."""
 
+OTHER_FILES: Final = ".others"
+"""The folder, in a checkpoint, where Trainer writes what is not weights."""
+
 
 def full_weights(folder: Path) -> list[Path]:
     """The files of a checkpoint's full weights."""
@@ -59,14 +62,14 @@ def has_delta(folder: Path) -> bool:
 def is_finished(folder: Path) -> bool:
     """Whether training can resume from a checkpoint, or was killed while it was being written."""
     try:
-        has_state = read_trainer_state(folder).step is not None
+        if read_trainer_state(folder).step is None:
+            return False
     except CheckpointError:
         return False
-    has_weights = has_delta(folder) or any(
+    return has_delta(folder) or any(
         _FULL.fullmatch(path.name) or _OTHER_WEIGHTS.fullmatch(path.name)
         for path in folder.iterdir()
     )
-    return has_state and has_weights
 
 
 def last_finished(folder: Path) -> Path | None:
@@ -86,7 +89,8 @@ def clear_checkpoint(folder: Path) -> None:
     The rest of its files are replaced one by one, so that it is not finished until the last.
     """
     (folder / STATE).unlink(missing_ok=True)
-    shutil.rmtree(folder / DELTA_FOLDER, ignore_errors=True)
+    for name in (DELTA_FOLDER, OTHER_FILES):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in full_weights(folder):
         path.unlink()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.integrations.trainer.checkpoint_folders import (
+    OTHER_FILES,
     clear_checkpoint,
     full_weights,
     has_delta,
@@ -109,7 +109,7 @@ class DeltaHooks(Trainer):
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
-        if not is_finished(folder):
+        if folder.is_dir() and not is_finished(folder):
             last = last_finished(folder.parent)
             remedy = "start again" if last is None else f"resume from {last.name}"
             msg = f"is not finished: training was ended while it was being written; {remedy}"
@@ -144,12 +144,14 @@ def _moved_into(folder: Path) -> Iterator[Path]:
     Trainer writes weights with the other files. Of no tensors, it writes an empty file, which must
     never have its final name.
     """
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as name:
-        yield Path(name)
-        for path in full_weights(Path(name)):
-            path.unlink()
-        for path in Path(name).iterdir():
-            target = folder / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
+    others = folder / OTHER_FILES
+    others.mkdir()
+    yield others
+    for path in full_weights(others):
+        path.unlink()
+    for path in others.iterdir():
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    others.rmdir()

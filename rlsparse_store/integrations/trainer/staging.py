@@ -35,9 +35,13 @@ class Staging:
             self._buffers = _allocate(tensors)
             self._layout = layout
         for name, tensor in tensors.items():
-            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
+            self._buffers[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         synchronize(tensors.values())
         return dict(self._buffers)
+
+    def free(self) -> None:
+        """Free the memory, once no thread reads it."""
+        self._layout, self._buffers = {}, {}
 
 
 def _allocate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -95,6 +95,7 @@ class CheckpointStore:
                 self._end()
                 raise
             self.finish()
+        self._staging.free()
 
     def finish(self) -> None:
         """Wait until all deltas are complete.
@@ -120,6 +121,8 @@ class CheckpointStore:
 
     def add_full(self, folder: Path) -> None:
         """Store a checkpoint with full weights once it is not one of the newest."""
+        # A run that is resumed writes checkpoints again.
+        self._full = [path for path in self._full if path != folder]
         self._full.append(folder)
         while len(self._full) > self.keep:
             self._run(self._full.pop(0))
