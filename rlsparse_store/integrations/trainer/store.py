@@ -105,6 +105,15 @@ class CheckpointStore:
         """
         self._thread.wait()
 
+    def prepare(self, tensors: Tensors) -> None:
+        """Allocate the memory for the first copy, which takes several times as long as copying.
+
+        Args:
+            tensors: The weights to copy later.
+        """
+        if self._queue is not None and not self.keep:
+            self._staging.copy(tensors)
+
     def add(self, folder: Path, model: torch.nn.Module, tensors: Tensors) -> None:
         """Store weights from memory.
 
