@@ -27,6 +27,7 @@ from rlsparse_store.integrations.trainer.checkpoint_folders import (
     is_finished,
     place_delta,
 )
+from rlsparse_store.integrations.trainer.encoding_thread import EncodingThread, SavingGate
 from rlsparse_store.integrations.trainer.preemption import before_sigterm
 from rlsparse_store.torch import DeltaEncoder
 
@@ -345,6 +346,52 @@ def test_an_earlier_handler_of_sigterm_is_called_after() -> None:
         assert calls == ["handler"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_thread_leaves_checkpoints_alone_while_trainer_saves() -> None:
+    gate, thread, done = SavingGate(), EncodingThread(), threading.Event()
+
+    def change() -> None:
+        with gate.changing():
+            done.set()
+
+    with gate.saving():
+        thread.add(change)
+        assert not done.wait(0.2)
+    assert done.wait(30)
+    done.clear()
+    with gate.saving():
+        thread.add(change)
+        # A signal came, and its handler waits for the thread.
+        with gate.released():
+            thread.wait()
+        assert done.is_set()
+        done.clear()
+        # Training goes on.
+        thread.add(change)
+        assert not done.wait(0.2)
+    thread.wait()
+    assert done.is_set()
+
+
+def test_optional_jobs_are_dropped_and_errors_are_raised_once() -> None:
+    thread, may_go, calls = EncodingThread(), threading.Event(), list[str]()
+
+    def fail() -> None:
+        may_go.wait()
+        msg = "broken"
+        raise ArithmeticError(msg)
+
+    thread.add(fail)
+    thread.add(lambda: calls.append("optional"), is_optional=True)
+    thread.add(lambda: calls.append("needed"))
+    thread.drop_optional()
+    assert thread.pending == 2
+    may_go.set()
+    with pytest.raises(ArithmeticError, match="broken"):
+        thread.wait()
+    thread.wait()
+    assert calls == ["needed"]
 
 
 def test_training_outside_the_main_thread(base: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@
 A model of transformers is saved by ``Trainer.save_model`` as it saves a checkpoint: with deltas in
 a thread, with deltas while training waits, and full. Each round also copies the weights to main
 memory that is in use already, and to fresh memory, as ``tensor.to("cpu", copy=True)`` does. The
-thread is idle when a save begins. Prints the medians of rounds that alternate all of them.
+thread is idle when a save begins. Prints the medians of rounds that alternate all of them. A save
+writes configurations, too, with or without deltas; what the weights alone take has a row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 COPY: Final = "copy to memory in use"
+THREAD: Final = "deltas, in a thread"
 DENSITY: Final = 0.02
 """Share of weights that training changed: their lowest bit."""
 
@@ -65,6 +67,23 @@ def attached(model: torch.nn.Module, base: Path, out: Path, **options: Any) -> A
     return trainer
 
 
+class TimedAdd:
+    """Times what a store takes of the weights of a checkpoint.
+
+    Attributes:
+        seconds: Wall time of the last one.
+    """
+
+    def __init__(self, store: Any) -> None:  # noqa: ANN401
+        self._add = store.add
+        store.add = self
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> None:  # noqa: ANN401
+        """Add the weights."""
+        self.seconds = seconds(lambda: self._add(*arguments))
+
+
 def seconds(function: Callable[[], object]) -> float:
     """Wall time of a call."""
     start = time.perf_counter()
@@ -79,6 +98,8 @@ def seconds(function: Callable[[], object]) -> float:
 def main(work: Path, gib: float, repeat: int) -> None:
     """Measure in WORK, which must not exist."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # On a busy machine, threads of torch wait for each other.
+    torch.set_num_threads(1)
     work.mkdir(parents=True)
     model = make_model(gib)
     model.save_pretrained(work / "base")
@@ -86,12 +107,14 @@ def main(work: Path, gib: float, repeat: int) -> None:
     nbytes = sum(weight.nbytes for weight in weights)
     buffers = [torch.zeros_like(weight, device="cpu") for weight in weights]
     trainers = {
-        "deltas, in a thread": attached(model, work / "base", work / "thread", background=True),
+        THREAD: attached(model, work / "base", work / "thread", background=True),
         "deltas, while training waits": attached(
             model, work / "base", work / "waiting", background=False
         ),
         "full": attached(model, work / "base", work / "full"),
     }
+
+    weights_alone = TimedAdd(trainers[THREAD].delta_store)
 
     def copy() -> None:
         for buffer, weight in zip(buffers, weights, strict=True):
@@ -115,7 +138,8 @@ def main(work: Path, gib: float, repeat: int) -> None:
                 measured[f"{name}, until complete"] = measured[name] + seconds(
                     trainer.delta_store.finish
                 )
-        # The first round allocates.
+        measured[f"{THREAD}, weights alone"] = weights_alone.seconds
+        # The first round warms up.
         if number:
             for name, taken in measured.items():
                 times.setdefault(name, []).append(taken)

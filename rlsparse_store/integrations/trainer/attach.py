@@ -22,7 +22,7 @@ from rlsparse_store.integrations.trainer.refusals import (
     require_whole_model,
 )
 from rlsparse_store.integrations.trainer.store import CheckpointStore
-from rlsparse_store.integrations.trainer.weights import restorable_tensors
+from rlsparse_store.integrations.trainer.weights import restorable_tensors, untied_tensors
 from rlsparse_store.torch.encoder import DeltaEncoder
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     # All ranks take part in saving full weights: none may decide alone to do that.
     waiting = 0 if is_sharded else queue
     store = CheckpointStore(encoder, cast=cast, keep=keep, queue=waiting if background else None)
+    if trainer.args.should_save:
+        store.prepare(untied_tensors(model, model.state_dict()))
     own = type(trainer)
     # TRL and model cards use the names of classes.
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}

@@ -20,15 +20,24 @@ class EncodingThread:
         # At the exit of the interpreter, it finishes what it was given.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rlsparse")
         self._jobs: list[Future[None]] = []
+        self._optional: list[Future[None]] = []
 
     @property
     def pending(self) -> int:
         """Number of jobs that are not done."""
         return sum(not job.done() for job in self._jobs)
 
-    def add(self, job: Callable[[], None]) -> None:
-        """Do a job after those before it."""
+    def add(self, job: Callable[[], None], *, is_optional: bool = False) -> None:
+        """Do a job after those before it.
+
+        Args:
+            job: The job.
+            is_optional: Whether nothing is lost without it.
+        """
         self._jobs.append(self._pool.submit(job))
+        if is_optional:
+            self._optional = [other for other in self._optional if not other.done()]
+            self._optional.append(self._jobs[-1])
 
     def wait(self, at_most: int = 0) -> None:
         """Wait until at most this number of jobs is not done.
@@ -41,9 +50,9 @@ class EncodingThread:
             self._raise()
         self._raise()
 
-    def cancel_waiting(self) -> None:
-        """Drop the jobs that have not begun."""
-        for job in self._jobs:
+    def drop_optional(self) -> None:
+        """Drop the optional jobs that have not begun."""
+        for job in self._optional:
             job.cancel()
 
     def _raise(self) -> None:
@@ -81,9 +90,15 @@ class SavingGate:
             self._changed.wait_for(lambda: not self._is_saving)
             yield
 
-    def release(self) -> None:
-        """Let the thread change checkpoints: Trainer will not go on."""
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """A block in which the thread does not wait, though Trainer was interrupted in a save."""
+        is_saving = self._is_saving
         self._set(is_saving=False)
+        try:
+            yield
+        finally:
+            self._set(is_saving=is_saving)
 
     def _set(self, *, is_saving: bool) -> None:
         with self._changed:

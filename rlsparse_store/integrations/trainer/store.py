@@ -105,6 +105,15 @@ class CheckpointStore:
         """
         self._thread.wait()
 
+    def prepare(self, tensors: Tensors) -> None:
+        """Allocate the memory for the first copy, which takes several times as long as copying.
+
+        Args:
+            tensors: The weights to copy later.
+        """
+        if self._queue is not None and not self.keep:
+            self._staging.copy(tensors)
+
     def add(self, folder: Path, model: torch.nn.Module, tensors: Tensors) -> None:
         """Store weights from memory.
 
@@ -131,7 +140,7 @@ class CheckpointStore:
         if self._queue is None:
             self._encode_full(folder)
         else:
-            self._thread.add(lambda: self._encode_full(folder))
+            self._thread.add(lambda: self._encode_full(folder), is_optional=True)
 
     def _encode_full(self, folder: Path) -> None:
         # Files that are open outlive Trainer's removing them.
@@ -162,10 +171,10 @@ class CheckpointStore:
 
     def _end(self) -> None:
         """Complete the delta in work: training ends early, and what waits for it is full."""
-        self._gate.release()
-        self._thread.cancel_waiting()
+        self._thread.drop_optional()
         try:
-            self._thread.wait()
+            with self._gate.released():
+                self._thread.wait()
         except Exception:  # noqa: BLE001 - another error, or a signal, ends training and comes first
             _LOG.exception("a checkpoint could not be stored as a delta")
 
