@@ -147,21 +147,36 @@ def test_tensor_parallelism(forks: Forks, tmp_path: Path, ranks: int) -> None:
 
 
 EXPERTS = """
+import torch.distributed.checkpoint as dcp
 from models import moe
+from rlsparse_store.integrations.dcp import DeltaStorageWriter
 
 model = moe()
+move_weights(model, seed=1, density=0.05)
+if rank == 0:
+    model.save_pretrained(f"{work}/tuned")
 fully_shard(model, mesh=mesh)
 encoder = DeltaEncoder(f"{work}/base", device="cpu")
-raises(RlsparseError, lambda: encoder.encode(model, f"{work}/delta"), "gather the model first")
 state = model.state_dict()
-raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), "pass the model itself")
+raises(RlsparseError, lambda: encoder.encode(state, f"{work}/refused"), "pass the model itself")
+encoder.encode(model, f"{work}/delta")
+writer = DeltaStorageWriter(f"{work}/base", f"{work}/saved", model=model, prefix="policy.")
+dcp.save({"policy": state}, storage_writer=writer)
 """
 
 
-def test_fused_experts_are_refused(forks: Forks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_fused_experts_get_their_names(forks: Forks, tmp_path: Path, ranks: int) -> None:
     moe().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, EXPERTS + DONE)
-    assert not (tmp_path / "delta").exists()
+    run(forks, tmp_path, EXPERTS + DONE, ranks)
+    assert not (tmp_path / "refused").exists()
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
+    expected = inspect_delta(tmp_path / "expected")
+    for name in ("delta", "saved"):
+        verify_delta(tmp_path / name, base=tmp_path / "base", tuned=tmp_path / "tuned")
+        report = inspect_delta(tmp_path / name)
+        assert [t.name for t in report.tensors] == [t.name for t in expected.tensors]
+        assert report.kinds == expected.kinds
 
 
 FAILURES = """
