@@ -124,6 +124,9 @@ def _redistributed(tensor: DTensor) -> DTensor:
         stride=stride,
     )
     moved = bits.redistribute(placements=rows).to_local().contiguous()
+    if moved.untyped_storage().nbytes() > moved.nbytes:
+        # Without an all-to-all, torch gathers the whole tensor and returns a view of it.
+        moved = moved.clone()
     return DTensor.from_local(
         moved.view(tensor.dtype), tensor.device_mesh, rows, shape=shape, stride=stride
     )

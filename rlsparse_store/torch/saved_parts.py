@@ -20,7 +20,7 @@ from rlsparse_store.torch.live_names import plain_names
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Part", "saved_parts", "state_dict_of", "whole_parts"]
+__all__ = ["Part", "saved_parts", "shapes_of", "state_dict_of", "whole_parts"]
 
 
 class Part(NamedTuple):
@@ -52,16 +52,19 @@ def saved_parts(model: Any) -> dict[str, list[Part]]:  # noqa: ANN401 - any modu
         RlsparseError: The model is wrapped, holds an adapter, or saves a weight as something else
             than parts of consecutive elements.
     """
-    weights = state_dict_of(model)
-    keys = plain_names({key: key for key in weights})
+    shapes = shapes_of(model)
+    keys = plain_names({key: key for key in shapes})
     transformers = sys.modules.get("transformers")
     converts = transformers is not None and isinstance(model, transformers.PreTrainedModel)
     return {
-        key: _parts(model, name, tuple(weights[key].shape))
-        if converts
-        else [Part(name, 0, tuple(weights[key].shape))]
+        key: _parts(model, name, shapes[key]) if converts else [Part(name, 0, shapes[key])]
         for name, key in keys.items()
     }
+
+
+def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the dimensions of a model's tensors, by the keys of its state dict."""
+    return {key: tuple(tensor.shape) for key, tensor in state_dict_of(model).items()}
 
 
 def state_dict_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ def test_tensor_parallelism(forks: Forks, tmp_path: Path, ranks: int) -> None:
 EXPERTS = """
 import torch.distributed.checkpoint as dcp
 from models import moe
-from rlsparse_store.integrations.dcp import DeltaStorageWriter
+from rlsparse_store.integrations.dcp import DeltaStorageReader, DeltaStorageWriter
 
 model = moe()
 move_weights(model, seed=1, density=0.05)
@@ -162,6 +162,17 @@ raises(RlsparseError, lambda: encoder.encode(state, f"{work}/refused"), "pass th
 encoder.encode(model, f"{work}/delta")
 writer = DeltaStorageWriter(f"{work}/base", f"{work}/saved", model=model, prefix="policy.")
 dcp.save({"policy": state}, storage_writer=writer)
+
+# Loaded into a fresh model, whose experts are fused as well, split by experts and by rows.
+for dim in (0, 1):
+    fresh = {n: torch.zeros_like(t.full_tensor()) for n, t in state.items()}
+    fresh = {n: distribute_tensor(t, mesh, [Shard(min(dim, t.dim() - 1))])
+        for n, t in fresh.items()}
+    reader = DeltaStorageReader(f"{work}/delta", f"{work}/base", model=model, prefix="policy.")
+    dcp.load({"policy": fresh}, storage_reader=reader)
+    for name, tensor in fresh.items():
+        mine, theirs = tensor.full_tensor(), state[name].full_tensor()
+        assert torch.equal(mine.view(torch.int16), theirs.view(torch.int16)), name
 """
 
 

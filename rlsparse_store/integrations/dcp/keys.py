@@ -25,12 +25,15 @@ class Keys:
             ``{"model": model.state_dict()}``.
         names: Names by the rest of the key, where they differ.
         parts: What a model saves each key as, if it is known.
+
+    Attributes:
+        prefix: The prefix.
     """
 
     def __init__(
         self, prefix: str, names: Mapping[str, str], parts: Mapping[str, list[Part]] | None = None
     ) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         self._names = dict(names)
         self._parts = dict(parts or {})
         self._keys = {name: key for key, name in self._names.items()}
@@ -49,13 +52,13 @@ class Keys:
         names: dict[str, str] = {}
         others: dict[str, str] = {}
         for key in shapes:
-            if not key.startswith(self._prefix):
+            if not key.startswith(self.prefix):
                 msg = (
-                    f"its key does not begin with {self._prefix!r}, so it is no weight of the "
+                    f"its key does not begin with {self.prefix!r}, so it is no weight of the "
                     "model: save it with another writer"
                 )
                 raise CheckpointError(msg, tensor=printable(key))
-            rest = key.removeprefix(self._prefix)
+            rest = key.removeprefix(self.prefix)
             if rest in self._names:
                 names[key] = self._names[rest]
             elif rest in self._parts:
@@ -65,6 +68,11 @@ class Keys:
         names |= {key: name for name, key in plain_names(others).items()}
         return found | whole_parts(names, shapes)
 
+    @property
+    def parts(self) -> dict[str, list[Part]]:
+        """What a model saves each key as, by whole keys."""
+        return {self.prefix + key: parts for key, parts in self._parts.items()}
+
     def key(self, name: str) -> str:
         """Return the key under which a tensor of a checkpoint is loaded."""
-        return self._prefix + self._keys.get(name, name)
+        return self.prefix + self._keys.get(name, name)
