@@ -275,6 +275,9 @@ class SlabWriter(StorageWriter):
         except BaseException:
             self.abandon()
             raise
+        if self._save is not None and self._save.joined is None:
+            # Only the coordinator has to finish.
+            self.abandon()
         return future
 
     def _write(self, task: _Task, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
@@ -382,7 +385,12 @@ class _Held:
     def sort_out(self) -> None:
         """Tell the slabs to encode from those that are in the memory of others."""
         owners: dict[tuple[object, ...], str] = {}
-        for slab in sorted(self._slabs, key=lambda slab: (slab.name.encode(), slab.first)):
+
+        def place(slab: _Slab) -> tuple[bool, bytes, int]:
+            # One that has a source is encoded rather than one that would be stored whole.
+            return not self._task.orders[slab.name].source, slab.name.encode(), slab.first
+
+        for slab in sorted(self._slabs, key=place):
             data = slab.data
             memory = (data.device, data.data_ptr(), data.dtype, data.shape, slab.first, slab.shape)
             target = owners.setdefault(memory, slab.name)
@@ -415,14 +423,14 @@ def _require_covered(key: str, tensor: torch.Tensor, parts: list[Part]) -> None:
 
 
 def _put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
-    """Move tensors that the base lacks to ranks that write tensors of their shape.
+    """Give tensors that may share their memory to one rank, which alone can tell.
 
-    Such a tensor may share its memory with another one, as a tied head does, which only a rank
-    that writes both can tell. Torch gives replicas to any rank.
+    Torch gives replicas to any rank. Candidates are tensors that the base lacks, with those of
+    their shape, and two tensors whose shape no other has, as embedding and head.
 
     Args:
         plans: The plans, with what each rank holds as their storage data.
-        strange: Keys of these tensors.
+        strange: Keys of the tensors that the base lacks.
     """
     owners: defaultdict[tuple[object, ...], list[tuple[str, int]]] = defaultdict(list)
     for rank, item in _items(plans):
@@ -430,9 +438,9 @@ def _put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
     moved: dict[int, list[WriteItem]] = {rank: [] for rank in range(len(plans))}
     for rank, item in _items(plans):
         target = rank
-        if item.index.fqn in strange:
-            # The first name is the one that is encoded.
-            candidates = sorted(owners[_geometry(item)])
+        # As in _Held.sort_out, the first one is encoded.
+        candidates = sorted(owners[_geometry(item)], key=lambda owner: (owner[0] in strange, owner))
+        if item.index.fqn in strange or len(candidates) == 2:
             holding = (r for _, r in candidates if item.index in plans[r].storage_data)
             target = next(holding, rank)
         moved[target].append(item)
