@@ -73,10 +73,15 @@ def state_dict_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _parts(model: Any, name: str, shape: tuple[int, ...]) -> list[Part]:  # noqa: ANN401 - a model
+    probe = torch.empty(shape, device="meta")
     try:
-        saved = _revert(model, name, torch.empty(shape, device="meta"))
-        if len(saved) == 1 and next(iter(saved.values())).shape == shape:
+        saved = _revert(model, name, probe)
+        # Renaming alone returns the same object.
+        if len(saved) == 1 and next(iter(saved.values())) is probe:
             return [Part(next(iter(saved)), 0, shape)]
+        if len(shape) < 3:
+            # Not experts: what two of its rows show says nothing of the others.
+            raise _refusal(name)
         # Two experts show how each one is stored: the positions of all would fill the memory.
         few = (min(2, shape[0]), *shape[1:])
         positions = torch.arange(math.prod(few), dtype=torch.int32).view(few)

@@ -62,5 +62,13 @@ def test_what_is_saved_as_no_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         return parts if len(parts) == 1 else {part: w.T for part, w in parts.items()}
 
     monkeypatch.setattr(module, "_revert", transposed)
-    with pytest.raises(RlsparseError, match="parts of consecutive elements"):
+    with pytest.raises(RlsparseError, match=r"gate_up_proj.*parts of consecutive elements"):
+        saved_parts(model)
+
+    def permuted(model: Any, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        parts = revert(model, name, weight)
+        return {part: w.flip(0) if "q_proj" in part else w for part, w in parts.items()}
+
+    monkeypatch.setattr(module, "_revert", permuted)
+    with pytest.raises(RlsparseError, match=r"q_proj.*parts of consecutive elements"):
         saved_parts(model)
