@@ -237,7 +237,7 @@ def test_distributed_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with open_delta(f"run/step-{step}", base="base") as delta:
             assert delta.keys() == before.keys()
             assert all(torch.equal(delta[name], tensor) for name, tensor in before.items())
-    assert len(list(Path("run").iterdir())) == 5
+    assert len(list(Path("run").iterdir())) == 6
 
 
 def test_watching_guide(

@@ -141,13 +141,16 @@ class JoinedDelta:
         for tie in ties:
             ties_of[tie.name].append(tie)
         digests: dict[str, bytes] = {}
-        for number, plan in enumerate(self._encoder.plans):
+        plans = [*enumerate(self._encoder.plans)]
+        for number, plan in plans:
             name = plan.tuned.name
-            if ties_of[name]:
+            if name not in ties_of:
+                digests[name] = self._add(number, plan, slabs_of[name])
+        for number, plan in plans:
+            name = plan.tuned.name
+            if name in ties_of:
                 target = _target(plan.tuned, ties_of[name], slabs_of)
                 self._tie(number, plan, target, digests)
-            else:
-                digests[name] = self._add(number, plan, slabs_of[name])
         return self._encoder.report(self._encoder.finish(sink))
 
     def _add(self, number: int, plan: TensorPlan, slabs: list[SlabRecord]) -> bytes:

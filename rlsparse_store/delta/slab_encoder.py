@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,9 @@ __all__ = [
     "TensorOrder",
     "base_identity",
 ]
+
+SLAB_SPAN_BYTES: Final = 1 << 25
+"""Bytes of a span: a thread needs twice that at most, beside a model that fills the memory."""
 
 
 class TensorOrder(NamedTuple):
@@ -202,7 +205,7 @@ class SlabEncoder:
         for number, (slab, part) in enumerate(zip(self._slabs, self._parts, strict=True)):
             require_exact(self._tuned, slab.held, self._plans[number])
             known = self._known_leaves.get(self._base_key(number))
-            yield from tensor_spans(number, part, self._coding(number), known)
+            yield from tensor_spans(number, part, self._coding(number), known, SLAB_SPAN_BYTES)
 
     def _record(self, number: int, shard: RankShard) -> SlabRecord:
         """Store the chunks of a slab whose spans are all encoded, and return its record."""

@@ -180,6 +180,7 @@ def tensor_spans(
     plan: TensorPlan,
     coding: WordCoding,
     base_leaves: NDArray[np.uint64] | None = None,
+    most: int = SPAN_BYTES,
 ) -> Iterator[Span]:
     """Yield the spans of one tensor, in order.
 
@@ -188,11 +189,12 @@ def tensor_spans(
         plan: How it is stored.
         coding: Word coding.
         base_leaves: Leaf hashes of all of its source; computed if ``None``.
+        most: Maximum bytes of a span with base words, a multiple of the block size.
     """
     if plan.alias_of is not None:
         return
     source = 0 if plan.source is None else plan.source.nbytes
-    size = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
+    size = min(most, coding.nbytes(MAX_CHUNK_WORDS))
     if plan.source is None:
         size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = plan.end

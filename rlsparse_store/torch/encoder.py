@@ -25,14 +25,17 @@ from rlsparse_store.torch.host_memory import HostSlabs
 from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
+from rlsparse_store.torch.saved_parts import saved_parts, state_dict_of, whole_parts
 from rlsparse_store.torch.state_dict import live_checkpoint, synchronize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.files.checkpoint import TensorRef
     from rlsparse_store.pipeline.tensor_matching import DtypePolicy
+    from rlsparse_store.torch.saved_parts import Part
 
 __all__ = ["DeltaEncoder"]
 
@@ -158,6 +161,8 @@ class DeltaEncoder(Closeable):
             >>> encoder.encode(fsdp_model.state_dict(), "run/step-100")  # doctest: +SKIP
         """
         policy = dtype_policy(cast, keep=keep_dtype)
+        if isinstance(model, torch.nn.Module) and any(map(is_dtensor, model.parameters())):
+            return self._encode_sharded(model, Path(out), policy, progress, group)
         tensors = named_tensors(model)
         require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
@@ -175,7 +180,7 @@ class DeltaEncoder(Closeable):
 
     def _encode_sharded(
         self,
-        tensors: dict[str, torch.Tensor],
+        model: torch.nn.Module | dict[str, torch.Tensor],
         out: Path,
         policy: DtypePolicy,
         progress: Progress,
@@ -184,11 +189,20 @@ class DeltaEncoder(Closeable):
         from rlsparse_store.torch.sharded_encoder import encode_sharded  # noqa: PLC0415 - slow
         from rlsparse_store.torch.slab_writer import SlabWriter  # noqa: PLC0415 - as above
 
+        tensors = model if isinstance(model, dict) else state_dict_of(model)
+        # The trainer's work on any stream must be complete.
+        synchronize(tensors.values())
+
+        def parts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Part]]:
+            if isinstance(model, torch.nn.Module):
+                return saved_parts(model)
+            return whole_parts({key: key for key in shapes}, shapes)
+
         writer = SlabWriter(
             lambda: nullcontext(self._base),
             out,
             policy,
-            names_of=lambda keys: {key: key for key in keys},
+            parts_of=parts_of,
             coder=self._coder,
             threads=self._threads,
             hashes=self._hashes,

@@ -80,6 +80,6 @@ def require_unfused(tensors: Collection[str], base: Mapping[str, TensorRef]) -> 
         if found and name not in base and stem in single and not rest[:1].isdigit():
             msg = (
                 "holds all experts of a layer, which the base holds one by one: pass the model "
-                "itself, gathered (FULL_STATE_DICT) if it is sharded, not its state dict"
+                "itself, not its state dict (to DeltaStorageWriter: model=model)"
             )
             raise RlsparseError(msg, tensor=printable(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -15,26 +15,14 @@ if TYPE_CHECKING:
 
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Run", "by_rows", "run_of"]
+__all__ = ["by_rows", "first_of_run"]
 
 _TRANSPORT_DTYPES: Final = {1: torch.uint8, 2: torch.bfloat16, 4: torch.int32, 8: torch.int64}
 """By bytes per element: dtypes that every communication backend supports."""
 
 
-class Run(NamedTuple):
-    """A part of a tensor whose elements are consecutive.
-
-    Attributes:
-        first: Its first element in the tensor.
-        shape: Its dimensions: whole rows of the tensor, or one dimension.
-    """
-
-    first: int
-    shape: tuple[int, ...]
-
-
-def run_of(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> Run | None:
-    """Return the run that a part of a tensor is, or ``None`` if its elements are apart.
+def first_of_run(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> int | None:
+    """Return the first element of a part of a tensor, or ``None`` if its elements are apart.
 
     Args:
         offsets: The part's first index in each dimension.
@@ -42,19 +30,16 @@ def run_of(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -
         shape: The tensor's dimensions.
 
     Example:
-        >>> run_of((2, 0), (2, 8), (4, 8))
-        Run(first=16, shape=(2, 8))
-        >>> run_of((0, 4), (4, 4), (4, 8)) is None
+        >>> first_of_run((2, 0), (2, 8), (4, 8))
+        16
+        >>> first_of_run((0, 4), (4, 4), (4, 8)) is None
         True
     """
     split = [dim for dim, (part, size) in enumerate(zip(sizes, shape, strict=True)) if part != size]
     last = split[-1] if split else 0
     if any(size != 1 for size in sizes[:last]):
         return None
-    first = sum(offset * math.prod(shape[dim + 1 :]) for dim, offset in enumerate(offsets))
-    # A part of one row does not consist of rows.
-    in_row = bool(split) and last == len(shape) - 1
-    return Run(first, (math.prod(sizes),) if in_row else tuple(sizes))
+    return sum(offset * math.prod(shape[dim + 1 :]) for dim, offset in enumerate(offsets))
 
 
 def by_rows(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,6 +124,9 @@ def _redistributed(tensor: DTensor) -> DTensor:
         stride=stride,
     )
     moved = bits.redistribute(placements=rows).to_local().contiguous()
+    if moved.untyped_storage().nbytes() > moved.nbytes:
+        # Without an all-to-all, torch gathers the whole tensor and returns a view of it.
+        moved = moved.clone()
     return DTensor.from_local(
         moved.view(tensor.dtype), tensor.device_mesh, rows, shape=shape, stride=stride
     )

@@ -7,6 +7,7 @@ its name. Planning, deduplication and errors of ranks are torch's.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import defaultdict
@@ -34,11 +35,11 @@ from rlsparse_store.pipeline.coder import CpuCoder
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 from rlsparse_store.torch.live_names import require_unfused
-from rlsparse_store.torch.row_slabs import run_of
+from rlsparse_store.torch.row_slabs import first_of_run
 from rlsparse_store.torch.state_dict import dtype_and_shape, live_tensor, synchronize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from torch.distributed.checkpoint.metadata import Metadata
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from rlsparse_store.frameworks.torch import LiveTensor
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.pipeline.tensor_matching import DtypePolicy
+    from rlsparse_store.torch.saved_parts import Part
 
 __all__ = ["SlabWriter", "threads_of_rank"]
 
@@ -61,7 +63,8 @@ class _Task(NamedTuple):
         folder: The ``rlsparse`` folder, in the temporary folder of the delta.
         number: Number of the rank's shard, from 1.
         shards: Number of shards with the last one.
-        orders: How to store each tensor, by its key in the state dict.
+        parts: The tensors that each key of the state dict is saved as.
+        orders: How to store each tensor, by its name.
         known_sources: Names of base tensors whose digest the coordinator knows.
         base: Identity of the coordinator's base.
     """
@@ -69,6 +72,7 @@ class _Task(NamedTuple):
     folder: str
     number: int
     shards: int
+    parts: dict[str, list[Part]]
     orders: dict[str, TensorOrder]
     known_sources: frozenset[str]
     base: int
@@ -106,7 +110,7 @@ class SlabWriter(StorageWriter):
         open_base: Opens the base, at every save, on every rank.
         path: Folder of the delta, unless ``checkpoint_id`` names one at the save.
         policy: What to do where dtypes do not match.
-        names_of: Returns the checkpoint's names of the keys of a state dict, by key.
+        parts_of: Returns the tensors that keys of a state dict are saved as, given their shapes.
         coder: Encodes the spans; the CPU by default.
         threads: Threads of a rank; by default its share of the machine's processors.
         hashes: Hashes of the base, if it is not on disk.
@@ -122,7 +126,7 @@ class SlabWriter(StorageWriter):
         path: Path | None,
         policy: DtypePolicy,
         *,
-        names_of: Callable[[Iterable[str]], dict[str, str]],
+        parts_of: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, list[Part]]],
         coder: SpanCoder | None = None,
         threads: int | None = None,
         hashes: KeptHashes | None = None,
@@ -132,7 +136,7 @@ class SlabWriter(StorageWriter):
         self._open_base = open_base
         self._path = path
         self._policy = policy
-        self._names_of = names_of
+        self._parts_of = parts_of
         self._coder = coder
         self._threads = threads
         self._hashes = hashes
@@ -190,12 +194,13 @@ class SlabWriter(StorageWriter):
         if not all(getattr(plan, "usable", True) for plan in plans):
             msg = "plans are cached by the planner: pass one without enable_plan_caching"
             raise RlsparseError(msg)
-        names, tensors = self._describe(plans)
+        parts, tensors = self._describe(plans)
         require_unfused(tensors, save.base.tensors)
         hashes = self._kept(save.base).tensors
         save.joined = JoinedDelta(save.base, tensors.values(), self._policy, hashes, path)
         strange = save.joined.unmatched()
-        plans = _put_together(plans, {key for key, name in names.items() if name in strange})
+        is_strange = {key for key, of_key in parts.items() if strange & {p.name for p in of_key}}
+        plans = _put_together(plans, is_strange)
         temporary = save.stack.enter_context(output_folder(path))
         save.folder = temporary / DELTA_FOLDER
         with output_errors(path):
@@ -203,29 +208,29 @@ class SlabWriter(StorageWriter):
         orders = save.joined.orders()
         writing = [number for number, plan in enumerate(plans) if plan.items]
         save.shards = len(writing) + 1
-        tasks = {
-            rank: _Task(
+        tasks: dict[int, _Task] = {}
+        for number, rank in enumerate(writing, 1):
+            held = {item.index.fqn: parts[item.index.fqn] for item in plans[rank].items}
+            tasks[rank] = _Task(
                 str(save.folder),
                 number,
                 save.shards,
-                {key: orders[names[key]] for key in {i.index.fqn for i in plans[rank].items}},
+                held,
+                {part.name: orders[part.name] for of_key in held.values() for part in of_key},
                 save.joined.known_sources(),
                 base_identity(save.base),
             )
-            for number, rank in enumerate(writing, 1)
-        }
         return [replace(p, storage_data=tasks.get(rank)) for rank, p in enumerate(plans)]
 
     def _kept(self, base: Checkpoint) -> KeptHashes:
         return kept_hashes(base) if self._hashes is None else self._hashes
 
-    def _describe(self, plans: list[SavePlan]) -> tuple[dict[str, str], dict[str, Described]]:
-        """Return the names of all keys, and the tensors by their names."""
-        items = [item for plan in plans for item in plan.items]
-        names = self._names_of({item.index.fqn for item in items})
-        _require_distinct(names)
-        tensors: dict[str, Described] = {}
-        for item in items:
+    def _describe(
+        self, plans: list[SavePlan]
+    ) -> tuple[Mapping[str, list[Part]], dict[str, Described]]:
+        """Return what each key is saved as, and the tensors by their names."""
+        keys: dict[str, torch.Tensor] = {}
+        for item in (item for plan in plans for item in plan.items):
             key, data = item.index.fqn, item.tensor_data
             if item.type is WriteItemType.BYTE_IO or data is None:
                 msg = (
@@ -233,20 +238,28 @@ class SlabWriter(StorageWriter):
                     "writer"
                 )
                 raise CheckpointError(msg, tensor=printable(key))
-            if data.chunk.sizes.numel() and _run(item) is None:
+            if data.chunk.sizes.numel() and _first(item) is None:
                 msg = (
                     "is split by columns over the ranks: redistribute it to rows first "
                     "(rlsparse_store.integrations.dcp.by_rows)"
                 )
                 raise CheckpointError(msg, tensor=printable(key))
-            name = names[key]
             like = torch.empty(data.size, dtype=data.properties.dtype, device="meta")
-            described = Described(name, *dtype_and_shape(name, like))
-            known = tensors.setdefault(name, described)
-            if (known.dtype, known.shape) != (described.dtype, described.shape):
+            known = keys.setdefault(key, like)
+            if (known.dtype, known.shape) != (like.dtype, like.shape):
                 msg = "has another dtype or shape on another rank"
-                raise CheckpointError(msg, tensor=printable(name))
-        return names, tensors
+                raise CheckpointError(msg, tensor=printable(key))
+        parts = self._parts_of({key: tuple(like.shape) for key, like in keys.items()})
+        tensors: dict[str, Described] = {}
+        for key, like in keys.items():
+            _require_covered(key, like, parts[key])
+            for part in parts[key]:
+                if part.name in tensors:
+                    msg = f"is the name of two keys, one of them {printable(key)!r}"
+                    raise CheckpointError(msg, tensor=printable(part.name))
+                shaped = torch.empty(part.shape, dtype=like.dtype, device="meta")
+                tensors[part.name] = Described(part.name, *dtype_and_shape(part.name, shaped))
+        return parts, tensors
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Encode the rows of this rank into its shard.
@@ -262,6 +275,9 @@ class SlabWriter(StorageWriter):
         except BaseException:
             self.abandon()
             raise
+        if self._save is not None and self._save.joined is None:
+            # Only the coordinator has to finish.
+            self.abandon()
         return future
 
     def _write(self, task: _Task, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
@@ -273,16 +289,18 @@ class SlabWriter(StorageWriter):
         if not Path(task.folder).is_dir():
             msg = "is not on this rank: all ranks need the delta's folder on a shared file system"
             raise OutputError(msg, file=Path(task.folder).parent)
-        parts = _Parts()
-        for item in sorted(plan.items, key=lambda item: task.orders[item.index.fqn].name.encode()):
+        held = _Held(task)
+        for item in plan.items:
             if item.tensor_data is not None and item.tensor_data.chunk.sizes.numel():
                 data = planner.resolve_data(item)
                 assert isinstance(data, torch.Tensor)  # noqa: S101 - the plan has tensors only
-                parts.add(task.orders[item.index.fqn], item, data)
-        synchronize(live.data for live in parts.live.values())
-        tuned = checkpoint_in_memory(parts.live)
+                held.add(item, data)
+        held.sort_out()
+        synchronize(live.data for live in held.live.values())
+        tuned = checkpoint_in_memory(held.live)
         slabs = [
-            HeldSlab(order, start, tuned.tensors[key]) for key, (order, start) in parts.held.items()
+            HeldSlab(task.orders[name], start, tuned.tensors[key])
+            for key, (name, start) in held.places.items()
         ]
         kept = self._kept(save.base)
         encoder = SlabEncoder(save.base, tuned, slabs, kept.slabs, task.known_sources)
@@ -292,7 +310,7 @@ class SlabWriter(StorageWriter):
             nbytes = shard.finish()
         # torch wants a result per item, but the records are of slabs.
         index = plan.items[0].index
-        return [WriteResult(index, nbytes, (records, parts.ties))]
+        return [WriteResult(index, nbytes, (records, held.ties))]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the index, and give the delta its name. Every rank gets the report.
@@ -321,68 +339,98 @@ class SlabWriter(StorageWriter):
         issue_warnings(report, stacklevel=2)
 
 
-class _Parts:
-    """The slabs of a rank, and those that are in the memory of others.
+class _Slab(NamedTuple):
+    """A slab of a tensor, in memory: its tensor, its first element in it, and its elements."""
+
+    name: str
+    first: int
+    shape: tuple[int, ...]
+    data: torch.Tensor
+
+
+class _Held:
+    """The slabs that a rank writes, and those that are in the memory of others.
+
+    Args:
+        task: What the rank writes.
 
     Attributes:
         live: The slabs by a key of their own.
-        held: How to store each one, and its first byte in its tensor.
+        places: The name of each one's tensor, and its first byte in it.
         ties: Slabs that are not encoded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: _Task) -> None:
         self.live: dict[str, LiveTensor] = {}
-        self.held: dict[str, tuple[TensorOrder, int]] = {}
+        self.places: dict[str, tuple[str, int]] = {}
         self.ties: list[Tie] = []
-        self._memory: dict[tuple[object, ...], str] = {}
+        self._task = task
+        self._slabs: list[_Slab] = []
 
-    def add(self, order: TensorOrder, item: WriteItem, data: torch.Tensor) -> None:
-        """Add the data of an item. Items come in the order of names."""
-        run = _run(item)
-        assert run is not None  # noqa: S101 - the coordinator refuses others
-        plain = data.detach()
-        memory = (plain.device, plain.data_ptr(), plain.dtype, run, order.shape)
-        target = self._memory.setdefault(memory, order.name)
-        if target != order.name:
-            nbytes = plain.numel() * plain.element_size()
-            self.ties.append(Tie(order.name, nbytes, target))
-            return
-        key = order.name
-        if key in self.live:
-            key = f"{order.name} (from element {run.first})"
-        self.live[key] = live_tensor(key, plain.reshape(run.shape))
-        self.held[key] = order, run.first * plain.element_size()
+    def add(self, item: WriteItem, data: torch.Tensor) -> None:
+        """Add the data of an item."""
+        start = _first(item)
+        assert start is not None  # noqa: S101 - the coordinator refuses others
+        flat = data.detach().reshape(-1)
+        for part in self._task.parts[item.index.fqn]:
+            first, stop = max(start, part.first), min(start + flat.numel(), part.stop)
+            if first >= stop:
+                continue
+            row = math.prod(part.shape[1:])
+            are_rows = (first - part.first) % row == 0 and (stop - first) % row == 0
+            shape = ((stop - first) // row, *part.shape[1:]) if are_rows else (stop - first,)
+            found = flat[first - start : stop - start].view(shape)
+            self._slabs.append(_Slab(part.name, first - part.first, part.shape, found))
+
+    def sort_out(self) -> None:
+        """Tell the slabs to encode from those that are in the memory of others."""
+        owners: dict[tuple[object, ...], str] = {}
+
+        def place(slab: _Slab) -> tuple[bool, bytes, int]:
+            # One that has a source is encoded rather than one that would be stored whole.
+            return not self._task.orders[slab.name].source, slab.name.encode(), slab.first
+
+        for slab in sorted(self._slabs, key=place):
+            data = slab.data
+            memory = (data.device, data.data_ptr(), data.dtype, data.shape, slab.first, slab.shape)
+            target = owners.setdefault(memory, slab.name)
+            if target != slab.name:
+                self.ties.append(Tie(slab.name, data.numel() * data.element_size(), target))
+                continue
+            key = slab.name
+            if key in self.live:
+                key = f"{slab.name} (from element {slab.first})"
+            self.live[key] = live_tensor(key, data)
+            self.places[key] = slab.name, slab.first * data.element_size()
 
 
-def _run(item: WriteItem) -> Any:  # noqa: ANN401 - a run, or none
+def _first(item: WriteItem) -> int | None:
+    """Return the first element of an item's run in its tensor; ``None`` if it is no run."""
     data = item.tensor_data
     assert data is not None  # noqa: S101 - of a tensor
-    return run_of(data.chunk.offsets, data.chunk.sizes, data.size)
+    return first_of_run(data.chunk.offsets, data.chunk.sizes, data.size)
 
 
-def _require_distinct(names: dict[str, str]) -> None:
-    """Require that no two keys of a state dict have one name.
+def _require_covered(key: str, tensor: torch.Tensor, parts: list[Part]) -> None:
+    """Require that nothing of a tensor is left out.
 
     Raises:
-        CheckpointError: Two have.
+        CheckpointError: Something is.
     """
-    seen: dict[str, str] = {}
-    for key, name in names.items():
-        other = seen.setdefault(name, key)
-        if other != key:
-            msg = f"is the name of two keys, {printable(other)!r} and {printable(key)!r}"
-            raise CheckpointError(msg, tensor=printable(name))
+    if sum(math.prod(part.shape) for part in parts) != tensor.numel():
+        msg = f"has another shape, {list(tensor.shape)}, than the model that tells its parts"
+        raise CheckpointError(msg, tensor=printable(key))
 
 
 def _put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
-    """Move tensors that the base lacks to ranks that write tensors of their shape.
+    """Give tensors that may share their memory to one rank, which alone can tell.
 
-    Such a tensor may share its memory with another one, as a tied head does, which only a rank
-    that writes both can tell. Torch gives replicas to any rank.
+    Torch gives replicas to any rank. Candidates are tensors that the base lacks, with those of
+    their shape, and two tensors whose shape no other has, as embedding and head.
 
     Args:
         plans: The plans, with what each rank holds as their storage data.
-        strange: Keys of these tensors.
+        strange: Keys of the tensors that the base lacks.
     """
     owners: defaultdict[tuple[object, ...], list[tuple[str, int]]] = defaultdict(list)
     for rank, item in _items(plans):
@@ -390,9 +438,9 @@ def _put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
     moved: dict[int, list[WriteItem]] = {rank: [] for rank in range(len(plans))}
     for rank, item in _items(plans):
         target = rank
-        if item.index.fqn in strange:
-            # The first name is the one that is encoded.
-            candidates = sorted(owners[_geometry(item)])
+        # As in _Held.sort_out, the first one is encoded.
+        candidates = sorted(owners[_geometry(item)], key=lambda owner: (owner[0] in strange, owner))
+        if item.index.fqn in strange or len(candidates) == 2:
             holding = (r for _, r in candidates if item.index in plans[r].storage_data)
             target = next(holding, rank)
         moved[target].append(item)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pairs import Tensor, Tensors, bf16_tensor, random_tensor, save, tune
 
 from rlsparse_store.delta import encode_delta, verify_delta
+from rlsparse_store.delta.chunk_counts import ChunkCounts
 from rlsparse_store.delta.joined_delta import Described, JoinedDelta, Tie
 from rlsparse_store.delta.slab_encoder import HeldSlab, SlabEncoder, SlabRecord
-from rlsparse_store.errors import CheckpointError, DtypeMismatchError
+from rlsparse_store.errors import CheckpointError, DtypeMismatchError, RlsparseError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.delta_writer import LastShard, RankShard
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
@@ -233,3 +234,22 @@ def test_runs_join_to_the_digest_of_the_whole(nbytes: int, cuts: list[int]) -> N
     ]
     whole = digest_of_leaves(nbytes, leaf_hashes(data))
     assert join_runs("x", nbytes, runs, leaf_hashes) == whole
+
+
+def test_a_tensor_that_is_tied_on_some_ranks_only_is_refused(tmp_path: Path) -> None:
+    tensor = bf16_tensor(1, 64, 300)
+    base = save(tmp_path / "base", {"a": tensor})
+    described = [Described(name, DTYPES["BF16"], tensor.shape) for name in ("a", "b")]
+    data = np.frombuffer(tensor.data, np.uint8)
+
+    def read(place: int, nbytes: int) -> NDArray[np.uint8]:
+        return data[place : place + nbytes]
+
+    run = hash_run(0, data.size, read, leaf_hashes, leaf_hashes(data)).with_edges(read)
+    slab = SlabRecord("a", [], ChunkCounts(), run, None)
+    with open_checkpoint(base) as checkpoint:
+        joined = JoinedDelta(checkpoint, described, DtypePolicy(), BaseHashes(), tmp_path)
+        with pytest.raises(CheckpointError, match="on some ranks only"):
+            joined.join([slab], [Tie("b", 100, "a")], LastShard(tmp_path, 2, 0))
+        with pytest.raises(RlsparseError, match="memory of several processes"):
+            described[0].read_into(np.zeros(1, np.uint8), 0)

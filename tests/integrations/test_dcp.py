@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from forks import Forks
 from models import small_llama
+from rank_scripts import DONE, forks_of, run_on_ranks
+from safetensors.torch import save_file
 
 from rlsparse_store.delta import encode_delta, inspect_delta, verify_delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-PREAMBLE = """
-import gc, os, sys, torch, torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from datetime import timedelta
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from safetensors.torch import load_file, save_file
-from models import move_weights, small_llama
-from ranks import forked
-from rlsparse_store.errors import RlsparseError
-from rlsparse_store.integrations.dcp import DeltaStorageReader, DeltaStorageWriter, by_rows
-
-ranks, gone, place, work = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-rank = forked(ranks, gone)
-dist.init_process_group(
-    "gloo", init_method=f"file://{place}", rank=rank, world_size=ranks,
-    timeout=timedelta(seconds=60),
-)
-mesh = init_device_mesh("cpu", (ranks,))
-base = f"{work}/base"
-
-def keep(tensors, name="tuned"):
-    # What one process would save.
-    if rank == 0:
-        os.makedirs(f"{work}/{name}")
-        whole = {n: t.detach().clone() for n, t in tensors.items()}
-        save_file(whole, f"{work}/{name}/model.safetensors", {"format": "pt"})
-    dist.barrier()
-
-def refused(action, kind, text):
-    try:
-        action()
-    except CheckpointException as error:
-        found = [failure for failure, _ in error.failures.values()]
-        assert any(isinstance(f, kind) and text in str(f) for f in found), found
-        return
-    raise AssertionError("not refused")
-"""
-
-DONE = """
-dist.barrier()
-dist.destroy_process_group()
-print("sound")
-"""
+    from forks import Forks
 
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    modules = [
-        "models",
-        "ranks",
-        "rlsparse_store.torch",
-        "torch.distributed.fsdp",
-        "rlsparse_store.integrations.dcp",
-    ]
-    with Forks(
-        modules, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
-    ) as running:
+    with forks_of("rlsparse_store.integrations.dcp") as running:
         yield running
-
-
-def run(
-    forks: Forks, tmp_path: Path, body: str, ranks: int = 2, *, gone: int | None = None
-) -> None:
-    """Run a script on several ranks, all of which come to its end but the one that is gone."""
-    script = tmp_path / "script.py"
-    script.write_text(PREAMBLE + body)
-    numbers = (str(ranks), str(-1 if gone is None else gone))
-    done = forks.run_script(script, *numbers, tmp_path / "meeting", tmp_path, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("sound") == ranks - (gone is not None)
 
 
 def require_equal(delta: Path, work: Path) -> None:
@@ -126,11 +60,46 @@ dcp.save(
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_a_model_of_fsdp2(forks: Forks, tmp_path: Path, ranks: int) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, MODEL + DONE, ranks)
+    run_on_ranks(forks, tmp_path, MODEL + DONE, ranks)
     for name in ("delta", "again"):
         require_equal(tmp_path / name, tmp_path)
         assert len(list((tmp_path / name / "rlsparse").glob("*.safetensors"))) == ranks + 1
     assert not list(tmp_path.glob(".*"))
+
+
+HYBRID = """
+model = small_llama()
+move_weights(model, seed=1, density=0.05)
+model.lm_head.weight = model.model.embed_tokens.weight
+keep(model.state_dict())
+grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts"))
+fully_shard(model.model.layers[0], mesh=grid)
+fully_shard(model, mesh=grid)
+for place in ("base", "untied"):
+    writer = DeltaStorageWriter(f"{work}/{place}", f"{work}/{place}-delta")
+    dcp.save(model.state_dict(), storage_writer=writer)
+"""
+
+
+def test_a_tied_model_on_groups_of_ranks(forks: Forks, tmp_path: Path) -> None:
+    model = small_llama()
+    model.save_pretrained(tmp_path / "untied")
+    model.config.tie_word_embeddings = True
+    tied = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    (tmp_path / "base").mkdir()
+    save_file(tied, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    run_on_ranks(forks, tmp_path, HYBRID + DONE, ranks=4)
+    for name in ("base", "untied"):
+        delta = tmp_path / f"{name}-delta"
+        assert verify_delta(delta, base=tmp_path / name, tuned=tmp_path / "tuned").decoded
+        mine = inspect_delta(delta)
+        encode_delta(tmp_path / name, tmp_path / "tuned", tmp_path / f"{name}-expected")
+        theirs = inspect_delta(tmp_path / f"{name}-expected")
+        assert mine.kinds == theirs.kinds
+        assert mine.kinds["alias"] == 1
+        if name == "base":
+            # What has a source is stored, and the other one is its alias.
+            assert mine.changed == theirs.changed
 
 
 PLACEMENTS = """
@@ -194,7 +163,7 @@ dcp.save(by_rows(state), storage_writer=DeltaStorageWriter(base, f"{work}/delta"
 
 
 def test_every_way_to_split_a_tensor(forks: Forks, tmp_path: Path) -> None:
-    run(forks, tmp_path, PLACEMENTS + DONE, ranks=4)
+    run_on_ranks(forks, tmp_path, PLACEMENTS + DONE, ranks=4)
     assert verify_delta(
         tmp_path / "delta", base=tmp_path / "base", tuned=tmp_path / "tuned"
     ).decoded
@@ -257,7 +226,7 @@ def test_reading_on_any_number_of_ranks(forks: Forks, tmp_path: Path, ranks: int
         "if rank == 0:\n    from rlsparse_store.delta import encode_delta\n"
         "    encode_delta(base, f'{work}/tuned', f'{work}/single')\nwhole = {n:",
     )
-    run(forks, tmp_path, body + DONE, ranks=ranks)
+    run_on_ranks(forks, tmp_path, body + DONE, ranks=ranks)
     require_equal(tmp_path / "delta", tmp_path)
 
 
@@ -318,7 +287,7 @@ def test_a_failing_rank_leaves_no_delta(forks: Forks, tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "other")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    run(forks, tmp_path, FAILURES + DONE)
+    run_on_ranks(forks, tmp_path, FAILURES + DONE)
     require_equal(tmp_path / "delta", tmp_path)
 
 
@@ -345,7 +314,7 @@ os._exit(0)  # what gloo does with a peer that is gone is not ours
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_is_killed_leaves_no_delta(forks: Forks, tmp_path: Path, gone: int) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, KILLED, gone=gone)
+    run_on_ranks(forks, tmp_path, KILLED, gone=gone)
     assert not (tmp_path / "delta").exists()
 
 
@@ -385,6 +354,6 @@ for name in ("thread", "process"):
 
 def test_saving_in_the_background(forks: Forks, tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, ASYNC + DONE)
+    run_on_ranks(forks, tmp_path, ASYNC + DONE)
     for name in ("thread-0", "thread-1", "process-0", "process-1"):
         require_equal(tmp_path / name, tmp_path)

@@ -2,96 +2,43 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from forks import Forks
 from models import moe, small_llama
 from pairs import contents
+from rank_scripts import DONE, forks_of, run_on_ranks
 
 from rlsparse_store.delta import apply_delta, encode_delta, inspect_delta, verify_delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-PREAMBLE = """
-import os, sys, torch, torch.distributed as dist
-from datetime import timedelta
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from safetensors.torch import save_file
-from interpreter import hasten
-from models import move_weights, small_llama
-from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError, UnsupportedDtypeError
-from ranks import forked
-from rlsparse_store.torch import DeltaEncoder, DeviceCoder
-
-ranks, gone, place, work = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-rank = forked(ranks, gone)
-dist.init_process_group(
-    "gloo", init_method=f"file://{place}", rank=rank, world_size=ranks,
-    timeout=timedelta(seconds=60),
-)
-mesh = init_device_mesh("cpu", (ranks,))
-
-def raises(kind, action, text):
-    try:
-        action()
-    except kind as error:
-        assert text in str(error), error
-        return
-    raise AssertionError(f"no {kind.__name__}")
-"""
-
-DONE = """
-dist.barrier()
-dist.destroy_process_group()
-print("sound")
-"""
+    from forks import Forks
 
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    modules = ["models", "ranks", "rlsparse_store.torch", "torch.distributed.fsdp"]
-    with Forks(
-        modules, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
-    ) as running:
+    with forks_of("rlsparse_store.integrations.dcp") as running:
         yield running
-
-
-def run(
-    forks: Forks, tmp_path: Path, body: str, ranks: int = 2, *, gone: int | None = None
-) -> None:
-    """Run a script on several ranks, all of which come to its end but the one that is gone."""
-    script = tmp_path / "script.py"
-    script.write_text(PREAMBLE + body)
-    numbers = (str(ranks), str(-1 if gone is None else gone))
-    done = forks.run_script(script, *numbers, tmp_path / "meeting", tmp_path, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("sound") == ranks - (gone is not None)
 
 
 MODEL = """
 model = small_llama()
 move_weights(model, seed=1, density=0.05)
-if rank == 0:
-    whole = {name: t.clone() for name, t in model.state_dict().items()}
-    os.mkdir(f"{work}/tuned")
-    save_file(whole, f"{work}/tuned/model.safetensors", {"format": "pt"})
+keep(model.state_dict())
 fully_shard(model.model.layers[0], mesh=mesh)
 fully_shard(model, mesh=mesh)
-for keep in ("files", "host"):
-    with DeltaEncoder(f"{work}/base", device="cpu", threads=2, keep=keep) as encoder:
+for where in ("files", "host"):
+    with DeltaEncoder(f"{work}/base", device="cpu", threads=2, keep=where) as encoder:
         calls = []
         progress = lambda done, total: calls.append((done, total))
-        report = encoder.encode(model.state_dict(), f"{work}/{keep}", progress=progress)
+        report = encoder.encode(model.state_dict(), f"{work}/{where}", progress=progress)
         assert report.changed > 0
         assert calls[-1][0] == calls[-1][1] > 0
-        assert encoder.encode(model, f"{work}/{keep}-module").changed == report.changed
-        if keep == "host":
+        assert encoder.encode(model, f"{work}/{where}-module").changed == report.changed
+        if where == "host":
             hasten()
             encoder._coder = DeviceCoder("cpu")
             encoder.encode(model.state_dict(), f"{work}/device")
@@ -100,7 +47,7 @@ for keep in ("files", "host"):
 
 def test_a_model_of_fsdp2(forks: Forks, tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, MODEL + DONE)
+    run_on_ranks(forks, tmp_path, MODEL + DONE)
     encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
     expected = inspect_delta(tmp_path / "expected")
     for name in ("files", "files-module", "host", "host-module", "device"):
@@ -119,10 +66,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 model = small_llama()
 move_weights(model, seed=1, density=0.05)
-if rank == 0:
-    whole = {name: t.clone() for name, t in model.state_dict().items()}
-    os.mkdir(f"{work}/tuned")
-    save_file(whole, f"{work}/tuned/model.safetensors", {"format": "pt"})
+keep(model.state_dict())
 grid = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "tensor"))
 columns, rows = ColwiseParallel(), RowwiseParallel()
 plan = {f"self_attn.{n}_proj": columns for n in "qkv"} | {"self_attn.o_proj": rows}
@@ -139,7 +83,7 @@ with DeltaEncoder(f"{work}/base", device="cpu", threads=2) as encoder:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_tensor_parallelism(forks: Forks, tmp_path: Path, ranks: int) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, PARALLEL + DONE, ranks=ranks)
+    run_on_ranks(forks, tmp_path, PARALLEL + DONE, ranks=ranks)
     assert verify_delta(
         tmp_path / "delta", base=tmp_path / "base", tuned=tmp_path / "tuned"
     ).decoded
@@ -147,21 +91,43 @@ def test_tensor_parallelism(forks: Forks, tmp_path: Path, ranks: int) -> None:
 
 
 EXPERTS = """
-from models import moe
-
 model = moe()
+move_weights(model, seed=1, density=0.05)
+if rank == 0:
+    model.save_pretrained(f"{work}/tuned")
 fully_shard(model, mesh=mesh)
 encoder = DeltaEncoder(f"{work}/base", device="cpu")
-raises(RlsparseError, lambda: encoder.encode(model, f"{work}/delta"), "gather the model first")
 state = model.state_dict()
-raises(RlsparseError, lambda: encoder.encode(state, f"{work}/delta"), "pass the model itself")
+raises(RlsparseError, lambda: encoder.encode(state, f"{work}/refused"), "pass the model itself")
+encoder.encode(model, f"{work}/delta")
+writer = DeltaStorageWriter(f"{work}/base", f"{work}/saved", model=model, prefix="policy.")
+dcp.save({"policy": state}, storage_writer=writer)
+
+# Loaded into a fresh model, whose experts are fused as well, split by experts and by rows.
+for dim in (0, 1):
+    fresh = {n: torch.zeros_like(t.full_tensor()) for n, t in state.items()}
+    fresh = {n: distribute_tensor(t, mesh, [Shard(min(dim, t.dim() - 1))])
+        for n, t in fresh.items()}
+    reader = DeltaStorageReader(f"{work}/delta", f"{work}/base", model=model, prefix="policy.")
+    dcp.load({"policy": fresh}, storage_reader=reader)
+    for name, tensor in fresh.items():
+        mine, theirs = tensor.full_tensor(), state[name].full_tensor()
+        assert torch.equal(mine.view(torch.int16), theirs.view(torch.int16)), name
 """
 
 
-def test_fused_experts_are_refused(forks: Forks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_fused_experts_get_their_names(forks: Forks, tmp_path: Path, ranks: int) -> None:
     moe().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, EXPERTS + DONE)
-    assert not (tmp_path / "delta").exists()
+    run_on_ranks(forks, tmp_path, EXPERTS + DONE, ranks)
+    assert not (tmp_path / "refused").exists()
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "expected")
+    expected = inspect_delta(tmp_path / "expected")
+    for name in ("delta", "saved"):
+        verify_delta(tmp_path / name, base=tmp_path / "base", tuned=tmp_path / "tuned")
+        report = inspect_delta(tmp_path / name)
+        assert [t.name for t in report.tensors] == [t.name for t in expected.tensors]
+        assert report.kinds == expected.kinds
 
 
 FAILURES = """
@@ -193,7 +159,7 @@ def test_a_failing_rank_makes_all_fail(forks: Forks, tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "base")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    run(forks, tmp_path, FAILURES + DONE)
+    run_on_ranks(forks, tmp_path, FAILURES + DONE)
     assert not (tmp_path / "delta").exists()
     assert verify_delta(tmp_path / "after", base=tmp_path / "base").decoded
     assert not list(tmp_path.glob(".*"))
@@ -218,7 +184,7 @@ raises(RlsparseError, short_of_main_memory, "this rank is out of memory")
 
 
 def test_a_rank_that_runs_out_of_memory(forks: Forks, tmp_path: Path) -> None:
-    run(forks, tmp_path, SHORTAGES + DONE)
+    run_on_ranks(forks, tmp_path, SHORTAGES + DONE)
 
 
 GONE = """
@@ -237,7 +203,7 @@ os._exit(0)  # what gloo does with a peer that is gone is not ours
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_is_gone(forks: Forks, tmp_path: Path, gone: int) -> None:
     small_llama().save_pretrained(tmp_path / "base")
-    run(forks, tmp_path, GONE, gone=gone)
+    run_on_ranks(forks, tmp_path, GONE, gone=gone)
     assert not (tmp_path / "delta").exists()
 
 
@@ -273,4 +239,4 @@ assert moved > 0
 
 
 def test_training_by_a_mask(forks: Forks, tmp_path: Path) -> None:
-    run(forks, tmp_path, MASKED + DONE)
+    run_on_ranks(forks, tmp_path, MASKED + DONE)

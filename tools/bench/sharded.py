@@ -139,6 +139,8 @@ def measure(work: Path, rank: int, ranks: int, density: float, columns: bool) ->
 @click.option("--columns", is_flag=True, help="Split by columns, which are redistributed.")
 def main(work: Path, gib: float, ranks: int, density: float, columns: bool) -> None:  # noqa: FBT001
     """Measure the saves of a model in WORK, and print a line of JSON per rank."""
+    # A process with threads must not fork.
+    torch.set_num_threads(1)
     if not (work / "base").exists():
         make_base(work / "base", gib)
     meeting = work / "meeting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +16,11 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from rlsparse_store.delta.open import DeltaCheckpoint, open_delta
+from rlsparse_store.delta.open import DeltaCheckpoint, DeltaSlice, open_delta
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.format.names import printable
 from rlsparse_store.integrations.dcp.keys import Keys
+from rlsparse_store.torch.saved_parts import Part, saved_parts, shapes_of
 
 if TYPE_CHECKING:
     import os
@@ -41,6 +43,8 @@ class DeltaStorageReader(StorageReader):
         base: The base; by default the one that the delta names.
         prefix: What all keys of the state dict begin with, and the checkpoint's names do not.
         names: The checkpoint's names by the rest of the key, where they differ.
+        model: The model of transformers that the state dict is of, if it renames weights or fuses
+            experts.
         **options: Options of :func:`rlsparse_store.open_delta`, such as ``verify``.
 
     Example:
@@ -56,11 +60,14 @@ class DeltaStorageReader(StorageReader):
         *,
         prefix: str = "",
         names: Mapping[str, str] | None = None,
+        model: Any = None,  # noqa: ANN401 - a module
         **options: Any,  # noqa: ANN401 - of open_delta
     ) -> None:
         self._delta = delta
         self._base = base
-        self._keys = Keys(prefix, names or {})
+        parts = None if model is None else saved_parts(model)
+        self._keys = Keys(prefix, names or {}, parts)
+        self._shapes = {} if model is None else shapes_of(model)
         self._options = options
 
     @classmethod
@@ -76,21 +83,22 @@ class DeltaStorageReader(StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401, ARG002 - torch's
         """Return the keys, dtypes and shapes of the delta's tensors."""
         with self._open() as delta:
-            tensors = {self._keys.key(name): part for name, part in delta.slices().items()}
-            return Metadata(
-                {
-                    key: TensorStorageMetadata(
-                        TensorProperties(dtype=part.dtype),
-                        torch.Size(part.shape),
-                        [
-                            ChunkStorageMetadata(
-                                torch.Size([0] * len(part.shape)), torch.Size(part.shape)
-                            )
-                        ],
-                    )
-                    for key, part in tensors.items()
-                }
+            stored = self._stored(delta)
+        return Metadata({key: of_key.metadata for key, of_key in stored.items()})
+
+    def _stored(self, delta: DeltaCheckpoint) -> dict[str, _Stored]:
+        """Return what the delta stores of each key."""
+        slices = delta.slices()
+        found: dict[str, _Stored] = {}
+        for key, parts in self._keys.parts.items():
+            if all(part.name in slices for part in parts):
+                of_parts = [(part, slices.pop(part.name)) for part in parts]
+                found[key] = _Stored(self._shapes[key.removeprefix(self._keys.prefix)], of_parts)
+        for name, tensor in slices.items():
+            found[self._keys.key(name)] = _Stored(
+                tensor.shape, [(Part(name, 0, tensor.shape), tensor)]
             )
+        return found
 
     def set_up_storage_reader(
         self,
@@ -125,9 +133,9 @@ class DeltaStorageReader(StorageReader):
             CheckpointError: A tensor has another dtype than the delta's.
         """
         with self._open() as delta:
-            names = {self._keys.key(name): name for name in delta}
+            stored = self._stored(delta)
             for item in sorted(plan.items, key=lambda item: item.storage_index.fqn):
-                _read(delta, names[item.storage_index.fqn], item, planner)
+                _read(stored[item.storage_index.fqn], item, planner)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -139,12 +147,57 @@ class DeltaStorageReader(StorageReader):
         return open_delta(self._delta, base=self._base, framework="pt", **self._options)
 
 
-def _read(delta: DeltaCheckpoint, name: str, item: ReadItem, planner: LoadPlanner) -> None:
+class _Stored:
+    """A tensor of a state dict, and the tensors of a delta that are its parts.
+
+    Args:
+        shape: Its dimensions.
+        parts: The parts, unread.
+    """
+
+    def __init__(self, shape: tuple[int, ...], parts: list[tuple[Part, DeltaSlice]]) -> None:
+        self._shape = shape
+        self._parts = {self._offsets(part): tensor for part, tensor in parts}
+
+    def _offsets(self, part: Part) -> tuple[int, ...]:
+        """Return the first index of a part in each dimension."""
+        strides = [math.prod(self._shape[dim + 1 :]) for dim in range(len(self._shape))]
+        return tuple(
+            part.first // stride % size if size else 0
+            for stride, size in zip(strides, self._shape, strict=True)
+        )
+
+    @property
+    def metadata(self) -> TensorStorageMetadata:
+        """The tensor as torch describes it: its parts as chunks."""
+        first = next(iter(self._parts.values()))
+        chunks = [
+            # An expert has a dimension less than all of them.
+            ChunkStorageMetadata(
+                torch.Size(offsets),
+                torch.Size((1,) * (len(self._shape) - len(part.shape)) + part.shape),
+            )
+            for offsets, part in self._parts.items()
+        ]
+        return TensorStorageMetadata(
+            TensorProperties(dtype=first.dtype), torch.Size(self._shape), chunks
+        )
+
+    def read(self, item: ReadItem) -> torch.Tensor:
+        """Read what an item asks of a part."""
+        assert item.storage_index.offset is not None  # noqa: S101 - of a tensor
+        part = self._parts[tuple(item.storage_index.offset)]
+        extra = len(self._shape) - len(part.shape)
+        ranges = zip(item.storage_offsets[extra:], item.lengths[extra:], strict=True)
+        found: torch.Tensor = part[tuple(slice(first, first + count) for first, count in ranges)]
+        return found.view(item.lengths)
+
+
+def _read(stored: _Stored, item: ReadItem, planner: LoadPlanner) -> None:
     target = planner.resolve_tensor(item).detach()
-    part = delta.get_slice(name)
-    if part.dtype != target.dtype:
-        msg = f"is {target.dtype} in the state dict and {part.dtype} in the delta"
-        raise CheckpointError(msg, tensor=printable(name))
-    ranges = zip(item.storage_offsets, item.lengths, strict=True)
-    target.copy_(part[tuple(slice(first, first + length) for first, length in ranges)])
+    found = stored.read(item)
+    if found.dtype != target.dtype:
+        msg = f"is {target.dtype} in the state dict and {found.dtype} in the delta"
+        raise CheckpointError(msg, tensor=printable(item.dest_index.fqn))
+    target.copy_(found)
     planner.commit_tensor(item, target)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlsparse_store.delta.encode import dtype_policy
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.integrations.dcp.keys import Keys
+from rlsparse_store.torch.saved_parts import saved_parts
 from rlsparse_store.torch.slab_writer import SlabWriter
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class DeltaStorageWriter(SlabWriter):
             the save replaces it.
         prefix: What all keys of the state dict begin with, and the checkpoint's names do not.
         names: The checkpoint's names by the rest of the key, where they differ.
+        model: The model of transformers that the state dict is of, if it renames weights or fuses
+            experts: they get the names that it saves them under. Only its names and shapes are
+            read.
         cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base. Lossy, and recorded.
         keep_dtype: Store a tensor whole if its dtype does not fit the base's.
         threads: Threads of each rank; by default its share of the machine's processors.
@@ -70,6 +74,7 @@ class DeltaStorageWriter(SlabWriter):
         *,
         prefix: str = "",
         names: Mapping[str, str] | None = None,
+        model: Any = None,  # noqa: ANN401 - a module
         cast: Literal["bf16"] | None = None,
         keep_dtype: bool = False,
         threads: int | None = None,
@@ -80,10 +85,11 @@ class DeltaStorageWriter(SlabWriter):
     ) -> None:
         access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         place = find_checkpoint(base, "base", access, base_revision)
+        parts = None if model is None else saved_parts(model)
         super().__init__(
             partial(open_checkpoint, place),
             None if path is None else Path(path),
             dtype_policy(cast, keep=keep_dtype),
-            names_of=Keys(prefix, names or {}).names_of,
+            parts_of=Keys(prefix, names or {}, parts).parts_of,
             threads=threads,
         )
