@@ -44,6 +44,10 @@ class SeenCheckpoints:
         """Whether a checkpoint with these weight files was stored."""
         return self._hashes.get(name) == _hash(listing)
 
+    def knows(self, name: str) -> bool:
+        """Whether a checkpoint of this name was stored, whatever its files were."""
+        return name in self._hashes
+
     def add(self, name: str, listing: Listing) -> None:
         """Remember a checkpoint.
 

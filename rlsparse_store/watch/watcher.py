@@ -41,7 +41,7 @@ from rlsparse_store.watch.seen import SeenCheckpoints, watch_folder
 from rlsparse_store.watch.thinning import Thinner
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from os import PathLike
     from threading import Event
 
@@ -175,8 +175,8 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         thinner = None
         if thin is not None:
             thinner = Thinner(run, encoder.base, thin, threads, is_confirmed=yes)
-        watcher = _Watcher(folder, run, encoder, sides, settling, thinner, once=once)
-        watcher.held = {row.name: row for row in rows}
+        held = {row.name: row for row in rows}
+        watcher = _Watcher(folder, run, encoder, held, sides, settling, thinner, once=once)
         yield from watcher.look()
         if once:
             if watcher.is_waiting and not _is_stopped(stop, settle_seconds):
@@ -245,13 +245,13 @@ class _Watcher:
         folder: The folder.
         run: Folder of the run.
         encoder: Adds checkpoints to the run.
+        held: The entries that the run has, by name.
         sides: Which small files travel.
         settling: Says which checkpoints have settled.
         thinner: Removes weights that are stored, if asked for.
         once: Whether what would be waited for is an error.
 
     Attributes:
-        held: The entries that the run had when the watching began, by name.
         is_waiting: Whether the last look left a checkpoint for later.
     """
 
@@ -260,6 +260,7 @@ class _Watcher:
         folder: Path,
         run: Path,
         encoder: RunEncoder,
+        held: Mapping[str, IndexRow],
         sides: _SideFileOptions,
         settling: Settling,
         thinner: Thinner | None,
@@ -269,6 +270,7 @@ class _Watcher:
         self._folder = folder
         self._run = run
         self._encoder = encoder
+        self._held = held
         self._sides = sides
         self._settling = settling
         self._thinner = thinner
@@ -276,7 +278,6 @@ class _Watcher:
         self._seen = SeenCheckpoints(run)
         self._refused: dict[Path, Listing] = {}
         self._said: dict[Path, str] = {}
-        self.held: dict[str, IndexRow] = {}
         self._has_stored = False
         self._retry_at = 0.0
         self.is_waiting = False
@@ -326,7 +327,7 @@ class _Watcher:
             return
         if self._refused.get(found.path) == found.listing:
             return
-        if self._is_held(found):
+        if self._is_held(found, self._held.get(found.name)):
             self._remember(found)
             return
         is_complete = has_marker(found)
@@ -363,11 +364,15 @@ class _Watcher:
                 yield _stored(found, added)
             self._remember(found)
 
-    def _is_held(self, found: FoundCheckpoint) -> bool:
-        """Whether the run had an entry of a checkpoint that was not written since."""
-        held = self.held.get(found.name)
+    def _is_held(self, found: FoundCheckpoint, held: IndexRow | None) -> bool:
+        """Whether an entry that another command wrote is of this version of a checkpoint.
+
+        Its time tells. Of an entry that a watcher wrote, the files are known, and they changed.
+        """
+        if held is None or self._seen.knows(found.name):
+            return False
         try:
-            return held is not None and not is_new(self._run, held, found.path)
+            return not is_new(self._run, held, found.path)
         except OSError:  # It is being removed.
             return False
 
@@ -378,7 +383,7 @@ class _Watcher:
 
     def _add(self, run: RunWriter, found: FoundCheckpoint) -> Added | None:
         """Encode a checkpoint, unless it has an entry."""
-        if not is_new(self._run, run.current(found.name), found.path):
+        if self._is_held(found, run.current(found.name)):
             return None
 
         def confirm() -> None:
@@ -415,7 +420,7 @@ class _Watcher:
         if not isinstance(error, RlsparseError):
             raise error
         is_of_all = isinstance(error, ImplausibleError | DtypeMismatchError)
-        if is_of_all and not (self.held or self._has_stored):
+        if is_of_all and not (self._held or self._has_stored):
             raise error
         self._refused[found.path] = found.listing
         kind: Kind = "skipped" if isinstance(error, CheckpointError) else "refused"

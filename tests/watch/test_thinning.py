@@ -21,6 +21,7 @@ from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.watch import WatchEvent, thinning, watch_checkpoints
 from rlsparse_store.watch.completeness import FoundCheckpoint, list_checkpoint
 from rlsparse_store.watch.thinning import NOTE_NAME
+from rlsparse_store.watch.watcher import _require_thinnable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,6 +243,8 @@ def test_rounded_deltas_and_moving_bases_are_refused(rig: Rig) -> None:
     for base in ("org/name", "org/name@main", "hf://org/name"):
         with pytest.raises(CheckpointError, match="COMMIT"):
             list(watch_checkpoints(rig.folder, base, rig.run, thin=1, yes=True))
+    _require_thinnable("org/name@" + "a" * 40, None, None)
+    _require_thinnable("org/name", "a" * 40, None)
     # And one that an earlier watcher rounded.
     for step in (1, 2):
         write_all(TRAINERS["Trainer"], rig.folder, step, float32(rig.tuned(step)))

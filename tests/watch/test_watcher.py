@@ -150,6 +150,37 @@ def test_a_resumed_run_writes_a_step_again(rig: Rig, tmp_path: Path) -> None:
     assert list(rig.entries()) == ["checkpoint-1", "checkpoint-1.2"]
 
 
+def test_a_version_whose_time_is_older_than_its_delta_is_stored(rig: Rig) -> None:
+    """The clocks of two file systems differ, or a copy kept the time."""
+    place = rig.write("Trainer", 1)
+    rig.watch()
+    shutil.rmtree(place)
+    write_all(TRAINERS["Trainer"], rig.folder, 1, rig.tuned(99))
+    for path in place.iterdir():
+        os.utime(path, (1, 1))
+    (event,) = rig.watch()
+    assert event.entry is not None
+    assert event.entry.folder == "checkpoint-1.2"
+    assert rig.watch() == []
+
+
+def test_small_files_are_chosen(rig: Rig) -> None:
+    rig.write("Trainer", 1)
+    rig.watch(include=["trainer_state.json"], exclude=["config.json"])
+    names = contents(rig.run / "checkpoint-1").keys()
+    assert "trainer_state.json" in names
+    assert "config.json" not in names
+
+
+def test_another_thread_stops_the_watching(rig: Rig) -> None:
+    stop = threading.Event()
+    rig.write("Trainer", 1)
+    watching = rig.watching(NEVER, stop=stop)
+    assert next(watching).kind == "stored"
+    threading.Timer(0.1, stop.set).start()
+    assert list(watching) == []
+
+
 def test_a_pruned_entry_is_not_stored_again(rig: Rig) -> None:
     for step in (1, 2, 3):
         rig.write("Trainer", step)
