@@ -146,18 +146,19 @@ def test_the_best_model_is_loaded_from_its_delta(base: Path, tmp_path: Path) -> 
     settings = {
         "load_best_model_at_end": True,
         "eval_strategy": "steps",
-        "eval_steps": 2,
+        "eval_steps": 1,
+        "save_steps": 1,
         "metric_for_best_model": "loss",
         # Each evaluation is worse than the one before.
         "greater_is_better": True,
         "learning_rate": 3e-3,
-        "save_total_limit": 2,
+        "save_total_limit": 3,
     }
     trainer = trained(base, tmp_path / "out", **settings)
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.name == "checkpoint-2"
+    assert best.name == "checkpoint-1"
     require_equal(trainer.model.state_dict(), from_delta(base, best).state_dict())
-    assert names(tmp_path / "out") == {"checkpoint-2", "checkpoint-6"}
+    assert names(tmp_path / "out") == {"checkpoint-1", "checkpoint-5", "checkpoint-6"}
 
 
 def test_a_save_by_the_user_is_full(base: Path, tmp_path: Path) -> None:

@@ -214,6 +214,11 @@ def test_another_dtype_is_refused(base: Path, tmp_path: Path, dtype: torch.dtype
     ("settings", "options", "message"),
     [
         ({"save_total_limit": 1}, {}, "save_total_limit=2, keep=1 or background=False"),
+        (
+            {"save_total_limit": 2, "metric_for_best_model": "loss"},
+            {},
+            "save_total_limit=3, keep=1 or background=False",
+        ),
         ({"hub_strategy": "every_save"}, {}, 'keep=1 or hub_strategy="end"'),
         ({"hub_strategy": "checkpoint"}, {}, "background=False and keep=0"),
         ({"hub_strategy": "all_checkpoints"}, {"background": False, "keep": 1}, "keep=0"),

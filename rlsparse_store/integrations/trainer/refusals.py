@@ -74,10 +74,13 @@ def require_settings(args: Any, *, keep: int, background: bool) -> None:  # noqa
     Raises:
         RlsparseError: A setting does not work.
     """
-    if background and args.save_total_limit == 1 and not keep:
+    # Trainer never removes the newest checkpoint and the best one.
+    least = 2 if args.metric_for_best_model is None else 3
+    limit = args.save_total_limit or least
+    if background and not keep and 0 < limit < least:
         msg = (
-            "save_total_limit=1 removes the last complete checkpoint before the delta of the new "
-            "one is complete: use save_total_limit=2, keep=1 or background=False"
+            f"save_total_limit={limit} removes the checkpoint to resume from before the delta of "
+            f"the new one is complete: use save_total_limit={least}, keep=1 or background=False"
         )
         raise RlsparseError(msg)
     if not args.push_to_hub:
