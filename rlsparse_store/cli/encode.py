@@ -86,13 +86,13 @@ def encode_command(
     tensor comes back bit for bit, and the files of TUNED byte for byte.
 
     Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta
-    for each checkpoint, in a folder of its name. Existing deltas are kept and their checkpoints not
-    read, so the same command continues after an interruption, and adds later checkpoints. One that
-    is newer than its delta is encoded again, as another entry of its name. Step and metrics are
-    read from trainer_state.json.
+    for each checkpoint, in a folder of its name. Existing deltas are kept, and their checkpoints
+    are not read: the same command continues after an interruption and adds later checkpoints. A
+    checkpoint newer than its delta is encoded again, as another entry of its name. Step and metrics
+    are read from trainer_state.json.
 
-    What the model needs to load is copied beside the delta. Optimizer state is not: training
-    cannot be resumed from a delta.
+    Small files that the model needs to load are copied beside the delta. Optimizer state is not
+    kept: training cannot be resumed from a delta.
     """
     if device is not None:
         options["coder"] = device_coder(device, options["threads"])

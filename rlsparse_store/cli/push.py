@@ -60,7 +60,7 @@ def push_command(
 ) -> None:
     """Publish DELTA, or all deltas of RUN, in REPO (ORG/NAME) on the Hub, with a model card.
 
-    All files go up in one commit. Files that REPO has are not sent again. With --base and
+    All files are sent in one commit. Files that REPO has are not sent again. With --base and
     --tuned, the delta is encoded first. Log in with `hf auth login`.
     """
     encodes = base is not None and tuned is not None

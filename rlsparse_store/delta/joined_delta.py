@@ -67,7 +67,7 @@ class Described:
         Raises:
             RlsparseError: Always.
         """
-        msg = "its bytes are in the memory of several processes"
+        msg = "its bytes are spread over the memory of several processes"
         raise RlsparseError(msg, tensor=printable(self.name))
 
 

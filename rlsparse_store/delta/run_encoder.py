@@ -127,7 +127,9 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     out = Path(out)
     named = _by_name(tuned)
     if metrics and len(named) != 1:
-        msg = f"metrics are of one checkpoint, and there are {len(named)}: encode them one by one"
+        msg = (
+            f"metrics belong to one checkpoint, but {len(named)} are given: encode them one by one"
+        )
         raise CheckpointError(msg, file=out)
     rows = require_one_base(out)
     with open_checkpoint(find_checkpoint(base, "base", access, base_revision)) as base_checkpoint:

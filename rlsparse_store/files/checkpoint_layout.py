@@ -73,7 +73,7 @@ class TensorShape(NamedTuple):
         """Bytes of its data."""
         nbytes = self.dtype.nbytes(self.shape)
         if nbytes is None:
-            msg = f"{self.name}: {self.dtype.code} of this shape is no whole number of bytes"
+            msg = f"{self.name}: {self.dtype.code} of this shape is not a whole number of bytes"
             raise LayoutError(msg)
         return nbytes
 
@@ -253,7 +253,7 @@ def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | No
         raise LayoutError(msg) from error
     if rebuilt:
         if not _has_one_text(stored) or printed(stored) != layout.text:
-            msg = "the stored metadata of the index file is not printed as it must be"
+            msg = "the stored metadata of the index file is not canonical"
             raise LayoutError(msg)
         return _rebuilt_index(stored, weight_map)
     # Whoever loads the rebuilt folder goes where this leads.

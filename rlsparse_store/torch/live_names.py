@@ -56,7 +56,7 @@ def _require_unwrapped(names: Collection[str]) -> None:
     adapted = next(filter(is_adapter_name, names), None)
     if adapted is not None:
         msg = (
-            "belongs to an adapter (PEFT), whose changes are not in the model's weights: pass "
+            "belongs to an adapter (PEFT), and its changes are not in the model's weights: pass "
             "copy.deepcopy(model).merge_and_unload()"
         )
         raise RlsparseError(msg, tensor=printable(adapted))

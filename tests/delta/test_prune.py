@@ -251,7 +251,7 @@ def test_a_run_is_verified(trained: Path, run: Path) -> None:
     edit_index(run, changed=3)
     done = command("verify", run)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-    assert "says something else of checkpoint-10" in done.stderr
+    assert "disagrees with the entry checkpoint-10" in done.stderr
     repair_run(run)
     shard = run / step(30) / "rlsparse" / "delta.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
