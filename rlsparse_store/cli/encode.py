@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    encoding_options,
+    hub_options,
+    json_option,
+    quiet_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.cli.run_tables import print_run
 from rlsparse_store.delta.encode import encode_delta
@@ -40,31 +46,13 @@ __all__ = ["device_coder", "encode_command", "print_encoded", "print_names", "pr
 )
 @click.option("--run", "as_run", is_flag=True, help="Write a run, even of one checkpoint.")
 @click.option(
-    "--cast",
-    type=click.Choice(["bf16"]),
-    help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
-)
-@click.option(
-    "--keep-dtype", is_flag=True, help="Store tensors whole whose dtype differs from the base's."
-)
-@click.option(
-    "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="FILE",
-    help="Also copy this small file of TUNED beside the delta, such as trainer_state.json.",
-)
-@click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
-@click.option(
     "--metric",
     "metrics",
     multiple=True,
     metavar="NAME=VALUE",
     help="For a run: a metric of TUNED, kept with its delta.",
 )
-@click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
+@encoding_options
 @threads_option
 @hub_options(base_revision="BASE", tuned_revision="TUNED")
 @json_option

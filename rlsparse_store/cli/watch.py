@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlsparse_store.cli.encode import device_coder
-from rlsparse_store.cli.options import hub_options, threads_option
+from rlsparse_store.cli.options import encoding_options, hub_options, threads_option
 from rlsparse_store.cli.signals import end_at_second
 from rlsparse_store.format.names import printable
 from rlsparse_store.watch.watcher import SETTLE_SECONDS, watch_checkpoints
@@ -46,25 +46,7 @@ __all__ = ["watch_command"]
     help="Remove the weights of verified full checkpoints, but those of the newest KEEP.",
 )
 @click.option("--yes", is_flag=True, help="With --thin: really remove them.")
-@click.option(
-    "--cast",
-    type=click.Choice(["bf16"]),
-    help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
-)
-@click.option(
-    "--keep-dtype", is_flag=True, help="Store tensors whole whose dtype differs from the base's."
-)
-@click.option(
-    "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="FILE",
-    help="Also copy this small file of each checkpoint beside its delta.",
-)
-@click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
-@click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
+@encoding_options
 @threads_option
 @hub_options(base_revision="BASE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
