@@ -7,21 +7,18 @@ its name. Planning, deduplication and errors of ranks are torch's.
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from rlsparse_store.delta.joined_delta import Described, JoinedDelta, Tie
+from rlsparse_store.delta.joined_delta import JoinedDelta, Tie
 from rlsparse_store.delta.kept_hashes import KeptHashes, kept_hashes
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.slab_encoder import HeldSlab, SlabEncoder, SlabRecord, base_identity
@@ -30,52 +27,28 @@ from rlsparse_store.files.delta_writer import LastShard, RankShard
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.files.output import output_errors, output_folder
 from rlsparse_store.format.file_names import DELTA_FOLDER, shard_name
-from rlsparse_store.format.names import printable
 from rlsparse_store.pipeline.coder import CpuCoder
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
+from rlsparse_store.torch.held_slabs import HeldSlabs, RankTask
 from rlsparse_store.torch.live_names import require_unfused
-from rlsparse_store.torch.row_slabs import first_of_run
-from rlsparse_store.torch.state_dict import dtype_and_shape, live_tensor, synchronize
+from rlsparse_store.torch.slab_plans import describe, put_together
+from rlsparse_store.torch.state_dict import synchronize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
     from rlsparse_store.delta.report import EncodeReport
-    from rlsparse_store.delta.slab_encoder import TensorOrder
     from rlsparse_store.files.checkpoint import Checkpoint
-    from rlsparse_store.frameworks.torch import LiveTensor
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.pipeline.tensor_matching import DtypePolicy
-    from rlsparse_store.torch.saved_parts import Part
+    from rlsparse_store.torch.slab_plans import PartsOf
 
-__all__ = ["SlabWriter", "threads_of_rank"]
-
-
-class _Task(NamedTuple):
-    """What the coordinator tells a rank.
-
-    Attributes:
-        folder: The ``rlsparse`` folder, in the temporary folder of the delta.
-        number: Number of the rank's shard, from 1.
-        shards: Number of shards with the last one.
-        parts: The tensors that each key of the state dict is saved as.
-        orders: How to store each tensor, by its name.
-        known_sources: Names of base tensors whose digest the coordinator knows.
-        base: Identity of the coordinator's base.
-    """
-
-    folder: str
-    number: int
-    shards: int
-    parts: dict[str, list[Part]]
-    orders: dict[str, TensorOrder]
-    known_sources: frozenset[str]
-    base: int
+__all__ = ["SlabWriter"]
 
 
 class _Save:
@@ -95,7 +68,7 @@ def _abandon(stack: ExitStack) -> None:
     stack.__exit__(type(error), error, None)
 
 
-def threads_of_rank(threads: int | None) -> int:
+def _threads_of_rank(threads: int | None) -> int:
     """Return ``threads``, or for ``None`` this rank's share of the processors of its machine."""
     if threads is not None:
         return resolve_threads(threads)
@@ -126,7 +99,7 @@ class SlabWriter(StorageWriter):
         path: Path | None,
         policy: DtypePolicy,
         *,
-        parts_of: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, list[Part]]],
+        parts_of: PartsOf,
         coder: SpanCoder | None = None,
         threads: int | None = None,
         hashes: KeptHashes | None = None,
@@ -194,13 +167,13 @@ class SlabWriter(StorageWriter):
         if not all(getattr(plan, "usable", True) for plan in plans):
             msg = "plans are cached by the planner: pass one without enable_plan_caching"
             raise RlsparseError(msg)
-        parts, tensors = self._describe(plans)
+        parts, tensors = describe(plans, self._parts_of)
         require_unfused(tensors, save.base.tensors)
         hashes = self._kept(save.base).tensors
         save.joined = JoinedDelta(save.base, tensors.values(), self._policy, hashes, path)
         strange = save.joined.unmatched()
         is_strange = {key for key, of_key in parts.items() if strange & {p.name for p in of_key}}
-        plans = _put_together(plans, is_strange)
+        plans = put_together(plans, is_strange)
         temporary = save.stack.enter_context(output_folder(path))
         save.folder = temporary / DELTA_FOLDER
         with output_errors(path):
@@ -208,10 +181,10 @@ class SlabWriter(StorageWriter):
         orders = save.joined.orders()
         writing = [number for number, plan in enumerate(plans) if plan.items]
         save.shards = len(writing) + 1
-        tasks: dict[int, _Task] = {}
+        tasks: dict[int, RankTask] = {}
         for number, rank in enumerate(writing, 1):
             held = {item.index.fqn: parts[item.index.fqn] for item in plans[rank].items}
-            tasks[rank] = _Task(
+            tasks[rank] = RankTask(
                 str(save.folder),
                 number,
                 save.shards,
@@ -225,42 +198,6 @@ class SlabWriter(StorageWriter):
     def _kept(self, base: Checkpoint) -> KeptHashes:
         return kept_hashes(base) if self._hashes is None else self._hashes
 
-    def _describe(
-        self, plans: list[SavePlan]
-    ) -> tuple[Mapping[str, list[Part]], dict[str, Described]]:
-        """Return what each key is saved as, and the tensors by their names."""
-        keys: dict[str, torch.Tensor] = {}
-        for item in (item for plan in plans for item in plan.items):
-            key, data = item.index.fqn, item.tensor_data
-            if item.type is WriteItemType.BYTE_IO or data is None:
-                msg = (
-                    "is no tensor: a delta holds a model's weights; save the rest with another "
-                    "writer"
-                )
-                raise CheckpointError(msg, tensor=printable(key))
-            if data.chunk.sizes.numel() and _first(item) is None:
-                msg = (
-                    "is split by columns over the ranks: redistribute it to rows first "
-                    "(rlsparse_store.integrations.dcp.by_rows)"
-                )
-                raise CheckpointError(msg, tensor=printable(key))
-            like = torch.empty(data.size, dtype=data.properties.dtype, device="meta")
-            known = keys.setdefault(key, like)
-            if (known.dtype, known.shape) != (like.dtype, like.shape):
-                msg = "has another dtype or shape on another rank"
-                raise CheckpointError(msg, tensor=printable(key))
-        parts = self._parts_of({key: tuple(like.shape) for key, like in keys.items()})
-        tensors: dict[str, Described] = {}
-        for key, like in keys.items():
-            _require_covered(key, like, parts[key])
-            for part in parts[key]:
-                if part.name in tensors:
-                    msg = f"is the name of two keys, one of them {printable(key)!r}"
-                    raise CheckpointError(msg, tensor=printable(part.name))
-                shaped = torch.empty(part.shape, dtype=like.dtype, device="meta")
-                tensors[part.name] = Described(part.name, *dtype_and_shape(part.name, shaped))
-        return parts, tensors
-
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Encode the rows of this rank into its shard.
 
@@ -268,7 +205,7 @@ class SlabWriter(StorageWriter):
             RlsparseError: The base is not that of the coordinator, or cannot be read.
             OutputError: The shard cannot be written.
         """
-        task: _Task | None = plan.storage_data
+        task: RankTask | None = plan.storage_data
         future: Future[list[WriteResult]] = Future()
         try:
             future.set_result([] if task is None else self._write(task, plan, planner))
@@ -280,7 +217,7 @@ class SlabWriter(StorageWriter):
             self.abandon()
         return future
 
-    def _write(self, task: _Task, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+    def _write(self, task: RankTask, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         save = self._save
         assert save is not None  # noqa: S101 - set_up_storage_writer made it
         if base_identity(save.base) != task.base:
@@ -289,7 +226,7 @@ class SlabWriter(StorageWriter):
         if not Path(task.folder).is_dir():
             msg = "is not on this rank: all ranks need the delta's folder on a shared file system"
             raise OutputError(msg, file=Path(task.folder).parent)
-        held = _Held(task)
+        held = HeldSlabs(task)
         for item in plan.items:
             if item.tensor_data is not None and item.tensor_data.chunk.sizes.numel():
                 data = planner.resolve_data(item)
@@ -306,7 +243,7 @@ class SlabWriter(StorageWriter):
         encoder = SlabEncoder(save.base, tuned, slabs, kept.slabs, task.known_sources)
         with RankShard(Path(task.folder), task.number, task.shards) as shard:
             coder = self._coder or CpuCoder()
-            records = encoder.encode(shard, coder, threads_of_rank(self._threads), self._progress)
+            records = encoder.encode(shard, coder, _threads_of_rank(self._threads), self._progress)
             nbytes = shard.finish()
         # torch wants a result per item, but the records are of slabs.
         index = plan.items[0].index
@@ -337,121 +274,3 @@ class SlabWriter(StorageWriter):
         self.report = report
         metadata.storage_data = report
         issue_warnings(report, stacklevel=2)
-
-
-class _Slab(NamedTuple):
-    """A slab of a tensor, in memory: its tensor, its first element in it, and its elements."""
-
-    name: str
-    first: int
-    shape: tuple[int, ...]
-    data: torch.Tensor
-
-
-class _Held:
-    """The slabs that a rank writes, and those that are in the memory of others.
-
-    Args:
-        task: What the rank writes.
-
-    Attributes:
-        live: The slabs by a key of their own.
-        places: The name of each one's tensor, and its first byte in it.
-        ties: Slabs that are not encoded.
-    """
-
-    def __init__(self, task: _Task) -> None:
-        self.live: dict[str, LiveTensor] = {}
-        self.places: dict[str, tuple[str, int]] = {}
-        self.ties: list[Tie] = []
-        self._task = task
-        self._slabs: list[_Slab] = []
-
-    def add(self, item: WriteItem, data: torch.Tensor) -> None:
-        """Add the data of an item."""
-        start = _first(item)
-        assert start is not None  # noqa: S101 - the coordinator refuses others
-        flat = data.detach().reshape(-1)
-        for part in self._task.parts[item.index.fqn]:
-            first, stop = max(start, part.first), min(start + flat.numel(), part.stop)
-            if first >= stop:
-                continue
-            row = math.prod(part.shape[1:])
-            are_rows = (first - part.first) % row == 0 and (stop - first) % row == 0
-            shape = ((stop - first) // row, *part.shape[1:]) if are_rows else (stop - first,)
-            found = flat[first - start : stop - start].view(shape)
-            self._slabs.append(_Slab(part.name, first - part.first, part.shape, found))
-
-    def sort_out(self) -> None:
-        """Tell the slabs to encode from those that are in the memory of others."""
-        owners: dict[tuple[object, ...], str] = {}
-
-        def place(slab: _Slab) -> tuple[bool, bytes, int]:
-            # One that has a source is encoded rather than one that would be stored whole.
-            return not self._task.orders[slab.name].source, slab.name.encode(), slab.first
-
-        for slab in sorted(self._slabs, key=place):
-            data = slab.data
-            memory = (data.device, data.data_ptr(), data.dtype, data.shape, slab.first, slab.shape)
-            target = owners.setdefault(memory, slab.name)
-            if target != slab.name:
-                self.ties.append(Tie(slab.name, data.numel() * data.element_size(), target))
-                continue
-            key = slab.name
-            if key in self.live:
-                key = f"{slab.name} (from element {slab.first})"
-            self.live[key] = live_tensor(key, data)
-            self.places[key] = slab.name, slab.first * data.element_size()
-
-
-def _first(item: WriteItem) -> int | None:
-    """Return the first element of an item's run in its tensor; ``None`` if it is no run."""
-    data = item.tensor_data
-    assert data is not None  # noqa: S101 - of a tensor
-    return first_of_run(data.chunk.offsets, data.chunk.sizes, data.size)
-
-
-def _require_covered(key: str, tensor: torch.Tensor, parts: list[Part]) -> None:
-    """Require that nothing of a tensor is left out.
-
-    Raises:
-        CheckpointError: Something is.
-    """
-    if sum(math.prod(part.shape) for part in parts) != tensor.numel():
-        msg = f"has another shape, {list(tensor.shape)}, than the model that tells its parts"
-        raise CheckpointError(msg, tensor=printable(key))
-
-
-def _put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
-    """Give tensors that may share their memory to one rank, which alone can tell.
-
-    Torch gives replicas to any rank. Candidates are tensors that the base lacks, with those of
-    their shape, and two tensors whose shape no other has, as embedding and head.
-
-    Args:
-        plans: The plans, with what each rank holds as their storage data.
-        strange: Keys of the tensors that the base lacks.
-    """
-    owners: defaultdict[tuple[object, ...], list[tuple[str, int]]] = defaultdict(list)
-    for rank, item in _items(plans):
-        owners[_geometry(item)].append((item.index.fqn, rank))
-    moved: dict[int, list[WriteItem]] = {rank: [] for rank in range(len(plans))}
-    for rank, item in _items(plans):
-        target = rank
-        # As in _Held.sort_out, the first one is encoded.
-        candidates = sorted(owners[_geometry(item)], key=lambda owner: (owner[0] in strange, owner))
-        if item.index.fqn in strange or len(candidates) == 2:
-            holding = (r for _, r in candidates if item.index in plans[r].storage_data)
-            target = next(holding, rank)
-        moved[target].append(item)
-    return [replace(plan, items=moved[rank]) for rank, plan in enumerate(plans)]
-
-
-def _items(plans: list[SavePlan]) -> Iterator[tuple[int, WriteItem]]:
-    return ((rank, item) for rank, plan in enumerate(plans) for item in plan.items)
-
-
-def _geometry(item: WriteItem) -> tuple[object, ...]:
-    data = item.tensor_data
-    assert data is not None  # noqa: S101 - of a tensor
-    return data.chunk.offsets, data.chunk.sizes, data.size, data.properties.dtype

@@ -231,6 +231,8 @@ def test_reading_on_any_number_of_ranks(forks: Forks, tmp_path: Path, ranks: int
 
 
 FAILURES = """
+import dataclasses
+
 model = small_llama()
 move_weights(model, seed=1, density=0.05)
 keep(model.state_dict())
@@ -259,7 +261,25 @@ dcp.save(state, storage_writer=DeltaStorageWriter(base, f"{work}/cached"), plann
 refused(save(planner=caching), RlsparseError, "enable_plan_caching")
 assert not [name for name in folders() if name.startswith(".delta")]
 
-# One rank fails while it encodes, or cannot write.
+raises(RlsparseError, lambda: DeltaStorageWriter(base).set_up_storage_writer(True), "no path")
+alone = DeltaStorageWriter(base, f"{work}/delta")
+raises(
+    RlsparseError,
+    lambda: alone.set_up_storage_writer(True, use_collectives=False),
+    "use_collectives=True",
+)
+class Elsewhere(DeltaStorageWriter):
+    def write_data(self, plan, planner):
+        if rank == 1:
+            task = plan.storage_data._replace(folder="/nowhere/rlsparse")
+            plan = dataclasses.replace(plan, storage_data=task)
+        return super().write_data(plan, planner)
+
+elsewhere = Elsewhere(base, f"{work}/delta")
+refused(lambda: dcp.save(state, storage_writer=elsewhere), RlsparseError, "shared file system")
+del elsewhere
+
+# One rank fails while it encodes.
 class Failing(DeltaStorageWriter):
     def write_data(self, plan, planner):
         if rank == 1:

@@ -71,7 +71,8 @@ class Keys:
     @property
     def parts(self) -> dict[str, list[Part]]:
         """What a model saves each key as, by whole keys."""
-        return {self.prefix + key: parts for key, parts in self._parts.items()}
+        named = self._names.keys()
+        return {self.prefix + key: p for key, p in self._parts.items() if key not in named}
 
     def key(self, name: str) -> str:
         """Return the key under which a tensor of a checkpoint is loaded."""
