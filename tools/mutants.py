@@ -301,11 +301,12 @@ def _in_process(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _justified(path: Path) -> dict[str, str]:
+def justified(which: str) -> dict[str, str]:
     """Survivors and their reasons: a reason on lines with ``#``, then the mutants it is for."""
+    path = ROOT / "tools" / "conformance" / f"survivors-{which}.txt"
     found: dict[str, str] = {}
     reason = ""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             reason = line[1:].strip()
         elif line.strip():
@@ -331,7 +332,7 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
     subjects = [_decoder_subject()] if which == "decoder" else list(map(_library_subject, LIBRARY))
     # The definitions in NumPy are under test, which native kernels would stand in for.
     os.environ["RLSPARSE_BACKEND"] = "numpy"
-    right = _justified(ROOT / "tools" / "conformance" / f"survivors-{which}.txt")
+    right = justified(which)
     start, tried, wrong, survived = time.monotonic(), 0, 0, 0
     folder = tempfile.TemporaryDirectory()
     vectors = [*load()["vectors"], *_in_process(Path(folder.name))]

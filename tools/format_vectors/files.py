@@ -87,7 +87,14 @@ FILES: Final = (
     Invalid(
         "file-of-tensor", "index", "a tensor in no file", with_files(file_of=[0, 0, 0, 0, 0, 0, 1])
     ),
-    Invalid("file-layout", "index", "an unknown layout", with_file(layout=3), "verbatim"),
+    Invalid("file-layout", "index", "an unknown layout", with_file(layout=3)),
+    Invalid(
+        "file-layout-text",
+        "index",
+        "an unknown layout with a header",
+        with_file(layout=3),
+        "verbatim",
+    ),
     Invalid("file-text-no-json", "index", "metadata that is no JSON", with_file(text=b'{"a":')),
     Invalid(
         "file-text-not-utf8", "index", "metadata that is no UTF-8", with_file(text=b'{"a":"\xff"}')

@@ -130,7 +130,7 @@ RULES: Final[dict[str, str]] = {
     "F2": "file-device file-device-number",
     "F3": "file-case file-order",
     "F4": "file-of-tensor",
-    "F5": "file-layout listing-layout",
+    "F5": "file-layout file-layout-text listing-layout",
     "F6": "file-text-number file-text-more file-text-space file-text-space-after "
     "file-text-array verbatim-metadata verbatim-metadata-list",
     "F7": "file-verbatim-other file-verbatim-empty verbatim-dtype verbatim-shape verbatim-name "
