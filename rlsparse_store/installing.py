@@ -8,8 +8,8 @@ __all__ = ["install_command"]
 def install_command(extra: str) -> str:
     """The command that installs the package with one of its extras.
 
-    No index has the package yet, so the command is for a clone of its repository. `.github/RELEASE.md` says
-    when this line changes.
+    No index has the package yet, so the command is for a clone of its repository.
+    ``.github/RELEASE.md`` says when this line changes.
 
     Args:
         extra: Name of the extra.
