@@ -75,6 +75,11 @@ def experts(folder: Path) -> Any:  # noqa: ANN401
     return Qwen3MoeForCausalLM.from_pretrained(folder)
 
 
+def tied_experts(folder: Path) -> None:
+    config = Qwen3MoeConfig(**SHAPE, **EXPERTS, tie_word_embeddings=True)
+    save_base(Qwen3MoeForCausalLM(config), folder)
+
+
 def llama(folder: Path) -> Any:  # noqa: ANN401
     if not folder.exists():
         save_base(small_llama(), folder)
@@ -368,7 +373,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "masters"])
 def test_two_ranks(tmp_path: Path, kind: str) -> None:
-    make = tied if kind == "fsdp" else llama
+    make = tied_experts if kind == "fsdp" else llama
     make(tmp_path / "base")
     script = Path(__file__).parents[1] / "support" / "trainer_ranks.py"
     command = [sys.executable, str(script), str(tmp_path), kind, str(free_port())]

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from rlsparse_store import open_delta
 from rlsparse_store.errors import DtypeMismatchError, UnsupportedModelError
 from rlsparse_store.integrations.trainer import store_as_deltas
+from rlsparse_store.integrations.trainer.weights import file_tensors
 
 RANKS = 2
 
@@ -39,12 +40,11 @@ def require_part(found: Any, expected: Any) -> None:  # noqa: ANN401
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
-def state(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def whole(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    return {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in state(model).items()}
+def require_saved(model: Any, expected: Any) -> None:  # noqa: ANN401
+    """Require that saving the model, gathered, would write these tensors."""
+    state = {n: getattr(t, "full_tensor", lambda t=t: t)() for n, t in model.state_dict().items()}
+    found = file_tensors(model, {name: t.detach().clone() for name, t in state.items()})
+    require_part(found, expected)
 
 
 def make(base: Path, out: Path, **settings: Any) -> Trainer:  # noqa: ANN401
@@ -96,7 +96,7 @@ def main(root: Path, kind: str, rank: int) -> None:
     if rank == 0:
         with open_delta(out / "checkpoint-6", base=base) as delta:
             require_equal(dict(delta), full[6])
-    require_part(whole(resumed.model), full[6])
+    require_saved(resumed.model, full[6])
     best = {
         "load_best_model_at_end": True,
         "eval_strategy": "steps",
@@ -110,7 +110,7 @@ def main(root: Path, kind: str, rank: int) -> None:
     chosen = Path(trainer.state.best_model_checkpoint)
     assert chosen.name == "checkpoint-2"
     with open_delta(chosen, base=base) as delta:
-        require_part(whole(trainer.model), dict(delta))
+        require_saved(trainer.model, dict(delta))
 
 
 def masters(root: Path, rank: int) -> None:

@@ -13,7 +13,9 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from rlsparse_store.errors import DtypeMismatchError, UnsupportedModelError
 from rlsparse_store.format.names import printable
 from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.live_names import plain_names
 from rlsparse_store.torch.model_tensors import named_tensors
+from rlsparse_store.torch.weight_views import views_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,36 +92,41 @@ def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None
         DtypeMismatchError: The model's dtype cannot hold the delta's values.
         FormatError: The delta is damaged, or the base is another checkpoint.
     """
-    targets = restorable_tensors(model)
-    restored, widened = set(), set()
-    with torch.no_grad():
-        for name in checkpoint:
-            target = _target(checkpoint, name, targets)
-            tensor = checkpoint.get_tensor(name)
-            _own_part(target).copy_(_part_like(target, tensor))
-            restored.add(_memory(target))
-            if tensor.dtype != target.dtype:
-                widened.add(tensor.dtype)
+    left, restored, widened = set(checkpoint), set[int](), set[str]()
+    weights = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    missing = dict[str, torch.Tensor]()
+    for name, weight in plain_names(weights).items():
+        # A checkpoint's tensors (experts) are views of whole weights only.
+        whole = torch.empty(weight.shape, dtype=weight.dtype) if is_dtensor(weight) else weight
+        views = {name: whole}
+        if isinstance(model, PreTrainedModel):
+            views = views_of(model, name, whole)
+        if views.keys().isdisjoint(checkpoint):
+            missing[name] = weight
+            continue
+        for stored_name, view in views.items():
+            tensor = _read_for(checkpoint, stored_name, view)
+            view.detach().copy_(tensor)
+            if tensor.dtype != view.dtype:
+                widened.add(str(tensor.dtype))
+        if whole is not weight:
+            _own_part(weight).copy_(_part_like(weight, whole))
+        restored.add(_memory(weight))
+        left -= views.keys()
+    _require_all(model, checkpoint, {n for n in missing if not _is_in(restored, missing[n])}, left)
     if widened:
-        rounded = ", ".join(sorted(map(str, widened)))
+        rounded = ", ".join(sorted(widened))
         _LOG.warning("%s holds weights in %s: this is not exact", checkpoint.path, rounded)
-    ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
-    for name, target in targets.items():
-        is_left = _own_part(target).numel() and _memory(target) not in restored
-        if is_left and name not in ignored:
-            msg = "is in the model and not in the delta: resume with the model that was saved"
-            raise UnsupportedModelError(msg, file=checkpoint.path, tensor=printable(name))
 
 
-def _target(checkpoint: DeltaCheckpoint, name: str, targets: Tensors) -> torch.Tensor:
-    """The model's tensor for one of the delta's."""
-    stored = checkpoint.get_slice(name)
-    target = targets.get(name)
-    if target is None or tuple(target.shape) != tuple(stored.get_shape()):
-        shape = "missing" if target is None else str(list(target.shape))
+def _read_for(checkpoint: DeltaCheckpoint, name: str, target: torch.Tensor) -> torch.Tensor:
+    """Read the tensor of a delta that belongs into a model's."""
+    stored = checkpoint.get_slice(name) if name in checkpoint else None
+    if stored is None or tuple(target.shape) != tuple(stored.get_shape()):
+        shape = "missing" if stored is None else str(stored.get_shape())
         msg = (
-            f"is {list(stored.get_shape())} in the delta and {shape} in the model: resume with the "
-            "model that was saved"
+            f"is {shape} in the delta and {list(target.shape)} in the model: resume with the model "
+            "that was saved"
         )
         raise UnsupportedModelError(msg, file=checkpoint.path, tensor=printable(name))
     # Exact where nothing is rounded, as from bfloat16 to float32.
@@ -129,7 +136,27 @@ def _target(checkpoint: DeltaCheckpoint, name: str, targets: Tensors) -> torch.T
             "it: load the model in the dtype that was saved"
         )
         raise DtypeMismatchError(msg, file=checkpoint.path, tensor=printable(name))
-    return target
+    tensor: torch.Tensor = checkpoint.get_tensor(name)
+    return tensor
+
+
+def _require_all(
+    model: torch.nn.Module, checkpoint: DeltaCheckpoint, missing: set[str], left: set[str]
+) -> None:
+    """Require that no weight of the model and no tensor of the delta is left."""
+    missing -= set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    for names, where in (
+        (missing, "in the model and not in the delta"),
+        (left, "in the delta only"),
+    ):
+        if names:
+            msg = f"is {where}: resume with the model that was saved"
+            raise UnsupportedModelError(msg, file=checkpoint.path, tensor=printable(min(names)))
+
+
+def _is_in(memory: set[int], tensor: torch.Tensor) -> bool:
+    """Whether a tensor, as far as this rank holds it, lies in memory that was restored."""
+    return not _own_part(tensor).numel() or _memory(tensor) in memory
 
 
 def _own_part(tensor: torch.Tensor) -> torch.Tensor:
