@@ -267,6 +267,25 @@ def test_a_checkpoint_that_vanishes_before_it_is_open(
     assert rig.temporary() == []
 
 
+def test_a_rotation_that_has_begun_when_a_checkpoint_is_open(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step and metrics would be missing."""
+    place = rig.write("Trainer", 1)
+    opened = open_checkpoint
+
+    def opening(path: Path) -> Any:  # noqa: ANN401
+        if path == place:
+            (place / "trainer_state.json").unlink()
+        return opened(path)
+
+    monkeypatch.setattr("rlsparse_store.watch.watcher.open_checkpoint", opening)
+    assert [event.message for event in rig.watch(NEVER, stop=stopped())] == [
+        "changed while it was read"
+    ]
+    assert rig.entries() == {}
+
+
 def test_a_checkpoint_that_is_rotated_away_while_it_is_read_was_read_whole(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
