@@ -53,6 +53,7 @@ def stage(target: Path) -> None:
 def _pages() -> Iterator[Path]:
     """Every page of the repository but its README, which the site's front page replaces."""
     yield from (path for path in sorted(ROOT.glob("*.md")) if path.name != "README.md")
+    yield from sorted(ROOT.glob(".github/*.md"))
     for root in _ROOTS:
         for path in sorted((ROOT / root).rglob("*.md")):
             if not path.relative_to(ROOT).as_posix().startswith(_NOT_PAGES):
@@ -61,6 +62,7 @@ def _pages() -> Iterator[Path]:
 
 def _path_on_site(path: str) -> str:
     """The path of a file of the repository on the site."""
+    path = path.removeprefix(".github/")
     path = path.lower() if "/" not in path else path.removeprefix("specs/")
     return re.sub(r"(^|/)README\.md$", r"\1index.md", path)
 
