@@ -26,7 +26,7 @@ from server import Server, vllm_environment
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE / "results" / "vllm.json"
-CODE: Final = HERE.parents[1] / "rlsparse_store" / "integrations" / "vllm"
+CODE: Final = HERE.parents[1] / "rlsparse_store" / "integrations"
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
@@ -35,10 +35,11 @@ Seen = dict[str, Any]
 
 
 def code_digest() -> str:
-    """SHA-256 of the integration's code."""
+    """SHA-256 of the integration's code, with what all engines share."""
     digest = hashlib.sha256()
-    for file in sorted(CODE.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted(file for room in ("serving", "vllm") for file in (CODE / room).glob("*.py")):
+        name = file.relative_to(CODE).as_posix()
+        digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
