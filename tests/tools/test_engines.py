@@ -1,0 +1,16 @@
+"""Whether engines were run with the integrations' code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from comparison import code_digest, results
+
+
+@pytest.mark.parametrize("engine", ["vllm"])
+def test_the_engines_ran_with_this_code(engine: str) -> None:
+    result = json.loads(results(engine).read_text("utf-8"))
+    assert result["failed"] == 0
+    assert result["code"] == code_digest(engine), f"run tools/engines/{engine}_matrix.py again"
