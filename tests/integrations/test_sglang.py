@@ -64,7 +64,7 @@ def test_a_full_checkpoint_is_left_to_sglang(
     monkeypatch.delenv(VARIABLE, raising=False)
     place = str(save(tmp_path / "base", {"w": bf16_tensor(1, 8, 8)}))
     config = SimpleNamespace(model_path=place, revision=None, is_draft_model=False)
-    source = SimpleNamespace(model_or_path=place, model_config=config)
+    source = SimpleNamespace(model_or_path=place, revision=None, model_config=config)
     hooks = DeltaHooks()
 
     def original(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - SGLang's function

@@ -35,6 +35,21 @@ __all__ = ["DeltaHooks"]
 logger = logging.getLogger("sglang.rlsparse")
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What an engine was started with.
+
+    Attributes:
+        place: The model.
+        revision: Its revision on the Hub.
+        is_delta: Whether it is a delta.
+    """
+
+    place: str
+    revision: str | None
+    is_delta: bool
+
+
 @dataclass
 class _Update:
     """A running engine's change to other weights.
@@ -54,7 +69,7 @@ class DeltaHooks:
 
     def __init__(self) -> None:
         self._access = HubAccess()
-        self._start: tuple[str, str | None] = "", None
+        self._start = _Start("", None, is_delta=False)
         self._serves_deltas = is_configured()
         self._update: _Update | None = None
 
@@ -77,11 +92,11 @@ class DeltaHooks:
         if self._update is None and model_config is not None:
             self._access = HubAccess(cache_dir=load_config.download_dir)
             place, revision = model_config.model_path, model_config.revision
-            found = self._is_delta(place, revision)
-            if found:
+            start = _Start(place, revision, self._is_delta(place, revision))
+            if start.is_delta:
                 check_engine(model_config, load_config.load_format)
             if not model_config.is_draft_model:
-                self._note(place, revision, found)
+                self._note(start)
         return original(load_config, model_config)
 
     def weights(
@@ -98,16 +113,19 @@ class DeltaHooks:
         """
         if source.model_config is None:  # an adapter
             return original(loader, source, **keywords)
-        opened = None
+        opened: DeltaCheckpoint | None = None
+        verify: Verify = "touched"
         if self._update is not None:
-            place = self._update.places.pop(0)
-            source = dataclasses.replace(source, model_or_path=place)
+            place, verify = self._update.places.pop(0), "full"
+            source = dataclasses.replace(
+                source, model_or_path=place, revision=self._revision(place)
+            )
             opened, self._update.opened = self._update.opened, None
-        place, revision = source.model_or_path, self._revision(source.model_or_path)
+        place, revision = source.model_or_path, source.revision
         if opened is None:
             if not self._is_delta(place, revision):
                 return original(loader, source, **keywords)
-            opened = self._open(place, revision, "touched" if self._update is None else "full")
+            opened = self._open(place, revision, verify)
         if loader.counter_before_loading_weights == 0.0:
             loader.counter_before_loading_weights = time.perf_counter()
         return _tensors(opened, source.prefix)
@@ -155,20 +173,26 @@ class DeltaHooks:
             config.model_path = before
         return is_done, message
 
-    def _note(self, place: str, revision: str | None, found: bool) -> None:  # noqa: FBT001
-        """Note the place of the model that the engine is started with."""
-        places = self._places
-        self._start = place, revision
-        self._serves_deltas = self._serves_deltas or found
-        places.roots += [place] if places.base is None else [place, places.base]
-        if places.base is None and not found:
-            places.base, places.base_revision = place, revision
+    def _note(self, start: _Start) -> None:
+        """Note what the engine is started with."""
+        self._start, places = start, self._places
+        self._serves_deltas = self._serves_deltas or start.is_delta
+        places.roots.append(start.place)
+        if places.base is not None:
+            places.roots.append(places.base)
+        elif not start.is_delta:
+            places.base, places.base_revision = start.place, start.revision
 
     def _revision(self, place: str) -> str | None:
-        """The revision that SGLang was given for a place; it has one only for its start."""
-        return self._start[1] if self._start[0] == place else None
+        """The revision of a place; SGLang has one only for the model that it was started with."""
+        start, places = self._start, self._places
+        known = {places.base: places.base_revision, start.place: start.revision}
+        return known.get(place)
 
     def _is_delta(self, place: str, revision: str | None) -> bool:
+        start = self._start
+        if (place, revision) == (start.place, start.revision):
+            return start.is_delta
         try:
             return is_delta(place, revision, "", self._access)
         except RlsparseError as error:
@@ -199,8 +223,9 @@ class DeltaHooks:
 
     def _configuration(self, model_config: Any) -> Any:  # noqa: ANN401 - transformers'
         """The configuration that the engine was started with, before SGLang wrote to it."""
-        place, revision = self._start
-        return type(model_config.hf_config).from_pretrained(place, revision=revision or "main")
+        start = self._start
+        kind = type(model_config.hf_config)
+        return kind.from_pretrained(start.place, revision=start.revision or "main")
 
     def _open(
         self,
