@@ -9,11 +9,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-__all__ = ["Checks", "Seen", "code_digest", "make_cases", "results", "write_result"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["Checks", "Seen", "code_digest", "make_cases", "part_of", "results", "write_result"]
 
 HERE: Final = Path(__file__).parent
 CODE: Final = HERE.parents[1] / "rlsparse_store" / "integrations"
@@ -94,7 +97,8 @@ def make_cases(python: str, cases: Path, steps: dict[str, int]) -> None:
     """
     for name, count in steps.items():
         make = [python, str(HERE / "cases.py"), str(cases), name, str(count)]
-        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+        if not (cases / name / "run").is_dir():
+            subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         _damage(cases / name)
 
 
@@ -110,13 +114,22 @@ def _damage(case: Path) -> None:
     file.write_bytes(data)
 
 
-def write_result(engine: str, checks: Checks, python: str) -> None:
+def part_of(line: str) -> str:
+    """The part of the matrix that a line belongs to: ``ok  part: what``."""
+    return line.split(maxsplit=1)[1].partition(":")[0]
+
+
+def write_result(
+    engine: str, checks: Checks, python: str, parts: Collection[str] | None = None
+) -> None:
     """Write what the matrix found, as it is committed.
 
     Args:
         engine: The engine's package.
         checks: What was found.
         python: The interpreter of the engine's environment.
+        parts: The parts that were run, if each can be run by itself. Of the others, the file keeps
+            what was found with the same code and the same versions.
     """
     lines = (
         "import json,platform;from importlib.metadata import version;"
@@ -125,14 +138,24 @@ def write_result(engine: str, checks: Checks, python: str) -> None:
         "print(json.dumps(found|{'python':platform.python_version()}))"
     )
     found = subprocess.run([python, "-c", lines], check=True, capture_output=True, text=True)
+    file, same = (
+        results(engine),
+        {
+            "code": code_digest(engine),
+            "versions": json.loads(found.stdout.splitlines()[-1]),
+        },
+    )
+    kept: list[str] = []
+    if parts is not None and file.exists():
+        before = json.loads(file.read_text("utf-8"))
+        if same.items() <= before.items():
+            kept = [line for line in before["checks"] if part_of(line) not in parts]
     result = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "code": code_digest(engine),
-        "versions": json.loads(found.stdout.splitlines()[-1]),
-        "checks": checks.lines,
-        "failed": len(checks.wrong),
+        **same,
+        "checks": kept + checks.lines,
+        "failed": sum(line.startswith("FAILED") for line in kept) + len(checks.wrong),
         "seconds": checks.times,
     }
-    file = results(engine)
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PROMPT", "Server", "VllmServer", "vllm_environment"]
 
 PROMPT: Final = [5, 9, 13, 21, 33]
-LIMIT: Final = 180
+LIMIT: Final = 400
 """Seconds until a server has to answer."""
 
 

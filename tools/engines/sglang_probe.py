@@ -1,23 +1,35 @@
 #!/usr/bin/env python3
-"""Start SGLang once, run some actions on it, and print what it computes after each, as JSON.
+"""Start engines of SGLang, run some actions on each, and write what it computes after each.
 
-The argument is JSON, too: ``{"engine": {"model_path": "…"}, "actions": [["observe"], …]}``.
+Each line of the input is JSON: ``{"folder": "…", "settings": "…", "engine": {"model_path": "…"},
+"actions": [["observe"], …]}``. The engine runs in a process of its own in that folder, and what it
+writes goes to ``log`` there; then a line is printed. SGLang, whose import takes most of the time of
+a start, is imported once: the engine's processes are forks of this one.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.managers import detokenizer_manager  # noqa: F401 - for the forks
 from sglang.srt.managers.scheduler import run_scheduler_process
+from sglang.srt.models import registry  # noqa: F401 - as above
 
 PROMPTS: Final = [[5, 9, 13, 21], [30, 31, 32, 33, 34, 35], [7] * 9, [50, 3, 44]]
 MARK: Final = "PROBE "
+LIMIT: Final = 600
+"""Seconds that an engine may take."""
+
 OPTIONS: Final = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -106,15 +118,40 @@ def act(engine: Engine, action: list[str]) -> dict[str, Any]:
     return found | ({"seconds": seconds} if error is None else {"error": error})
 
 
+def run(asked: dict[str, Any]) -> NoReturn:
+    """Run one engine in this process, and end it."""
+    signal.alarm(LIMIT)
+    os.chdir(asked["folder"])
+    log = os.open("log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if asked["settings"] is not None:
+        os.environ["RLSPARSE_SGLANG"] = asked["settings"]
+    try:
+        if {BREAK, BREAK_ONE} & {kind for kind, *_ in asked["actions"]}:
+            Engine.run_scheduler_process_func = staticmethod(run_breakable_scheduler)
+        engine = Engine(skip_tokenizer_init=True, log_level="info", **OPTIONS, **asked["engine"])
+        seen = [act(engine, action) for action in asked["actions"]]
+        sys.stdout.write(MARK + json.dumps({"seen": seen}) + "\n")
+        engine.shutdown()
+    except BaseException:  # noqa: BLE001 - it is in the log
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def main() -> None:
-    """Run the probe that the first argument describes."""
-    asked = json.loads(sys.argv[1])
-    if {BREAK, BREAK_ONE} & {kind for kind, *_ in asked["actions"]}:
-        Engine.run_scheduler_process_func = staticmethod(run_breakable_scheduler)
-    engine = Engine(skip_tokenizer_init=True, log_level="info", **OPTIONS, **asked["engine"])
-    seen = [act(engine, action) for action in asked["actions"]]
-    sys.stdout.write(MARK + json.dumps({"seen": seen}) + "\n")
-    engine.shutdown()
+    """Run the engines that the input asks for, one after the other."""
+    multiprocessing.set_start_method("fork", force=True)
+    # SGLang asks for processes that import it anew.
+    multiprocessing.set_start_method = lambda *_, **__: None
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            run(json.loads(line))
+        os.waitpid(process, 0)
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def sglang_environment(python: str, settings: str | None) -> dict[str, str]:
     variables = os.environ | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "HF_HUB_OFFLINE": "1",
+        # A process that fails ends at once, without dumps of a GPU.
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
     }
     return variables if settings is None else variables | {"RLSPARSE_SGLANG": settings}
@@ -48,6 +51,8 @@ class SglangServer(Server):
     def __init__(self, python: str, model: str, settings: str | None) -> None:
         words = [python, "-m", "sglang.launch_server", "--model-path", model]
         words += [word for option in _OPTIONS.items() for word in option]
+        # The tokenizers of the cases do not know its words.
+        words.append("--skip-server-warmup")
         super().__init__(words, sglang_environment(python, settings))
 
     def complete(self) -> object:
