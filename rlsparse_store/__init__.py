@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlsparse_store.errors import RlsparseError
     from rlsparse_store.integrations.transformers import enable_transformers, from_delta
     from rlsparse_store.publish import PullReport, PushReport, pull_delta, push_delta
+    from rlsparse_store.watch import WatchEvent, watch_checkpoints
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "RlsparseError",
     "RunReport",
     "VerifyReport",
+    "WatchEvent",
     "apply_delta",
     "compare_deltas",
     "enable_transformers",
@@ -52,6 +54,7 @@ __all__ = [
     "pull_delta",
     "push_delta",
     "verify_delta",
+    "watch_checkpoints",
 ]
 
 _HOMES = {
@@ -59,15 +62,17 @@ _HOMES = {
     "PullReport": "publish",
     "PushReport": "publish",
     "RlsparseError": "errors",
+    "WatchEvent": "watch",
     "compare_deltas": "analysis",
     "enable_transformers": "integrations.transformers",
     "from_delta": "integrations.transformers",
     "pull_delta": "publish",
     "push_delta": "publish",
+    "watch_checkpoints": "watch",
 }
 """Modules of the public names; ``delta`` is the module of the others."""
 
-_PACKAGES = ("analysis", "container", "delta", "errors", "publish")
+_PACKAGES = ("analysis", "container", "delta", "errors", "publish", "watch")
 """Modules that are attributes without having been imported."""
 
 if not TYPE_CHECKING:  # so that type checkers find misspelt names
@@ -86,8 +91,9 @@ if not TYPE_CHECKING:  # so that type checkers find misspelt names
             if error.name not in {"torch", "transformers"}:
                 raise
             from rlsparse_store.errors import MissingDependencyError  # noqa: PLC0415 - as above
+            from rlsparse_store.installing import install_command  # noqa: PLC0415 - as above
 
-            msg = f"{error.name} is not installed: install rlsparse-store[transformers]"
+            msg = f"{error.name} is not installed: {install_command('transformers')}"
             raise MissingDependencyError(msg) from error
         globals()[name] = found = getattr(home, name)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import rlsparse_store
+from pure_wheel import without_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "rlsparse_store"
@@ -135,6 +139,43 @@ def test_installed_package_is_the_checkout() -> None:
     )
     assert installed == sources(ROOT / PACKAGE), "stale: install again"
     assert "py.typed" in installed
+
+
+def test_the_version_comes_from_one_place() -> None:
+    version = rlsparse_store.__version__
+    assert importlib.metadata.version("rlsparse-store") == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    latest = re.search(r"^## (\S+) ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert latest is not None
+    assert latest[1] == version
+
+
+def test_install_commands_are_written_in_one_place() -> None:
+    naming = {
+        path.name
+        for path in (ROOT / PACKAGE).rglob("*.py")
+        if re.search(r"pip install|rlsparse-store\[", path.read_text())
+    }
+    assert naming == {"installing.py"}
+
+
+def test_every_dependency_has_a_floor() -> None:
+    table = project()
+    asked = chain(table["dependencies"], *table["optional-dependencies"].values())
+    for text in asked:
+        if Requirement(text).name != table["name"]:
+            assert any(bound.operator in {">=", "=="} for bound in Requirement(text).specifier), (
+                text
+            )
+
+
+def test_the_pure_wheel_builds_no_extension() -> None:
+    settings = (ROOT / "pyproject.toml").read_text()
+    pure = tomllib.loads(without_extension(settings))
+    assert "ext-modules" in tomllib.loads(settings)["tool"]["setuptools"]
+    assert "ext-modules" not in pure["tool"]["setuptools"]
+    assert "distutils" not in pure["tool"]
+    assert pure["project"] == project()
 
 
 def test_every_direct_dependency_is_pinned_within_its_range() -> None:

@@ -4,6 +4,7 @@
     python tools/mutants.py decoder
     python tools/mutants.py decoder --slice 1/40
     python tools/mutants.py library
+    python tools/mutants.py library --only format/masks
 
 A mutant is a reader with one small change: a comparison, a bound, a constant, an operator, a code,
 a check that is left out. A vector notices it if it gives another outcome than the one listed. What
@@ -26,7 +27,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 import numpy as np
@@ -68,7 +69,10 @@ WRITING: Final = frozenset(
 """Functions of these sources that only a writer of deltas calls: no vector may come by one."""
 
 SECONDS: Final = 20
-"""A mutant that takes longer is noticed: it runs forever."""
+"""A mutant that computes for longer is noticed: it runs forever."""
+
+PATIENCE: Final = 600
+"""Seconds after which a mutant that waits is noticed, however busy the machine is."""
 
 MEMORY: Final = 6 << 30
 SURVIVED, NOTICED = 0, 1
@@ -187,20 +191,24 @@ def _in_child(task: Callable[[int], int]) -> tuple[int, int]:
         os._exit(status)
 
 
-def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list[int]]:
-    """The vectors that come by each line of the source, found out in a process of its own."""
+Covering: TypeAlias = dict[str, dict[int, list[int]]]
+"""The numbers of the vectors that come by each line of each source."""
+
+
+def _covering(subjects: list[Subject], vectors: list[dict[str, Any]]) -> Covering:
+    """The vectors that come by each line of the sources, found out in a process of its own."""
 
     def task(send: int) -> int:
-        lines: dict[int, set[int]] = {}
-        run = subject.load(None)
-        filename = str(subject.path)
+        lines: dict[str, dict[int, set[int]]] = {str(subject.path): {} for subject in subjects}
+        run = subjects[0].load(None)
         number = 0
 
         def trace(frame: FrameType, event: str, _value: object) -> Any:  # noqa: ANN401 - itself
-            if frame.f_code.co_filename != filename:
+            of_source = lines.get(frame.f_code.co_filename)
+            if of_source is None:
                 return None
             if event in ("line", "call"):
-                lines.setdefault(frame.f_lineno, set()).add(number)
+                of_source.setdefault(frame.f_lineno, set()).add(number)
             return trace
 
         sys.settrace(trace)
@@ -210,7 +218,11 @@ def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list
                 os.write(2, f"{vector['id']} is not as listed, without any change\n".encode())
                 return 2
         sys.settrace(None)
-        text = repr({line: sorted(found) for line, found in lines.items()}).encode()
+        found = {
+            path: {line: sorted(numbers) for line, numbers in of_source.items()}
+            for path, of_source in lines.items()
+        }
+        text = repr(found).encode()
         with os.fdopen(send, "wb") as pipe:
             pipe.write(text)
         return 0
@@ -220,9 +232,9 @@ def _covering(subject: Subject, vectors: list[dict[str, Any]]) -> dict[int, list
         text = pipe.read()
     _, status = os.waitpid(process, 0)
     if os.waitstatus_to_exitcode(status):
-        msg = f"{subject.path.name}: the vectors are not as listed"
+        msg = "without any change, the vectors are not as listed"
         raise click.ClickException(msg)
-    found: dict[int, list[int]] = eval(text, {"__builtins__": {}})  # noqa: S307 - just written
+    found: Covering = eval(text, {"__builtins__": {}})  # noqa: S307 - just written
     return found
 
 
@@ -231,10 +243,12 @@ def _try(subject: Subject, mutant: Mutant, vectors: Iterable[dict[str, Any]]) ->
 
     def task(_send: int) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(PATIENCE)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         run = subject.load(mutant)
-        return SURVIVED if all(map(run, vectors)) else NOTICED
+        # Not map: a mutant's StopIteration would end it early, as if all vectors had been tried.
+        return SURVIVED if all(run(vector) for vector in vectors) else NOTICED
 
     process, receive = _in_child(task)
     os.close(receive)
@@ -242,10 +256,12 @@ def _try(subject: Subject, mutant: Mutant, vectors: Iterable[dict[str, Any]]) ->
 
 
 def _survivors(
-    subject: Subject, chosen: list[Mutant], large: list[dict[str, Any]], jobs: int
+    subject: Subject,
+    chosen: list[Mutant],
+    vectors: list[dict[str, Any]],
+    covering: dict[int, list[int]],
+    jobs: int,
 ) -> Iterator[Mutant]:
-    vectors = [*load()["vectors"], *large]
-    covering = _covering(subject, vectors)
     _require_unread(subject, covering)
     running: dict[int, Mutant] = {}
     waiting = list(reversed(chosen))
@@ -285,11 +301,12 @@ def _in_process(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _justified(path: Path) -> dict[str, str]:
+def justified(which: str) -> dict[str, str]:
     """Survivors and their reasons: a reason on lines with ``#``, then the mutants it is for."""
+    path = ROOT / "tools" / "conformance" / f"survivors-{which}.txt"
     found: dict[str, str] = {}
     reason = ""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             reason = line[1:].strip()
         elif line.strip():
@@ -315,10 +332,11 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
     subjects = [_decoder_subject()] if which == "decoder" else list(map(_library_subject, LIBRARY))
     # The definitions in NumPy are under test, which native kernels would stand in for.
     os.environ["RLSPARSE_BACKEND"] = "numpy"
-    right = _justified(ROOT / "tools" / "conformance" / f"survivors-{which}.txt")
+    right = justified(which)
     start, tried, wrong, survived = time.monotonic(), 0, 0, 0
     folder = tempfile.TemporaryDirectory()
-    large = _in_process(Path(folder.name))
+    vectors = [*load()["vectors"], *_in_process(Path(folder.name))]
+    covering = _covering(subjects, vectors)
     for subject in subjects:
         source = subject.path.read_text(encoding="utf-8")
         made = [mutant for mutant in mutants(source) if mutant.function not in WRITING]
@@ -329,19 +347,19 @@ def main(which: str, part: tuple[int, int], jobs: int, only: str) -> None:
         ]
         if not chosen:
             continue
-        tried += len(chosen)
-        before, wrong_before = survived, wrong
         prefix = "" if which == "decoder" else f"{subject.path.relative_to(ROOT)}: "
-        for mutant in _survivors(subject, chosen, large, jobs):
-            survived += 1
-            if prefix + mutant.name not in right:
-                wrong += 1
-                click.echo(f"{prefix}{mutant.name}")
+        lines = covering[str(subject.path)]
+        found = {prefix + m.name for m in _survivors(subject, chosen, vectors, lines, jobs)}
+        unlisted = found - right.keys()
+        for name in sorted(unlisted):
+            click.echo(name)
+        for name in sorted({prefix + m.name for m in chosen} & right.keys() - found):
+            click.echo(f"# noticed, and still listed: {name}")
+        tried, survived, wrong = tried + len(chosen), survived + len(found), wrong + len(unlisted)
         if which == "library":
-            of_part, unjustified = survived - before, wrong - wrong_before
             click.echo(
-                f"# {prefix}{len(chosen) - of_part} of {len(chosen)} noticed, "
-                f"{of_part - unjustified} justified, {unjustified} not"
+                f"# {prefix}{len(chosen) - len(found)} of {len(chosen)} noticed, "
+                f"{len(found - unlisted)} justified, {len(unlisted)} not"
             )
     noticed = tried - survived
     click.echo(

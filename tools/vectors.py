@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write and check ``specs/vectors``: deltas that every reader must accept, or refuse by code.
+"""Write, check and list ``specs/vectors``: deltas that readers must accept, or refuse by code.
 
     python tools/vectors.py generate
     python tools/vectors.py check
+    python tools/vectors.py rules
 
 The valid vectors are encoded from small pairs of checkpoints. Each invalid one is a valid one with
 one deliberate edit, sealed again: checks, totals and digests are recomputed, so that exactly one
@@ -21,6 +22,8 @@ import zstandard
 
 from format_vectors.checking import difference_from, problem_with, read_tree
 from format_vectors.listing import VECTORS, load
+from format_vectors.rules import RULES, TOO_LARGE
+from format_vectors.text import rules_of_text
 from format_vectors.writing import generate_into
 
 
@@ -62,6 +65,15 @@ def check(folder: Path) -> None:
     if problem is not None:
         click.echo(problem, err=True)
         sys.exit(1)
+
+
+@main.command()
+def rules() -> None:
+    """Print each numbered rule of the format with its codes and its invalid vectors."""
+    click.echo("| rule | codes | a reader requires | vectors |\n|---|---|---|---|")
+    for rule, (codes, must) in rules_of_text().items():
+        vectors = RULES[rule].replace(" ", ", ") or f"{TOO_LARGE[rule]} (made by large.py)"
+        click.echo(f"| {rule} | {', '.join(sorted(codes))} | {must} | {vectors} |")
 
 
 if __name__ == "__main__":

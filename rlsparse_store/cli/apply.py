@@ -59,7 +59,7 @@ def apply_command(
     DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the base is the commit
     that DELTA names, else a snapshot in the Hub's cache with its content.
 
-    Tensors come back bit for bit and files byte for byte, and everything is checked.
+    Everything is checked. Tensors come back bit for bit, and files byte for byte.
     """
     if only:
         if subfolder:

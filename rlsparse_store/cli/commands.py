@@ -28,11 +28,12 @@ _COMMANDS: Final = {
     "runs": "Maintain runs: repair an index.",
     "series": "Follow a run over its deltas.",
     "verify": "Verify DELTA, its base and its tuned checkpoint.",
+    "watch": "Store every checkpoint that a trainer writes below DIR.",
 }
 """Short help of each command, by the name of its module."""
 
 
-_WITHOUT_LINEAR_ALGEBRA: Final = frozenset({"apply", "encode", "verify"})
+_WITHOUT_LINEAR_ALGEBRA: Final = frozenset({"apply", "encode", "verify", "watch"})
 
 _LINEAR_ALGEBRA_THREADS: Final = "OPENBLAS_NUM_THREADS"
 

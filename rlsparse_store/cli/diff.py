@@ -34,7 +34,7 @@ def diff_command(
 ) -> None:
     """Compare the entries A and B of a local RUN.
 
-    The deltas alone tell which tensors differ. With --base, differing words are counted.
+    The deltas show which tensors differ. With --base, the differing words are counted.
     """
     with progress_bar("diff", quiet=quiet) as progress:
         report = diff_entries(run, a, b, base=base, threads=threads, progress=progress)

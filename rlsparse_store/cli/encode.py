@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlsparse_store.cli.options import hub_options, json_option, quiet_option, threads_option
+from rlsparse_store.cli.options import (
+    encoding_options,
+    hub_options,
+    json_option,
+    quiet_option,
+    threads_option,
+)
 from rlsparse_store.cli.output import print_json, progress_bar
 from rlsparse_store.cli.run_tables import print_run
 from rlsparse_store.delta.encode import encode_delta
@@ -20,11 +26,12 @@ from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.files.trainer_folders import find_checkpoints
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from rlsparse_store.pipeline.coder import SpanCoder
 
-__all__ = ["encode_command", "print_encoded", "print_names", "print_warnings"]
+__all__ = ["device_coder", "encode_command", "print_encoded", "print_names", "print_warnings"]
 
 
 @click.command("encode")
@@ -39,31 +46,13 @@ __all__ = ["encode_command", "print_encoded", "print_names", "print_warnings"]
 )
 @click.option("--run", "as_run", is_flag=True, help="Write a run, even of one checkpoint.")
 @click.option(
-    "--cast",
-    type=click.Choice(["bf16"]),
-    help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
-)
-@click.option(
-    "--keep-dtype", is_flag=True, help="Store tensors whole whose dtype differs from the base's."
-)
-@click.option(
-    "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="FILE",
-    help="Also copy this small file of TUNED beside the delta, such as trainer_state.json.",
-)
-@click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file.")
-@click.option(
     "--metric",
     "metrics",
     multiple=True,
     metavar="NAME=VALUE",
     help="For a run: a metric of TUNED, kept with its delta.",
 )
-@click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible.")
+@encoding_options
 @threads_option
 @hub_options(base_revision="BASE", tuned_revision="TUNED")
 @json_option
@@ -85,16 +74,16 @@ def encode_command(
     tensor comes back bit for bit, and the files of TUNED byte for byte.
 
     Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta
-    for each checkpoint, in a folder of its name. Existing deltas are kept and their checkpoints not
-    read, so the same command continues after an interruption, and adds later checkpoints. One that
-    is newer than its delta is encoded again, as another entry of its name. Step and metrics are
-    read from trainer_state.json.
+    for each checkpoint, in a folder of its name. Existing deltas are kept, and their checkpoints
+    are not read: the same command continues after an interruption and adds later checkpoints. A
+    checkpoint newer than its delta is encoded again, as another entry of its name. Step and metrics
+    are read from trainer_state.json.
 
-    What the model needs to load is copied beside the delta. Optimizer state is not: training
-    cannot be resumed from a delta.
+    Small files that the model needs to load are copied beside the delta. Optimizer state is not
+    kept: training cannot be resumed from a delta.
     """
     if device is not None:
-        options["coder"] = _device_coder(device, options["threads"])
+        options["coder"] = device_coder(device, options["threads"])
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
         finds_several = bool(find_checkpoints(Path(tuned[0])))
@@ -160,14 +149,14 @@ def _print_entry(entry: RunEntry) -> None:
     _print_files(entry)
 
 
-def _device_coder(device: str, threads: int | None) -> SpanCoder:
+def device_coder(device: str, threads: int | None) -> SpanCoder:
     """The coder of a device.
 
     Raises:
         MissingDependencyError: torch or Triton is not installed, or there is no such device.
     """
     if importlib.util.find_spec("torch") is None:
-        msg = "torch is not installed: install rlsparse-store[gpu]"
+        msg = f"torch is not installed: {install_command('gpu')}"
         raise MissingDependencyError(msg)
     # Only now, for it takes seconds.
     from rlsparse_store.gpu.coder import DeviceCoder  # noqa: PLC0415

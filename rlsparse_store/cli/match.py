@@ -34,7 +34,7 @@ def match_command(
 ) -> None:
     """Compare FULL, tuned in full, with SUB, tuned on a subnetwork: deltas or checkpoints.
 
-    The base itself is the control: it matches FULL wherever little changed.
+    The base itself is the control: where little changed, it matches FULL, too.
     """
     with progress_bar("match", quiet=quiet) as progress:
         report = match_checkpoints(full, sub, base=base, threads=threads, progress=progress, **hub)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Command = Callable[..., Any]
 
 __all__ = [
     "base_option",
     "cache_option",
+    "encoding_options",
     "hub_options",
     "json_option",
     "max_tuned_bytes_option",
@@ -80,7 +81,41 @@ def hub_options(**revisions: str) -> Callable[[Command], Command]:
         )
         for name, what in revisions.items()
     ]
-    options += [token_option, cache_option, _local_files_option]
+    return _together([*options, token_option, cache_option, _local_files_option])
+
+
+def encoding_options(command: Command) -> Command:
+    """Add the options of encoding, named as in Python, and ``--device``."""
+    return _together(_ENCODING)(command)
+
+
+_ENCODING = (
+    click.option(
+        "--cast",
+        type=click.Choice(["bf16"]),
+        help="First round float32 tensors of a bfloat16 base to bfloat16. Lossy, and recorded.",
+    ),
+    click.option(
+        "--keep-dtype",
+        is_flag=True,
+        help="Store tensors whole whose dtype differs from the base's.",
+    ),
+    click.option(
+        "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
+    ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="FILE",
+        help="Also copy this small file of the checkpoint beside its delta.",
+    ),
+    click.option("--exclude", multiple=True, metavar="FILE", help="Do not copy this small file."),
+    click.option("--force", is_flag=True, help="Encode a pair that is refused as implausible."),
+)
+
+
+def _together(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Add several options, in this order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):

@@ -49,7 +49,7 @@ def prune_command(
 ) -> None:
     """Remove the entries of RUN that no rule keeps.
 
-    Entries are unlisted first: readers of the run do not see them any more. The next prune after
+    Entries are unlisted first: readers of the run no longer see them. The next prune after
     the grace period removes their files. Pinned entries stay. Without a --keep rule nothing is
     unlisted.
 

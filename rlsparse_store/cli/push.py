@@ -12,6 +12,7 @@ from rlsparse_store.cli.output import print_json, print_table, progress_bar
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.errors import PrivateBaseError
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 from rlsparse_store.publish.push import PushReport, push_delta, push_pair
 
 __all__ = ["push_command"]
@@ -59,7 +60,7 @@ def push_command(
 ) -> None:
     """Publish DELTA, or all deltas of RUN, in REPO (ORG/NAME) on the Hub, with a model card.
 
-    All files go up in one commit. Files that REPO has are not sent again. With --base and
+    All files are sent in one commit. Files that REPO has are not sent again. With --base and
     --tuned, the delta is encoded first. Log in with `hf auth login`.
     """
     encodes = base is not None and tuned is not None
@@ -112,4 +113,4 @@ def _print(report: PushReport, *, is_dry: bool) -> None:
         f"{format_bytes(report.tuned_bytes)}, {ratio:,.1f} times smaller{unchanged}"
     )
     if not report.has_picture:
-        click.echo("  the card has no picture: install rlsparse-store[plot] to add one")
+        click.echo(f"  the card has no picture; to add one: {install_command('plot')}")

@@ -23,7 +23,7 @@ def runs_command() -> None:
 @click.argument("run")
 @json_option
 def repair_command(run: str, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
-    """Make the index of RUN again from its entries. Removes nothing."""
+    """Write the index of RUN anew from its entries. Removes nothing."""
     report = repair_run(run)
     if as_json:
         print_json(asdict(report))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-__all__ = ["end_at_once", "end_in_order"]
+__all__ = ["end_at_once", "end_at_second", "end_in_order"]
 
 SIGNALLED = 128
 """Plus the number of the signal: what shells report."""
@@ -53,6 +53,14 @@ def end_in_order() -> None:
             signal.signal(number, _end)
 
 
+def end_at_second() -> None:
+    """As :func:`end_in_order`, and make a second signal exit at once, whatever is cleaned up."""
+    end_in_order()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if _is_heard(number):
+            signal.signal(number, _end_or_leave)
+
+
 def _is_heard(number: int) -> bool:
     """Whether the process was started without ignoring the signal, as `nohup` does."""
     return signal.getsignal(number) is not signal.SIG_IGN
@@ -61,7 +69,8 @@ def _is_heard(number: int) -> bool:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     try:
-        os.write(2, CLEAR_LINE * os.isatty(2) + INTERRUPTED)
+        if number == signal.SIGINT:
+            os.write(2, CLEAR_LINE * os.isatty(2) + INTERRUPTED)
     finally:
         os._exit(SIGNALLED + number)
 
@@ -71,6 +80,13 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     if number == signal.SIGINT:
         os.write(2, CLEAR_LINE * os.isatty(2) + INTERRUPTED)
     raise _Ended(SIGNALLED + number)
+
+
+def _end_or_leave(number: int, frame: FrameType | None) -> NoReturn:
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if _is_heard(other):
+            signal.signal(other, _leave)
+    _end(number, frame)
 
 
 def _raise_again(lost: UnraisableHookArgs) -> None:

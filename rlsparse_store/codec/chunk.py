@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,41 +17,43 @@ from rlsparse_store.codec.contexts import (
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.bits import StreamReader, pack_flags
 from rlsparse_store.format.content_bounds import largest_content
+from rlsparse_store.format.digests import bytes_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.frames import compress, decompress
+from rlsparse_store.format.index.records import NO_STEPS, ChunkCoding, ChunkRecord
 from rlsparse_store.format.words import Words, as_words, to_bytes
 from rlsparse_store.kernels.cost import ONE_BIT, mask_cost
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     ChunkWords,
     CpuBackend,
+    Draft,
     Histogram,
     Rows,
     Streams,
+    place_in_row,
     row_count,
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
 __all__ = [
-    "CodedChunk",
-    "DeltaChunk",
-    "Draft",
-    "WholeChunk",
+    "EncodedChunk",
     "candidate_rows",
-    "decode_delta",
+    "compress_draft",
+    "decode_chunk",
     "decode_whole",
-    "draft_chunk",
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
     "flags_save",
+    "lay_out",
     "may_flag",
     "may_store_whole",
     "open_chunk",
     "sampling_stride",
-    "store_draft",
+    "split_chunk",
 ]
 
 ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
@@ -72,55 +73,26 @@ WHOLE_TRIAL_RATIO: Final = 2
 """The encoder also tries to store a chunk whole if the delta exceeds 1/2 of the raw bytes."""
 
 
-class DeltaChunk(NamedTuple):
-    """A chunk stored as changes to base words.
+class EncodedChunk(NamedTuple):
+    """An encoded chunk.
 
     Attributes:
+        record: Its record. The number of its tensor, its position in a file, and the checks of base
+            and result words are zero until those are known.
         stored: The frame.
-        has_row_flags: Whether row flags precede the streams.
-        bounds: Inclusive upper key of each context.
-        changed: Changed words of each context.
-        steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
+        changes: Changed words; 0 without base words.
+        steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4. Zeros if it is stored whole.
     """
 
+    record: ChunkRecord
     stored: bytes
-    has_row_flags: bool
-    bounds: tuple[int, ...]
-    changed: tuple[int, ...]
-    steps: tuple[int, ...]
-
-
-class WholeChunk(NamedTuple):
-    """A chunk stored whole, as byte planes.
-
-    Attributes:
-        stored: The frame.
-    """
-
-    stored: bytes
-
-
-CodedChunk = DeltaChunk | WholeChunk
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A chunk split into streams, before compression.
-
-    Attributes:
-        rows: The active rows; ``None`` without row flags.
-        bounds: Inclusive upper key of each context.
-        streams: The streams.
-    """
-
-    rows: Rows | None
-    bounds: NDArray[np.uint64]
-    streams: Streams
+    changes: int
+    steps: tuple[int, ...] = NO_STEPS
 
 
 def encode_chunk(
     backend: CpuBackend, chunk: ChunkWords, coding: WordCoding, mantissa_bits: int | None
-) -> CodedChunk:
+) -> EncodedChunk:
     """Encode a chunk, as a delta or whole, whichever is smaller.
 
     Args:
@@ -130,8 +102,9 @@ def encode_chunk(
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     rows = candidate_rows(backend, chunk)
+    draft = None
     if rows is None:
-        drafted = backend.draft(
+        draft = backend.draft(
             chunk.base,
             chunk.changes,
             coding,
@@ -139,17 +112,9 @@ def encode_chunk(
             sampling_stride(chunk.changes.count),
             SINGLE_CONTEXT_CHANGES,
         )
-        if drafted is not None:
-            stored = DeltaChunk(
-                stored=compress(drafted.content, drafted.blocks),
-                has_row_flags=False,
-                bounds=tuple(drafted.bounds),
-                changed=tuple(drafted.changed),
-                steps=tuple(drafted.steps),
-            )
-            return _smaller(backend, stored, coding, len(chunk.base), chunk.tuned)
-    draft = draft_chunk(backend, chunk, coding, mantissa_bits, rows)
-    return store_draft(backend, draft, coding, len(chunk.base), chunk.tuned)
+    if draft is None:
+        draft = lay_out(backend, split_chunk(backend, chunk, coding, mantissa_bits, rows))
+    return compress_draft(backend, draft, coding, chunk.first, len(chunk.base), chunk.tuned)
 
 
 def sampling_stride(changes: int) -> int:
@@ -157,24 +122,13 @@ def sampling_stride(changes: int) -> int:
     return min(MAX_STRIDE, max(1, changes // SAMPLE_CHANGES))
 
 
-def _smaller(
-    backend: CpuBackend, delta: DeltaChunk, coding: WordCoding, words: int, tuned: Words
-) -> CodedChunk:
-    """Return a chunk as it is, or stored whole if that is smaller."""
-    if len(delta.stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
-        whole = encode_whole(backend, tuned, coding)
-        if len(whole.stored) < len(delta.stored):
-            return whole
-    return delta
-
-
-def draft_chunk(
+def split_chunk(
     backend: CpuBackend,
     chunk: ChunkWords,
     coding: WordCoding,
     mantissa_bits: int | None,
     rows: Rows | None,
-) -> Draft:
+) -> Streams:
     """Choose the contexts of a chunk, and split it into streams.
 
     Args:
@@ -201,47 +155,76 @@ def draft_chunk(
             else:
                 rows = None
         bounds, _ = choose_bounds(backend, histogram, bins, changes.top_key)
-    streams = backend.partition(chunk.base, changes, coding, bounds, rows)
-    return Draft(rows, bounds, streams)
+    return backend.partition(chunk.base, changes, coding, bounds, rows)
 
 
-def store_draft(
-    backend: CpuBackend,
-    draft: Draft,
-    coding: WordCoding,
-    words: int,
-    tuned: Words,
-) -> CodedChunk:
-    """Compress the streams of a chunk, or store it whole if that is smaller.
-
-    Args:
-        backend: Runs the loops.
-        draft: The streams.
-        coding: Width and order map of its words.
-        words: Number of its words.
-        tuned: Its tuned words; unused if :func:`may_store_whole` is false.
-    """
-    rows, streams = draft.rows, draft.streams
-    content, ends = streams.content, _block_candidates(streams)
+def lay_out(backend: CpuBackend, streams: Streams) -> Draft:
+    """Put row flags before the streams of a chunk, and choose the blocks of its frame."""
+    rows, content, ends = streams.rows, streams.content, _block_candidates(streams)
     if rows is not None:
         flags = pack_flags(rows.active)
         content = flags + content
         ends = [len(flags), *(len(flags) + end for end in ends)]
-    stored = _compress(backend, content, ends)
-    delta = DeltaChunk(
-        stored=stored,
+    return Draft(
+        bounds=streams.bounds.tolist(),
+        changed=streams.changed,
+        content=content,
+        blocks=_choose_blocks(backend, content, ends),
+        steps=streams.steps,
         has_row_flags=rows is not None,
-        bounds=tuple(draft.bounds.tolist()),
-        changed=tuple(streams.changed),
-        steps=tuple(streams.steps),
     )
-    return _smaller(backend, delta, coding, words, tuned)
 
 
-def _compress(
-    backend: CpuBackend, content: bytes | memoryview, ends: list[int], *, of_words: bool = False
-) -> bytes:
-    """Compress streams into one frame, with a new block where the byte distribution changes.
+def compress_draft(
+    backend: CpuBackend, draft: Draft, coding: WordCoding, first: int, words: int, tuned: Words
+) -> EncodedChunk:
+    """Compress a chunk, or store it whole if that is smaller.
+
+    Args:
+        backend: Runs the loops.
+        draft: Its streams.
+        coding: Width and order map of its words.
+        first: Its first word.
+        words: Number of its words.
+        tuned: Its tuned words; unused if :func:`may_store_whole` is false.
+    """
+    stored = compress(draft.content, draft.blocks)
+    changes = sum(draft.changed)
+    if len(stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
+        whole = encode_whole(backend, first, tuned, coding)
+        if len(whole.stored) < len(stored):
+            return whole._replace(changes=changes)
+    kind = ChunkCoding.DELTA_WITH_ROWS if draft.has_row_flags else ChunkCoding.DELTA
+    record = _record(first, words, kind, stored, draft.bounds, draft.changed)
+    return EncodedChunk(record, stored, changes, tuple(draft.steps))
+
+
+def _record(
+    first: int,
+    length: int,
+    coding: ChunkCoding,
+    stored: bytes,
+    bounds: Sequence[int] = (),
+    changed: Sequence[int] = (),
+) -> ChunkRecord:
+    """Return the record of a chunk, with zeros for what is not known yet."""
+    return ChunkRecord(
+        tensor=0,
+        first=first,
+        length=length,
+        coding=coding,
+        shard=0,
+        offset=0,
+        stored=len(stored),
+        check=bytes_check(stored),
+        result=0,
+        bounds=tuple(bounds),
+        changed=tuple(changed),
+    )
+
+
+def _choose_blocks(backend: CpuBackend, content: bytes | memoryview, ends: list[int]) -> list[int]:
+    """Choose the blocks of a frame: a new one where the distribution of bytes changes.
 
     Each block has its own Huffman table: separate blocks suit streams with different
     distributions, and one block suits streams that are alike or tiny.
@@ -250,27 +233,25 @@ def _compress(
         backend: Chooses the blocks.
         content: The streams, concatenated.
         ends: End of each stream, ascending to the end of the content. Streams may be empty.
-        of_words: Whether the streams are words stored whole, which may repeat.
     """
-    blocks = backend.block_ends(content, [end for end, _ in groupby(ends) if end])
-    return compress(content, blocks, of_words=of_words)
+    return backend.block_ends(content, [end for end, _ in groupby(ends) if end])
 
 
-def may_store_whole(draft: Draft, raw: int) -> bool:
-    """Return whether a draft may compress to more than half of the ``raw`` bytes of its chunk.
+def may_store_whole(streams: Streams, raw: int) -> bool:
+    """Return whether streams may compress to more than half of the ``raw`` bytes of their chunk.
 
     The bound adds the overhead of a frame: its header, and three bytes per block.
     """
-    flags = 0 if draft.rows is None else draft.rows.active.size // 8
-    most = len(draft.streams.content) + flags
+    flags = 0 if streams.rows is None else streams.rows.active.size // 8
+    most = len(streams.content) + flags
     return (most + most // 64 + 1024) * WHOLE_TRIAL_RATIO > raw
 
 
 def candidate_rows(backend: CpuBackend, chunk: ChunkWords) -> Rows | None:
     """Return the active rows of a chunk in which enough rows have no change."""
-    if chunk.row is None:
+    if chunk.place is None:
         return None
-    rows = backend.active_rows(chunk.changes, len(chunk.base), *chunk.row)
+    rows = backend.active_rows(chunk.changes, len(chunk.base), *chunk.place)
     return rows if may_flag(rows) else None
 
 
@@ -329,43 +310,50 @@ def estimate_bits(
     )
 
 
-def decode_delta(
+def decode_chunk(
     backend: CpuBackend,
-    base: Words,
+    record: ChunkRecord,
+    stored: bytes,
     coding: WordCoding,
-    chunk: DeltaChunk,
-    row: tuple[int, int] | None,
+    row_words: int | None,
+    base: Words,
     out: Words,
-) -> None:
-    """Decode a delta chunk against its base words.
+) -> Words:
+    """Decode a chunk.
 
     Args:
         backend: Runs the loops.
-        base: Verified base words.
+        record: Its record.
+        stored: Its verified stored bytes.
         coding: Width and order map of the words.
-        chunk: The chunk, with verified stored bytes.
-        row: Words per row, and the offset of the chunk's first word in its row; required if the
-            chunk has row flags.
-        out: Receives the tuned words. May be ``base``, to decode in place.
+        row_words: Words per row of its tensor; ``None`` if the tensor has no rows.
+        base: Verified base words. Ignored for a chunk that is stored whole.
+        out: Memory for the tuned words. May be ``base``, to decode in place.
+
+    Returns:
+        The tuned words: ``out``, or new memory for a chunk that is stored whole.
 
     Raises:
         StreamError: The chunk breaks the format.
     """
-    rows, content = open_chunk(chunk, len(base), coding, row)
-    bounds = np.array(chunk.bounds, np.uint64)
-    backend.apply(base, coding, bounds, rows, list(chunk.changed), content, out)
+    if record.coding is ChunkCoding.WHOLE:
+        return decode_whole(stored, record.length, coding)
+    rows, content = open_chunk(record, stored, coding, row_words)
+    bounds = np.array(record.bounds, np.uint64)
+    backend.apply(base, coding, bounds, rows, list(record.changed), content, out)
+    return out
 
 
 def open_chunk(
-    chunk: DeltaChunk, words: int, coding: WordCoding, row: tuple[int, int] | None
+    record: ChunkRecord, stored: bytes, coding: WordCoding, row_words: int | None
 ) -> tuple[Rows | None, bytes | memoryview]:
     """Decompress a delta chunk.
 
     Args:
-        chunk: The chunk.
-        words: Number of its words.
+        record: Its record.
+        stored: Its stored bytes.
         coding: Width and order map of the words.
-        row: Words per row, and the offset of the chunk's first word in its row.
+        row_words: Words per row of its tensor; ``None`` if the tensor has no rows.
 
     Returns:
         The active rows, or ``None`` without row flags, and the streams.
@@ -373,35 +361,48 @@ def open_chunk(
     Raises:
         StreamError: The frame or the row flags break the format.
     """
-    if not chunk.has_row_flags:
-        return None, decompress(
-            chunk.stored, largest_content(chunk.changed, words, coding.width, 0)
-        )
-    if row is None:
+    if record.coding is not ChunkCoding.DELTA_WITH_ROWS:
+        largest = largest_content(record.changed, record.length, coding.width, 0)
+        return None, decompress(stored, largest)
+    place = place_in_row(record.first, row_words)
+    if place is None:
         msg = "a chunk has row flags, but its tensor has no rows"
         raise StreamError(msg)
-    length, offset = row
-    count = row_count(words, length, offset)
-    largest = largest_content(chunk.changed, words, coding.width, count)
-    content = decompress(chunk.stored, largest)
+    length, offset = place
+    count = row_count(record.length, length, offset)
+    largest = largest_content(record.changed, record.length, coding.width, count)
+    content = decompress(stored, largest)
     flags = StreamReader(content[: -(-count // 8)]).take_bits(count)
     # A view, because the content may be large.
     return Rows(flags == 1, length, offset), memoryview(content)[-(-count // 8) :]
 
 
-def encode_whole(backend: CpuBackend, words: Words, coding: WordCoding) -> WholeChunk:
+def encode_whole(backend: CpuBackend, first: int, words: Words, coding: WordCoding) -> EncodedChunk:
     """Store words as byte planes, the most significant first.
 
     Sign-magnitude words are rotated, so that the sign is their lowest bit.
+
+    Args:
+        backend: Chooses the blocks.
+        first: Number of the first word in its tensor.
+        words: The words.
+        coding: Their width and order map.
     """
+    content, ends = _byte_planes(words, coding)
+    blocks = _choose_blocks(backend, content, ends)
+    stored = compress(content, blocks, of_words=True)
+    return EncodedChunk(_record(first, words.size, ChunkCoding.WHOLE, stored), stored, 0)
+
+
+def _byte_planes(words: Words, coding: WordCoding) -> tuple[bytes, list[int]]:
+    """Return the byte planes of words, and where each ends."""
     if coding.width == 4:
         packed = to_bytes(words, 4).tobytes()
-        return WholeChunk(_compress(backend, packed, [len(packed)], of_words=True))
+        return packed, [len(packed)]
     if coding.order is OrderMap.SIGN_MAGNITUDE:
         words = _rotate_left(words, 1)
     planes = words.view(np.uint8).reshape(words.size, -1).T[::-1]
-    ends = [(i + 1) * words.size for i in range(len(planes))]
-    return WholeChunk(_compress(backend, planes.tobytes(), ends, of_words=True))
+    return planes.tobytes(), [(i + 1) * words.size for i in range(len(planes))]
 
 
 def _rotate_left(words: Words, bits: int) -> Words:

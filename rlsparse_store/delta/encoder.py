@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import DeltaChunk
+from rlsparse_store.delta.chunk_counts import ChunkCounts
 from rlsparse_store.delta.plausibility import content_warnings, pair_notes, structure_warnings
 from rlsparse_store.delta.report import EncodeReport, WholeTensor, report_tensors
 from rlsparse_store.errors import CheckpointError
@@ -20,9 +20,8 @@ from rlsparse_store.files.checkpoint_layout import (
 from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.hub_cache import BaseHint, base_hint_from_path
 from rlsparse_store.files.side_files import SideFiles
-from rlsparse_store.format.digests import bytes_check, digest_of_leaves
+from rlsparse_store.format.digests import digest_of_leaves
 from rlsparse_store.format.index.records import (
-    ChunkCoding,
     ChunkRecord,
     FileRecord,
     FilesRecord,
@@ -36,12 +35,12 @@ from rlsparse_store.pipeline.fingerprints import BaseHashes, checkpoint_state
 from rlsparse_store.pipeline.spans import (
     CodedSpan,
     Span,
-    SpanChunk,
     choose_word_coding,
     tensor_spans,
 )
 from rlsparse_store.pipeline.tensor_matching import (
     DtypePolicy,
+    TensorPlan,
     find_sources,
     plan_tensors,
 )
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.files.checkpoint import Checkpoint
-    from rlsparse_store.files.delta_writer import ChunkSink
+    from rlsparse_store.files.delta_writer import ChunkSink, IndexSink
     from rlsparse_store.kernels.interface import CpuBackend
 
 __all__ = ["Encoder"]
@@ -68,9 +67,12 @@ class Encoder:
         hashes: Hashes of the base that are known, to which this encoding adds its own.
         sides: The small files that travel with the weights, open.
         force: Whether an implausible pair is encoded all the same.
+        by_content: Whether plans may depend on the content of the tuned checkpoint; see
+            :func:`~rlsparse_store.pipeline.tensor_matching.plan_tensors`.
 
     Attributes:
         warnings: Why the pair is probably not what its user takes it for.
+        plans: How each tensor is stored, in the order of the index.
 
     Raises:
         CheckpointError: The tuned checkpoint has a file name that the format does not allow, or an
@@ -89,6 +91,7 @@ class Encoder:
         sides: SideFiles | None = None,
         *,
         force: bool = False,
+        by_content: bool = True,
     ) -> None:
         self.base = base
         self.tuned = tuned
@@ -107,17 +110,14 @@ class Encoder:
             )
             raise CheckpointError(msg, file=tuned.path)
         _require_distinct(tuned)
-        sources = find_sources(base, tuned)
+        sources = find_sources(base, tuned, by_content=by_content)
         self.warnings = structure_warnings(base, tuned, sources, force=force)
-        self._plans = plan_tensors(base, tuned, policy, sources)
-        self._codings = [plan.dtype.coding for plan in self._plans]
+        self.plans = plan_tensors(base, tuned, policy, sources, by_content=by_content)
+        self._codings = [plan.dtype.coding for plan in self.plans]
         self._hashes = BaseHashes() if hashes is None else hashes
-        self._digests = _Digests()
+        self._digests = _Digests(self._hashes)
         self._chunks: list[ChunkRecord] = []
-        self._steps = [[0] * 8 for _ in self._plans]
-        self._moved = [0] * len(self._plans)
-        self._whole_raw = [0] * len(self._plans)
-        self._whole_bytes = [0] * len(self._plans)
+        self._counts = [ChunkCounts() for _ in self.plans]
         self._hints = base_hint_from_path(base.path.absolute())
         self._index: Index | None = None
         self._manifest: Manifest | None = None
@@ -127,13 +127,13 @@ class Encoder:
         """Bytes of base and tuned checkpoint to read."""
         return sum(
             plan.end if plan.source is None else plan.end + plan.source.nbytes
-            for plan in self._plans
+            for plan in self.plans
             if plan.alias_of is None
         )
 
     def spans(self, backend: CpuBackend) -> Iterator[Span]:
         """The spans of every tensor, in order."""
-        for number, plan in enumerate(self._plans):
+        for number, plan in enumerate(self.plans):
             coding = choose_word_coding(plan, self.base, self.tuned, backend)
             self._codings[number] = coding
             source = plan.source
@@ -144,24 +144,43 @@ class Encoder:
         """Add an encoded span. Spans come in order."""
         self._digests.add(coded)
         for chunk in coded.chunks:
-            self._add_chunk(coded.span.tensor, chunk, sink)
+            record, number = chunk.record, chunk.record.tensor
+            place = sink.add(chunk.stored)
+            self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
+            self._counts[number].add(chunk, self._codings[number])
+
+    def add_tensor(
+        self, number: int, digest: bytes, chunks: list[ChunkRecord], counts: ChunkCounts
+    ) -> None:
+        """Add a tensor that was encoded elsewhere. Tensors come in order.
+
+        Args:
+            number: Its number.
+            digest: Its digest.
+            chunks: Records of its chunks, in order.
+            counts: What they add up to.
+        """
+        self._codings[number] = self.plans[number].coded_dtype.coding
+        self._digests.put(number, digest)
+        self._chunks += chunks
+        self._counts[number] = counts
+
+    def alias(self, number: int, target: str) -> None:
+        """Store a tensor as an alias of another one."""
+        plan = self.plans[number]
+        self.plans[number] = TensorPlan(plan.tuned, plan.dtype, alias_of=target)
 
     @collector_paused()
-    def finish(self, sink: ChunkSink) -> int:
+    def finish(self, sink: IndexSink) -> int:
         """Write the index after all spans, and return the bytes of the delta's files.
 
         Reads base tensors that are no source, for the base's state digest.
 
         Args:
-            sink: Where the chunks went.
+            sink: Takes the index.
         """
-        for number, plan in enumerate(self._plans):
-            if plan.source is not None and plan.alias_of is None:
-                found = self._digests.of(number)
-                self._hashes.digests[plan.source.name] = found.base
-                self._hashes.leaves[plan.source.name] = found.base_leaves
         base_state = checkpoint_state(self.base, self._hashes.digests)
-        tensors = [self._record(i) for i in range(len(self._plans))]
+        tensors = [self._record(i) for i in range(len(self.plans))]
         removed = self._removed()
         self._index = Index(tensors, removed, self._chunks, self._files())
         self._manifest = self._make_manifest(
@@ -169,44 +188,15 @@ class Encoder:
         )
         return sink.finish(self._index, self._manifest)
 
-    def _add_chunk(self, tensor: int, coded: SpanChunk, sink: ChunkSink) -> None:
-        chunk = coded.chunk
-        place = sink.add(chunk.stored)
-        coding = ChunkCoding.WHOLE
-        if isinstance(chunk, DeltaChunk):
-            coding = ChunkCoding.DELTA_WITH_ROWS if chunk.has_row_flags else ChunkCoding.DELTA
-            for bin_number, count in enumerate(chunk.steps):
-                self._steps[tensor][bin_number] += count
-        else:
-            self._moved[tensor] += coded.changed
-            self._whole_raw[tensor] += self._codings[tensor].nbytes(coded.length)
-            self._whole_bytes[tensor] += len(chunk.stored)
-        self._chunks.append(
-            ChunkRecord(
-                tensor,
-                coded.first,
-                coded.length,
-                coding,
-                place.shard,
-                place.offset,
-                len(chunk.stored),
-                bytes_check(chunk.stored),
-                coded.result_check,
-                coded.base_check,
-                chunk.bounds if isinstance(chunk, DeltaChunk) else (),
-                chunk.changed if isinstance(chunk, DeltaChunk) else (),
-            )
-        )
-
     def _record(self, number: int) -> TensorRecord:
-        plan, coding = self._plans[number], self._codings[number]
+        plan, coding = self.plans[number], self._codings[number]
         name, dtype, shape = plan.tuned.name, plan.dtype, plan.tuned.shape
         if plan.alias_of is not None:
             return TensorRecord(name, Kind.ALIAS, dtype, shape, origin=plan.alias_of)
-        found = self._digests.of(number)
-        digest, base_digest = found.tuned, found.base
+        digest = self._digests.of(number)
         if plan.source is None:
             return TensorRecord(name, Kind.WHOLE, dtype, shape, coding, tuned_digest=digest)
+        base_digest = self._hashes.digests[plan.source.name]
         if digest == base_digest and not plan.widening:
             origin = plan.source.name
             return TensorRecord(name, Kind.SAME, dtype, shape, origin=origin, tuned_digest=digest)
@@ -219,14 +209,14 @@ class Encoder:
             plan.widening,
             plan.source.name,
             coding.num_words(plan.coded_nbytes - plan.shared_bytes),
-            tuple(self._steps[number]),
-            self._moved[number],
+            tuple(self._counts[number].steps),
+            self._counts[number].moved,
             digest,
             base_digest,
         )
 
     def _removed(self) -> list[str]:
-        used = {plan.source.name for plan in self._plans if plan.source is not None}
+        used = {plan.source.name for plan in self.plans if plan.source is not None}
         used |= self.tuned.tensors.keys()
         return [name for name in self.base.tensors if name not in used]
 
@@ -234,12 +224,12 @@ class Encoder:
         """A manifest at least as long as the final one."""
         many = 10**9
         words = 2 * self.tuned.nbytes
-        totals = Totals(len(self._plans), words, words, many, self.tuned.nbytes)
+        totals = Totals(len(self.plans), words, words, many, self.tuned.nbytes)
         return self._make_manifest("0" * 64, "0" * 64, totals)
 
     def _make_manifest(self, base: str, tuned: str, totals: Totals) -> Manifest:
         hints = self._hints or BaseHint("", "")
-        cast = "BF16" if any(plan.is_cast for plan in self._plans) else None
+        cast = "BF16" if any(plan.is_cast for plan in self.plans) else None
         return Manifest(base, tuned, totals, hints.repo or None, hints.revision or None, cast=cast)
 
     def _files(self) -> FilesRecord:
@@ -251,13 +241,13 @@ class Encoder:
         layouts = [describe_file(file) for file in self.tuned.files]
         files = [FileRecord(*layout) for layout in layouts]
         index_layout, index_text = index.layout, index.text
-        if any(plan.is_cast for plan in self._plans):
+        if any(plan.is_cast for plan in self.plans):
             files = [_cast_layout(self.tuned, i, file) for i, file in enumerate(files)]
             if index_layout:
-                size = sum(plan.stored_nbytes for plan in self._plans)
+                size = sum(plan.stored_nbytes for plan in self.plans)
                 text = json.dumps({"total_size": size}, indent=2, sort_keys=True)
                 index_layout, index_text = 1, text.encode()
-        file_of = [plan.tuned.file for plan in self._plans]
+        file_of = [plan.tuned.file for plan in self.plans]
         return FilesRecord(files, file_of, index_layout, index_text)
 
     @collector_paused()
@@ -273,11 +263,11 @@ class Encoder:
             WholeTensor(
                 name=plan.tuned.name,
                 reason=plan.reason or "shorter whole than as a delta",
-                raw_bytes=self._whole_raw[i],
-                stored_bytes=self._whole_bytes[i],
+                raw_bytes=counts.whole_raw,
+                stored_bytes=counts.whole_stored,
             )
-            for i, plan in enumerate(self._plans)
-            if self._whole_bytes[i]
+            for plan, counts in zip(self.plans, self._counts, strict=True)
+            if counts.whole_stored
         ]
         report = EncodeReport(
             **report_tensors(self._index, self._manifest, delta_bytes),
@@ -292,26 +282,20 @@ class Encoder:
         return replace(report, warnings=[*self.warnings, *content_warnings(report)])
 
 
-class _TensorDigests(NamedTuple):
-    """The digests of a tuned tensor and of its source, and the leaf hashes of the source."""
-
-    tuned: bytes
-    base: bytes
-    base_leaves: NDArray[np.uint64]
-
-
-_NO_LEAVES: Final = np.zeros(0, np.uint64)
-
-_EMPTY: Final = _TensorDigests(
-    digest_of_leaves(0, _NO_LEAVES), digest_of_leaves(0, _NO_LEAVES), _NO_LEAVES
-)
+_EMPTY: Final = digest_of_leaves(0, np.zeros(0, np.uint64))
+"""The digest of an empty tensor."""
 
 
 class _Digests:
-    """The digests of all tensors, from spans in order."""
+    """The digests of tuned tensors, from spans in order.
 
-    def __init__(self) -> None:
-        self._found: dict[int, _TensorDigests] = {}
+    Args:
+        hashes: Receives leaf hashes and digests of the sources.
+    """
+
+    def __init__(self, hashes: BaseHashes) -> None:
+        self._hashes = hashes
+        self._found: dict[int, bytes] = {}
         self._spans: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
 
     def add(self, coded: CodedSpan) -> None:
@@ -325,16 +309,21 @@ class _Digests:
             base_leaves = np.concatenate([base for base, _ in self._spans])
             tuned_leaves = np.concatenate([tuned for _, tuned in self._spans])
         self._spans = []
-        nbytes = 0 if plan.source is None else plan.source.nbytes
-        base = digest_of_leaves(nbytes, base_leaves)
-        if tuned_leaves is base_leaves and plan.stored_nbytes == nbytes:
-            tuned = base
-        else:
-            tuned = digest_of_leaves(plan.stored_nbytes, tuned_leaves)
-        self._found[span.tensor] = _TensorDigests(tuned, base, base_leaves)
+        tuned = None
+        if plan.source is not None:
+            name, nbytes = plan.source.name, plan.source.nbytes
+            self._hashes.leaves[name] = base_leaves
+            self._hashes.digests[name] = digest_of_leaves(nbytes, base_leaves)
+            if tuned_leaves is base_leaves and plan.stored_nbytes == nbytes:
+                tuned = self._hashes.digests[name]
+        self._found[span.tensor] = tuned or digest_of_leaves(plan.stored_nbytes, tuned_leaves)
 
-    def of(self, tensor: int) -> _TensorDigests:
-        """The digests of a tensor. One without spans is empty, and so is its source."""
+    def put(self, tensor: int, digest: bytes) -> None:
+        """Add a digest that is known."""
+        self._found[tensor] = digest
+
+    def of(self, tensor: int) -> bytes:
+        """The digest of a tensor. One without spans is empty."""
         return self._found.get(tensor, _EMPTY)
 
 

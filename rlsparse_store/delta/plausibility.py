@@ -100,7 +100,7 @@ def structure_warnings(
     if not problem and len(base.tensors) >= _FEWEST:
         problem = _nothing_in_common(base, tuned, shared) or _part_only(base, tuned, shared)
     if problem and not force:
-        msg = f"{problem} (--force, or force=True, stores it all the same)"
+        msg = f"{problem} (--force or force=True stores it anyway)"
         raise ImplausibleError(msg, file=tuned.path)
     found = problem or _nothing_in_common(base, tuned, shared) or _mostly_strange(tuned, shared)
     return [*filter(None, (found, _swapped(base, tuned)))]
@@ -139,7 +139,7 @@ def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
         return ""
     if is_alone or len(parts) == len(tuned.tensors):
         return (
-            "is an adapter (PEFT), which is small already: store it as it is, or merge it into "
+            "is an adapter (PEFT) and small: store it as it is, or merge it into "
             "the base first (merge_and_unload())"
         )
     return (
@@ -153,7 +153,7 @@ def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, shared: Mapping[str,
     if shared or not base.nbytes or not tuned.nbytes:
         return ""
     return (
-        "has no tensor of the base's names and shapes: it is of another model; give the base that "
+        "has no tensor with a name and shape of the base: it is another model; give the base that "
         "it was tuned from"
     )
 
@@ -180,7 +180,7 @@ def _part_only(base: Checkpoint, tuned: Checkpoint, shared: Mapping[str, str]) -
     return (
         f"lacks {len(missing)} of the base's {len(base.tensors)} tensors "
         f"({format_percent(lost / base.nbytes)} of its bytes), such as "
-        f"{printable(missing[0].name)}: it is a part of a checkpoint; give all of it"
+        f"{printable(missing[0].name)}: it is a part of a checkpoint; give the whole one"
     )
 
 

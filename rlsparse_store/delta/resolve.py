@@ -317,7 +317,7 @@ def _named_base(reader: DeltaReader, recorded: BaseHint | None, access: HubAcces
     if missing is not None:
         raise missing
     msg = (
-        "the delta does not name its base, and no cached snapshot has its content; give the base "
+        "the delta does not name its base, and no cached snapshot has the content; give the base "
         "(--base BASE, or base=)"
     )
     raise NotFoundError(msg, file=reader.path)

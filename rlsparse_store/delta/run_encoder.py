@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans, new_delta
 from rlsparse_store.delta.encoder import Encoder
@@ -40,11 +39,12 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.delta.run_writer import RunWriter
-    from rlsparse_store.files.delta_writer import ChunkSink
+    from rlsparse_store.files.side_files import SideFiles
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.pipeline.coder import SpanCoder
+    from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
-__all__ = ["encode_run"]
+__all__ = ["Added", "RunEncoder", "encode_run", "is_new", "require_one_base"]
 
 
 def encode_run(  # noqa: PLR0913 - each option is one of the command line's
@@ -125,29 +125,30 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     out = Path(out)
-    if is_delta(out):
-        msg = (
-            "is a delta, not a run; if it stores the run's first checkpoint, move it into a folder "
-            "of that name, and start runs with --run"
-        )
-        raise OutputError(msg, file=out)
     named = _by_name(tuned)
     if metrics and len(named) != 1:
-        msg = f"metrics are of one checkpoint, and there are {len(named)}: encode them one by one"
+        msg = (
+            f"metrics belong to one checkpoint, but {len(named)} are given: encode them one by one"
+        )
         raise CheckpointError(msg, file=out)
-    rows = list_entries(out) if out.is_dir() else []
-    for row in rows:
-        _require_base(out, row.folder, row.base, rows)
-    hashes = BaseHashes()
+    rows = require_one_base(out)
     with open_checkpoint(find_checkpoint(base, "base", access, base_revision)) as base_checkpoint:
+        encoder = RunEncoder(
+            base_checkpoint,
+            policy,
+            threads=threads,
+            shard_bytes=shard_bytes,
+            coder=coder,
+            force=force,
+        )
         held = {row.name: row for row in rows}
-        places = [place for name, place in named.items() if _is_new(out, held.get(name), place)]
+        places = [place for name, place in named.items() if is_new(out, held.get(name), place)]
         _check_local(base_checkpoint, places, force=force)
         with write_run(out) as run:
             pending = {
                 name: place
                 for name, place in named.items()
-                if _is_new(out, run.current(name), place)
+                if is_new(out, run.current(name), place)
             }
             written: dict[str, EncodeReport] = {}
             for number, (name, place) in enumerate(pending.items()):
@@ -157,20 +158,12 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
                     open_checkpoint(path) as checkpoint,
                     open_side_files(checkpoint, include, exclude) as sides,
                 ):
-                    encoder = Encoder(
-                        base_checkpoint, checkpoint, policy, hashes, sides=sides, force=force
-                    )
-                    spans = partial(
-                        encode_spans, encoder, threads=threads, progress=part, coder=coder
-                    )
                     state = read_trainer_state(path)
-                    entry = _Entry(
-                        run, name, state._replace(metrics={**state.metrics, **(metrics or {})})
-                    )
-                    report = entry.write(encoder, spans, shard_bytes)
-                if report is not None:
-                    written[entry.folder] = report
-                    issue_warnings(report, name)
+                    state = state._replace(metrics={**state.metrics, **(metrics or {})})
+                    added = encoder.add(run, name, checkpoint, sides, state, progress=part)
+                if added is not None:
+                    written[added.row.folder] = added.report
+                    issue_warnings(added.report, name)
             pinned = pins(out)
             ordered = sorted(run.rows.values(), key=lambda row: natural_order(row.folder))
     return RunReport(
@@ -181,70 +174,119 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     )
 
 
-class _Entry:
-    """The next entry of a run.
+class Added(NamedTuple):
+    """An entry that was added to a run.
 
-    Args:
-        run: The run.
-        name: Its name.
-        state: Its step and metrics.
+    Attributes:
+        row: Its row in the index.
+        report: What was stored.
     """
 
-    def __init__(self, run: RunWriter, name: str, state: TrainerState) -> None:
-        self.folder = run.free_folder(name)
-        self._run = run
-        self._name = name
-        self._state = state
+    row: IndexRow
+    report: EncodeReport
 
-    def write(
-        self, encoder: Encoder, spans: Callable[[ChunkSink], int], shard_bytes: int
-    ) -> EncodeReport | None:
-        """Encode and list it.
+
+class RunEncoder:
+    """Adds checkpoints of one base to runs, one after another. The base is hashed once.
+
+    Args:
+        base: The base, open.
+        policy: What to do where dtypes do not match.
+        threads: Threads to work on; all processors by default.
+        shard_bytes: Bytes of chunks after which a delta continues in another file.
+        coder: Encodes the spans; on the CPU by default.
+        force: Whether an implausible pair is encoded all the same.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        policy: DtypePolicy,
+        *,
+        threads: int | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        coder: SpanCoder | None = None,
+        force: bool = False,
+    ) -> None:
+        self.base = base
+        self._policy = policy
+        self._hashes = BaseHashes()
+        self._threads = threads
+        self._shard_bytes = shard_bytes
+        self._coder = coder
+        self._force = force
+
+    def add(
+        self,
+        run: RunWriter,
+        name: str,
+        checkpoint: Checkpoint,
+        sides: SideFiles,
+        state: TrainerState,
+        *,
+        progress: Progress = no_progress,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> Added | None:
+        """Encode a checkpoint and list its delta as the next entry of this name.
 
         Args:
-            encoder: The encoding.
-            spans: Encodes the spans into a sink.
-            shard_bytes: Bytes of chunks after which the delta continues in another file.
+            run: The run.
+            name: The name of the entry.
+            checkpoint: The checkpoint, open.
+            sides: Its small files, open.
+            state: Its step and metrics.
+            progress: Called with bytes done and bytes in all.
+            confirm: Called before the delta gets its name; an error keeps it from being published.
 
         Returns:
-            What was stored, or ``None`` if the current entry of this name has this content.
+            The entry, or ``None`` if the current entry of this name has this content.
+
+        Raises:
+            BaseMismatchError: The run has a delta of another base.
+            RlsparseError: A checkpoint cannot be encoded, or the delta cannot be written.
         """
-        run = self._run
-        held = run.current(self._name)
+        encoder = Encoder(
+            self.base, checkpoint, self._policy, self._hashes, sides=sides, force=self._force
+        )
+        held, folder = run.current(name), run.free_folder(name)
         noted: list[EntryNote] = []
 
         def finish(delta: Path) -> None:
             write_note(delta, noted[0])
+            confirm()
             run.require_held()
 
         try:
-            with new_delta(encoder, run.run / self.folder, shard_bytes, finish) as sink:
-                report = encoder.report(spans(sink))
+            with new_delta(encoder, run.run / folder, self._shard_bytes, finish) as sink:
+                nbytes = encode_spans(encoder, sink, self._threads, progress, self._coder)
+                report = encoder.report(nbytes)
                 # Before the delta gets its name: a run has one base.
-                _require_base(run.run, self._name, report.base_digest, list(run.rows.values()))
+                _require_base(run.run, name, report.base_digest, list(run.rows.values()))
                 _require_change(held, report)
-                noted.append(self._note(report.tuned_digest))
+                noted.append(_note(run, name, state, report.tuned_digest))
         except _UnchangedError:
             return None
-        run.add(row_of(self.folder, noted[0], report))
-        if held is None:
-            return report
-        note = (
-            f"another entry of the name {printable(self._name)}, for the checkpoint changed; "
-            f"the one before it stays in {printable(held.folder)} until it is pruned"
-        )
-        return replace(report, notes=[*report.notes, note])
+        row = row_of(folder, noted[0], report)
+        run.add(row)
+        if held is not None:
+            note = (
+                f"another entry of the name {printable(name)}, for the checkpoint changed; "
+                f"the one before it stays in {printable(held.folder)} until it is pruned"
+            )
+            report = replace(report, notes=[*report.notes, note])
+        return Added(row, report)
 
-    def _note(self, tuned: str) -> EntryNote:
-        step = step_in_name(self._name) if self._state.step is None else self._state.step
-        before = self._run.before(step, self._name)
-        return EntryNote(
-            name=self._name,
-            tuned=tuned,
-            parent=None if before is None else before.tuned,
-            step=step,
-            metrics=self._state.metrics,
-        )
+
+def _note(run: RunWriter, name: str, state: TrainerState, tuned: str) -> EntryNote:
+    step = step_in_name(name) if state.step is None else state.step
+    before = run.before(step, name)
+    return EntryNote(
+        name=name,
+        tuned=tuned,
+        parent=None if before is None else before.tuned,
+        step=step,
+        metrics=state.metrics,
+    )
 
 
 class _UnchangedError(Exception):
@@ -256,8 +298,14 @@ def _require_change(held: IndexRow | None, report: EncodeReport) -> None:
         raise _UnchangedError
 
 
-def _is_new(out: Path, held: IndexRow | None, place: str | PathLike[str]) -> bool:
-    """Whether a checkpoint has to be encoded: it has no entry, or is local and newer than that."""
+def is_new(out: Path, held: IndexRow | None, place: str | PathLike[str]) -> bool:
+    """Whether a checkpoint has to be encoded: it has no entry, or is local and newer than that.
+
+    Args:
+        out: Folder of the run.
+        held: The current entry of the checkpoint's name.
+        place: The checkpoint.
+    """
     if held is None:
         return True
     if as_repo_id(place) is not None:
@@ -297,6 +345,29 @@ def _check_local(base: Checkpoint, places: Iterable[str | PathLike[str]], *, for
         if as_repo_id(place) is None:
             with open_checkpoint(find_checkpoint(place, "tuned checkpoint", HubAccess())) as tuned:
                 structure_warnings(base, tuned, find_sources(base, tuned), force=force)
+
+
+def require_one_base(out: Path) -> list[IndexRow]:
+    """The entries of a run to which deltas are added, all of one base; none of a new run.
+
+    Args:
+        out: Folder of the run.
+
+    Raises:
+        OutputError: It is a delta.
+        BaseMismatchError: The entries have different bases.
+        RunError: The index or an entry's note is damaged.
+    """
+    if is_delta(out):
+        msg = (
+            "is a delta, not a run; if it stores the run's first checkpoint, move it into a folder "
+            "of that name, and start runs with --run"
+        )
+        raise OutputError(msg, file=out)
+    rows = list_entries(out) if out.is_dir() else []
+    for row in rows:
+        _require_base(out, row.folder, row.base, rows)
+    return rows
 
 
 def _require_base(out: Path, name: str, digest: str, found: Sequence[IndexRow]) -> None:

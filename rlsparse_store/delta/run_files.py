@@ -279,13 +279,13 @@ def read_index(run: Path) -> dict[str, IndexRow]:
         rows = [_row(value) for value in held["entries"]]
     except (StrictJsonError, KeyError, TypeError, ValueError) as error:
         msg = (
-            f"is not an index ({printable(str(error), 80)}); rlsparse runs repair makes it again "
+            f"is not an index ({printable(str(error), 80)}); rlsparse runs repair writes it anew "
             "from the entries"
         )
         raise RunError(msg, file=path) from error
     found = {row.folder: row for row in rows}
     if len(found) != len(rows):
-        msg = "names a folder twice; rlsparse runs repair makes it again from the entries"
+        msg = "names a folder twice; rlsparse runs repair writes it anew from the entries"
         raise RunError(msg, file=path)
     return found
 

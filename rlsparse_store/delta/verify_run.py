@@ -77,8 +77,8 @@ def verify_run(
         delta = path / row.folder
         if read_row(delta) != row:
             msg = (
-                f"says something else of {printable(row.folder)} than the entry; rlsparse runs "
-                "repair makes it again"
+                f"disagrees with the entry {printable(row.folder)}; rlsparse runs "
+                "repair writes it anew"
             )
             raise RunError(msg, file=path / INDEX_NAME)
         if row.base != rows[0].base:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GrpoSettings", "advantages", "clipped_objective", "tune"]
 
-_PROGRESS_LINES = 8
+_PROGRESS_LINES = 4
 
 # Keeps advantages finite where all rewards of a group are equal.
 _STD_FLOOR = 1e-4

@@ -42,7 +42,7 @@ __all__ = [
     "token_ids",
 ]
 
-_PROGRESS_LINES = 7
+_PROGRESS_LINES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,7 @@ class TensorShape(NamedTuple):
         """Bytes of its data."""
         nbytes = self.dtype.nbytes(self.shape)
         if nbytes is None:
-            msg = f"{self.name}: {self.dtype.code} of this shape is no whole number of bytes"
+            msg = f"{self.name}: {self.dtype.code} of this shape is not a whole number of bytes"
             raise LayoutError(msg)
         return nbytes
 
@@ -136,18 +136,13 @@ def rebuild_header(
         LayoutError: The layout does not fit these tensors.
     """
     if layout.layout in (BY_NAME, BY_DTYPE):
-        entries = _placed(tensors, layout.layout)
-        try:
-            framed = _framed(entries, layout.text)
-        except UnicodeDecodeError as error:
-            msg = f"the stored metadata of {layout.name} is not UTF-8"
-            raise LayoutError(msg) from error
         if layout.text:
             if not (layout.text.startswith(b"{") and layout.text.endswith(b"}")):
                 msg = f"the stored metadata of {layout.name} has white space around it"
                 raise LayoutError(msg)
             stored_metadata(layout)
-        return framed, entries
+        entries = _placed(tensors, layout.layout)
+        return _framed(entries, layout.text), entries
     framed = len(layout.text).to_bytes(8, "little") + layout.text
     return framed, _check_header(layout.text, layout.name, tensors)
 
@@ -258,7 +253,7 @@ def rebuild_index(layout: IndexLayout, weight_map: dict[str, str]) -> bytes | No
         raise LayoutError(msg) from error
     if rebuilt:
         if not _has_one_text(stored) or printed(stored) != layout.text:
-            msg = "the stored metadata of the index file is not printed as it must be"
+            msg = "the stored metadata of the index file is not canonical"
             raise LayoutError(msg)
         return _rebuilt_index(stored, weight_map)
     # Whoever loads the rebuilt folder goes where this leads.

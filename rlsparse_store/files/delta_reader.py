@@ -185,13 +185,13 @@ def _find_shards(files: Folder) -> tuple[list[str], int]:
     if files.has(SINGLE_FILE) == files.has(INDEX_FILE):
         both = "both a single file and an index of shards"
         both = both if files.has(SINGLE_FILE) else "no delta file"
-        msg = f"there is {both}; copy or download the delta again"
+        msg = f"has {both}; copy or download the delta again"
         raise MissingFileError(msg)
     if files.has(SINGLE_FILE):
         return [SINGLE_FILE], 0
     with files.open(INDEX_FILE) as source:
         if source.nbytes > MAX_SHARD_LIST:
-            msg = f"an index of shards of {source.nbytes} bytes"
+            msg = f"has {source.nbytes} bytes; at most {MAX_SHARD_LIST} are accepted"
             raise LimitError(msg, file=source.path)
         text = source.read(0, source.nbytes)
     try:
@@ -211,11 +211,11 @@ def _names_in(text: bytes, files: Folder) -> list[str]:
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     count = len(weight_map) - 1 if isinstance(weight_map, dict) else 0
     if count > MAX_FILES:
-        msg = f"it names {count} shards; at most {MAX_FILES} are accepted"
+        msg = f"names {count} shards; at most {MAX_FILES} are accepted"
         raise LimitError(msg)
     expected = {entry_name(k): shard_name(k, count) for k in range(1, count + 1)}
     if count < 2 or weight_map != {**expected, "index": shard_name(count, count)}:
-        msg = "it does not name exactly the shards of a delta"
+        msg = "does not name exactly the shards of a delta"
         raise MissingFileError(msg)
     for name in expected.values():
         if not files.has(name):
@@ -251,7 +251,7 @@ def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
         raise FormatError(str(error)) from error
     manifest_text, data, index = _parse_header(header, number, has_index=has_index)
     if 8 + len(header) + data + (index or 0) != source.nbytes:
-        msg = f"its header describes another length than its {source.nbytes} bytes"
+        msg = f"its header does not describe its {source.nbytes} bytes"
         raise FormatError(msg)
     features = parse_fields(manifest_text, number)["features"]
     return Shard(source, manifest_text, features, 8 + len(header), data, index)

@@ -27,6 +27,9 @@ __all__ = [
     "ChunkSink",
     "CountingSink",
     "DeltaWriter",
+    "IndexSink",
+    "LastShard",
+    "RankShard",
     "container_header",
     "pack_index",
 ]
@@ -45,14 +48,18 @@ class ChunkLocation(NamedTuple):
     offset: int
 
 
-class ChunkSink(Protocol):
+class IndexSink(Protocol):
+    """Takes the index of a delta."""
+
+    def finish(self, index: Index, manifest: Manifest) -> int:
+        """Store the index and return the bytes of all files."""
+
+
+class ChunkSink(IndexSink, Protocol):
     """Takes chunks in the order of the index, then the index."""
 
     def add(self, stored: bytes) -> ChunkLocation:
         """Store a chunk."""
-
-    def finish(self, index: Index, manifest: Manifest) -> int:
-        """Store the index and return the bytes of all files."""
 
 
 def pack_index(index: Index, manifest_texts: list[bytes]) -> bytes:
@@ -91,9 +98,13 @@ def container_header(manifest_text: bytes, shard: int, data: int, index: int | N
     return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
-def _reserved_header_bytes(largest: Manifest) -> int:
-    """Bytes to keep for a header while its numbers are not known yet."""
-    text = container_header(largest.text(MAX_FILES), MAX_FILES, 10**15, 10**10)
+def _reserved_header_bytes(largest: bytes) -> int:
+    """Bytes to keep for a header while its numbers are not known yet.
+
+    Args:
+        largest: A manifest at least as long as the final one.
+    """
+    text = container_header(largest, MAX_FILES, 10**15, 10**10)
     room = len(frame_header(text))
     if room > MAX_CONTAINER_HEADER:
         msg = f"a manifest of {len(text)} bytes is too long"
@@ -151,7 +162,7 @@ class DeltaWriter:
     def __init__(self, folder: Path, largest: Manifest, shard_bytes: int) -> None:
         self._folder = folder
         self._shard_bytes = shard_bytes
-        self._reserved = _reserved_header_bytes(largest)
+        self._reserved = _reserved_header_bytes(largest.text(MAX_FILES))
         self._shards: list[_Shard] = []
         self._open_shard()
 
@@ -193,18 +204,8 @@ class DeltaWriter:
             with output_errors(self._folder / name):
                 shard.file.path.rename(self._folder / name)
         if len(self._shards) > 1:
-            total += self._write_shard_index()
+            total += _write_list(self._folder, len(self._shards))
         return total
-
-    def _write_shard_index(self) -> int:
-        count = len(self._shards)
-        weight_map = {entry_name(s.number): shard_name(s.number, count) for s in self._shards}
-        weight_map["index"] = shard_name(count, count)
-        fields = {"metadata": {}, "weight_map": weight_map}
-        text = (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
-        with OutputFile(self._folder / INDEX_FILE) as file:
-            file.write(text, 0)
-        return len(text)
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -220,6 +221,91 @@ class DeltaWriter:
         close_all([shard.file for shard in self._shards], failed=error is not None)
 
 
+def _write_list(folder: Path, count: int) -> int:
+    """Write the list of shards, and return its length."""
+    weight_map = {entry_name(number): shard_name(number, count) for number in range(1, count + 1)}
+    weight_map["index"] = shard_name(count, count)
+    fields = {"metadata": {}, "weight_map": weight_map}
+    text = (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+    with OutputFile(folder / INDEX_FILE) as file:
+        file.write(text, 0)
+    return len(text)
+
+
+class RankShard:
+    """The shard that one of several processes writes. The last shard holds the index.
+
+    Args:
+        folder: The ``rlsparse`` folder.
+        number: Number of the shard, from 1.
+        count: Number of shards with the last one.
+    """
+
+    def __init__(self, folder: Path, number: int, count: int) -> None:
+        self._text = canonical(shard_fields(number))
+        reserved = _reserved_header_bytes(self._text)
+        self._shard = _Shard(folder / shard_name(number, count), number, reserved)
+
+    def add(self, stored: bytes) -> ChunkLocation:
+        """Store a chunk.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        return ChunkLocation(self._shard.number - 1, self._shard.add(stored))
+
+    def finish(self) -> int:
+        """Write the header, flush the file, and return its length.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        return self._shard.finish(self._text, None)
+
+    def __enter__(self) -> Self:
+        """Return the shard itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file; after :meth:`finish` it is closed already."""
+        close_all([self._shard.file], failed=error is not None)
+
+
+class LastShard:
+    """The shard with the index of chunks that others have written.
+
+    Args:
+        folder: The ``rlsparse`` folder.
+        count: Number of shards with this one.
+        nbytes: Bytes of the other shards.
+    """
+
+    def __init__(self, folder: Path, count: int, nbytes: int) -> None:
+        self._folder = folder
+        self._count = count
+        self._nbytes = nbytes
+
+    def finish(self, index: Index, manifest: Manifest) -> int:
+        """Write index and list of shards, and return the bytes of all files.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        count = self._count
+        texts = [canonical(shard_fields(number)) for number in range(1, count)]
+        texts.append(manifest.text(count))
+        entry = pack_index(index, texts)
+        header = frame_header(container_header(texts[-1], count, 0, len(entry)))
+        with OutputFile(self._folder / shard_name(count, count)) as file:
+            file.write(header + entry, 0)
+        return self._nbytes + len(header) + len(entry) + _write_list(self._folder, count)
+
+
 class CountingSink:
     """Counts what a delta of one file would take, and writes nothing.
 
@@ -228,7 +314,7 @@ class CountingSink:
     """
 
     def __init__(self, largest: Manifest) -> None:
-        self._header = _reserved_header_bytes(largest)
+        self._header = _reserved_header_bytes(largest.text(MAX_FILES))
         self._data = 0
 
     def add(self, stored: bytes) -> ChunkLocation:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.source import Source
 
-__all__ = ["Folder", "LocalFolder", "files_below"]
+__all__ = ["Folder", "LocalFolder", "files_below", "walk_files"]
 
 DEPTH: Final = 4
 """Folders within each other that are searched: ``global_step_10/actor/huggingface/``."""
@@ -64,6 +64,16 @@ class LocalFolder:
 
 
 def files_below(folder: Path, depth: int = DEPTH) -> list[str]:
+    """The first paths of :func:`walk_files`, for messages.
+
+    Args:
+        folder: The folder.
+        depth: Levels of folders to search, the folder itself included.
+    """
+    return [path for path, _ in zip(walk_files(folder, depth), range(MOST_FOUND), strict=False)]
+
+
+def walk_files(folder: Path, depth: int) -> Iterator[str]:
     """Paths of the files in a folder and the folders in it, down to a depth.
 
     Hidden folders are left out. Links to folders are not followed: they may lead in circles.
@@ -72,10 +82,6 @@ def files_below(folder: Path, depth: int = DEPTH) -> list[str]:
         folder: The folder.
         depth: Levels of folders to search, the folder itself included.
     """
-    return [path for path, _ in zip(_walk(folder, depth), range(MOST_FOUND), strict=False)]
-
-
-def _walk(folder: Path, depth: int) -> Iterator[str]:
     for here, folders, files in os.walk(folder):
         inside = os.path.relpath(here, folder)
         prefix = "" if inside == "." else inside.replace(os.sep, "/") + "/"

@@ -39,6 +39,7 @@ __all__ = [
     "new_file",
     "output_errors",
     "output_folder",
+    "remove_stale",
     "replace_file",
     "require_new",
     "write_new",
@@ -274,7 +275,20 @@ def is_running(process: int) -> bool:
 def _remove_stale(target: Path) -> None:
     """Remove temporary folders and files for this target whose process on this host is gone."""
     pattern = f".{glob.escape(target.name)}.tmp-{_HOST}-*"
-    for found in (*target.parent.glob(pattern), *target.glob(pattern)):
+    _remove_ended([*target.parent.glob(pattern), *target.glob(pattern)])
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what processes of this host that are gone were writing into a folder.
+
+    Args:
+        folder: A folder that is this package's own, such as a run.
+    """
+    _remove_ended(list(folder.glob(f".*.tmp-{_HOST}-*")))
+
+
+def _remove_ended(temporary: list[Path]) -> None:
+    for found in temporary:
         process = found.name.rpartition("-")[2]
         if not re.fullmatch(r"\d{1,9}", process) or found in _LIVE:
             continue
@@ -356,4 +370,6 @@ def _require_room(temporary: Path, target: Path, nbytes: int) -> None:
             f"no space left on the device: {nbytes:,} bytes are needed and {free:,} free; free "
             "some or choose another place"
         )
-        raise OutputError(msg, file=target)
+        raise OutputError(msg, file=target) from OSError(
+            errno.ENOSPC, "no space left on the device"
+        )

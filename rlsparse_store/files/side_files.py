@@ -256,7 +256,7 @@ class _Selection:
                 raise NotFoundError(msg, file=printable(str(self._folder / pattern)))
             for path in matched:
                 if not _may_travel(path):
-                    msg = "cannot be included: only text, JSON and Python files travel with a delta"
+                    msg = "cannot be included: a delta keeps only text, JSON and Python files"
                     raise CheckpointError(msg, file=printable(str(self._folder / path)))
             found |= matched
         return found

@@ -5,31 +5,54 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlsparse_store.errors import CheckpointError
-from rlsparse_store.files.folder import files_below
+from rlsparse_store.files.folder import walk_files
 from rlsparse_store.files.weight_files import SUFFIX
+from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["checkpoint_names", "find_checkpoints", "is_step"]
+__all__ = [
+    "UP",
+    "TrainerFolder",
+    "checkpoint_names",
+    "find_checkpoints",
+    "is_step",
+    "step_folder",
+    "survey_folder",
+]
 
 _STEP: Final = re.compile(
-    r"(?:checkpoint|global_?step|epoch|step|iter|iteration|ckpt)[-_]?\d+"
+    r"(?:best[-_])?"
+    r"(?:checkpoint|global_?step|epoch|step|iter|iteration|ckpt|rollout|hf)[-_]?\d+"
     r"(?:[-_](?:step|epoch|iter)[-_]?\d+)*(?:_hf)?",
     re.IGNORECASE,
 )
 """checkpoint-100 (Trainer, TRL), global_step_100 (verl), epoch_0_step_100 (NeMo Automodel),
-step_100 (prime-rl, SkyRL), iter_0000100 (slime), global_step100_hf (OpenRLHF)."""
+step_100 (prime-rl, SkyRL), iter_0000100, rollout_100 (slime), global_step100_hf,
+best_global_step100_hf (OpenRLHF)."""
 
 _OTHER_MODELS: Final = frozenset({"critic", "reward", "reward_model", "ref", "reference"})
 """Folders of models that were not tuned from the base of the policy."""
 
 UP: Final = 4
 """Folders above a checkpoint that may tell its step."""
+
+
+class TrainerFolder(NamedTuple):
+    """The folders with safetensors files below the folder of a trainer.
+
+    Attributes:
+        checkpoints: The checkpoints of the policy, complete or not.
+        others: Why each of the others is none.
+    """
+
+    checkpoints: list[Path]
+    others: dict[Path, str]
 
 
 def is_step(name: str) -> bool:
@@ -45,10 +68,6 @@ def is_step(name: str) -> bool:
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a trainer, which holds no weights itself.
 
-    A checkpoint lies below a folder that is named after its step: ``checkpoint-100/``,
-    ``global_step_100/actor/huggingface/``. Adapters, and what verl keeps of other models than the
-    policy, are left out.
-
     Args:
         folder: The folder.
 
@@ -57,20 +76,53 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """
     if not folder.is_dir() or any(name.name.endswith(SUFFIX) for name in folder.iterdir()):
         return []
+    return survey_folder(folder).checkpoints
+
+
+def survey_folder(folder: Path) -> TrainerFolder:
+    """The checkpoints below the folder of a trainer, and what else holds safetensors files there.
+
+    A checkpoint lies below a folder that is named after its step: ``checkpoint-100/``,
+    ``global_step_100/actor/huggingface/``. Adapters are none, and neither is what verl keeps of
+    other models than the policy. Deltas, and weights in the folder itself, are left out.
+
+    Args:
+        folder: The folder.
+    """
     holders: dict[str, list[str]] = {}
-    for path in files_below(folder, depth=UP + 1):
+    for path in walk_files(folder, depth=UP + 1):
         inside, _, name = path.rpartition("/")
-        if name.endswith(SUFFIX) and not name.startswith("."):
+        if inside and name.endswith(SUFFIX) and not name.startswith("."):
             holders.setdefault(inside, []).append(name)
-    found: list[str] = []
+    checkpoints: list[str] = []
+    others: dict[Path, str] = {}
     for inside, names in sorted(holders.items()):
         parts = inside.split("/")
-        is_adapter = all(name.startswith("adapter_") for name in names)
-        is_inner = any(inside.startswith(f"{outer}/") for outer in found)
-        if any(map(is_step, parts)) and not is_adapter and not is_inner:
-            found.append(inside)
-    policies = [inside for inside in found if not _OTHER_MODELS.intersection(inside.split("/"))]
-    return [folder / inside for inside in policies or found]
+        is_inner = any(inside.startswith(f"{outer}/") for outer in checkpoints)
+        if is_inner or DELTA_FOLDER in parts:
+            continue
+        if all(name.startswith("adapter_") for name in names):
+            others[folder / inside] = "holds an adapter, not a model; merge it into its base first"
+        elif parts[-1] == "sharded":
+            others[folder / inside] = "holds the parts of ranks, which torchtitan merges beside it"
+        elif not any(map(is_step, parts)):
+            others[folder / inside] = "is not in a folder named after its step (checkpoint-100)"
+        elif not _OTHER_MODELS.isdisjoint(parts):
+            others[folder / inside] = "is another model than the policy"
+        else:
+            checkpoints.append(inside)
+    return TrainerFolder([folder / inside for inside in checkpoints], others)
+
+
+def step_folder(folder: Path, checkpoint: Path) -> Path:
+    """The folder that is named after the step of a checkpoint: the checkpoint or one above it.
+
+    Args:
+        folder: The folder of the trainer.
+        checkpoint: A checkpoint that :func:`survey_folder` found there.
+    """
+    places = [checkpoint, *checkpoint.parents]
+    return next(p for p in places[: places.index(folder)] if is_step(p.name))
 
 
 def checkpoint_names(places: Sequence[str | os.PathLike[str]]) -> list[str]:

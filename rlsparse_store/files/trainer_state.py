@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlsparse_store.errors import CheckpointError
@@ -11,9 +12,9 @@ from rlsparse_store.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["TrainerState", "read_trainer_state"]
+__all__ = ["STATE_NAME", "TrainerState", "read_trainer_state"]
 
-FILE_NAME: Final = "trainer_state.json"
+STATE_NAME: Final = "trainer_state.json"
 
 _LARGEST: Final = 256 << 20
 _NOT_METRICS: Final = frozenset({"step", "epoch", "total_flos"})
@@ -25,10 +26,12 @@ class TrainerState(NamedTuple):
     Attributes:
         step: The optimizer step, if known.
         metrics: The last finite value of every number that was logged, by name.
+        best: The name of the folder with the best checkpoint so far, if known.
     """
 
-    step: int | None
-    metrics: dict[str, float]
+    step: int | None = None
+    metrics: dict[str, float] = {}  # noqa: RUF012 - a field of a tuple, never written to
+    best: str | None = None
 
 
 def read_trainer_state(checkpoint: Path) -> TrainerState:
@@ -37,9 +40,9 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
     Raises:
         CheckpointError: It is not one.
     """
-    path = checkpoint / FILE_NAME
+    path = checkpoint / STATE_NAME
     if not path.is_file():
-        return TrainerState(None, {})
+        return TrainerState()
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
@@ -49,6 +52,7 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
         # Trainers log NaN as Python does, which is no JSON.
         state = json.loads(text)
         step = state.get("global_step")
+        best = state.get("best_model_checkpoint")
         metrics: dict[str, float] = {}
         for logged in state.get("log_history", ()):
             metrics |= {name: float(value) for name, value in logged.items() if _is_metric(value)}
@@ -59,7 +63,8 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
         raise CheckpointError(msg, file=path) from error
     is_step = isinstance(step, int) and not isinstance(step, bool) and step >= 0
     known = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
-    return TrainerState(step if is_step else None, known)
+    folder = re.split(r"[/\\]", best.rstrip("/\\"))[-1] if isinstance(best, str) else ""
+    return TrainerState(step if is_step else None, known, folder or None)
 
 
 def _is_metric(value: object) -> bool:

@@ -34,6 +34,12 @@ STALE_SECONDS: Final = 120
 TOUCH_SECONDS: Final = 15
 
 _LOCK: Final = re.compile(r"lock-(\d{6,12})")
+_HELD: Final[set[Path]] = set()
+"""Locks that this process holds."""
+
+_TAKING: Final = threading.Lock()
+"""Between a lock and its place among those held."""
+
 _LARGEST: Final = 4096
 """Bytes of a lock. A longer one is not a lock."""
 
@@ -43,6 +49,7 @@ class _Found:
     """The lock with the highest number, its fields, and the seconds since its last touch."""
 
     number: int
+    path: Path
     fields: Mapping[str, object]
     age: float
 
@@ -54,7 +61,11 @@ class _Found:
         process = self.fields.get("process")
         if self.fields.get("space") == _space() and isinstance(process, int):
             started = self.fields.get("started")
-            return not is_running(process) or _start_of(process) != started
+            if not is_running(process) or _start_of(process) != started:
+                return True
+            # This process may not have been able to release it, for the disk was full.
+            with _TAKING:
+                return process == os.getpid() and self.path not in _HELD
         return self.age > STALE_SECONDS
 
 
@@ -85,7 +96,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path, target: Path) -> None:
-        self._folder = folder
+        self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - a name that stays the same
         self._target = target
         self._number = 0
         self._ended = threading.Event()
@@ -108,6 +119,7 @@ class WriterLock:
         """Release the lock, unless another process took it over."""
         self._ended.set()
         self._toucher.join()
+        _HELD.discard(self._path(self._number))
         with output_errors(self._target):
             if self._highest_number() == self._number:
                 replace_file(self._path(self._number), canonical(_fields(released=True)))
@@ -129,11 +141,14 @@ class WriterLock:
             if found is not None and not found.is_free:
                 raise RunLockedError(_in_use(found.fields), file=self._target)
             number = 1 if found is None else found.number + 1
-            if self._create(number):
-                break
+            with _TAKING:
+                if self._create(number):
+                    _HELD.add(self._path(number))
+                    break
         self._number = number
         # A number below the highest can be taken where its file was removed meanwhile.
         if self._highest_number() != number:
+            _HELD.discard(self._path(number))
             self._path(number).unlink(missing_ok=True)
             msg = "another process began to write at the same moment; run it again"
             raise RunLockedError(msg, file=self._target)
@@ -175,7 +190,7 @@ class WriterLock:
                     text = file.read(_LARGEST + 1)
             except FileNotFoundError:
                 continue
-            return _Found(number, _parsed(text), file_system_time(self._folder) - modified)
+            return _Found(number, path, _parsed(text), file_system_time(self._folder) - modified)
         return None
 
     def _numbers(self) -> list[int]:

@@ -145,7 +145,7 @@ def decompress(stored: bytes, largest: int) -> bytes:
     """
     size = content_size(stored)
     if size > largest:
-        msg = f"the zstd frame declares {size} bytes where at most {largest} can be needed"
+        msg = f"the zstd frame declares {size} bytes; at most {largest} are possible"
         raise StreamError(msg)
     try:
         content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from rlsparse_store.format.dtypes import DTYPES, Dtype
 from rlsparse_store.format.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
-from rlsparse_store.format.names import are_tensor_names, is_tensor_name
+from rlsparse_store.format.names import are_tensor_names
 from rlsparse_store.format.strict_json import StrictJsonError, parse
 
 __all__ = [
@@ -101,7 +101,7 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
         raise HeaderError(msg)
     if not are_tensor_names(list(fields)):
         msg = "this is not an acceptable tensor name"
-        raise HeaderError(msg, next(name for name in fields if not is_tensor_name(name)))
+        raise HeaderError(msg, next(name for name in fields if not are_tensor_names([name])))
     entries = [_parse_entry(name, field) for name, field in fields.items()]
     _check_cover(entries, data_bytes)
     return ParsedHeader(entries, metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from rlsparse_store.errors import (
     FormatError,
@@ -209,11 +209,11 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
     """
     fields = parse_fields(text, shard)
     base, tuned = fields.get("base"), fields.get("tuned")
-    if base is None or tuned is None or not (_has_digest(base) and _has_digest(tuned)):
+    if not (_has_digest(base) and _has_digest(tuned)):
         msg = "the manifest lacks the digest of base or tuned"
         raise FormatError(msg)
-    hints = (base.get("repo"), base.get("revision"))
-    if not (_is_hint(hints[0], _REPO) and _is_hint(hints[1], _REVISION)):
+    repo, revision = base.get("repo"), base.get("revision")
+    if not (_is_hint(repo, _REPO) and _is_hint(revision, _REVISION)):
         msg = "the manifest's hints of the base are no repository and revision"
         raise FormatError(msg)
     cast = fields.get("cast")
@@ -230,8 +230,8 @@ def parse_manifest(text: bytes, shard: int) -> Manifest:
         base_digest=base["digest"],
         tuned_digest=tuned["digest"],
         totals=Totals(**{name: totals[name] for name in Totals.__slots__}),
-        repo=hints[0],
-        revision=hints[1],
+        repo=repo,
+        revision=revision,
         base_delta=_base_delta(base["delta"]) if "delta" in base else None,
         cast=cast,
         version=fields["format"],
@@ -256,6 +256,6 @@ def _base_delta(value: object) -> BaseDelta:
     return BaseDelta(path or "", repo, revision)
 
 
-def _has_digest(value: Any) -> bool:  # noqa: ANN401 - JSON has no one type
+def _has_digest(value: object) -> TypeGuard[dict[str, Any]]:
     digest = value.get("digest") if isinstance(value, dict) else None
     return isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None

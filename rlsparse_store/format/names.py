@@ -7,7 +7,7 @@ from typing import Final
 
 from rlsparse_store.format.limits import MAX_NAME_BYTES
 
-__all__ = ["are_tensor_names", "is_block_name", "is_file_name", "is_tensor_name", "printable"]
+__all__ = ["are_tensor_names", "is_block_name", "is_file_name", "printable"]
 
 # Control characters, surrogates and the marks that reverse text on a terminal.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -20,21 +20,11 @@ _BLOCK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}")
 _DEVICES: Final = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
-def is_tensor_name(name: str) -> bool:
-    """Whether this is a tensor name that the format allows."""
-    if not name or name == "__metadata__" or _UNSAFE.search(name):
-        return False
-    return len(name) <= MAX_NAME_BYTES and len(name.encode()) <= MAX_NAME_BYTES
-
-
 def are_tensor_names(names: list[str]) -> bool:
     """Whether all of these are tensor names that the format allows; fast for many."""
-    if not names:
-        return True
     if _UNSAFE.search("".join(names)) or not all(names) or "__metadata__" in names:
         return False
-    longest = [name for name in names if len(name) > MAX_NAME_BYTES // 4]
-    return all(is_tensor_name(name) for name in longest)
+    return all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
 
 
 def is_block_name(name: str) -> bool:

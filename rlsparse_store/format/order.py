@@ -58,6 +58,5 @@ def _sign_extend(values: NDArray[np.uint64], width: int) -> NDArray[np.int64]:
 def add_steps(base: Words, step: NDArray[np.int64], coding: WordCoding) -> Words:
     """The tuned words at these signed distances from the base words."""
     moved = _order(base, coding).astype(np.uint64) + step.view(np.uint64)
-    if coding.width < base.dtype.itemsize * 8:
-        moved &= np.uint64((1 << coding.width) - 1)
+    moved &= np.uint64((1 << coding.width) - 1)
     return _order(moved.astype(base.dtype), coding)

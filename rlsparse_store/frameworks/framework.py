@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import Dtype
@@ -68,7 +69,7 @@ def get_framework(name: str, device: object = None) -> Framework:
         raise ValueError(msg)
     if name == "pt":
         if importlib.util.find_spec("torch") is None:
-            msg = "torch is not installed; install rlsparse-store[torch], or use framework='bits'"
+            msg = f"torch is not installed: {install_command('torch')}, or use framework='bits'"
             raise MissingDependencyError(msg)
         from rlsparse_store.frameworks.torch import Torch  # noqa: PLC0415 - optional dependency
 

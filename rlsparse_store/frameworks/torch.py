@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import Dtype
 
-__all__ = ["LiveTensor", "ReadableTensor", "Torch", "bytes_of", "code_of", "has_kernels"]
+__all__ = ["LiveTensor", "Torch", "bytes_of", "code_of", "has_kernels"]
 
 _DTYPES: Final = {
     "BOOL": torch.bool,
@@ -95,45 +94,28 @@ class Torch:
         return found
 
 
-class ReadableTensor(ABC):
-    """A tensor in memory that is read as checkpoint bytes.
-
-    Attributes:
-        dtype: Dtype of the elements.
-        shape: Dimensions, in elements.
-    """
-
-    dtype: Dtype
-    shape: tuple[int, ...]
-
-    @property
-    @abstractmethod
-    def data(self) -> torch.Tensor:
-        """The row-major bytes: one-dimensional ``torch.uint8``, on the tensor's device."""
-
-    def read_into(self, out: NDArray[np.uint8], start: int) -> None:
-        """Fill ``out`` with the tensor's bytes, starting at byte ``start``."""
-        torch.from_numpy(out).copy_(self.data[start : start + out.size])
-
-
-class LiveTensor(ReadableTensor):
-    """A whole tensor on the CPU or another device.
+class LiveTensor:
+    """A whole tensor on the CPU or another device, read as checkpoint bytes.
 
     Args:
         data: Row-major bytes: one-dimensional ``torch.uint8``.
         dtype: Dtype of the elements.
         shape: Dimensions, in elements.
+
+    Attributes:
+        data: The bytes, shared with the tensor.
+        dtype: Dtype of the elements.
+        shape: Dimensions, in elements.
     """
 
     def __init__(self, data: torch.Tensor, dtype: Dtype, shape: tuple[int, ...]) -> None:
-        self._data = data
+        self.data = data
         self.dtype = dtype
         self.shape = shape
 
-    @property
-    def data(self) -> torch.Tensor:
-        """The bytes, shared with the tensor."""
-        return self._data
+    def read_into(self, out: NDArray[np.uint8], start: int) -> None:
+        """Fill ``out`` with the tensor's bytes, starting at byte ``start``."""
+        torch.from_numpy(out).copy_(self.data[start : start + out.size])
 
 
 def has_kernels(device: torch.device) -> bool:

@@ -1,10 +1,10 @@
-"""Drafting batches of chunks: the choices of the CPU, with one launch per step for all chunks."""
+"""Splitting batches of chunks: the choices of the CPU, with one launch per step for all chunks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlsparse_store.codec.chunk import Draft, flags_save, may_flag, sampling_stride
+from rlsparse_store.codec.chunk import flags_save, may_flag, sampling_stride
 from rlsparse_store.codec.contexts import choose_bounds, key_bins, needs_histogram, single_bound
 from rlsparse_store.kernels.dispatch import get_backend
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.gpu.backend import GpuBackend
     from rlsparse_store.gpu.chunk_words import ChunkWords
-    from rlsparse_store.kernels.interface import Histogram, Rows
+    from rlsparse_store.kernels.interface import Histogram, Rows, Streams
 
 __all__ = ["draft_chunks"]
 
@@ -27,7 +27,7 @@ def draft_chunks(
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
     mantissa_bits: int | None,
-) -> list[Draft]:
+) -> list[Streams]:
     """Choose contexts and row flags for each chunk, and split it into streams.
 
     Makes the choices of :func:`rlsparse_store.codec.chunk.encode_chunk`.
@@ -52,8 +52,7 @@ def draft_chunks(
         else single_bound(bins, chunk.changes.top_key)
         for i, chunk in enumerate(chunks)
     ]
-    streams = backend.partitions(chunks, coding, bounds, rows)
-    return [Draft(*parts) for parts in zip(rows, bounds, streams, strict=True)]
+    return backend.partitions(chunks, coding, bounds, rows)
 
 
 def _candidate_rows(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rlsparse_store.codec.chunk import may_store_whole
-from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
+from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.gpu.chunk_words import CodedWords
 from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkLocation, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
 from rlsparse_store.gpu.memory import words_of
+from rlsparse_store.kernels.interface import place_in_row
 from rlsparse_store.pipeline.spans import (
     BLOCK_WORDS,
     ChunkExtent,
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rlsparse_store.codec.chunk import Draft
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.gpu.backend import GpuBackend
     from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.gpu.diff import Diff
+    from rlsparse_store.kernels.interface import Streams
 
 __all__ = ["DeviceSpan", "Drafter", "draft_memory", "hash_all"]
 
@@ -88,22 +89,22 @@ class DeviceSpan:
     def __post_init__(self) -> None:
         """Compute once what every chunk needs."""
         self.shared = self.span.shared_stop - self.span.start
-        self.row = self.span.row
+        self.row = self.span.row_words
 
     def words(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the base and tuned words that both have."""
         width = self.span.coding.width
         return words_of(self.old[: self.shared], width), words_of(self.new[: self.shared], width)
 
-    def add(self, chunk: _Chunk, draft: Draft) -> None:
-        """Add the draft of a chunk, with the bytes and hashes that compression needs."""
+    def add(self, chunk: _Chunk, streams: Streams) -> None:
+        """Add the streams of a chunk, with the bytes and hashes that compression needs."""
         location, extent = chunk.location, chunk.location.extent
-        base_check = leaves_check(_leaves(self.old, self.old_leaves, extent))
+        base_leaves = _leaves(self.old, self.old_leaves, extent)
         leaves = _leaves(self.new, self.new_leaves, extent)
         tuned = _NO_BYTES
-        if may_store_whole(draft, self.span.coding.nbytes(location.words)):
+        if may_store_whole(streams, self.span.coding.nbytes(location.words)):
             tuned = self.new[extent.start : extent.stop].cpu().numpy()
-        self.chunks.append(ChunkDraft(location, draft, base_check, leaves, tuned))
+        self.chunks.append(ChunkDraft(location, streams, base_leaves, leaves, tuned))
 
     def to_draft(self) -> SpanDraft:
         """Return the draft, which needs no device memory."""
@@ -200,8 +201,8 @@ class Drafter:
         blocks, size = diff.blocks(number, BLOCK_WORDS), self._coding.nbytes(BLOCK_WORDS)
         for extent in chunk_extents(blocks, size, span.shared):
             start, stop = num_words(extent.start), num_words(extent.stop)
-            row = None if span.row is None else (span.row, (before + start) % span.row)
-            location = ChunkLocation(span.span, extent, before + start, stop - start, row)
+            row = place_in_row(before + start, span.row)
+            location = ChunkLocation(span.span, extent, before + start, stop - start)
             words = diff.chunk(number, slice(start, stop), row, extent.changes)
             yield _Chunk(span, location, words)
 
@@ -210,11 +211,11 @@ class Drafter:
         chunks = [chunk.words for chunk in batch]
         drafts = draft_chunks(self._backend, chunks, self._coding, self._mantissa_bits)
         coded = [
-            CodedWords(words.base, d.bounds, d.rows, d.streams.changed, d.streams.content)
-            for words, d in zip(chunks, drafts, strict=True)
+            CodedWords(words.base, s.bounds, s.rows, s.changed, s.content)
+            for words, s in zip(chunks, drafts, strict=True)
         ]
         problems = self._backend.verify(coded, [words.tuned for words in chunks], self._coding)
-        for chunk, draft, problem in zip(batch, drafts, problems, strict=True):
+        for chunk, streams, problem in zip(batch, drafts, problems, strict=True):
             if problem is not None:
                 raise roundtrip_error(chunk.span.span.plan) from problem
-            chunk.span.add(chunk, draft)
+            chunk.span.add(chunk, streams)

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import (
-    DeltaChunk,
-    decode_whole,
-    encode_whole,
-    open_chunk,
-    store_draft,
-)
-from rlsparse_store.format.digests import leaves_check
+from rlsparse_store.codec.chunk import compress_draft, decode_whole, encode_whole, lay_out
+from rlsparse_store.format.frames import decompress
+from rlsparse_store.format.index.records import ChunkCoding
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.spans import CodedSpan, SpanChunk, roundtrip_error
+from rlsparse_store.pipeline.spans import CodedSpan, roundtrip_error, with_checks
 from rlsparse_store.pipeline.threads import Batch, batched
 
 if TYPE_CHECKING:
@@ -27,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rlsparse_store.codec.chunk import Draft, WholeChunk
-    from rlsparse_store.kernels.interface import Rows
+    from rlsparse_store.codec.chunk import EncodedChunk
+    from rlsparse_store.kernels.interface import Streams
     from rlsparse_store.pipeline.spans import ChunkExtent, Span
 
 __all__ = [
@@ -52,15 +47,12 @@ class ChunkLocation:
         extent: Bytes of the chunk in the span.
         first: First word in the tensor.
         words: Number of words.
-        row: Words of a row and the position of the first word in its row; ``None`` without row
-            flags.
     """
 
     span: Span
     extent: ChunkExtent
     first: int
     words: int
-    row: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,41 +61,34 @@ class ChunkDraft:
 
     Attributes:
         location: Location of the chunk.
-        draft: Streams of the chunk.
-        base_check: Check of the base words.
+        streams: Streams of the chunk.
+        base_leaves: Leaf hashes of the base words.
         leaves: Leaf hashes of the result.
         tuned: Tuned bytes, if storing them whole may be smaller.
     """
 
     location: ChunkLocation
-    draft: Draft
-    base_check: int
+    streams: Streams
+    base_leaves: NDArray[np.uint64]
     leaves: NDArray[np.uint64]
     tuned: NDArray[np.uint8]
 
     @property
     def nbytes(self) -> int:
         """Bytes of main memory in use."""
-        return len(self.draft.streams.content) + self.tuned.size
+        return len(self.streams.content) + self.tuned.size
 
-    def store(self) -> SpanChunk:
+    def store(self) -> EncodedChunk:
         """Compress the chunk and verify that it decompresses to what the device verified."""
-        location, coding = self.location, self.location.span.coding
-        tuned = as_words(self.tuned, coding.width)
-        stored = store_draft(get_backend(), self.draft, coding, location.words, tuned)
-        base_check = 0
-        if isinstance(stored, DeltaChunk):
-            rows, content = open_chunk(stored, location.words, coding, location.row)
-            if not (
-                _same_bytes(content, self.draft.streams.content)
-                and _same_flags(rows, self.draft.rows)
-            ):
-                raise roundtrip_error(location.span.plan)
-            base_check = self.base_check
-        else:
-            _verify_whole(stored, location.words, location.span, self.leaves)
-        check, number = leaves_check(self.leaves), location.extent.changed
-        return SpanChunk(location.first, location.words, stored, base_check, check, number)
+        location, span, backend = self.location, self.location.span, get_backend()
+        tuned, draft = as_words(self.tuned, span.coding.width), lay_out(backend, self.streams)
+        chunk = compress_draft(backend, draft, span.coding, location.first, location.words, tuned)
+        if chunk.record.coding is ChunkCoding.WHOLE:
+            _verify_whole(chunk, span, self.leaves)
+            return with_checks(chunk, span, None, self.leaves)
+        if not _same_bytes(decompress(chunk.stored, len(draft.content)), draft.content):
+            raise roundtrip_error(span.plan)
+        return with_checks(chunk, span, self.base_leaves, self.leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +110,14 @@ class BlockDraft:
         """Bytes of main memory in use."""
         return self.data.size
 
-    def store(self) -> SpanChunk:
+    def store(self) -> EncodedChunk:
         """Compress the block and verify that it decompresses to itself."""
-        coding = self.span.coding
-        words = as_words(self.data, coding.width)
-        backend = get_backend()
-        chunk, leaves = encode_whole(backend, words, coding), backend.leaf_hashes(self.data)
-        _verify_whole(chunk, words.size, self.span, leaves)
+        coding, backend = self.span.coding, get_backend()
         first = coding.num_words(self.span.start + self.start)
-        return SpanChunk(first, words.size, chunk, 0, leaves_check(leaves), 0)
+        chunk = encode_whole(backend, first, as_words(self.data, coding.width), coding)
+        leaves = backend.leaf_hashes(self.data)
+        _verify_whole(chunk, self.span, leaves)
+        return with_checks(chunk, self.span, None, leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +156,7 @@ def store_drafts(spans: Sequence[SpanDraft], threads: Executor) -> list[CodedSpa
     ]
 
 
-def _store(batch: Batch[ChunkDraft | BlockDraft]) -> list[SpanChunk]:
+def _store(batch: Batch[ChunkDraft | BlockDraft]) -> list[EncodedChunk]:
     return [chunk.store() for chunk in batch.items]
 
 
@@ -181,14 +165,9 @@ def _same_bytes(one: bytes | memoryview, other: bytes | memoryview) -> bool:
     return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
 
-def _same_flags(one: Rows | None, other: Rows | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one.active, other.active)
-
-
-def _verify_whole(chunk: WholeChunk, words: int, span: Span, leaves: NDArray[np.uint64]) -> None:
+def _verify_whole(chunk: EncodedChunk, span: Span, leaves: NDArray[np.uint64]) -> None:
     """Require that a whole chunk decodes to bytes with these leaf hashes."""
-    decoded = to_bytes(decode_whole(chunk.stored, words, span.coding), span.coding.width)
-    if not np.array_equal(get_backend().leaf_hashes(decoded), leaves):
+    decoded = decode_whole(chunk.stored, chunk.record.length, span.coding)
+    found = get_backend().leaf_hashes(to_bytes(decoded, span.coding.width))
+    if not np.array_equal(found, leaves):
         raise roundtrip_error(span.plan)

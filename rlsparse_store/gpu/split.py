@@ -57,7 +57,7 @@ def partitions(
     masks.write(content, layout, counted[0])
     values.write(content, layout, counted[1], counted[2])
     (words,) = to_host(content)
-    return layout.streams(words.view(np.uint8).data, list(map(len, bounds)), counted[3])
+    return layout.streams(words.view(np.uint8).data, bounds, rows, counted[3])
 
 
 def scatter(contexts: ContextMap, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,13 +116,18 @@ class _Layout:
         return int(self.sizes.sum())
 
     def streams(
-        self, data: memoryview, num_contexts: list[int], kinds: NDArray[np.int32]
+        self,
+        data: memoryview,
+        bounds: Sequence[NDArray[np.uint64]],
+        rows: Sequence[Rows | None],
+        kinds: NDArray[np.int32],
     ) -> list[Streams]:
         """Return the streams of each chunk.
 
         Args:
             data: Contents of all chunks.
-            num_contexts: Number of contexts of each chunk.
+            bounds: Inclusive upper keys of the contexts of each chunk.
+            rows: Active rows of each chunk; ``None`` without row flags.
             kinds: Number of steps of each chunk by kind.
         """
         totals = self.sizes.sum(1)
@@ -137,14 +142,16 @@ class _Layout:
         )
         return [
             Streams(
-                counts=counts[:own],
-                changed=changed[:own],
+                bounds=upper,
+                rows=active,
+                counts=counts[: upper.size],
+                changed=changed[: upper.size],
                 content=data[start:end],
-                sizes=nbytes[:own] + nbytes[sizes.SLOTS :],
+                sizes=nbytes[: upper.size] + nbytes[sizes.SLOTS :],
                 steps=steps,
             )
-            for own, counts, changed, nbytes, start, end, steps in zip(
-                num_contexts, *(each.tolist() for each in numbers), strict=True
+            for upper, active, counts, changed, nbytes, start, end, steps in zip(
+                bounds, rows, *(each.tolist() for each in numbers), strict=True
             )
         ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from rlsparse_store.files.memory_checkpoint import TensorsSource
-from rlsparse_store.frameworks.torch import LiveTensor, ReadableTensor
+from rlsparse_store.frameworks.torch import LiveTensor
 from rlsparse_store.gpu.chunk_table import ALIGNMENT
 from rlsparse_store.gpu.drafter import DeviceSpan
 from rlsparse_store.gpu.launch import host_buffer
@@ -26,9 +26,9 @@ CAST_WORDS: Final = 1 << 21
 def is_on_device(device: torch.device, checkpoint: Checkpoint, tensor: TensorRef) -> bool:
     """Return whether a tensor is on a device and aligned for the kernels."""
     live = _live(checkpoint, tensor)
-    if not isinstance(live, LiveTensor) or live.data.device != device:
+    if live is None or live.data.device != device:
         return False
-    return live.data.data_ptr() % ALIGNMENT == 0
+    return (live.data.data_ptr() + _place(checkpoint, tensor)) % ALIGNMENT == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,16 @@ class HostSpan:
         return DeviceSpan(self.span, _to_device(self.old, device), new)
 
 
-def _live(checkpoint: Checkpoint, tensor: TensorRef) -> ReadableTensor | None:
+def _live(checkpoint: Checkpoint, tensor: TensorRef) -> LiveTensor | None:
     """Return the tensor if it is in memory."""
     source = checkpoint.files[tensor.file].source
     live = source.tensors.get(tensor.name) if isinstance(source, TensorsSource) else None
-    return live if isinstance(live, ReadableTensor) else None
+    return live if isinstance(live, LiveTensor) else None
+
+
+def _place(checkpoint: Checkpoint, tensor: TensorRef) -> int:
+    """Return the first byte of a slab in its tensor; 0 for a whole tensor."""
+    return tensor.offset - checkpoint.tensors[tensor.name].offset
 
 
 def _read(
@@ -98,7 +103,8 @@ def _read(
 ) -> torch.Tensor:
     live = _live(checkpoint, tensor)
     if live is not None:
-        return live.data[start:stop]
+        place = _place(checkpoint, tensor)
+        return live.data[place + start : place + stop]
     host = host_buffer(max(0, stop - start), device)
     checkpoint.read_into(tensor, start, host.numpy())
     return host

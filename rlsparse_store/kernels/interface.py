@@ -28,11 +28,12 @@ __all__ = [
     "Changes",
     "ChunkWords",
     "CpuBackend",
-    "Drafted",
+    "Draft",
     "Histogram",
     "Rows",
     "Streams",
     "check_exchange",
+    "place_in_row",
     "row_count",
 ]
 
@@ -43,6 +44,11 @@ MAGNITUDE_CLASSES = 12
 def row_count(words: int, length: int, offset: int) -> int:
     """Count the rows of ``length`` words that overlap ``words`` words from ``offset`` on."""
     return -(-(offset + words) // length) if words else 0
+
+
+def place_in_row(first: int, row_words: int | None) -> tuple[int, int] | None:
+    """Return the words per row, and the position of a word in its row; ``None`` without rows."""
+    return None if row_words is None else (row_words, first % row_words)
 
 
 def check_exchange(words: Words, mask: NDArray[np.uint8], values: Words) -> None:
@@ -186,17 +192,23 @@ class ChunkWords:
     """Words of a chunk to encode.
 
     Attributes:
+        first: Number of the first word in its tensor.
         base: Base words.
         tuned: Tuned words.
-        row: Words per row of the tensor, and the offset of the chunk's first word in its row;
-            ``None`` if the tensor has no rows.
+        row_words: Words per row of the tensor; ``None`` if the tensor has no rows.
         changes: Its changed words.
     """
 
+    first: int
     base: Words
     tuned: Words
-    row: tuple[int, int] | None
+    row_words: int | None
     changes: ChangedWords
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Words per row, and the position of the first word in its row; ``None`` without rows."""
+        return place_in_row(self.first, self.row_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +224,7 @@ class Histogram:
     magnitudes: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Streams:
     """The streams of a delta chunk, each a byte string.
 
@@ -221,6 +233,8 @@ class Streams:
     bits of each |step| - 3 below its leading one.
 
     Attributes:
+        bounds: Inclusive upper key of each context.
+        rows: The active rows; ``None`` without row flags.
         counts: Words of each context.
         changed: Changed words of each context.
         content: All streams, concatenated.
@@ -228,6 +242,8 @@ class Streams:
         steps: Changed words by step: -1, -2, -3, <= -4, 1, 2, 3, >= 4.
     """
 
+    bounds: NDArray[np.uint64]
+    rows: Rows | None
     counts: list[int]
     changed: list[int]
     content: bytes | memoryview
@@ -241,22 +257,24 @@ class Streams:
         return [bytes(self.content[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
 
 
-class Drafted(NamedTuple):
-    """A chunk without row flags, split into streams and blocks.
+class Draft(NamedTuple):
+    """A chunk before compression.
 
     Attributes:
         bounds: Inclusive upper key of each context.
         changed: Changed words of each context.
-        content: All streams, concatenated.
+        content: Row flags, if any, and all streams, concatenated.
         blocks: Ends of the blocks of the content.
         steps: Changed words by step, as in :class:`Streams`.
+        has_row_flags: Whether the content begins with row flags.
     """
 
     bounds: list[int]
     changed: list[int]
-    content: bytes
+    content: bytes | memoryview
     blocks: list[int]
     steps: list[int]
+    has_row_flags: bool = False
 
 
 class CpuBackend(ABC):
@@ -414,7 +432,7 @@ class CpuBackend(ABC):
         bins: NDArray[np.uint64],  # noqa: ARG002
         stride: int,  # noqa: ARG002
         few: int,  # noqa: ARG002
-    ) -> Drafted | None:
+    ) -> Draft | None:
         """Choose contexts and blocks, and split a chunk without row flags, all in one call.
 
         The overhead of the steps exceeds their work on a small tensor.

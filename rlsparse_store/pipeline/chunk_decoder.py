@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rlsparse_store.codec.chunk import DeltaChunk, decode_whole, open_chunk
+from rlsparse_store.codec.chunk import decode_whole, open_chunk
 from rlsparse_store.errors import BaseMismatchError, FormatError, ResultMismatchError
 from rlsparse_store.format.digests import leaves_check
 from rlsparse_store.format.index.records import ChunkCoding, Kind
@@ -202,16 +202,7 @@ class ChunkDecoder:
             if chunk.coding is ChunkCoding.WHOLE:
                 words = decode_whole(stored, chunk.length, t.coding)
                 return OpenChunk(t, chunk, None, b"", to_bytes(words, t.coding.width))
-            coded = DeltaChunk(
-                stored=stored,
-                has_row_flags=chunk.coding is ChunkCoding.DELTA_WITH_ROWS,
-                bounds=chunk.bounds,
-                changed=chunk.changed,
-                steps=(),
-            )
-            row = t.row_words
-            row_offset = None if row is None else (row, chunk.first % row)
-            rows, content = open_chunk(coded, chunk.length, t.coding, row_offset)
+            rows, content = open_chunk(chunk, stored, t.coding, t.row_words)
             return OpenChunk(t, chunk, rows, content, None)
 
     @contextmanager

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from rlsparse_store.codec.chunk import (
-    CodedChunk,
-    DeltaChunk,
-    decode_delta,
-    decode_whole,
+    EncodedChunk,
+    decode_chunk,
     encode_chunk,
     encode_whole,
     estimate_bits,
@@ -25,10 +23,10 @@ from rlsparse_store.codec.chunk import (
 from rlsparse_store.errors import ResultMismatchError
 from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
-from rlsparse_store.format.index.records import row_words
+from rlsparse_store.format.index.records import ChunkCoding, row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
 from rlsparse_store.format.words import as_words, cast_to_bf16, narrow, to_bytes
-from rlsparse_store.kernels.interface import ChangedWords, Changes, ChunkWords
+from rlsparse_store.kernels.interface import Changes, ChunkWords
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES, TensorPlan
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
     from rlsparse_store.format.words import Words
-    from rlsparse_store.kernels.interface import CpuBackend
+    from rlsparse_store.kernels.interface import ChangeList, CpuBackend
     from rlsparse_store.pipeline.scratch import Scratch, ScratchBuffer
 
 __all__ = [
@@ -48,12 +46,12 @@ __all__ = [
     "Chunker",
     "CodedSpan",
     "Span",
-    "SpanChunk",
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
     "roundtrip_error",
     "tensor_spans",
+    "with_checks",
 ]
 
 BLOCK_WORDS: Final = 1 << 20
@@ -125,10 +123,30 @@ class Span(NamedTuple):
         return coded.mantissa_bits if self.coding == coded.coding else None
 
     @property
-    def row(self) -> int | None:
+    def row_words(self) -> int | None:
         """Words per row of the tensor; ``None`` if it has no rows."""
         words = self.coding.num_words(self.plan.coded_nbytes)
         return row_words(self.plan.tuned.shape, words)
+
+    def chunk_words(
+        self, start: int, base: NDArray[np.uint8], tuned: NDArray[np.uint8], changes: ChangeList
+    ) -> ChunkWords:
+        """Return the words of a chunk.
+
+        Args:
+            start: Its first byte.
+            base: Its base bytes.
+            tuned: Its tuned bytes.
+            changes: Its changed words; no later word has changed.
+        """
+        words, width = self.coding.num_words(len(base)), self.coding.width
+        return ChunkWords(
+            self.coding.num_words(start),
+            as_words(base, width),
+            as_words(tuned, width),
+            self.row_words,
+            changes.first(words),
+        )
 
     @property
     def tuned_stop(self) -> int:
@@ -141,38 +159,18 @@ class Span(NamedTuple):
         return max(self.start, min(self.stop, self.plan.shared_bytes))
 
 
-class SpanChunk(NamedTuple):
-    """An encoded chunk and its index fields.
-
-    Attributes:
-        first: Its first word.
-        length: Number of its words.
-        chunk: The stored chunk.
-        base_check: Digest of the base words; 0 if decoding needs none.
-        result_check: Digest of the result words.
-        changed: Number of changed words; 0 without a source.
-    """
-
-    first: int
-    length: int
-    chunk: CodedChunk
-    base_check: int
-    result_check: int
-    changed: int
-
-
 class CodedSpan(NamedTuple):
     """The encoding of a span.
 
     Attributes:
         span: The span.
-        chunks: Its chunks, in order.
+        chunks: Its chunks, in order, with all of their records but the position in a file.
         tuned_leaves: Leaf hashes of the tuned tensor's bytes, as decoding returns them.
         base_leaves: Leaf hashes of the base bytes.
     """
 
     span: Span
-    chunks: list[SpanChunk]
+    chunks: list[EncodedChunk]
     tuned_leaves: NDArray[np.uint64]
     base_leaves: NDArray[np.uint64]
 
@@ -182,6 +180,7 @@ def tensor_spans(
     plan: TensorPlan,
     coding: WordCoding,
     base_leaves: NDArray[np.uint64] | None = None,
+    most: int = SPAN_BYTES,
 ) -> Iterator[Span]:
     """Yield the spans of one tensor, in order.
 
@@ -190,11 +189,12 @@ def tensor_spans(
         plan: How it is stored.
         coding: Word coding.
         base_leaves: Leaf hashes of all of its source; computed if ``None``.
+        most: Maximum bytes of a span with base words, a multiple of the block size.
     """
     if plan.alias_of is not None:
         return
     source = 0 if plan.source is None else plan.source.nbytes
-    size = min(SPAN_BYTES, coding.nbytes(MAX_CHUNK_WORDS))
+    size = min(most, coding.nbytes(MAX_CHUNK_WORDS))
     if plan.source is None:
         size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = plan.end
@@ -396,17 +396,6 @@ def chunk_extents(blocks: Iterable[Changes], size: int, end: int) -> Iterator[Ch
         yield last
 
 
-class _Extent(NamedTuple):
-    """The bytes of a chunk, at byte ``start`` of its tensor, and their leaf hashes."""
-
-    start: int
-    base: NDArray[np.uint8]
-    tuned: NDArray[np.uint8]
-    base_leaves: NDArray[np.uint64]
-    tuned_leaves: NDArray[np.uint64]
-    changes: ChangedWords
-
-
 def _encode_plain_block(
     backend: CpuBackend, span: Span, base: Checkpoint, tuned: Checkpoint, scratch: Scratch
 ) -> CodedSpan:
@@ -421,39 +410,74 @@ def _encode_plain_block(
     tuned.read_into(plan.tuned, start, new)
     width, changes = span.coding.width, scratch.changes
     changes.clear()
-    words = as_words(old, width)
-    if backend.compare(words, as_words(new, width), span.coding, changes).count == 0:
+    if backend.compare(as_words(old, width), as_words(new, width), span.coding, changes).count == 0:
         return CodedSpan(span, [], base_leaves, base_leaves)
     leaves = backend.leaf_hashes(new)
-    extent = _Extent(start, old, new, base_leaves, leaves, changes.first(words.size))
-    return CodedSpan(span, [_encode_extent(backend, span, extent)], leaves, base_leaves)
+    chunk = span.chunk_words(start, old, new, changes)
+    return CodedSpan(
+        span, [_encode_words(backend, span, chunk, base_leaves, leaves)], leaves, base_leaves
+    )
 
 
-def _encode_extent(backend: CpuBackend, span: Span, extent: _Extent) -> SpanChunk:
-    """Encode the words of a chunk, and verify that it decodes to them. Overwrites the base."""
+def _encode_words(
+    backend: CpuBackend,
+    span: Span,
+    chunk: ChunkWords,
+    base_leaves: NDArray[np.uint64],
+    tuned_leaves: NDArray[np.uint64],
+) -> EncodedChunk:
+    """Encode a chunk, and prove that it decodes to its words. Overwrites the base words."""
+    encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    # Decoded in place: the base words are not needed again.
+    _prove(backend, span, encoded, chunk.base, tuned_leaves)
+    is_whole = encoded.record.coding is ChunkCoding.WHOLE
+    return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
+
+
+def _encode_tail(
+    backend: CpuBackend, span: Span, start: int, data: NDArray[np.uint8]
+) -> EncodedChunk:
+    """Store bytes that have no base words whole, and prove that they decode."""
     coding = span.coding
-    base, tuned = as_words(extent.base, coding.width), as_words(extent.tuned, coding.width)
-    first, row = coding.num_words(extent.start), span.row
-    place = None if row is None else (row, first % row)
-    words = ChunkWords(base, tuned, place, extent.changes)
-    coded = encode_chunk(backend, words, coding, span.mantissa_bits)
-    base_check = 0
-    if isinstance(coded, DeltaChunk):
-        # Decode in place: the base words are not needed again.
-        out = base
-        decode_delta(backend, base, coding, coded, place, out)
-        base_check = leaves_check(extent.base_leaves)
-    else:
-        out = decode_whole(coded.stored, tuned.size, coding)
-    _require_equal(backend, span, out, extent.tuned_leaves)
-    result_check = leaves_check(extent.tuned_leaves)
-    return SpanChunk(first, tuned.size, coded, base_check, result_check, extent.changes.count)
+    words, leaves = as_words(data, coding.width), backend.leaf_hashes(data)
+    encoded = encode_whole(backend, coding.num_words(start), words, coding)
+    _prove(backend, span, encoded, words, leaves)
+    return with_checks(encoded, span, None, leaves)
 
 
-def _require_equal(
-    backend: CpuBackend, span: Span, decoded: Words, leaves: NDArray[np.uint64]
+def with_checks(
+    encoded: EncodedChunk,
+    span: Span,
+    base_leaves: NDArray[np.uint64] | None,
+    tuned_leaves: NDArray[np.uint64],
+) -> EncodedChunk:
+    """Return a chunk with its tensor and its checks.
+
+    Args:
+        encoded: The chunk.
+        span: Its span.
+        base_leaves: Leaf hashes of its base words; ``None`` if decoding needs none.
+        tuned_leaves: Leaf hashes of its result words.
+    """
+    record = encoded.record._replace(
+        tensor=span.tensor,
+        result=leaves_check(tuned_leaves),
+        base=0 if base_leaves is None else leaves_check(base_leaves),
+    )
+    return encoded._replace(record=record)
+
+
+def _prove(
+    backend: CpuBackend,
+    span: Span,
+    encoded: EncodedChunk,
+    base: Words,
+    leaves: NDArray[np.uint64],
 ) -> None:
-    """Check the leaf hashes of decoded words."""
+    """Require that a chunk decodes to words with these leaf hashes. May overwrite the base."""
+    decoded = decode_chunk(
+        backend, encoded.record, encoded.stored, span.coding, span.row_words, base, base
+    )
     found = backend.leaf_hashes(to_bytes(decoded, span.coding.width))
     # Faster than comparing arrays, where there are few.
     if found.tobytes() != leaves.tobytes():
@@ -477,7 +501,7 @@ class _SpanEncoder:
         self._chunker = Chunker()
         self._changed = scratch.changes
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
-        self._chunks: list[SpanChunk] = []
+        self._chunks: list[EncodedChunk] = []
         self._tuned_leaves: list[NDArray[np.uint64]] = []
 
     def run(self) -> CodedSpan:
@@ -502,7 +526,8 @@ class _SpanEncoder:
                 self._add_block(start, shared, changes, old_leaves, leaves)
             if shared < stop:
                 self._close()
-                self._store_whole(shared, stop)
+                data = self._view(shared, stop)
+                self._chunks.append(_encode_tail(self._backend, span, shared, data))
             if not self._chunker.is_open:
                 self._base.reset()
                 self._buffer_start = stop
@@ -559,26 +584,13 @@ class _SpanEncoder:
         if chunk is None:
             return
         leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
-        extent = _Extent(
-            chunk.start,
-            self._base.view(chunk.start, chunk.stop),
-            self._view(chunk.start, chunk.stop),
-            np.concatenate([base for base, _ in leaves]),
-            np.concatenate([tuned for _, tuned in leaves]),
-            self._changed.first(self._coding.num_words(chunk.stop - chunk.start)),
+        base, tuned = self._base.view(chunk.start, chunk.stop), self._view(chunk.start, chunk.stop)
+        words = self._span.chunk_words(chunk.start, base, tuned, self._changed)
+        base_leaves = np.concatenate([base for base, _ in leaves])
+        tuned_leaves = np.concatenate([tuned for _, tuned in leaves])
+        self._chunks.append(
+            _encode_words(self._backend, self._span, words, base_leaves, tuned_leaves)
         )
-        self._chunks.append(_encode_extent(self._backend, self._span, extent))
-
-    def _store_whole(self, start: int, stop: int) -> None:
-        coding = self._coding
-        data = self._view(start, stop)
-        tuned = as_words(data, coding.width)
-        chunk = encode_whole(self._backend, tuned, coding)
-        leaves = self._backend.leaf_hashes(data)
-        decoded = decode_whole(chunk.stored, tuned.size, coding)
-        _require_equal(self._backend, self._span, decoded, leaves)
-        first = coding.num_words(start)
-        self._chunks.append(SpanChunk(first, tuned.size, chunk, 0, leaves_check(leaves), 0))
 
 
 def roundtrip_error(plan: TensorPlan) -> ResultMismatchError:

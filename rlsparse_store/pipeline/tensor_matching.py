@@ -27,6 +27,7 @@ __all__ = [
     "TensorPlan",
     "find_sources",
     "plan_tensors",
+    "require_exact",
     "shared_elements",
     "suffixes",
 ]
@@ -88,6 +89,11 @@ class TensorPlan(NamedTuple):
         return self.dtype is not self.tuned.dtype
 
     @property
+    def coded_dtype(self) -> Dtype:
+        """The dtype of the coded words: the source's, if there is one."""
+        return self.dtype if self.source is None else self.source.dtype
+
+    @property
     def stored_nbytes(self) -> int:
         """Bytes of the stored tensor."""
         return (self.dtype.nbytes(self.tuned.shape) or 0) if self.is_cast else self.tuned.nbytes
@@ -108,6 +114,8 @@ def plan_tensors(
     tuned: Checkpoint,
     policy: DtypePolicy,
     sources: Mapping[str, TensorRef] | None = None,
+    *,
+    by_content: bool = True,
 ) -> list[TensorPlan]:
     """Plan every tuned tensor, in ascending order of names.
 
@@ -116,13 +124,20 @@ def plan_tensors(
         tuned: The tuned checkpoint.
         policy: What to do where dtypes do not match.
         sources: What :func:`find_sources` found, if that is known.
+        by_content: Whether to read the tuned checkpoint. Otherwise no alias is found, and a
+            widening is planned without proof: see :func:`require_exact`.
 
     Raises:
         DtypeMismatchError: A dtype does not match and the policy does not say what to do.
     """
     if sources is None:
-        sources = find_sources(base, tuned)
-    plans = [_plan(tuned, t, sources.get(t.name), policy) for t in tuned.tensors.values()]
+        sources = find_sources(base, tuned, by_content=by_content)
+    plans = [
+        _plan(tuned, t, sources.get(t.name), policy, by_content=by_content)
+        for t in tuned.tensors.values()
+    ]
+    if not by_content:
+        return plans
     aliases = _find_aliases(base, tuned, plans)
     return [
         TensorPlan(p.tuned, p.dtype, alias_of=aliases[p.tuned.name])
@@ -135,12 +150,15 @@ def plan_tensors(
 # --- which base tensor -----------------------------------------------------------------------
 
 
-def find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
+def find_sources(
+    base: Checkpoint, tuned: Checkpoint, *, by_content: bool = True
+) -> dict[str, TensorRef]:
     """The base tensor of each tuned tensor that has one: by name, then suffix, then content.
 
     Args:
         base: The base.
         tuned: The tuned checkpoint.
+        by_content: Whether to compare also the content of those that names do not match.
 
     Returns:
         Base tensors by the names of tuned ones. Dimensions may differ where the names are equal.
@@ -153,12 +171,14 @@ def find_sources(base: Checkpoint, tuned: Checkpoint) -> dict[str, TensorRef]:
     renamed = _match_suffixes(lost, free)
     sources |= renamed
     claimed = {source.name for source in renamed.values()}
+    if not by_content:
+        return sources
     lost = [t for t in lost if t.name not in renamed]
     left = [t for t in free if t.name not in claimed]
-    by_content = _match_content(tuned, lost, base, left)
-    sources |= by_content
+    recognized = _match_content(tuned, lost, base, left)
+    sources |= recognized
     # A newly stored tie shares its source with the tensor of that name.
-    lost = [t for t in lost if t.name not in by_content]
+    lost = [t for t in lost if t.name not in recognized]
     return sources | _match_content(tuned, lost, base, list(base.tensors.values()))
 
 
@@ -239,6 +259,8 @@ def _plan(
     tensor: TensorRef,
     source: TensorRef | None,
     policy: DtypePolicy,
+    *,
+    by_content: bool,
 ) -> TensorPlan:
     if source is None:
         return TensorPlan(tensor, tensor.dtype, reason="added")
@@ -246,7 +268,7 @@ def _plan(
     if elements is None:
         shapes = f"{list(source.shape)} became {list(tensor.shape)}"
         return TensorPlan(tensor, tensor.dtype, reason=f"reshaped: {shapes}")
-    dtype, widening = _fit_dtype(tuned, tensor, source, policy)
+    dtype, widening = _fit_dtype(tuned, tensor, source, policy, by_content=by_content)
     if dtype is None:
         reason = f"kept as {tensor.dtype.code}, the base has {source.dtype.code}"
         return TensorPlan(tensor, tensor.dtype, reason=reason)
@@ -271,7 +293,12 @@ def _is_reshape(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
 
 
 def _fit_dtype(
-    tuned: Checkpoint, tensor: TensorRef, source: TensorRef, policy: DtypePolicy
+    tuned: Checkpoint,
+    tensor: TensorRef,
+    source: TensorRef,
+    policy: DtypePolicy,
+    *,
+    by_content: bool,
 ) -> tuple[Dtype | None, Widening]:
     """The stored dtype and the widening; no dtype if the tensor is kept whole."""
     if tensor.dtype is source.dtype:
@@ -281,15 +308,12 @@ def _fit_dtype(
         if bf16 and policy.cast:
             return DTYPES["BF16"], Widening.NONE
         widening = Widening.BF16_TO_F32 if bf16 else Widening.F16_TO_F32
-        if _widens(tuned, tensor, widening):
+        if not by_content and not policy.keep:
+            return tensor.dtype, widening
+        if by_content and _widens(tuned, tensor, widening):
             return tensor.dtype, widening
         if not policy.keep:
-            remedy = "--cast bf16 to round it (lossy), or " if bf16 else ""
-            msg = (
-                f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
-                f"use {remedy}--keep-dtype to store it whole"
-            )
-            raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
+            raise _inexact(tuned, tensor, source)
     if policy.keep:
         return None, Widening.NONE
     msg = (
@@ -297,6 +321,25 @@ def _fit_dtype(
         "base's dtype, or use --keep-dtype to store it whole"
     )
     raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
+
+
+def require_exact(tuned: Checkpoint, part: TensorRef, plan: TensorPlan) -> None:
+    """Require that a part of a tensor is exactly the widening that was planned without reading it.
+
+    Raises:
+        DtypeMismatchError: It is not.
+    """
+    if plan.widening and plan.source is not None and not _widens(tuned, part, plan.widening):
+        raise _inexact(tuned, plan.tuned, plan.source)
+
+
+def _inexact(tuned: Checkpoint, tensor: TensorRef, source: TensorRef) -> DtypeMismatchError:
+    remedy = "--cast bf16 to round it (lossy), or " if source.dtype.code == "BF16" else ""
+    msg = (
+        f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
+        f"use {remedy}--keep-dtype to store it whole"
+    )
+    return DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
 
 
 def _widens(tuned: Checkpoint, tensor: TensorRef, widening: Widening) -> bool:

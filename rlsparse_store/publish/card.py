@@ -9,6 +9,7 @@ from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,7 +152,7 @@ def _section(
         "## Use",
         "",
         "```python",
-        "# pip install 'rlsparse-store[transformers]'",
+        f"# {install_command('transformers')}",
         "from rlsparse_store import from_delta",
         f'model = from_delta("{base.repo.repo}", "{repo.repo}"{within})',
         "```",

@@ -71,7 +71,7 @@ def recorded_base(reports: Iterable[DeltaReport], place: Path) -> RepoId:
     for report in reports:
         if not report.base_repo or not report.base_revision or not parse_repo_id(report.base_repo):
             msg = (
-                "the delta does not name its base on the Hub, so nobody could load it: give "
+                "the delta does not name its base on the Hub, and readers could not find it: give "
                 "--base-id ORG/BASE@COMMIT"
             )
             raise NotFoundError(msg, file=printable(str(place)))

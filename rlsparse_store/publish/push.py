@@ -258,7 +258,7 @@ def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bo
         raise NotFoundError(msg, file=printable(repo))
     asked = RepoId(asked.repo, revision or asked.revision)
     if asked.is_pinned:
-        msg = "is a commit, which cannot be added to: give a branch, or none"
+        msg = "is a commit, and a push needs a branch: give one, or none"
         raise NotFoundError(msg, file=printable(str(asked)))
     if create_pr and asked.revision not in (None, "main"):
         msg = "a pull request goes to the default branch: omit the revision"

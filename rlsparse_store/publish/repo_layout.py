@@ -47,7 +47,7 @@ def require_apart(repo: RepoId, new: Iterable[str], there: Listing) -> None:
         if outer := [folder for folder in found if _lies_within(place, folder)]:
             elsewhere = "a folder beside it (--subfolder) or another" if outer[0] else "another"
             msg = (
-                f"holds a single delta, inside which no other can be: choose {elsewhere} repository"
+                f"holds a single delta, which cannot contain others: choose {elsewhere} repository"
             )
             raise OutputError(msg, file=printable(f"{repo}/{outer[0]}".rstrip("/")))
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.errors import MissingDependencyError
+from rlsparse_store.installing import install_command
 from rlsparse_store.torch.encoder import DeltaEncoder
 from rlsparse_store.torch.mask_files import load_mask
 from rlsparse_store.torch.masks import Frozen, Mask, freeze_outside
@@ -32,7 +33,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the class below
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
-            msg = "triton is not installed; install rlsparse-store[gpu]"
+            msg = f"triton is not installed: {install_command('gpu')}"
             raise MissingDependencyError(msg) from error
         return DeviceCoder
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -10,41 +10,39 @@ import torch
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
+from rlsparse_store.delta.kept_hashes import KeptHashes
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
-from rlsparse_store.frameworks.torch import LiveTensor, has_kernels
+from rlsparse_store.frameworks.torch import LiveTensor
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.coder import CpuCoder, SpanCoder
-from rlsparse_store.pipeline.fingerprints import BaseHashes
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.host_memory import HostSlabs
 from rlsparse_store.torch.live_names import require_unfused
 from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.process_group import Ranks
-from rlsparse_store.torch.sharded_encoder import encode_sharded
+from rlsparse_store.torch.saved_parts import saved_parts, state_dict_of, whole_parts
 from rlsparse_store.torch.state_dict import live_checkpoint, synchronize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.files.checkpoint import TensorRef
+    from rlsparse_store.pipeline.tensor_matching import DtypePolicy
+    from rlsparse_store.torch.saved_parts import Part
 
 __all__ = ["DeltaEncoder"]
 
 Keep = Literal["files", "host", "device"]
 
-SLAB_BYTES: Final = 1 << 30
-"""Bytes of a slab of main memory, which small tensors share."""
-
 STAGING_BYTES: Final = 1 << 26
 """Bytes of the main-memory buffer through which the base is copied to a device."""
-
-ALIGNMENT: Final = 64
-"""Alignment of tensors in a slab, in bytes."""
 
 _BYTE: Final = torch.uint8
 
@@ -53,7 +51,8 @@ class DeltaEncoder(Closeable):
     """Encodes a model in training against its base, any number of times.
 
     The delta is byte for byte the one that :func:`rlsparse_store.encode_delta` writes for the state
-    dict saved by safetensors in one file with ``{"format": "pt"}``.
+    dict saved by safetensors in one file with ``{"format": "pt"}``. That of a model on several
+    ranks stores the same tensors in other chunks and files.
 
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
@@ -61,9 +60,9 @@ class DeltaEncoder(Closeable):
             device if there is one.
         keep: Where the base is kept between deltas: ``"files"`` reads it each time, ``"host"``
             keeps it in main memory (pinned if possible), ``"device"`` keeps it on the device.
-        memory: Bytes of device memory to use in addition to the base and the model. With DTensors,
-            also the bytes of gathered tensors that the writer caches.
-        threads: Number of threads; defaults to all processors.
+        memory: Bytes of device memory to use in addition to the base and the model.
+        threads: Number of threads; defaults to all processors, with DTensors to this rank's share
+            of them.
         base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
         token: Access token for the Hub; defaults to the stored one.
         cache_dir: Cache folder of the Hub; defaults to that of ``huggingface_hub``.
@@ -100,9 +99,8 @@ class DeltaEncoder(Closeable):
         self._device = torch.device(device)
         self._keep = keep
         self._threads = threads
-        self._memory = memory
         self._coder = _coder(self._device, memory, threads)
-        self._hashes = BaseHashes()
+        self._hashes = KeptHashes()
         access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         opened = open_checkpoint(find_checkpoint(base, "base", access, base_revision))
         self._name = str(base)
@@ -131,19 +129,22 @@ class DeltaEncoder(Closeable):
         A state dict holds no configuration and no tokenizer: save them into ``out`` afterwards.
 
         The state dict may hold DTensors with any placements (FSDP2, tensor parallelism). Then every
-        rank calls this method with its state dict. The ranks gather one tensor at a time, so that a
-        rank needs memory for one full tensor in addition to its model (two if the tensor is not
-        sharded by rows). The first rank encodes and writes. The delta is byte for byte that of the
-        full state dict. If one rank fails, all ranks raise and no output remains; a rank that dies
-        is noticed after the process group's timeout at the latest.
+        rank calls this method with its state dict, and encodes the rows that it holds into a file
+        of its own; the first rank adds the index. Nothing is gathered. Tensors that are split by
+        columns are redistributed to rows first, which takes memory for a rank's part of them. All
+        ranks need the base, and ``out`` on a file system that they share. Plans are made from
+        names, dtypes and shapes, as
+        :class:`~rlsparse_store.integrations.dcp.DeltaStorageWriter` does. If one rank fails, all
+        ranks raise and no output remains; a rank that dies is noticed after the process group's
+        timeout at the latest.
 
         Args:
             model: A state dict or a module. Tensors may be on any device, whole or DTensors.
             out: Folder of the delta; it must be empty or not exist.
             cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base. Lossy, and recorded.
             keep_dtype: Store a tensor whole if its dtype does not fit the base's.
-            shard_bytes: Bytes of chunks per file.
-            progress: Called with the bytes done and the total.
+            shard_bytes: Bytes of chunks per file. With DTensors, each rank writes one file.
+            progress: Called with the bytes done and the total, with DTensors of this rank.
             group: Process group of the calling ranks; defaults to the default group.
 
         Returns:
@@ -160,23 +161,54 @@ class DeltaEncoder(Closeable):
             >>> encoder.encode(fsdp_model.state_dict(), "run/step-100")  # doctest: +SKIP
         """
         policy = dtype_policy(cast, keep=keep_dtype)
+        if isinstance(model, torch.nn.Module) and any(map(is_dtensor, model.parameters())):
+            return self._encode_sharded(model, Path(out), policy, progress, group)
         tensors = named_tensors(model)
         require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
         synchronize(tensors.values())
-
-        def write(tuned: Checkpoint, coder: SpanCoder) -> EncodeReport:
-            # Copies of non-contiguous tensors must be complete: other streams read them.
-            synchronize(tensors.values())
-            # What looks wrong is a warning: storing a checkpoint never ends a training job.
-            encoder = Encoder(self._base, tuned, policy, self._hashes, force=True)
-            report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, coder)
-            issue_warnings(report, stacklevel=4)
-            return report
-
         if any(map(is_dtensor, tensors.values())):
-            return encode_sharded(Ranks(group), tensors, self._coder, self._memory, write)
-        return write(live_checkpoint(tensors), self._coder)
+            return self._encode_sharded(tensors, Path(out), policy, progress, group)
+        tuned = live_checkpoint(tensors)
+        # Copies of non-contiguous tensors must be complete: other streams read them.
+        synchronize(tensors.values())
+        # What looks wrong is a warning: storing a checkpoint never ends a training job.
+        encoder = Encoder(self._base, tuned, policy, self._hashes.tensors, force=True)
+        report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, self._coder)
+        issue_warnings(report)
+        return report
+
+    def _encode_sharded(
+        self,
+        model: torch.nn.Module | dict[str, torch.Tensor],
+        out: Path,
+        policy: DtypePolicy,
+        progress: Progress,
+        group: Any,  # noqa: ANN401 - as above
+    ) -> EncodeReport:
+        from rlsparse_store.torch.sharded_encoder import encode_sharded  # noqa: PLC0415 - slow
+        from rlsparse_store.torch.slab_writer import SlabWriter  # noqa: PLC0415 - as above
+
+        tensors = model if isinstance(model, dict) else state_dict_of(model)
+        # The trainer's work on any stream must be complete.
+        synchronize(tensors.values())
+
+        def parts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Part]]:
+            if isinstance(model, torch.nn.Module):
+                return saved_parts(model)
+            return whole_parts({key: key for key in shapes}, shapes)
+
+        writer = SlabWriter(
+            lambda: nullcontext(self._base),
+            out,
+            policy,
+            parts_of=parts_of,
+            coder=self._coder,
+            threads=self._threads,
+            hashes=self._hashes,
+            progress=progress,
+        )
+        return encode_sharded(Ranks(group), tensors, writer)
 
     def close(self) -> None:
         """Close the base's files and free its memory."""
@@ -193,7 +225,7 @@ def _coder(device: torch.device, memory: int, threads: int | None) -> SpanCoder:
 
 def _load_base(base: Checkpoint, device: torch.device | None) -> Checkpoint:
     """Load the base's tensors to a device, or to main memory if it is ``None``."""
-    slabs = _Slabs(base.nbytes if device is None else STAGING_BYTES)
+    slabs = HostSlabs(base.nbytes if device is None else STAGING_BYTES)
     staging = None if device is None else slabs.take(STAGING_BYTES)
     tensors = {}
     for name, ref in base.tensors.items():
@@ -215,44 +247,3 @@ def _read_through(
         part = staging[: ref.nbytes - start]
         base.read_into(ref, start, part.numpy())
         out[start : start + len(part)].copy_(part)
-
-
-class _Slabs:
-    """An allocator of main memory for many tensors, pinned if a CUDA device runs kernels.
-
-    Tensors share large slabs because torch rounds each pinned allocation up to a power of two. If
-    pinning fails, memory is allocated without it.
-
-    Args:
-        nbytes: Bytes of all tensors.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self._left = nbytes
-        self._slab = torch.empty(0, dtype=_BYTE, device="cpu")
-        self._pins = torch.cuda.is_available() and has_kernels(torch.device("cuda"))
-
-    def take(self, nbytes: int) -> torch.Tensor:
-        """Allocate memory for a tensor."""
-        if nbytes > len(self._slab):
-            size = max(nbytes, min(SLAB_BYTES, self._left))
-            self._slab = self._pinned(size) if self._pins else self._unpinned(size)
-        taken = self._slab[:nbytes]
-        self._slab = self._slab[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
-        self._left -= nbytes
-        return taken
-
-    def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.gpu.launch import host_buffer  # noqa: PLC0415 - needs Triton
-
-        try:
-            return host_buffer(nbytes, torch.device("cuda"))
-        except torch.OutOfMemoryError:
-            msg = "cannot pin more main memory; copying the base to the device will be slower"
-            warnings.warn(msg, RuntimeWarning, stacklevel=5)
-            self._pins = False
-            return self._unpinned(nbytes)
-
-    @staticmethod
-    def _unpinned(nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=_BYTE, device="cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from rlsparse_store.delta.plausibility import is_adapter_name
 from rlsparse_store.errors import RlsparseError
@@ -11,11 +11,11 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    import torch
-
     from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = ["plain_name", "plain_names", "require_unfused"]
+
+Value = TypeVar("Value")
 
 _WRAPPERS: Final = {
     "_orig_mod.": "the model that torch.compile was given (model._orig_mod)",
@@ -37,8 +37,8 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER)
 
 
-def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under their plain names.
+def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Tensors, or what stands for them, under their plain names.
 
     Raises:
         RlsparseError: The model is wrapped, or holds an adapter; the message has the call that
@@ -56,7 +56,7 @@ def _require_unwrapped(names: Collection[str]) -> None:
     adapted = next(filter(is_adapter_name, names), None)
     if adapted is not None:
         msg = (
-            "belongs to an adapter (PEFT), whose changes are not in the model's weights: pass "
+            "belongs to an adapter (PEFT), and its changes are not in the model's weights: pass "
             "copy.deepcopy(model).merge_and_unload()"
         )
         raise RlsparseError(msg, tensor=printable(adapted))
@@ -80,6 +80,6 @@ def require_unfused(tensors: Collection[str], base: Mapping[str, TensorRef]) -> 
         if found and name not in base and stem in single and not rest[:1].isdigit():
             msg = (
                 "holds all experts of a layer, which the base holds one by one: pass the model "
-                "itself, gathered (FULL_STATE_DICT) if it is sharded, not its state dict"
+                "itself, not its state dict (to DeltaStorageWriter: model=model)"
             )
             raise RlsparseError(msg, tensor=printable(name))

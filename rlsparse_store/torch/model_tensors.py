@@ -179,7 +179,7 @@ def _check_fits(reader: DeltaReader, t: TensorRecord, name: str, tensor: torch.T
         raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     if t.widening or t.tail:
         what = "widens" if t.widening else "resizes"
-        msg = f"the delta {what} it, which is impossible in place: load the model from the delta"
+        msg = f"the delta {what} it, and that is impossible in place: load the model from the delta"
         raise RlsparseError(msg, file=reader.path, tensor=printable(name))
     code = code_of(tensor.dtype)
     if code != t.dtype.code:

@@ -17,7 +17,7 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """The ranks of a process group. The first rank is the writer.
+    """The ranks of a process group.
 
     Messages are pickled by torch.distributed and come only from ranks of the group.
 
@@ -25,7 +25,7 @@ class Ranks:
         group: The process group; the default one if it is ``None``.
 
     Attributes:
-        is_writer: Whether this rank is the writer.
+        group: The process group, or ``None`` for the default one.
 
     Raises:
         RlsparseError: There is no process group.
@@ -38,21 +38,8 @@ class Ranks:
                 "process; call torch.distributed.init_process_group first"
             )
             raise RlsparseError(msg)
-        self._group = group
-        self._writer = 0 if group is None else dist.get_global_rank(group, 0)
+        self.group = group
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self.is_writer = dist.get_rank(group) == 0
-
-    def broadcast(self, message: Any) -> Any:  # noqa: ANN401 - any picklable object
-        """Send the writer's message to every rank; other ranks' arguments are ignored.
-
-        Raises:
-            RlsparseError: A rank has ended.
-        """
-        messages = [message]
-        with self.collective():
-            dist.broadcast_object_list(messages, src=self._writer, group=self._group)
-        return messages[0]
 
     def all_gather(self, message: Any) -> list[Any]:  # noqa: ANN401 - any picklable object
         """Return every rank's message, in rank order, on every rank.
@@ -60,9 +47,9 @@ class Ranks:
         Raises:
             RlsparseError: A rank has ended.
         """
-        messages: list[Any] = [None] * dist.get_world_size(self._group)
+        messages: list[Any] = [None] * dist.get_world_size(self.group)
         with self.collective():
-            dist.all_gather_object(messages, message, group=self._group)
+            dist.all_gather_object(messages, message, group=self.group)
         return messages
 
     @contextmanager

@@ -1,69 +1,61 @@
-"""Encoding a state dict of DTensors: every rank takes part, the first rank writes."""
+"""Encoding a state dict of DTensors: every rank encodes its rows, the first one adds the index."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save
+
 from rlsparse_store.errors import CheckpointError, RlsparseError
-from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.format.names import printable
-from rlsparse_store.torch.dtensor import DTensorReader, GatherCoder, Gatherer, is_dtensor
+from rlsparse_store.torch.dtensor import is_dtensor
+from rlsparse_store.torch.row_slabs import by_rows
 from rlsparse_store.torch.state_dict import dtype_and_shape, live_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from rlsparse_store.delta.report import EncodeReport
-    from rlsparse_store.files.checkpoint import Checkpoint
-    from rlsparse_store.files.memory_checkpoint import TensorBytes
-    from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.torch.process_group import Ranks
-
-    Write = Callable[[Checkpoint, SpanCoder], EncodeReport]
+    from rlsparse_store.torch.slab_writer import SlabWriter
 
 __all__ = ["encode_sharded"]
 
 
-def encode_sharded(
-    ranks: Ranks, tensors: Mapping[str, Any], coder: SpanCoder, capacity: int, write: Write
-) -> EncodeReport:
+def encode_sharded(ranks: Ranks, tensors: Mapping[str, Any], writer: SlabWriter) -> EncodeReport:
     """Encode a state dict that holds DTensors. Every rank calls this function.
 
     Args:
         ranks: The ranks.
         tensors: The state dict: the same names, dtypes and shapes on every rank.
-        coder: Codes spans on the writer.
-        capacity: Bytes of gathered tensors to cache on the writer.
-        write: Writes the delta of a checkpoint; called on the writer only.
+        writer: Writes the delta.
 
     Returns:
-        The writer's report, on every rank.
+        The report, on every rank.
 
     Raises:
         RlsparseError: A rank failed or has ended; raised on every rank.
     """
     _check_agreement(ranks, tensors)
-    dtensors = {name: tensor for name, tensor in tensors.items() if is_dtensor(tensor)}
-    gatherer = Gatherer(ranks, dtensors, capacity)
-    if not ranks.is_writer:
-        return _report_or_raise(gatherer.serve())
     try:
-        checkpoint = checkpoint_in_memory(
-            {name: _readable(name, tensor, gatherer) for name, tensor in tensors.items()}
-        )
-        report = write(checkpoint, GatherCoder(coder, gatherer, set(dtensors)))
-    except BaseException as error:
-        # The other ranks wait for a last message, whatever the error.
-        ranks.broadcast(_error_message(error))
-        raise
-    ranks.broadcast(report)
+        with ranks.collective():
+            rows = by_rows(tensors)
+            done = save(rows, storage_writer=writer, process_group=ranks.group)
+    except CheckpointException as error:
+        raise _first_failure(error) from error
+    finally:
+        writer.abandon()
+    report: EncodeReport = done.storage_data
     return report
 
 
-def _readable(name: str, tensor: Any, gatherer: Gatherer) -> TensorBytes:  # noqa: ANN401 - a tensor
-    if is_dtensor(tensor):
-        return DTensorReader(name, *dtype_and_shape(name, tensor), gatherer)
-    return live_tensor(name, tensor)
+def _first_failure(error: CheckpointException) -> BaseException:
+    """Return the error of the first rank that failed."""
+    rank, (cause, _) = min(error.failures.items())
+    if isinstance(cause, RlsparseError) or not isinstance(cause, Exception):
+        return cause
+    return RlsparseError(f"rank {rank} failed: {type(cause).__name__}: {cause}")
 
 
 def _check_agreement(ranks: Ranks, tensors: Mapping[str, Any]) -> None:
@@ -99,16 +91,3 @@ def _summary(
         name: (dtype.code, shape, is_dtensor(tensors[name]))
         for name, (dtype, shape) in found.items()
     }
-
-
-def _error_message(error: BaseException) -> RlsparseError:
-    """Return an error as the other ranks receive it."""
-    if isinstance(error, RlsparseError):
-        return error
-    return RlsparseError(f"rank 0 failed: {type(error).__name__}: {error}")
-
-
-def _report_or_raise(message: EncodeReport | RlsparseError) -> EncodeReport:
-    if isinstance(message, RlsparseError):
-        raise message
-    return message

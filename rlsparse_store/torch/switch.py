@@ -208,7 +208,7 @@ class DeltaSwitch:
             raise
         if failed:
             self._undo(batches)
-            msg = "was written to by something else since the last switch; load the model again"
+            msg = "was written by other code since the last switch; load the model again"
             raise RlsparseError(msg, tensor=printable(failed[0].target.record.name))
         self._current_log, self._is_switching = log, False
 

@@ -226,9 +226,10 @@ def row_count(entry: Entry, chunk: Chunk) -> int:
 
 
 def largest_content(entry: Entry, chunk: Chunk) -> int:
-    """More than any content of this chunk can take (§4.2): only memory depends on it."""
+    """No content of this chunk has more bytes (§4.2): only memory depends on it."""
     rows = row_count(entry, chunk) if chunk.coding == ROWS_CHUNK else 0
-    return rows + chunk.length + 16 + 2 * entry.width * min(chunk.length, sum(chunk.changed))
+    values = min(sum(chunk.changed), chunk.length) * (entry.width + 9) // 8
+    return (rows + 7) // 8 + chunk.length // 5 + len(chunk.changed) + values + 3
 
 
 def decode_delta(entry: Entry, chunk: Chunk, content: bytes, source: bytes) -> Words:
@@ -357,12 +358,12 @@ def check_json(value: Any, code: str) -> None:
 
 
 def print_json(value: Any) -> bytes:
-    """JSON as index files are printed, without the newline at the end (§12)."""
+    """Printed JSON (§5)."""
     return json.dumps(value, indent=2, sort_keys=True).encode()
 
 
 def has_one_text(value: Any) -> bool:
-    """Whether §12 says how this JSON value is printed: it holds neither floats nor ``null``."""
+    """Whether §5 says how this JSON value is printed: it holds neither floats nor ``null``."""
     if isinstance(value, (dict, list)):
         return all(map(has_one_text, value.values() if isinstance(value, dict) else value))
     return isinstance(value, (str, bool, int))

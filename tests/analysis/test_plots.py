@@ -131,7 +131,7 @@ def test_format_and_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="image_format='gif': choose one of png, svg"):
         CHARTS["steps"]("gif")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"rlsparse-store\[plot\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[plot\]'"):
         CHARTS["steps"]("png")
 
 

@@ -463,7 +463,7 @@ def test_demo_without_torch_names_the_extra(tmp_path: Path) -> None:
     done = run("demo", "-o", tmp_path / "out", env=environment(tmp_path))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "rlsparse-store[demo]" in done.stderr
+    assert "pip install '.[demo]'" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -566,7 +566,7 @@ def test_names_and_arguments(many: tuple[Case, Tensors], monkeypatch: pytest.Mon
     with pytest.raises(NotFoundError, match="no such file or folder"):
         case.open(base=case.base / "x")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(MissingDependencyError, match=r"rlsparse-store\[torch\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[torch\]'"):
         case.open(framework="pt")
 
 

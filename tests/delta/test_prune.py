@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -250,7 +251,7 @@ def test_a_run_is_verified(trained: Path, run: Path) -> None:
     edit_index(run, changed=3)
     done = command("verify", run)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-    assert "says something else of checkpoint-10" in done.stderr
+    assert "disagrees with the entry checkpoint-10" in done.stderr
     repair_run(run)
     shard = run / step(30) / "rlsparse" / "delta.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -432,6 +433,24 @@ def test_a_writer_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None:
         with pytest.raises(RunLockedError, match="took over"):
             first.require_held()
         assert "released" in (tmp_path / ".run" / "lock-000002").read_text()
+
+
+def test_a_lock_that_could_not_be_released_does_not_lock_its_own_process_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".run"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    lock = WriterLock(folder, tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match="no space"), lock:
+        patched.setattr(os, "pwrite", full)
+    assert b'"released":false' in (folder / "lock-000001").read_bytes()
+    with WriterLock(folder, tmp_path):
+        with pytest.raises(RunLockedError), WriterLock(folder, tmp_path):
+            pass
+        assert [path.name for path in folder.iterdir()] == ["lock-000002"]
 
 
 RACE = """

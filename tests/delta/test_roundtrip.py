@@ -168,8 +168,8 @@ def test_chunks_stay_within_the_format_limit(tmp_path: Path) -> None:
         scratch, chunks = Scratch(), []
         for span in tensor_spans(0, plan, DTYPES["F8_E4M3"].coding):
             chunks += encode_span(get_backend(), span, base, tuned, scratch).chunks
-    assert sum(chunk.changed for chunk in chunks) == 2
-    assert max(chunk.length for chunk in chunks) <= MAX_CHUNK_WORDS
+    assert sum(chunk.changes for chunk in chunks) == 2
+    assert max(chunk.record.length for chunk in chunks) <= MAX_CHUNK_WORDS
 
 
 # --- names and shapes ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,7 +12,13 @@ from pairs import bf16_tensor, contents, save, tune
 
 from rlsparse_store.delta import encode_run, inspect_run, measure_pair
 from rlsparse_store.errors import CheckpointError
-from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
+from rlsparse_store.files.trainer_folders import (
+    checkpoint_names,
+    find_checkpoints,
+    step_folder,
+    survey_folder,
+)
+from rlsparse_store.files.trainer_state import read_trainer_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,8 +38,8 @@ LAYOUTS = {
         ["epoch_0_step_5", "epoch_1_step_10"],
     ),
     "OpenRLHF": (
-        ["global_step50_hf", "global_step100_hf"],
-        ["global_step50_hf", "global_step100_hf"],
+        ["best_global_step50_hf", "global_step50_hf", "global_step100_hf"],
+        ["best_global_step50_hf", "global_step50_hf", "global_step100_hf"],
     ),
     "one": (["global_step_10/actor/huggingface"], ["global_step_10"]),
 }
@@ -69,7 +76,41 @@ def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None
     adapter = save(tmp_path / "global_step_1" / "actor" / "lora_adapter", A)
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     save(tmp_path / "global_step_1" / "actor" / "huggingface" / "2_Dense", A)
-    assert find_checkpoints(tmp_path) == [tmp_path / "global_step_1/actor/huggingface"]
+    save(tmp_path / "checkpoint-5" / "rlsparse", A)
+    parts = save(tmp_path / "step-6" / "sharded", A)
+    final = save(tmp_path / "final", A)
+    save(tmp_path / "model", A)
+    (tmp_path / "model/model.safetensors").rename(tmp_path / "model.safetensors")
+    policy = tmp_path / "global_step_1/actor/huggingface"
+    found = survey_folder(tmp_path)
+    assert found.checkpoints == [policy]
+    critic = tmp_path / "global_step_1/critic/huggingface"
+    assert {path: why.split(",")[0] for path, why in found.others.items()} == {
+        adapter: "holds an adapter",
+        parts: "holds the parts of ranks",
+        critic: "is another model than the policy",
+        final: "is not in a folder named after its step (checkpoint-100)",
+    }
+    assert step_folder(tmp_path, policy) == tmp_path / "global_step_1"
+    assert step_folder(policy.parents[2], policy.parents[1]) == policy.parents[1]
+
+
+@pytest.mark.parametrize(
+    ("best", "name"),
+    [
+        ("out/checkpoint-100", "checkpoint-100"),
+        ("C:\\out\\checkpoint-100\\", "checkpoint-100"),
+        ("/", None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_the_best_checkpoint_is_known_by_its_folder(
+    tmp_path: Path, best: object, name: str | None
+) -> None:
+    state = {"global_step": 3, "best_model_checkpoint": best, "log_history": [{"loss": 1.0}]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert read_trainer_state(tmp_path) == (3, {"loss": 1.0}, name)
 
 
 def test_a_checkpoint_stands_for_itself(tmp_path: Path) -> None:

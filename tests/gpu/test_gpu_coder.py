@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 import rlsparse_store.gpu.hashing
 import rlsparse_store.torch.encoder
+import rlsparse_store.torch.host_memory
 from rlsparse_store.delta import encode_delta, encode_run, verify_delta
 from rlsparse_store.delta.encode import dtype_policy
 from rlsparse_store.delta.encoder import Encoder
@@ -172,7 +173,7 @@ def test_a_base_that_cannot_be_pinned_is_held_all_the_same(
     t.mkdir()
     save_file(live, t / "model.safetensors", {"format": "pt"})
     encode_delta(b, t, tmp_path / "expected")
-    monkeypatch.setattr(rlsparse_store.torch.encoder, "SLAB_BYTES", 50_000)
+    monkeypatch.setattr(rlsparse_store.torch.host_memory, "SLAB_BYTES", 50_000)
     empty, pinned = torch.empty, []
 
     def refusing(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:  # noqa: ANN401

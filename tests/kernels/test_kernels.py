@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import numbers
 from xxhash import xxh3_64_intdigest
 
 from rlsparse_store.codec.contexts import key_bins
@@ -466,9 +467,10 @@ def test_large_inputs_equal_the_numpy_backend(
             streams = backend.partition(
                 base, backend.changed_words(base, tuned, coding), coding, cut, rows
             )
-            assert streams == BACKEND.partition(
+            expected_streams = BACKEND.partition(
                 base, BACKEND.changed_words(base, tuned, coding), coding, cut, rows
             )
+            assert numbers(streams) == numbers(expected_streams)
             arguments = (coding, cut, rows, streams.changed, bytes(streams.content))
             assert decode_or_none(backend, base, *arguments) == tuned.tolist()
 

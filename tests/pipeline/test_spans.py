@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pairs import SINGLE, Tensors, bf16_tensor, contents, random_tensor, save, tune
 
-from rlsparse_store.codec.chunk import DeltaChunk, encode_chunk, encode_whole
+from rlsparse_store.codec.chunk import encode_chunk, encode_whole
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import ResultMismatchError, StreamError
 from rlsparse_store.kernels.dispatch import get_backend
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rlsparse_store.codec.chunk import CodedChunk
+    from rlsparse_store.codec.chunk import EncodedChunk
     from rlsparse_store.format.words import Words
     from rlsparse_store.kernels.interface import ChunkWords
 
@@ -52,7 +52,7 @@ def flip(words: Words) -> None:
 def test_words_that_change_after_hashing_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: str
 ) -> None:
-    def encode_altered(backend: Any, chunk: ChunkWords, *arguments: Any) -> CodedChunk:  # noqa: ANN401
+    def encode_altered(backend: Any, chunk: ChunkWords, *arguments: Any) -> EncodedChunk:  # noqa: ANN401
         assert isinstance(chunk.changes, ChangedWords)
         flip(chunk.base if side == "base" else chunk.changes.after)
         return encode_chunk(backend, chunk, *arguments)
@@ -63,15 +63,15 @@ def test_words_that_change_after_hashing_are_noticed(
     assert not (tmp_path / "delta").exists()
 
 
-def smaller_context(chunk: CodedChunk, *_: object) -> CodedChunk:
-    assert isinstance(chunk, DeltaChunk)
-    return chunk._replace(bounds=(chunk.bounds[-1] >> 1,), changed=(sum(chunk.changed),))
+def smaller_context(chunk: EncodedChunk, *_: object) -> EncodedChunk:
+    bounds, changed = (chunk.record.bounds[-1] >> 1,), (chunk.changes,)
+    return chunk._replace(record=chunk.record._replace(bounds=bounds, changed=changed))
 
 
-def other_words(_: CodedChunk, tuned: Words, coding: Any) -> CodedChunk:  # noqa: ANN401
+def other_words(chunk: EncodedChunk, tuned: Words, coding: Any) -> EncodedChunk:  # noqa: ANN401
     other = tuned.copy()
     flip(other)
-    return encode_whole(get_backend(), other, coding)
+    return encode_whole(get_backend(), chunk.record.first, other, coding)
 
 
 @every_size
@@ -81,9 +81,9 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    broken: Callable[..., CodedChunk],
+    broken: Callable[..., EncodedChunk],
 ) -> None:
-    def encode_wrong(backend: Any, chunk: Any, coding: Any, bits: int | None) -> CodedChunk:  # noqa: ANN401
+    def encode_wrong(backend: Any, chunk: Any, coding: Any, bits: int | None) -> EncodedChunk:  # noqa: ANN401
         return broken(encode_chunk(backend, chunk, coding, bits), chunk.tuned, coding)
 
     monkeypatch.setattr(spans, "encode_chunk", encode_wrong)

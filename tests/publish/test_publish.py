@@ -318,7 +318,7 @@ def test_no_delta_at_the_root_of_a_run(
 def test_no_run_in_the_repository_of_a_delta(run: Path, hub: LoopbackHub, home: Path) -> None:
     succeed(hub, home, "push", run / "step-1", "me/new")
     hub.requests.clear()
-    said = "rlsparse: me/new: holds a single delta, inside which no other can be: "
+    said = "rlsparse: me/new: holds a single delta, which cannot contain others: "
     said += "choose another repository\n"
     assert fail(1, hub, home, "push", run, "me/new") == said
     assert fail(1, hub, home, "push", run / "step-2", "me/new", "--subfolder", "step-2") == said

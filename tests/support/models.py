@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rlsparse_store.torch import Mask
 
@@ -34,6 +34,25 @@ def small_llama() -> LlamaForCausalLM:
     )
     model: Any = LlamaForCausalLM(config)
     return model.to(torch.bfloat16)  # type: ignore[no-any-return]
+
+
+def moe() -> Any:  # noqa: ANN401 - a model of transformers
+    """Return a model whose experts transformers fuses."""
+    torch.manual_seed(0)
+    config: Any = Qwen3MoeConfig(  # type: ignore[call-arg]
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        head_dim=8,
+    )
+    model: Any = Qwen3MoeForCausalLM(config)
+    return model.to(torch.bfloat16)
 
 
 def half_of(model: torch.nn.Module) -> Mask:

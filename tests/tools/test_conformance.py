@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from compare_readers import agree, edited, sealed
 from conformance.mutation import mutants
-from conformance.readers import is_expected
+from conformance.readers import DECODER, ROOT, is_expected
 from format_vectors.draft import Draft
 from format_vectors.listing import VECTORS
+from mutants import justified
 
 SOURCE = '''
 def check(value, code):
@@ -47,6 +50,18 @@ def test_readers_agree_by_code_or_by_bytes() -> None:
     assert not agree({"model.safetensors": "0"}, {"model.safetensors": "1"})
     assert is_expected("limit", {"codes": ["index", "limit"]})
     assert not is_expected("limit", {"files": {}})
+
+
+@pytest.mark.parametrize("which", ["decoder", "library"])
+def test_survivors_are_mutants(which: str) -> None:
+    listed = justified(which)
+    assert all(listed.values())
+    sources = {name.rpartition(".py: ")[0] for name in listed}
+    for source in sources:
+        path = ROOT / f"{source}.py" if source else DECODER
+        prefix = f"{source}.py: " if source else ""
+        made = {prefix + mutant.name for mutant in mutants(path.read_text(encoding="utf-8"))}
+        assert {name for name in listed if name.startswith(prefix)} <= made
 
 
 def test_edits_are_repeatable() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models import adamw, move_weights, small_llama
+from models import adamw, moe, move_weights, small_llama
 
 from rlsparse_store.analysis.masks import write_mask
 from rlsparse_store.delta import encode_delta
@@ -80,24 +80,6 @@ def test_the_encoder_warns_and_stores(base: Path, tmp_path: Path) -> None:
 
 
 # --- renamed and fused -----------------------------------------------------------------------
-
-
-def moe() -> Any:  # noqa: ANN401 - theirs
-    """A model whose experts transformers fuses."""
-    torch.manual_seed(0)
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_experts=4,
-        num_experts_per_tok=2,
-        head_dim=8,
-    )
-    return transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16)
 
 
 def vision() -> Any:  # noqa: ANN401 - theirs

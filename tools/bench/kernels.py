@@ -77,7 +77,7 @@ def measure(base: Tensor, tuned: Tensor, repeat: int) -> dict[str, float]:
         found[name], found[f"{name} median"] = summed(runs, base.size)
     for name in ("encode", "decode"):
         found[f"{name} x memcpy"] = found["memcpy"] / found[name]
-    found["bits"] = sum(len(chunk.stored) for _, chunk in chunks) * 8 / base.size
+    found["bits"] = sum(len(chunk.stored) for chunk in chunks) * 8 / base.size
     return {name: round(value, 4) for name, value in found.items()}
 
 

@@ -18,6 +18,7 @@ PACKAGES: Final = (
     "fireworks-delta-compression",
     "zipnn",
     "z4ai",
+    "lmzip",
     "weightscope",
     "pcodec",
 )

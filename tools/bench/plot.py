@@ -27,6 +27,7 @@ STYLES: Final = {
     "arc_v3, patient": (BLUE, "D"),
     "zipnn delta": (PINK, "v"),
     "z4ai delta": (PINK, "^"),
+    "lmzip append": (PINK, "D"),
     "weightscope": (GREEN, "v"),
     "pcodec gaps + steps": (GREEN, "^"),
     "zstd --patch-from": (YELLOW, "v"),

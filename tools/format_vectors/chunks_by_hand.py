@@ -27,10 +27,13 @@ SIGNS, CLASSES, EXPONENTS, LOW_BITS = range(-4, 0)
 
 def words_of(pair: Pair, t: TensorRecord, first: int, length: int) -> tuple[Words, Words]:
     """Base and tuned words of part of a tensor."""
+    before = _words(pair.base[t.origin or t.name].data, t, first, length)
+    return before, _words(pair.tensor(t.name).data, t, first, length)
+
+
+def _words(data: bytes, t: TensorRecord, first: int, length: int) -> Words:
     coding = t.coding or t.dtype.coding
-    before = as_words(np.frombuffer(pair.base[t.origin or t.name].data, np.uint8), coding.width)
-    after = as_words(np.frombuffer(pair.tensor(t.name).data, np.uint8), coding.width)
-    return before[first : first + length], after[first : first + length]
+    return as_words(np.frombuffer(data, np.uint8), coding.width)[first : first + length]
 
 
 def words_check(words: Words, width: int = 8) -> int:
@@ -122,8 +125,8 @@ def whole_chunk(
 ) -> tuple[ChunkRecord, bytes]:
     """Part of a tensor as a whole chunk."""
     t = draft.index.tensors[tensor]
-    _, after = words_of(pair, t, first, length)
-    stored = encode_whole(get_backend(), after, t.coding or t.dtype.coding).stored
+    after = _words(pair.tensor(t.name).data, t, first, length)
+    stored = encode_whole(get_backend(), first, after, t.coding or t.dtype.coding).stored
     check = bytes_check(stored)
     coding = ChunkCoding.WHOLE
     return (

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from format_vectors.draft import DELTA
 from format_vectors.invalid import Invalid, Parent, edit_file, resealed
 from rlsparse_store.format.header import frame_header
+
+if TYPE_CHECKING:
+    from format_vectors.checkpoints import Files
 
 
 def _relength(file: bytes, add: int) -> bytes:
@@ -39,6 +42,29 @@ def _negative_shape(parent: Parent) -> bytes:
     text["index"]["data_offsets"] = [-8, size - 8]
     header = frame_header(json.dumps(text, separators=(",", ":")).encode())
     return header + packed[-size:-8]
+
+
+def _negative_index(parent: Parent) -> bytes:
+    """An index entry of -8 bytes, in a file that is as long as its header then says."""
+    packed = parent.files[DELTA]
+    end = 8 + int.from_bytes(packed[:8], "little")
+    text = json.loads(packed[8:end])
+    size = len(packed) - end + 8
+    text["data.00001"] |= {"shape": [size], "data_offsets": [0, size]}
+    text["index"] |= {"shape": [-8], "data_offsets": [size, size - 8]}
+    return frame_header(json.dumps(text, separators=(",", ":")).encode()) + packed[end:]
+
+
+def _nested_shape(parent: Parent) -> Files:
+    """The first of two shards with a list around the size of its data."""
+    name = next(name for name in parent.files if name.startswith("delta-00001"))
+    file = parent.files[name]
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = file[8:end].rstrip(b" ")
+    size = b"%d" % (len(file) - end)
+    old = b'"shape":[%s],"data_offsets":[0,%s]' % (size, size)
+    header = header.replace(old, b'"shape":[[%s]],"data_offsets":[0,[%s]]' % (size, size))
+    return {**parent.files, name: frame_header(header) + file[end:]}
 
 
 HEADER: Final = (
@@ -192,4 +218,6 @@ HEADER: Final = (
         codes=("header",),
     ),
     Invalid("header-shape-negative", "header", "a shape below 0", _negative_shape),
+    Invalid("header-index-negative", "header", "an index of less than 0 bytes", _negative_index),
+    Invalid("header-shape-list", "header", "a shape of a list", _nested_shape, "shards"),
 )

@@ -171,6 +171,13 @@ MISSING: Final = (
         "bitmap",
     ),
     Invalid(
+        "listing-none",
+        "missing",
+        "an index of no shards",
+        relist_text(canonical({"weight_map": {"index": "delta-00000-of-00000.safetensors"}})),
+        "shards",
+    ),
+    Invalid(
         "listing-index",
         "missing",
         "an index that is in the first shard",

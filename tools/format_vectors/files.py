@@ -88,6 +88,13 @@ FILES: Final = (
         "file-of-tensor", "index", "a tensor in no file", with_files(file_of=[0, 0, 0, 0, 0, 0, 1])
     ),
     Invalid("file-layout", "index", "an unknown layout", with_file(layout=3)),
+    Invalid(
+        "file-layout-text",
+        "index",
+        "an unknown layout with a header",
+        with_file(layout=3),
+        "verbatim",
+    ),
     Invalid("file-text-no-json", "index", "metadata that is no JSON", with_file(text=b'{"a":')),
     Invalid(
         "file-text-not-utf8", "index", "metadata that is no UTF-8", with_file(text=b'{"a":"\xff"}')
@@ -108,6 +115,7 @@ FILES: Final = (
         "index",
         "an unknown layout of the index file",
         with_files(index_layout=3),
+        "files-verbatim",
     ),
     Invalid(
         "listing-text",
@@ -266,6 +274,34 @@ FILES: Final = (
         "index",
         "a verbatim header with a number in its metadata",
         _verbatim(lambda h: h.replace(b'"z":"1"', b'"z":1')),
+        "verbatim",
+    ),
+    Invalid(
+        "verbatim-metadata-list",
+        "index",
+        "a verbatim header whose metadata is a list",
+        _verbatim(lambda h: re.sub(rb'"__metadata__":\{[^}]*\}', b'"__metadata__":[]', h)),
+        "verbatim",
+    ),
+    Invalid(
+        "verbatim-tensor-list",
+        "index",
+        "a verbatim header that describes a tensor by a list",
+        _verbatim(lambda h: re.sub(rb'"a":\{[^}]*\}', b'"a":[]', h)),
+        "verbatim",
+    ),
+    Invalid(
+        "verbatim-dtype-list",
+        "index",
+        "a verbatim header with a list of a dtype",
+        _verbatim(lambda h: h.replace(b'"BF16"', b'["BF16"]', 1)),
+        "verbatim",
+    ),
+    Invalid(
+        "verbatim-shape-text",
+        "index",
+        "a verbatim header with a shape in quotes",
+        _verbatim(lambda h: h.replace(b"[9,5]", b'"95"', 1)),
         "verbatim",
     ),
     Invalid(

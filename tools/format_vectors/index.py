@@ -29,10 +29,12 @@ from format_vectors.invalid import (
 )
 from format_vectors.manifest import with_totals
 from format_vectors.pairs import FEATURE
+from rlsparse_store.codec.chunk import encode_whole
 from rlsparse_store.format.dtypes import DTYPES, Dtype, OrderMap, WordCoding
 from rlsparse_store.format.index.columns import ColumnWriter
 from rlsparse_store.format.index.records import NO_STEPS, ChunkCoding, Kind
 from rlsparse_store.format.words import Widening
+from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,6 +101,13 @@ def _sources(names: list[str], *, origin: str = "") -> Callable[[Parent], bytes]
     return make
 
 
+def _only_source(parent: Parent) -> bytes:
+    """A list of one source for a tensor that has its own."""
+    old = integer_column([1, 0, 0, 1, 1]) + name_list(["w"]) + name_list([])
+    new = integer_column([1, 1, 0, 1, 1]) + name_list(["w"]) + name_list(["z"])
+    return _patched(old, new)(parent)
+
+
 def _swapped(parent: Parent) -> bytes:
     """Give the first tensor, whose source is then foreign, the last name."""
     return parent.draft.with_tensor("a_same", name="z", origin="a_same").sealed()
@@ -107,6 +116,17 @@ def _swapped(parent: Parent) -> bytes:
 def _renamed_to(name: str) -> Callable[[Parent], bytes]:
     """Rename the last tensor, whose source is foreign in any case."""
     return with_tensor("new.layer.norm", name=name)
+
+
+def _long_name(rest: str) -> Callable[[Parent], bytes]:
+    """Give the last tensor a name that shares 600 bytes with the one before."""
+    shared = "n" * 600
+
+    def make(parent: Parent) -> bytes:
+        draft = parent.draft.with_tensor("j_twin", name=shared)
+        return draft.with_tensor("new.layer.norm", name=shared + rest).sealed()
+
+    return make
 
 
 def _patched(old: bytes, new: bytes) -> Callable[[Parent], bytes]:
@@ -139,6 +159,29 @@ def as_alias(name: str, origin: str) -> Callable[[Parent], bytes]:
     """Make a tensor without chunks an alias."""
     changes: Json = {"kind": Kind.ALIAS, "origin": origin, "tuned_digest": b"", "coding": None}
     return with_tensor(name, **changes)
+
+
+def _without_chunks(coding: WordCoding | None) -> Callable[[Parent], bytes]:
+    """Make the unchanged tensor one of kind `delta`, which needs no chunk."""
+
+    def make(parent: Parent) -> bytes:
+        digest = parent.draft.tensor("a_same").tuned_digest
+        changes: Json = {"kind": Kind.DELTA, "coding": coding, "base_digest": digest}
+        return parent.draft.with_tensor("a_same", **changes).sealed()
+
+    return make
+
+
+def _widened_whole(parent: Parent) -> bytes:
+    """A whole tensor whose chunk holds the words to be widened."""
+    draft, number = parent.draft, parent.draft.chunk_of("f_wide")
+    words = np.frombuffer(parent.pair.tensor("f_wide").data, "<u4") >> 16
+    coding = draft.tensor("f_wide").coding or DTYPES["BF16"].coding
+    stored = encode_whole(get_backend(), 0, words.astype(np.uint16), coding).stored
+    whole = {"coding": ChunkCoding.WHOLE, "base": 0, "bounds": (), "changed": ()}
+    draft = draft.with_stored(number, stored).with_chunk(number, **whole)
+    changes: Json = {"kind": Kind.WHOLE, "origin": "", "steps": NO_STEPS, "base_digest": b""}
+    return draft.with_tensor("f_wide", **changes).sealed()
 
 
 class _NoWidth(WordCoding):
@@ -253,6 +296,13 @@ def _bound_twice(parent: Parent) -> bytes:
     return parent.draft.with_chunk(0, bounds=chunk.bounds * 2, changed=(*chunk.changed, 0)).sealed()
 
 
+def _bound_behind(parent: Parent) -> bytes:
+    """One more context, of the keys above the bound, which changes nothing."""
+    chunk = parent.draft.index.chunks[0]
+    changes = {"bounds": (*chunk.bounds, 1 << 15), "changed": (*chunk.changed, 0)}
+    return parent.draft.with_chunk(0, **changes).sealed()
+
+
 def _many_changed(parent: Parent) -> bytes:
     many = (1 << 26) + 1
     draft = parent.draft.with_chunk(0, changed=(many,))
@@ -364,6 +414,24 @@ TENSORS: Final = (
     Invalid("name-control", "index", "a control character in a name", _renamed_to("new\n")),
     Invalid("name-reversed", "index", "a mark that reverses text", _renamed_to("new\u202e")),
     Invalid("name-long", "index", "a name of 1025 bytes", _renamed_to("n" * 1025)),
+    Invalid(
+        "name-long-shared",
+        "index",
+        "a name of 1025 bytes, 600 of which it shares with the one before",
+        _long_name("z" * 425),
+    ),
+    Invalid(
+        "name-long-bytes",
+        "index",
+        "a name of 1025 bytes in 813 characters",
+        _long_name("\u00e9" * 212 + "z"),
+    ),
+    Invalid(
+        "name-tensor-not-utf8",
+        "index",
+        "a tuned tensor's name that is no UTF-8",
+        _patched(b"j_twin", b"j_tw\xffn"),
+    ),
     Invalid("name-not-utf8", "index", "a name that is no UTF-8", _patched(b"g_gone", b"g_g\xffne")),
     Invalid(
         "name-prefix",
@@ -372,7 +440,7 @@ TENSORS: Final = (
         _patched(b"\x01\x00\x05\x01\x06\x01gone.ab", b"\x01\x00\x04\x01\x06\x02gone.a.b"),
         "added-removed",
     ),
-    Invalid("kind-unknown", "index", "an unknown kind", with_tensor("a_same", kind=7)),
+    Invalid("kind-unknown", "index", "an unknown kind", with_tensor("a_same", kind=4)),
     Invalid(
         "dtype-unknown",
         "index",
@@ -382,14 +450,14 @@ TENSORS: Final = (
     Invalid(
         "width-unknown",
         "index",
-        "words of 5 bits",
-        with_tensor("i_new", coding=WordCoding(5, OrderMap(0))),
+        "words of 2 bits",
+        _without_chunks(WordCoding(2, OrderMap(0))),
     ),
     Invalid(
         "width-none",
         "index",
-        "a tensor with chunks and no width",
-        with_tensor("i_new", coding=None),
+        "a tensor of kind `delta` and no width",
+        _without_chunks(None),
     ),
     Invalid(
         "map-unknown",
@@ -420,6 +488,12 @@ TENSORS: Final = (
         "index",
         "a widening to BF16",
         with_tensor("b_delta", totals=False, widening=Widening.BF16_TO_F32),
+    ),
+    Invalid(
+        "widening-unsigned",
+        "index",
+        "a widening to U32",
+        with_tensor("f_wide", dtype=DTYPES["U32"]),
     ),
     Invalid(
         "widening-width",
@@ -459,6 +533,7 @@ TENSORS: Final = (
     Invalid(
         "source-unused", "index", "a source that is not used", _sources(["old.layer.norm", "z"])
     ),
+    Invalid("source-only-unused", "index", "the only source is not used", _only_source, "bitmap"),
     Invalid("source-not-listed", "index", "a source that is not listed", _sources([])),
     Invalid(
         "source-own-name",
@@ -621,13 +696,13 @@ TENSORS: Final = (
         "widening-of-whole",
         "index",
         "a widening of a whole tensor",
-        with_tensor("i_new", totals=False, widening=1),
+        _widened_whole,
     ),
     Invalid(
         "widening-of-same",
         "index",
         "a widening of an unchanged tensor",
-        with_tensor("a_same", totals=False, widening=1),
+        with_tensor("a_same", dtype=DTYPES["F32"], shape=(8,), widening=Widening.BF16_TO_F32),
     ),
     Invalid(
         "widening-map",
@@ -708,6 +783,12 @@ TENSORS: Final = (
         resealed(content=lambda c: c[:-1] + b"\1\1" + b"\1\1a" + b"\2\xc8\0" + bytes(200)),
     ),
     Invalid("steps-of-same", "index", "steps of an unchanged tensor", _one_step_of("a_same")),
+    Invalid(
+        "steps-of-same-only",
+        "index",
+        "steps of an unchanged tensor that the totals do not count",
+        with_tensor("a_same", steps=(1, *[0] * 7)),
+    ),
     Invalid("steps-of-whole", "index", "steps of a whole tensor", _one_step_of("i_new")),
     Invalid(
         "tail-long",
@@ -738,7 +819,7 @@ CHUNKS: Final = (
         "index",
         "a chunk of 9 bytes",
         with_frame("w", lambda _: MAGIC + bytes.fromhex("2000010000")),
-        "bitmap",
+        "several-chunks",
     ),
     Invalid(
         "chunk-shard",
@@ -777,6 +858,7 @@ CHUNKS: Final = (
         with_chunk("w", bounds=(1 << 15,)),
         "bitmap",
     ),
+    Invalid("chunk-bound-last", "index", "a last bound above every key", _bound_behind, "bitmap"),
     Invalid(
         "chunk-no-contexts",
         "index",

@@ -25,6 +25,7 @@ from format_vectors.checkpoints import (
 from format_vectors.chunks_by_hand import recoded, step_counts, whole_chunk, with_contexts
 from format_vectors.draft import fill_index, plain
 from format_vectors.frames import MAGIC, block, with_blocks
+from rlsparse_store.format.digests import digest_of_leaves, leaf_hashes
 from rlsparse_store.format.dtypes import DTYPES, OrderMap, WordCoding
 from rlsparse_store.format.index.records import NO_STEPS, Kind
 from rlsparse_store.format.words import Widening, cast_to_bf16, widen
@@ -181,6 +182,14 @@ def _renamed() -> Pair:
     return Pair("a tensor of another name in the base: a foreign source", base, tuned)
 
 
+def _renamed_two() -> Pair:
+    base = {f"model.layers.{i}.w": floats(f"renamed/{i}", "BF16", 20, 10) for i in range(2)}
+    tuned = {
+        f"policy.layers.{i}.w": moved(f"rn{i}", base[f"model.layers.{i}.w"], 11) for i in range(2)
+    }
+    return Pair("two tensors of other names in the base", base, tuned)
+
+
 def _new_tie() -> Pair:
     base = {"embed": floats("tie", "BF16", 64, 32)}
     tuned = {"embed": moved("t", base["embed"], 40), "lm_head.weight": base["embed"]}
@@ -324,6 +333,71 @@ def _listing_floats() -> Pair:
 def _same_dtypes() -> Pair:
     base = _every_dtype().base
     return Pair("an unchanged tensor of every dtype", base, base)
+
+
+def _same_wide() -> Pair:
+    base = {code.lower(): raw(f"wide/{code}", code, 64) for code in ("F64", "I64", "U64")}
+    return Pair("unchanged tensors of 64 words of 64 bits", base, base)
+
+
+def _no_tensor() -> Pair:
+    return Pair("checkpoints without tensors", {}, {})
+
+
+def _leaves() -> Pair:
+    base = {"kept": raw("leaves", "U8", 8)}
+    data = bytes(i // 3 % 251 for i in range(46_000))
+    tuned = {**base, "new": Tensor("U8", (46_000,), data)}
+    pair = Pair("chunks that end within leaves", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        parts = [
+            whole_chunk(pair, draft, 1, *place)
+            for place in ((0, 8000), (8000, 30_000), (38_000, 8000))
+        ]
+        return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
+
+    return replace(pair, edit=edit)
+
+
+def _largest_contents() -> Pair:
+    """Chunks whose contents are as large as they can be, or nearly."""
+    far = 1 << 31
+    # Four gaps of 255 take four bytes more each; a bit each is more than that for 6 k >= n.
+    gaps = [255] * 4 + [0] * 245
+    ranks = np.cumsum(np.array(gaps) + 1) - 1
+    words = np.zeros(1500, np.uint64)
+    words[ranks] = far
+    base = {
+        "bits": of_words("U32", [0] * 200),
+        "gaps": of_words("U32", [0] * 1500),
+        "rows": Tensor("F4", (1, 2), b"\0"),
+    }
+    tuned = {
+        "bits": of_words("U32", [far] * 199 + [0]),
+        "gaps": of_words("U32", words),
+        "rows": Tensor("F4", (1, 2), b"\x0f"),
+    }
+    pair = Pair("contents that are as large as they can be", base, tuned)
+
+    def edit(draft: Draft) -> bytes:
+        lengths = (200, 1500, 2)
+        parts = [
+            recoded(pair, draft, i, 0, length, rows=i == 2) for i, length in enumerate(lengths)
+        ]
+        for (record, _), (name, before) in zip(parts, base.items(), strict=True):
+            data = np.frombuffer(before.data, np.uint8)
+            changes: Json = {
+                "kind": Kind.DELTA,
+                "origin": name,
+                "steps": (0, 0, 0, *record.changed, 0, 0, 0, 0),
+                "moved": 0,
+                "base_digest": digest_of_leaves(data.size, leaf_hashes(data)),
+            }
+            draft = draft.with_tensor(name, **changes)
+        return draft.with_chunks([part[0] for part in parts], [part[1] for part in parts]).sealed()
+
+    return replace(pair, edit=edit)
 
 
 def _lengths() -> Pair:
@@ -602,6 +676,7 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "empty": _empty,
     "alias": _alias,
     "renamed": _renamed,
+    "renamed-two": _renamed_two,
     "new-tie": _new_tie,
     "vocabulary": _vocabulary,
     "widening-bf16": _widening_bf16,
@@ -615,6 +690,10 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "large-enough": _large_enough,
     "same-dtypes": _same_dtypes,
     "lengths": _lengths,
+    "same-wide": _same_wide,
+    "no-tensor": _no_tensor,
+    "leaves": _leaves,
+    "largest-contents": _largest_contents,
     "size-of-eight": _size_of_eight,
     "four-bits-two": _four_bits_two,
     "gaps-plain": _gaps_plain,
@@ -672,6 +751,12 @@ def one_step() -> Pair:
     base = {"w": floats("one", "F32", 40)}
     about = "one step of many binary digits"
     return Pair(about, base, {"w": moved("s1", base["w"], [17], steps=(100_000,))})
+
+
+def one_step_wide() -> Pair:
+    """One step of 1 of a word of 64 bits."""
+    base = {"w": raw("one-wide", "I64", 40)}
+    return Pair("one step of a word of 64 bits", base, {"w": moved("sw", base["w"], [17])})
 
 
 def other_bases() -> dict[str, Tensors]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Final
 
 RULES: Final[dict[str, str]] = {
-    "S1": "stream-announced stream-leftover stream-short stream-whole-size stream-whole-short "
-    "stream-gap-escape",
+    "S1": "stream-announced stream-leftover stream-short stream-short-signs "
+    "stream-whole-size stream-whole-short stream-gap-escape",
     "S2": "stream-padding-mask stream-padding-gaps stream-padding-signs stream-padding-classes "
     "stream-padding-rows stream-padding-exponents stream-padding-low",
     "S3": "stream-row-unchanged",
     "S4": "stream-too-many",
     "S5": "stream-popcount",
     "S6": "stream-gap-overrun stream-gap-end stream-escape-overrun stream-escape-wrap",
-    "S7": "stream-exponent stream-exponent-large",
+    "S7": "stream-exponent stream-exponent-large stream-exponent-wrap",
     "S8": "stream-step stream-step-low",
     "J1": "listing-no-json listing-not-utf8 listing-mark listing-not-a-number listing-comma "
     "file-text-no-json file-text-not-utf8 listing-text-no-json listing-verbatim-infinity "
@@ -40,7 +40,8 @@ RULES: Final[dict[str, str]] = {
     "D1": "missing-file missing-listing missing-both",
     "D2": "",
     "D3": "listing-no-map listing-map-list listing-array",
-    "D4": "listing-other listing-more listing-less listing-one listing-index listing-path",
+    "D4": "listing-other listing-more listing-less listing-one listing-none listing-index "
+    "listing-path",
     "D5": "",
     "D6": "missing-shard order-missing-header",
     "C1": "header-none header-length-beyond",
@@ -51,7 +52,7 @@ RULES: Final[dict[str, str]] = {
     "header-entry-name header-no-index header-escape header-gap header-longer-text "
     "header-no-data header-no-metadata header-metadata-number header-array "
     "header-shape-text header-shape-two header-shape-none header-shape-true "
-    "header-shape-negative shards-swapped",
+    "header-shape-negative header-index-negative header-shape-list shards-swapped",
     "C6": "header-file-longer header-file-shorter",
     "M1": "manifest-float manifest-white-space manifest-order manifest-array manifest-boolean "
     "manifest-negative manifest-large manifest-null manifest-upper-hex "
@@ -80,20 +81,22 @@ RULES: Final[dict[str, str]] = {
     "index-column-nine",
     "I5": "index-cut index-longer block-cut",
     "I6": "name-prefix name-prefix-first name-prefix-long name-prefix-same",
-    "I7": "name-long name-empty name-not-utf8 name-surrogate name-prefix-huge",
+    "I7": "name-long name-long-shared name-long-bytes name-empty name-not-utf8 "
+    "name-tensor-not-utf8 name-surrogate name-prefix-huge",
     "I8": "name-control name-reversed name-c1 name-delete name-isolate name-metadata "
     "source-name removed-name",
     "I9": "names-descending name-twice removed-descending removed-twice source-twice",
-    "I10": "source-unused source-own-name",
+    "I10": "source-unused source-only-unused source-own-name",
     "I11": "removed-tensor removed-source",
     "I12": "kind-unknown dtype-unknown width-unknown width-none map-unknown widening-unknown "
     "chunk-coding",
     "I13": "bytes-not-whole",
     "I14": "words-not-whole",
     "I15": "width-of-same map-of-same",
-    "I16": "tail-of-whole tail-of-same moved-of-same moved-of-whole steps-of-same steps-of-whole "
+    "I16": "tail-of-whole tail-of-same moved-of-same moved-of-whole steps-of-same "
+    "steps-of-same-only steps-of-whole "
     "widening-of-whole widening-of-same",
-    "I17": "widening-dtype widening-width widening-map",
+    "I17": "widening-dtype widening-unsigned widening-width widening-map",
     "I18": "tail-long",
     "I19": "origin-of-whole origin-unknown alias-of-nothing alias-before alias-unknown "
     "source-not-listed",
@@ -108,7 +111,7 @@ RULES: Final[dict[str, str]] = {
     "I28": "chunk-odd-start chunk-odd-length chunk-odd-three",
     "I29": "chunk-rows chunk-one-dimension chunk-rows-part",
     "I30": "chunk-no-contexts chunk-bounds chunk-overlap-bounds",
-    "I31": "chunk-bound-large",
+    "I31": "chunk-bound-large chunk-bound-last",
     "I32": "chunk-no-changes",
     "I33": "totals-tensors totals-elements totals-changed totals-chunks totals-bytes",
     "I34": "tuned-digest",
@@ -127,11 +130,12 @@ RULES: Final[dict[str, str]] = {
     "F2": "file-device file-device-number",
     "F3": "file-case file-order",
     "F4": "file-of-tensor",
-    "F5": "file-layout listing-layout",
+    "F5": "file-layout file-layout-text listing-layout",
     "F6": "file-text-number file-text-more file-text-space file-text-space-after "
-    "file-text-array verbatim-metadata",
+    "file-text-array verbatim-metadata verbatim-metadata-list",
     "F7": "file-verbatim-other file-verbatim-empty verbatim-dtype verbatim-shape verbatim-name "
-    "verbatim-missing verbatim-more verbatim-space verbatim-array verbatim-dtype-unknown",
+    "verbatim-missing verbatim-more verbatim-space verbatim-array verbatim-dtype-unknown "
+    "verbatim-tensor-list verbatim-dtype-list verbatim-shape-text",
     "F8": "verbatim-gap verbatim-overlap verbatim-shift verbatim-overlap-gap "
     "verbatim-length verbatim-offsets verbatim-offset-text",
     "F9": "listing-text",

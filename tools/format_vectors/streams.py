@@ -96,10 +96,20 @@ def _flag_a_row(parent: Parent) -> bytes:
     return draft.with_content(0, joined(streams, pack_flags(active))).sealed()
 
 
-def _far_step(exponent: bytes, low: bytes) -> Callable[[Streams], Streams]:
+def _ends_behind_signs(streams: Streams) -> Streams:
+    for part in (CLASSES, EXPONENTS, LOW_BITS):
+        streams = with_part(streams, part, b"")
+    return streams
+
+
+def _far_step(
+    exponent: bytes, low: bytes, classes: bytes | None = None
+) -> Callable[[Streams], Streams]:
     """Make the chunk's large steps one with this exponent and these low bits."""
 
     def edit(streams: Streams) -> Streams:
+        if classes is not None:
+            streams = with_part(streams, CLASSES, classes)
         exponents = exponent + streams.parts[EXPONENTS][1:]
         return with_part(with_part(streams, EXPONENTS, exponents), LOW_BITS, low)
 
@@ -212,6 +222,13 @@ STREAMS: Final = (
         "gaps",
     ),
     Invalid(
+        "stream-short-signs",
+        "stream",
+        "a content that ends behind the signs",
+        with_streams(_ends_behind_signs),
+        "bitmap",
+    ),
+    Invalid(
         "stream-popcount",
         "stream",
         "a bitmap of one word more or less",
@@ -286,10 +303,17 @@ STREAMS: Final = (
         "one-step",
     ),
     Invalid(
+        "stream-exponent-wrap",
+        "stream",
+        "an exponent of 63 in words of 64 bits, of a step that is 1 modulo 2^64",
+        with_streams(_far_step(b"\x3f", ((1 << 63) - 2).to_bytes(8, "little"), classes=b"\3")),
+        "one-step-wide",
+    ),
+    Invalid(
         "stream-step",
         "stream",
-        "a step that leaves its words",
-        with_streams(_far_step(b"\x1e", b"\xff\xff\xff\x3f")),
+        "a step of 2^31 in words of 32 bits",
+        with_streams(_far_step(b"\x1e", b"\xfd\xff\xff\x3f")),
         "one-step",
     ),
     Invalid(

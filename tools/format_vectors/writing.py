@@ -20,7 +20,7 @@ from format_vectors.files import FILES
 from format_vectors.index import CHUNKS, LIMITS, TENSORS
 from format_vectors.invalid import Invalid, Parent
 from format_vectors.manifest import MANIFEST
-from format_vectors.pairs import PAIRS, SHARED_BASES, Pair, one_step, other_bases
+from format_vectors.pairs import PAIRS, SHARED_BASES, Pair, one_step, one_step_wide, other_bases
 from format_vectors.rules import RULES
 from format_vectors.streams import STREAMS
 from rlsparse_store.delta import encode_delta
@@ -136,7 +136,7 @@ def _invalid_entry(vector: Invalid, parent: Parent, out: Path) -> Json:
 
 def generate_into(out: Path) -> Json:
     """Write every vector into an empty folder and return the index of them."""
-    pairs = {**PAIRS, "one-step": one_step}
+    pairs = {**PAIRS, "one-step": one_step, "one-step-wide": one_step_wide}
     parents: dict[str, Parent] = {}
     vectors: list[Json] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.format.names import printable
+from rlsparse_store.installing import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +110,7 @@ def new_picture(width: float, height: float, image_format: ImageFormat) -> Itera
         from matplotlib import style  # noqa: PLC0415 - optional, slow to import
         from matplotlib.figure import Figure  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
-        msg = "matplotlib is not installed; install rlsparse-store[plot]"
+        msg = f"matplotlib is not installed: {install_command('plot')}"
         raise MissingDependencyError(msg) from error
     # The user's style would change the bytes, and its ``text.usetex`` would run names as LaTeX.
     with style.context(["default", _STYLE]):

@@ -51,8 +51,8 @@ def check_tensor(t: TensorRecord) -> None:
         IndexFormatError: It contradicts itself.
         LimitError: It is too large.
     """
-    if not 0 <= t.words <= MAX_DIMENSION or t.nbytes < 0:
-        require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
+    require(t.nbytes >= 0, "its size is no whole number of bytes", t.name)
+    if t.words > MAX_DIMENSION:
         msg = f"{t.words} words; at most {MAX_DIMENSION} are accepted"
         raise LimitError(msg, tensor=printable(t.name))
     if t.kind in (Kind.SAME, Kind.ALIAS):
@@ -60,17 +60,16 @@ def check_tensor(t: TensorRecord) -> None:
             msg = "a tensor without chunks has words"
             raise IndexFormatError(msg, tensor=printable(t.name))
         return
-    require(t.coding is not None, "a tensor with chunks has no word width", t.name)
-    coding = t.coding or t.dtype.coding
-    require(coding.width in (4, 8, 16, 32, 64), f"a word width of {coding.width}", t.name)
+    if t.coding is None:
+        msg = "a tensor of this kind has no word width"
+        raise IndexFormatError(msg, tensor=printable(t.name))
     if t.kind is Kind.WHOLE:
         require(not (t.widening or t.tail or t.changed), "a whole tensor shares words", t.name)
     if t.widening:
         expected = DTYPES[t.widening.source_code].coding
-        require(t.dtype.code == "F32" and coding == expected, "an impossible widening", t.name)
+        require(t.dtype.code == "F32" and t.coding == expected, "an impossible widening", t.name)
     else:
-        require(t.nbytes * 8 % coding.width == 0, "no whole number of words", t.name)
-    require(t.tail <= t.words, "its tail is longer than it is", t.name)
+        require(t.nbytes * 8 % t.coding.width == 0, "no whole number of words", t.name)
 
 
 def check_aliases(tensors: list[TensorRecord]) -> None:
@@ -80,7 +79,7 @@ def check_aliases(tensors: list[TensorRecord]) -> None:
         IndexFormatError: One does not.
     """
     aliases = [t for t in tensors if t.kind is Kind.ALIAS]
-    by_name = {t.name: t for t in tensors} if aliases else {}
+    by_name = {t.name: t for t in tensors}
     for t in aliases:
         target = by_name[t.origin]
         require(target.kind is not Kind.ALIAS, "an alias of an alias", t.name)
@@ -97,20 +96,18 @@ def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None
     changed = [0] * len(tensors)
     for c in chunks:
         t = tensors[c.tensor]
-        require(t.coding is not None, "a chunk of a tensor without chunks", t.name)
-        limit = t.words if c.coding is ChunkCoding.WHOLE else t.shared
-        require(c.first + c.length <= limit, "a chunk leaves its tensor", t.name)
-        if t.coding is not None and t.coding.width == 4:
+        if t.coding is None:
+            msg = "a chunk of a tensor without chunks"
+            raise IndexFormatError(msg, tensor=printable(t.name))
+        require(c.first + c.length <= t.words, "a chunk leaves its tensor", t.name)
+        if t.coding.width == 4:
             require(c.first % 2 == 0 and c.length % 2 == 0, "a chunk splits a byte", t.name)
         if c.coding is ChunkCoding.WHOLE:
             whole.setdefault(c.tensor, []).append(c)
             continue
-        require(t.kind is Kind.DELTA, "a delta chunk of a whole tensor", t.name)
-        require(bool(c.bounds) and sum(c.changed) >= 1, "a chunk without changes", t.name)
-        if len(c.bounds) > 1:
-            require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
-        if t.coding is not None:
-            require(c.bounds[-1] < 1 << t.coding.key_bits, "a bound above every key", t.name)
+        require(sum(c.changed) >= 1, "a chunk without changes", t.name)
+        require(all(a < b for a, b in pairwise(c.bounds)), "context bounds descend", t.name)
+        require(c.bounds[-1] < 1 << t.coding.key_bits, "a bound above every key", t.name)
         if c.coding is ChunkCoding.DELTA_WITH_ROWS:
             require(t.row_words is not None, "row flags in a tensor without rows", t.name)
         changed[c.tensor] += sum(c.changed)
@@ -126,6 +123,10 @@ def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None
 
 
 def _check_cover(t: TensorRecord, start: int, chunks: Iterable[ChunkRecord]) -> None:
+    """Check that whole chunks cover a tensor from a word on.
+
+    So no delta chunk has a word of this part, and no part starts before the tensor.
+    """
     covered = start
     for c in chunks:
         if c.first <= covered:

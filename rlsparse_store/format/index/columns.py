@@ -8,7 +8,7 @@ import numpy as np
 
 from rlsparse_store.errors import IndexFormatError, LimitError
 from rlsparse_store.format.digests import DIGEST_BYTES
-from rlsparse_store.format.limits import MAX_NAME_BYTES, MAX_NAMES_BYTES
+from rlsparse_store.format.limits import MAX_NAMES_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,9 +144,6 @@ class ColumnReader:
         if sum(prefixes.tolist()) + sum(suffixes.tolist()) > MAX_NAMES_BYTES:
             msg = f"names of more than {MAX_NAMES_BYTES} bytes in all"
             raise LimitError(msg)
-        if count and max(int(prefixes.max()), int(suffixes.max())) > MAX_NAME_BYTES:
-            msg = f"a name of more than {MAX_NAME_BYTES} bytes"
-            raise IndexFormatError(msg)
         names: list[str] = []
         before = b""
         for prefix, suffix in zip(prefixes.tolist(), suffixes.tolist(), strict=True):

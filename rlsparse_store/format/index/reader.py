@@ -54,6 +54,8 @@ _WIDENINGS: Final = tuple(Widening)
 _CODINGS: Final = tuple(ChunkCoding)
 _SOURCED: Final = (Kind.SAME, Kind.DELTA)
 _ORDERS: Final = tuple(OrderMap)
+# 0 for a tensor without chunks.
+_WIDTHS: Final = frozenset((0, 4, 8, 16, 32, 64))
 _DTYPES: Final = tuple(DTYPES.values())
 
 
@@ -129,7 +131,8 @@ def _read_tensors(
     dims = columns.limited(sum(ranks), MAX_DIMENSION, "a dimension")
     ends = list(accumulate(ranks))
     shapes = [tuple(dims[end - rank : end]) for rank, end in zip(ranks, ends, strict=True)]
-    widths = small(64, "word width")
+    widths = columns.numbers(count)
+    require(_WIDTHS.issuperset(widths), "an unknown word width")
     orders = small(max(OrderMap), "order map")
     widenings = [_WIDENINGS[widening] for widening in small(max(Widening), "widening")]
     origins = small(max(count, len(foreign)), "origin")
@@ -142,11 +145,9 @@ def _read_tensors(
     used: set[int] = set()
     tensors = []
     for i, (name, kind, dtype) in enumerate(zip(names, kinds, dtypes, strict=True)):
-        origin = name
-        if origins[i] or kind not in _SOURCED:
-            origin = _origin(kind, origins[i], name, names, foreign)
-            if kind in _SOURCED:
-                used.add(origins[i])
+        origin = _origin(kind, origins[i], name, names, foreign)
+        if kind in _SOURCED:
+            used.add(origins[i])
         tensors.append(
             TensorRecord(
                 name,
@@ -200,7 +201,7 @@ def _read_chunks(
     codings = [_CODINGS[number] for number in numbers.tolist()]
     shards = columns.numbers(count)
     stored = columns.limited(count, MAX_CHUNK_STORED, "a stored length")
-    require(min(lengths, default=1) >= 1, "a chunk of no words")
+    require(all(lengths), "a chunk of no words")
     offsets = _offsets(shards, stored, shard_bytes)
     checks = columns.limited(count, MAX_CHECK, "a check")
     results = columns.limited(count, MAX_CHECK, "a check")

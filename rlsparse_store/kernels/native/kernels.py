@@ -22,7 +22,7 @@ from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     Changes,
     CpuBackend,
-    Drafted,
+    Draft,
     Histogram,
     Rows,
     Streams,
@@ -105,6 +105,8 @@ class NativeBackend(CpuBackend):
     ) -> Streams:
         """Split a chunk into the streams of its contexts."""
         return Streams(
+            bounds,
+            rows,
             *_kernels.partition(
                 self.name,
                 base,
@@ -115,7 +117,7 @@ class NativeBackend(CpuBackend):
                 changed.mask,
                 changed.before,
                 changed.after,
-            )
+            ),
         )
 
     def apply(
@@ -155,7 +157,7 @@ class NativeBackend(CpuBackend):
         bins: NDArray[np.uint64],
         stride: int,
         few: int,
-    ) -> Drafted | None:
+    ) -> Draft | None:
         """Choose contexts and blocks, and split a chunk, in one call."""
         found = _kernels.draft(
             self.name,
@@ -178,7 +180,7 @@ class NativeBackend(CpuBackend):
             TABLE_COST,
             SYMBOL_COST,
         )
-        return None if found is None else Drafted(*found)
+        return None if found is None else Draft(*found)
 
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
         """Return a mask of the changed words, and their old values."""

@@ -194,6 +194,8 @@ class NumpyBackend(CpuBackend):
         masks = [encode_mask(r, n) for r, n in zip(chunk_ranks, counts, strict=True)]
         parts = [*masks, *encode_steps(step, coding.width)]
         return Streams(
+            bounds=bounds,
+            rows=rows,
             counts=counts,
             changed=[r.size for r in chunk_ranks],
             content=b"".join(parts),

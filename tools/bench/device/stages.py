@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.weights import Tensors
-    from rlsparse_store.codec.chunk import Draft
     from rlsparse_store.gpu.diff import DiffWords
+    from rlsparse_store.kernels.interface import Streams
 
 TENSORS: Final = RESIDENT_WEIGHT * BATCH_BYTES // (2 * SPAN_BYTES)
 """Tensors of a group: as many spans as the coder has there at a time of weights on the device."""
@@ -50,7 +50,7 @@ class Group:
         # Copies, as whoever decodes has them.
         self._coded = [
             [
-                CodedWords(c.base, d.bounds, d.rows, d.streams.changed, bytes(d.streams.content))
+                CodedWords(c.base, d.bounds, d.rows, d.changed, bytes(d.content))
                 for c, d in zip(batch, drafts, strict=True)
             ]
             for batch, drafts in zip(self._batches(), self._drafts, strict=True)
@@ -84,7 +84,7 @@ class Group:
         """The leaf hashes of base and tuned."""
         hash_all_on_device([bits_of(tensor) for pair in self._pairs for tensor in pair])
 
-    def _draft(self, batch: list[DiffWords]) -> list[Draft]:
+    def _draft(self, batch: list[DiffWords]) -> list[Streams]:
         return draft_chunks(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
 
     def _batches(self) -> list[list[DiffWords]]:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from peers.base import Codec, Coded, Kind
-from rlsparse_store.codec.chunk import (
-    CodedChunk,
-    DeltaChunk,
-    decode_delta,
-    decode_whole,
-    encode_chunk,
-)
+from rlsparse_store.codec.chunk import EncodedChunk, decode_chunk, encode_chunk
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.kernels.interface import ChangedWords, ChangeList, ChunkWords
@@ -24,7 +18,7 @@ if TYPE_CHECKING:
 
 CHUNK_WORDS = 64 * BLOCK_WORDS
 BF16 = DTYPES["BF16"]
-Chunks: TypeAlias = list[list[tuple[slice, CodedChunk]]]
+Chunks: TypeAlias = list[list[EncodedChunk]]
 
 
 class Ours(Codec[Chunks]):
@@ -41,7 +35,7 @@ class Ours(Codec[Chunks]):
     def encode(self, base: Tensors, tuned: Tensors) -> Coded[Chunks]:
         """Code every chunk of every tensor."""
         chunks = [list(self.code(*pair)) for pair in zip(base, tuned, strict=True)]
-        return Coded(chunks, sum(_nbytes(chunk) for tensor in chunks for _, chunk in tensor))
+        return Coded(chunks, sum(_nbytes(chunk) for tensor in chunks for chunk in tensor))
 
     def decode(self, base: Tensors, payload: Chunks) -> Tensors:
         """Decode every chunk into its place."""
@@ -50,24 +44,25 @@ class Ours(Codec[Chunks]):
                 pass
         return base
 
-    def patch(self, tensor: Tensor, chunks: list[tuple[slice, CodedChunk]]) -> Iterator[None]:
+    def patch(self, tensor: Tensor, chunks: list[EncodedChunk]) -> Iterator[None]:
         """Decode the chunks of a tensor, one per step, over its base words."""
-        words = tensor.reshape(-1)
-        for place, chunk in chunks:
-            part = words[place]
-            if isinstance(chunk, DeltaChunk):
-                row = _row(tensor, place.start)
-                decode_delta(self._backend, part, BF16.coding, chunk, row, out=part)
-            else:
-                part[:] = decode_whole(chunk.stored, part.size, BF16.coding)
+        words, row_words = tensor.reshape(-1), _row_words(tensor)
+        for record, stored, *_ in chunks:
+            part = words[record.first : record.first + record.length]
+            decoded = decode_chunk(
+                self._backend, record, stored, BF16.coding, row_words, part, part
+            )
+            if decoded is not part:
+                part[:] = decoded
             yield
 
-    def code(self, base: Tensor, tuned: Tensor) -> Iterator[tuple[slice, CodedChunk]]:
+    def code(self, base: Tensor, tuned: Tensor) -> Iterator[EncodedChunk]:
         """Code the chunks of a tensor, one per step."""
         before, after = base.reshape(-1), tuned.reshape(-1)
         for place, changes in self._cut(before, after):
-            words = ChunkWords(before[place], after[place], _row(base, place.start), changes)
-            yield place, encode_chunk(self._backend, words, BF16.coding, BF16.mantissa_bits)
+            row_words = _row_words(base)
+            words = ChunkWords(place.start, before[place], after[place], row_words, changes)
+            yield encode_chunk(self._backend, words, BF16.coding, BF16.mantissa_bits)
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, ChangedWords]]:
         """Close a chunk once it holds enough changes or words; skip blocks without changes."""
@@ -83,12 +78,13 @@ class Ours(Codec[Chunks]):
                 yield slice(chunk.start, chunk.stop), self._changed.first(chunk.stop - chunk.start)
 
 
-def _row(tensor: Tensor, start: int) -> tuple[int, int] | None:
-    width = tensor.shape[-1]
-    return (width, start % width) if tensor.ndim > 1 else None
+def _row_words(tensor: Tensor) -> int | None:
+    return int(tensor.shape[-1]) if tensor.ndim > 1 else None
 
 
-def _nbytes(chunk: CodedChunk) -> int:
+def _nbytes(chunk: EncodedChunk) -> int:
     """What is stored, and its numbers in the index, at 8 bytes each, less than which they take."""
-    numbers = [*chunk.bounds, *chunk.changed, *chunk.steps] if isinstance(chunk, DeltaChunk) else []
+    numbers = [*chunk.record.bounds, *chunk.record.changed]
+    if numbers:
+        numbers += chunk.steps
     return len(chunk.stored) + 8 * len(numbers)

@@ -6,6 +6,7 @@ They are imported where they are used: none of them has types, and each may be m
 from __future__ import annotations
 
 import os
+import shutil
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,6 +137,58 @@ class Z4aiDelta(PerTensor):
         return np.frombuffer(content, np.uint16).reshape(base.shape)
 
 
+class LmzAppend(Codec[Path]):
+    """A checkpoint appended to an lmz archive of its base: XOR with the base's tensor, then rANS.
+
+    The archive holds the base, too: a decoder decodes it, while the others have it as it is. The
+    base's part is not counted.
+    """
+
+    name = "lmzip append"
+    kind = Kind.PACKAGE
+    note = "lmzip; reads its base from the archive; from files to files, in the page cache"
+    limit_words = SLICE
+
+    def __init__(self) -> None:
+        self._package = import_module("lmz")
+        self._folder = TemporaryDirectory()
+
+    def prepare(self, base: Tensors, tuned: Tensors) -> None:
+        """Write both as safetensors, and the archive of the base."""
+        self._folder = TemporaryDirectory()
+        for name, tensors in (("base", base), ("tuned", tuned)):
+            _save(self._at(f"{name}.safetensors"), tensors)
+        self._package.compress(str(self._at("base.safetensors")), str(self._at("base.lmz")))
+
+    def encode(self, base: Tensors, tuned: Tensors) -> Coded[Path]:
+        """Append the tuned file to a copy of the archive."""
+        del base, tuned
+        before, archive = self._at("base.lmz"), self._at("both.lmz")
+        shutil.copyfile(before, archive)
+        self._package.append(str(archive), str(self._at("tuned.safetensors")))
+        return Coded(archive, archive.stat().st_size - before.stat().st_size)
+
+    def decode(self, base: Tensors, payload: Path) -> Tensors:
+        """Extract the tuned file."""
+        del base
+        out = self._at("out.safetensors")
+        self._package.extract(str(payload), "tuned.safetensors", str(out), overwrite=True)
+        return _load(out)
+
+    def _at(self, name: str) -> Path:
+        return Path(self._folder.name) / name
+
+
+def _save(path: Path, tensors: Tensors) -> None:
+    save_file = import_module("safetensors.torch").save_file
+    save_file({f"t{place:05}": _as_torch(words) for place, words in enumerate(tensors)}, path)
+
+
+def _load(path: Path) -> Tensors:
+    results = read_tensors(path)
+    return [results[name] for name in sorted(results)]
+
+
 class WeightscopePatch(Codec[Path]):
     """A .wsp patch of weightscope with threshold 0: uint32 positions and values, zstd-10.
 
@@ -153,12 +206,10 @@ class WeightscopePatch(Codec[Path]):
 
     def prepare(self, base: Tensors, tuned: Tensors) -> None:
         """Write both as safetensors."""
-        save_file = import_module("safetensors.torch").save_file
         self._folder = TemporaryDirectory()
         for name, tensors in (("base", base), ("tuned", tuned)):
-            (self._at(name)).mkdir()
-            named = {f"t{place:05}": _as_torch(words) for place, words in enumerate(tensors)}
-            save_file(named, self._at(name) / "model.safetensors")
+            self._at(name).mkdir()
+            _save(self._at(name) / "model.safetensors", tensors)
 
     def encode(self, base: Tensors, tuned: Tensors) -> Coded[Path]:
         """Export the patch."""
@@ -173,8 +224,7 @@ class WeightscopePatch(Codec[Path]):
         del base
         out = self._at("out.safetensors")
         self._package.apply_patch(payload, str(self._at("base")), out)
-        results = read_tensors(out)
-        return [results[name] for name in sorted(results)]
+        return _load(out)
 
     def _at(self, name: str) -> Path:
         return Path(self._folder.name) / name
