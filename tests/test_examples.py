@@ -46,9 +46,9 @@ README = ROOT / "README.md"
 GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
 DISTRIBUTED = ROOT / "specs/guides/distributed.md"
-OF_VLLM = tuple(
-    f"rlsparse_store.integrations.vllm.{name}"
-    for name in ("loader", "ranks", "unsupported", "weight_")
+OF_ENGINES = tuple(
+    f"rlsparse_store.integrations.{name}"
+    for name in ("sglang.ranks", *(f"vllm.{n}" for n in ("loader", "ranks", "unsup", "weight_")))
 )
 WATCHING = ROOT / "specs/guides/watching.md"
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
@@ -56,8 +56,9 @@ SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 
 def modules() -> Iterator[str]:
     for module in pkgutil.walk_packages(rlsparse_store.__path__, "rlsparse_store."):
-        # The demo's modules load torch, __main__ runs the command, and vLLM is not installed here.
-        if not module.name.startswith(("rlsparse_store.demo", "rlsparse_store.__main__", *OF_VLLM)):
+        # The demo's modules load torch, __main__ runs the command, and engines are not installed.
+        others = "rlsparse_store.demo", "rlsparse_store.__main__"
+        if not module.name.startswith((*others, *OF_ENGINES)):
             yield module.name
 
 

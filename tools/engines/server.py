@@ -1,4 +1,4 @@
-"""A server of vLLM in a process of its own."""
+"""A server of an engine in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Server", "vllm_environment"]
+__all__ = ["PROMPT", "Server", "VllmServer", "vllm_environment"]
 
 PROMPT: Final = [5, 9, 13, 21, 33]
-LIMIT: Final = 180
+LIMIT: Final = 400
 """Seconds until a server has to answer."""
 
 
@@ -43,25 +43,18 @@ class Server:
     """A server that ends with its ``with`` statement.
 
     Args:
-        python: The interpreter of vLLM's environment.
-        model: The model.
-        options: Options of the command line, by the names of vLLM's arguments in Python.
+        words: Its command, less the options for host and port.
+        environment: Its environment variables.
     """
 
-    def __init__(self, python: str, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
-        words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-        words += ["--host", "127.0.0.1", "--port", str(self._port), "--served-model-name", "model"]
-        words += ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "128"]
-        for name, value in options.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            words += [f"--{name.replace('_', '-')}", text]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
-            words,
-            env=vllm_environment(python) | {"VLLM_SERVER_DEV_MODE": "1"},
+            [*words, "--host", "127.0.0.1", "--port", str(self._port)],
+            env=environment,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -75,8 +68,7 @@ class Server:
             except OSError:
                 time.sleep(0.5)
         self._end()
-        self._log.seek(0)
-        msg = f"the server did not start: {self._log.read()[-2000:]}"
+        msg = f"the server did not start: {self.log()[-2000:]}"
         raise RuntimeError(msg)
 
     def __exit__(
@@ -95,7 +87,13 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def _post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def log(self) -> str:
+        """What it wrote so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """The HTTP status and the JSON of an answer."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/{path}",
             json.dumps(body).encode(),
@@ -105,22 +103,43 @@ class Server:
             with urllib.request.urlopen(request, timeout=LIMIT) as answer:  # noqa: S310
                 return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
-            return error.code, {}
+            answer = error.read()
+            is_json = error.headers.get_content_type() == "application/json"
+            return error.code, json.loads(answer) if is_json else answer.decode()
+
+
+class VllmServer(Server):
+    """A server of vLLM.
+
+    Args:
+        python: The interpreter of vLLM's environment.
+        model: The model.
+        options: Options of the command line, by the names of vLLM's arguments in Python.
+    """
+
+    def __init__(self, python: str, model: str, options: dict[str, Any]) -> None:
+        words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        words += ["--served-model-name", "model"]
+        words += ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "128"]
+        for name, value in options.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            words += [f"--{name.replace('_', '-')}", text]
+        super().__init__(words, vllm_environment(python) | {"VLLM_SERVER_DEV_MODE": "1"})
 
     def complete(self) -> object:
         """What the server computes for a prompt: tokens and log-probabilities."""
         body = {"model": "model", "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
-        code, answer = self._post("v1/completions", {**body, "logprobs": 3})
+        code, answer = self.post("v1/completions", {**body, "logprobs": 3})
         return answer["choices"][0]["logprobs"] if code == 200 else code
 
     def update(self, place: str | Path) -> int:
         """Load a delta or a checkpoint into the server; the HTTP status of the update."""
-        self._post("init_weight_transfer_engine", {"init_info": {}})
-        self._post("pause", {})
-        self._post("start_weight_update", {})
-        code, _ = self._post("update_weights", {"update_info": {"place": str(place)}})
+        self.post("init_weight_transfer_engine", {"init_info": {}})
+        self.post("pause", {})
+        self.post("start_weight_update", {})
+        code, _ = self.post("update_weights", {"update_info": {"place": str(place)}})
         if code == 200:
-            code, _ = self._post("finish_weight_update", {})
-        self._post("reset_prefix_cache", {})
-        self._post("resume", {})
+            code, _ = self.post("finish_weight_update", {})
+        self.post("reset_prefix_cache", {})
+        self.post("resume", {})
         return code

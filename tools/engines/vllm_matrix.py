@@ -10,53 +10,34 @@ Each check starts real engines in processes of their own. The full matrix writes
 
 from __future__ import annotations
 
-import datetime as dt
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from server import Server, vllm_environment
+from comparison import Checks, Seen, make_cases, write_result
+from server import VllmServer, vllm_environment
 
 HERE: Final = Path(__file__).parent
-RESULTS: Final = HERE / "results" / "vllm.json"
-CODE: Final = HERE.parents[1] / "rlsparse_store" / "integrations" / "vllm"
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
 SAME: Final = ("tokens", "logprobs", "prompt_logprobs", "weights")
-Seen = dict[str, Any]
-
-
-def code_digest() -> str:
-    """SHA-256 of the integration's code."""
-    digest = hashlib.sha256()
-    for file in sorted(CODE.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 @dataclass
-class Engines:
+class Engines(Checks):
     """Starts engines and keeps what was compared.
 
     Attributes:
         python: The interpreter of vLLM's environment.
-        lines: A line per check.
-        times: Seconds, by what took them.
-        wrong: The checks that failed.
     """
 
     python: str
-    lines: list[str] = field(default_factory=list)
-    times: dict[str, float] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
 
     def run(self, *actions: list[Any], ranks: int = 1, **engine: Any) -> list[Seen]:  # noqa: ANN401
         """Start an engine, act on it, and return what it computed after each action."""
@@ -82,38 +63,6 @@ class Engines:
         if answer is None:
             return [{"error": done.stdout + done.stderr}] * max(1, len(actions))
         return list(json.loads(answer.removeprefix("PROBE "))["seen"])
-
-    def check(self, what: str, *, passed: bool, detail: str = "") -> None:
-        """Keep the result of a check."""
-        line = f"{'ok' if passed else 'FAILED'}  {what}{': ' if detail else ''}{detail}"
-        self.lines.append(line)
-        click.echo(line)
-        if not passed:
-            self.wrong.append(line)
-
-    def same(self, what: str, one: Seen, other: Seen) -> None:
-        """Check that two engines compute the same, and that weights were there to be hashed."""
-        differing = [key for key in SAME if one.get(key) != other.get(key)]
-        hashed = [len(rank) for rank in one.get("weights", [])]
-        error = other.get("error") or one.get("error")
-        detail = f"{hashed} parameters hashed"
-        if error:
-            detail = error[-600:]
-        elif differing:
-            detail = f"differ in {', '.join(differing)}"
-        self.check(what, passed=not (differing or error) and all(hashed), detail=detail)
-
-    def differ(self, what: str, one: Seen, other: Seen) -> None:
-        """Check that two engines compute something else in every respect."""
-        same = [key for key in SAME if one.get(key) == other.get(key)]
-        self.check(what, passed=not same, detail=f"equal in {', '.join(same)}" if same else "")
-
-    def refused(self, what: str, seen: Seen, message: str, still: Seen | None = None) -> None:
-        """Check that an engine refuses with a message, and still has its weights."""
-        error = str(seen.get("error", ""))
-        self.check(what, passed=message in error, detail="" if message in error else error[-600:])
-        if still is not None:
-            self.same(f"{what}; it still serves", still, {**seen, "error": None})
 
 
 def serving(case: Path, *, roots: bool = True, **options: str) -> dict[str, Any]:
@@ -217,7 +166,7 @@ def measure_switch(engines: Engines, case: Path) -> None:
 def check_server(engines: Engines, case: Path) -> None:
     """A server goes from its base to deltas and back, and serves on after a bad one."""
     base, run = str(case / "base"), case / "run"
-    with Server(engines.python, base, serving(case)) as server:
+    with VllmServer(engines.python, base, serving(case)) as server:
         before = server.complete()
         codes, texts = [], []
         for place in (run / "step-1", case / "base", case / "bad" / "damaged", run / "step-2"):
@@ -225,24 +174,12 @@ def check_server(engines: Engines, case: Path) -> None:
             texts.append(server.complete())
     whole = {}
     for step in ("step-1", "step-2"):
-        with Server(engines.python, str(case / step), {}) as server:
+        with VllmServer(engines.python, str(case / step), {}) as server:
             whole[step] = server.complete()
     engines.check("server: to a delta", passed=codes[0] == 200 and texts[0] == whole["step-1"])
     engines.check("server: and back", passed=codes[1] == 200 and texts[1] == before != texts[0])
     engines.check("server: a bad delta is 500", passed=codes[2] == 500 and texts[2] == before)
     engines.check("server: then a good one", passed=codes[3] == 200 and texts[3] == whole["step-2"])
-
-
-def damage(case: Path) -> None:
-    """Make a delta with a flipped byte, beside the run."""
-    bad = case / "bad" / "damaged"
-    if bad.exists():
-        return
-    shutil.copytree(case / "run" / "step-1", bad)
-    file = bad / "rlsparse" / "delta.safetensors"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 @click.command()
@@ -251,12 +188,9 @@ def damage(case: Path) -> None:
 @click.option("--quick", is_flag=True, help="One model on one rank; writes no result.")
 def main(cases: Path, python: str, *, quick: bool) -> None:
     """Compare vLLM on full checkpoints and on deltas."""
-    names = ["llama:3"] if quick else ["llama:10", "qwen3-tied:3", "qwen3-moe:2", "llama-large:2"]
-    for name, steps in (name.split(":") for name in names):
-        make = [python, str(HERE / "cases.py"), str(cases), name, steps]
-        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-        damage(cases / name)
-    engines = Engines(python)
+    steps = {"llama": 10, "qwen3-tied": 3, "qwen3-moe": 2, "llama-large": 2}
+    make_cases(python, cases, {"llama": 3} if quick else steps)
+    engines = Engines(SAME, python)
     llama = cases / "llama"
     if "error" in engines.run(["observe"], model=str(llama / "base"))[0]:
         click.echo("vLLM does not run here, full checkpoints neither")
@@ -274,30 +208,9 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
         check_refusals(engines, cases)
         check_server(engines, llama)
         measure_switch(engines, cases / "llama-large")
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result(engines), indent=1) + "\n")
+        write_result("vllm", engines, python)
     click.echo(f"{len(engines.lines)} checks, {len(engines.wrong)} failed")
     sys.exit(bool(engines.wrong))
-
-
-def result(engines: Engines) -> dict[str, Any]:
-    """What the matrix found, as it is committed."""
-    lines = (
-        "import json,torch,transformers,vllm,platform as p;"
-        "print(json.dumps({'vllm':vllm.__version__,'torch':torch.__version__,"
-        "'transformers':transformers.__version__,'python':p.python_version()}))"
-    )
-    found = subprocess.run(
-        [engines.python, "-c", lines], check=True, capture_output=True, text=True
-    ).stdout.splitlines()[-1]
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "code": code_digest(),
-        "versions": json.loads(found),
-        "checks": engines.lines,
-        "failed": len(engines.wrong),
-        "seconds": engines.times,
-    }
 
 
 if __name__ == "__main__":

@@ -17,12 +17,9 @@ from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.listing import list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
-from rlsparse_store.integrations.vllm.places import ServedPlaces
-from rlsparse_store.integrations.vllm.unsupported import (
-    check_configuration,
-    check_live_update,
-    check_quantization,
-)
+from rlsparse_store.integrations.serving.configuration import check_configuration
+from rlsparse_store.integrations.serving.places import ServedPlaces
+from rlsparse_store.integrations.vllm.unsupported import check_live_update, check_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -51,7 +48,7 @@ class DeltaModelLoader(DefaultModelLoader):
     def __init__(self, load_config: LoadConfig) -> None:
         self._engine_config = load_config
         options = dict(load_config.model_loader_extra_config or {})
-        self._places = ServedPlaces.take(options)
+        self._places = ServedPlaces.take("--model-loader-extra-config", options)
         self._opened: DeltaCheckpoint | None = None
         self._is_start = False
         # vLLM's loader refuses load formats and options that it does not know.
@@ -104,7 +101,7 @@ class DeltaModelLoader(DefaultModelLoader):
             self._places.check(model_config.model)
             check_live_update(model_config, mends_ties=mends_ties)
             if not is_delta:
-                check_configuration(model_config, Path(model_config.model))
+                check_configuration(model_config.hf_config, Path(model_config.model))
         if is_delta:
             self._opened = self._open(model_config, "touched" if self._is_start else "full")
         return super().get_all_weights(model_config, model)
@@ -172,7 +169,7 @@ class DeltaModelLoader(DefaultModelLoader):
         """
         places, access = self._places, self._access()
         folder = find_delta(model_config.model, model_config.revision, places.subfolder, access)
-        check_configuration(model_config, folder)
+        check_configuration(model_config.hf_config, folder)
         tuned = open_local(
             folder,
             places.base,

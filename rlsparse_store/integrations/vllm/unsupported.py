@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vllm.platforms import current_platform
 
 from rlsparse_store.errors import UnsupportedModelError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["check_configuration", "check_live_update", "check_quantization"]
+__all__ = ["check_live_update", "check_quantization"]
 
 OWN_LOADERS: Final = ("bitsandbytes", "gguf", "torchao")
 """Quantisations whose checkpoints vLLM reads by loaders of their own."""
-
-BOOKKEEPING: Final = {
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-"""Settings of a configuration that change nothing about what the weights compute."""
 
 
 def check_quantization(model_config: Any) -> None:  # noqa: ANN401 - vLLM's
@@ -42,36 +26,6 @@ def check_quantization(model_config: Any) -> None:  # noqa: ANN401 - vLLM's
             "delta; rebuild the checkpoint (rlsparse apply) and serve that"
         )
         raise UnsupportedModelError(msg)
-
-
-def check_configuration(model_config: Any, folder: Path) -> None:  # noqa: ANN401 - vLLM's
-    """Require that a checkpoint's configuration is the engine's.
-
-    The engine keeps the configuration that it was started with. A tuned checkpoint with another one
-    would load, and compute something else.
-
-    Args:
-        model_config: The engine's configuration of the model.
-        folder: Folder of the delta, or of a full checkpoint.
-
-    Raises:
-        UnsupportedModelError: It is another one.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        return
-    served = model_config.hf_config
-    stored = type(served).from_dict(json.loads(file.read_text("utf-8"))).to_dict()
-    known = served.to_dict()
-    differing = sorted(
-        name for name in stored.keys() & known.keys() - BOOKKEEPING if stored[name] != known[name]
-    )
-    if differing:
-        msg = (
-            f"its configuration differs from the engine's in {', '.join(differing[:5])}; start an "
-            "engine with the delta itself as the model"
-        )
-        raise UnsupportedModelError(msg, file=file)
 
 
 def check_live_update(model_config: Any, *, mends_ties: bool) -> None:  # noqa: ANN401 - vLLM's

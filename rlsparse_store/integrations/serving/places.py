@@ -21,9 +21,10 @@ _TEXTS: Final = ("base", "base_revision", "delta", "delta_revision", "subfolder"
 
 @dataclass
 class ServedPlaces:
-    """The places of ``--model-loader-extra-config``.
+    """The places that a server is configured with.
 
     Attributes:
+        option: The engine's option that holds them, for errors.
         base: The base; the model that is served, or what its delta names, if not given.
         base_revision: Its revision on the Hub.
         delta: The delta to load over the model that is served, if that is the base.
@@ -33,6 +34,7 @@ class ServedPlaces:
             with belongs to them.
     """
 
+    option: str
     base: str | None = None
     base_revision: str | None = None
     delta: str | None = None
@@ -41,22 +43,26 @@ class ServedPlaces:
     roots: list[str] = field(default_factory=list)
 
     @classmethod
-    def take(cls, options: MutableMapping[str, Any]) -> ServedPlaces:
-        """Remove the places from the options of a loader, which refuses options it does not know.
+    def take(cls, option: str, values: MutableMapping[str, Any]) -> ServedPlaces:
+        """Remove the places from a loader's options, since it refuses those that it does not know.
+
+        Args:
+            option: The engine's option that holds them, for errors.
+            values: What the option holds. The places are removed from it.
 
         Raises:
             PlaceError: An option has the wrong type.
         """
-        found = {name: options.pop(name) for name in (*_TEXTS, "roots") if name in options}
+        found = {name: values.pop(name) for name in (*_TEXTS, "roots") if name in values}
         roots = found.pop("roots", [])
         wrong = next((name for name, value in found.items() if not isinstance(value, str)), None)
         if not (isinstance(roots, list) and all(isinstance(root, str) for root in roots)):
             wrong = "roots"
         if wrong is not None:
             kind = "a list of texts" if wrong == "roots" else "a text"
-            msg = f"model_loader_extra_config: {wrong} must be {kind}"
+            msg = f"{option}: {wrong} must be {kind}"
             raise PlaceError(msg)
-        return cls(**found, roots=list(roots))
+        return cls(option, **found, roots=list(roots))
 
     def fields(self) -> dict[str, Any]:
         """The options that hold these places."""
@@ -74,9 +80,8 @@ class ServedPlaces:
         """
         if not any(_is_within(place, root) for root in self.roots):
             msg = (
-                "this server may not load from there: start it with "
-                '--model-loader-extra-config \'{"roots": ["…"]}\' that names a folder above it, '
-                "or its repository"
+                "this server may not load from there; name a folder above it, or its repository, "
+                f"in the roots of {self.option} when you start the server"
             )
             raise PlaceError(msg, file=printable(place))
 

@@ -1,0 +1,1 @@
+"""What engines that serve deltas have in common. It imports no engine."""

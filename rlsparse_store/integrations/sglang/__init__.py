@@ -1,0 +1,1 @@
+"""Serving deltas with SGLang. Importing it loads no SGLang."""
