@@ -215,6 +215,10 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         sources += [file.source for file in self._base.files]
         return tuple(source.version for source in sources if isinstance(source, FileSource))
 
+    def digests(self) -> dict[str, bytes]:
+        """The digest of each tensor's content, by name."""
+        return {t.name: t.digest for t in self._reader.index.tuned_identities()}
+
     def check_unchanged(self) -> None:
         """Check that no file of the base was written since it was opened.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rlsparse_store.delta.open import DeltaCheckpoint
 
-__all__ = ["verify_once"]
+__all__ = ["forget_all", "verify_once"]
 
 _VERIFIED: Final[set[tuple[tuple[int, ...], ...]]] = set()
 """Versions of the files of each delta and its base that this process verified."""
@@ -31,3 +31,8 @@ def verify_once(tuned: DeltaCheckpoint) -> None:
         tuned.verify()
         tuned.check_unchanged()
         _VERIFIED.add(versions)
+
+
+def forget_all() -> None:
+    """Forget what was verified, so that it is verified again."""
+    _VERIFIED.clear()

@@ -30,7 +30,11 @@ from rlsparse_store.hub.snapshots import cached_snapshot
 from rlsparse_store.integrations.serving.configuration import check_configuration
 from rlsparse_store.integrations.serving.places import ServedPlaces
 from rlsparse_store.integrations.serving.verified import verify_once
-from rlsparse_store.integrations.vllm.unsupported import check_live_update, check_quantization
+from rlsparse_store.integrations.vllm.unsupported import (
+    check_live_update,
+    check_quantization,
+    check_ties,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -180,22 +184,20 @@ class DeltaModelLoader(DefaultModelLoader):
         return self._folders[key]
 
     def _find_delta(self, place: str, revision: str | None) -> Path | None:
-        subfolder, access = self._places.subfolder, self._access()
-        inside = subfolder_parts(subfolder)
+        inside, access = "/".join(subfolder_parts(self._places.subfolder)), self._access()
         if Path(place).is_dir():
-            folder = Path(place, *inside)
-            return folder if (folder / DELTA_FOLDER).is_dir() else None
+            return next((Path(place, s) for s in (inside, "") if _holds_delta(place, s)), None)
         repo = as_repo_id(place, revision)
         if repo is None:
             return None
         if access.is_offline:
             found = cached_snapshot(repo, "model", access)
-            is_delta = found is not None and found.path.joinpath(*inside, DELTA_FOLDER).is_dir()
-            return find_delta(place, revision, subfolder, access) if is_delta else None
+            deltas = [s for s in (inside, "") if found is not None and _holds_delta(found.path, s)]
+            return find_delta(place, revision, deltas[0], access) if deltas else None
         listing = list_repo(repo, "model", access)
-        if "/".join(inside) not in delta_folders(listing):
-            return None
-        return fetch_delta(listing, subfolder, access)
+        folders = delta_folders(listing)
+        deltas = [s for s in (inside, "") if s in folders]
+        return fetch_delta(listing, deltas[0], access) if deltas else None
 
     def _begin(self, model_config: ModelConfig) -> None:
         """Note what the engine is started with. From now on, its delta is its model."""
@@ -211,13 +213,19 @@ class DeltaModelLoader(DefaultModelLoader):
             model = model_config.model, model_config.revision
             if self._delta_folder(*model) is None:
                 places.base, places.base_revision = model
-        self._note()
+        self.note()
 
-    def _note(self) -> None:
+    def use_subfolder(self, subfolder: str) -> None:
+        """Look for deltas in another folder of their place than the engine does so far."""
+        self._places.subfolder = subfolder
+        self._folders.clear()
+
+    def note(self) -> None:
+        """Note in the engine's configuration where its model comes from."""
         options: dict[str, Any] = self._engine_config.model_loader_extra_config
-        options.update(self._places.fields())
-        for gone in ("delta", "delta_revision"):
+        for gone in ("delta", "delta_revision", "subfolder"):
             options.pop(gone, None)
+        options.update(self._places.fields())
 
     def _open(self, model_config: ModelConfig, folder: Path) -> DeltaCheckpoint:
         """Open a delta over the engine's base.
@@ -235,8 +243,13 @@ class DeltaModelLoader(DefaultModelLoader):
             "touched",
             is_whole=self._is_start,
         )
+        check_ties(model_config, tuned.digests())
         if places.base is None:
             places.base, places.base_revision = str(tuned.base), None
             places.roots.append(places.base)
-            self._note()
+            self.note()
         return tuned
+
+
+def _holds_delta(place: str | Path, subfolder: str) -> bool:
+    return Path(place, subfolder, DELTA_FOLDER).is_dir()

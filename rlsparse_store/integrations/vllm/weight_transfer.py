@@ -49,9 +49,11 @@ class PlaceInfo(WeightTransferUpdateInfo):
     Attributes:
         place: A delta or a full checkpoint: a folder, or ``org/name[@revision]``, as the server
             sees it and under one of its roots.
+        subfolder: Folder of the delta within the place, such as a step of a run on the Hub.
     """
 
     place: str
+    subfolder: str = ""
 
 
 class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
@@ -89,7 +91,7 @@ class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
         started = time.perf_counter()
         weights = None
         try:
-            weights = prepare_together(lambda: self._prepare(loader, update_info.place))
+            weights = prepare_together(lambda: self._prepare(loader, update_info))
         finally:
             if weights is None:
                 config.model, config.revision = before
@@ -98,6 +100,7 @@ class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
         verified = time.perf_counter()
         self._load(weights)
         _process_embeddings(self.model)
+        loader.note()
         seconds = verified - started, time.perf_counter() - verified
         logger.info("%s: checked in %.2f s, loaded in %.2f s", update_info.place, *seconds)
 
@@ -108,10 +111,11 @@ class DeltaWeightTransferEngine(WeightTransferEngine[NoInitInfo, PlaceInfo]):
             raise UnsupportedModelError(msg)
         return loader
 
-    def _prepare(self, loader: DeltaModelLoader, place: str) -> Weights:
+    def _prepare(self, loader: DeltaModelLoader, info: PlaceInfo) -> Weights:
         """Open and verify what is to be loaded; the model is not touched."""
         config = self.model_config
-        config.model, config.revision = place, None
+        config.model, config.revision = info.place, None
+        loader.use_subfolder(info.subfolder)
         return loader.weights(config, self.model, mends_ties=True)
 
     def _load(self, weights: Weights) -> None:
@@ -151,9 +155,9 @@ class InPlaceWeightTransferEngine(DeltaWeightTransferEngine):
             self._is_proven = True
         return True
 
-    def _prepare(self, loader: DeltaModelLoader, place: str) -> Weights:
+    def _prepare(self, loader: DeltaModelLoader, info: PlaceInfo) -> Weights:
         self._prove()
-        return super()._prepare(loader, place)
+        return super()._prepare(loader, info)
 
     def _load(self, weights: Weights) -> None:
         with torch.no_grad():
