@@ -19,8 +19,7 @@ from typing import Any, Final
 from vllm import LLM, SamplingParams, _custom_ops
 from vllm.lora.request import LoRARequest
 
-from rlsparse_store.integrations.serving import verified
-from rlsparse_store.integrations.vllm import walk
+from rlsparse_store.integrations.vllm import verified, walk
 
 PROMPTS: Final = [[5, 9, 13, 21], [30, 31, 32, 33, 34, 35], [7] * 9, [50, 3, 44]]
 MARK: Final = "PROBE "

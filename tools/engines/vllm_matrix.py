@@ -11,9 +11,9 @@ Each check starts real engines in processes of their own. The full matrix writes
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,6 +36,9 @@ HERE: Final = Path(__file__).parent
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
+ROUNDS: Final = 7
+"""How often a time is measured; the least counts."""
+
 SAME: Final = ("tokens", "logprobs", "prompt_logprobs", "weights")
 
 
@@ -48,6 +51,19 @@ class Engines(Checks):
     """
 
     python: str
+    _full: dict[str, Seen] = field(default_factory=dict)
+
+    def checkpoint(self, folder: Path, **options: Any) -> Seen:  # noqa: ANN401
+        """What vLLM computes with a full checkpoint; each engine is started once.
+
+        Args:
+            folder: The checkpoint.
+            options: As for :meth:`run`.
+        """
+        key = json.dumps([str(folder), options])
+        if key not in self._full:
+            self._full[key] = self.run(["observe"], model=str(folder), **options)[0]
+        return self._full[key]
 
     def run(
         self,
@@ -114,8 +130,8 @@ def check_loading(engines: Engines, case: Path, ranks: int) -> None:
     """Deltas load as the full checkpoints do, by both ways to name them."""
     name = f"{case.name}, {ranks} rank{'s' if ranks > 1 else ''}"
     delta, base = str(case / "run" / "step-1"), str(case / "base")
-    full = engines.run(["observe"], ranks=ranks, model=str(case / "step-1"))[0]
-    plain = engines.run(["observe"], ranks=ranks, model=base)[0]
+    full = engines.checkpoint(case / "step-1", ranks=ranks)
+    plain = engines.checkpoint(case / "base", ranks=ranks)
     engines.differ(f"{name}: base and tuned differ", plain, full)
     seen = engines.run(["observe"], ranks=ranks, model=delta, **serving(case, base=base))[0]
     engines.same(f"{name}: the delta as the model", full, seen)
@@ -129,7 +145,7 @@ def check_live(engines: Engines, case: Path, ranks: int, steps: int) -> None:
     run, base = case / "run", str(case / "base")
     names = [f"step-{step}" for step in range(1, steps + 1)]
     damaged = case / "bad" / "damaged"
-    full = {n: engines.run(["observe"], ranks=ranks, model=str(case / n))[0] for n in names}
+    full = {n: engines.checkpoint(case / n, ranks=ranks) for n in names}
     tied = "tied" in case.name
     actions: list[list[Any]] = [
         ["observe"],
@@ -188,10 +204,7 @@ def check_in_place(engines: Engines, cases: Path) -> None:
         case = cases / name
         base, step = str(case / "base"), case / "run" / "step-1"
         names = ["step-1", "step-2"]
-        full = {
-            n: engines.run(["observe"], ranks=ranks, plain=True, model=str(case / n))[0]
-            for n in ("base", *names)
-        }
+        full = {n: engines.checkpoint(case / n, ranks=ranks, plain=True) for n in ("base", *names)}
         seen = engines.run(
             *(["update", str(case / "run" / n)] for n in names),
             ["update", base],
@@ -236,8 +249,8 @@ def check_quantized(engines: Engines, case: Path) -> None:
     """VLLM quantises a delta's tensors as it does the full checkpoint's."""
     base, delta = str(case / "base"), str(case / "run" / "step-1")
     online: dict[str, Any] = {"quantization": "fp8_per_channel"}
-    full = engines.run(["observe"], model=str(case / "step-1"), **online)[0]
-    plain = engines.run(["observe"], model=base, **online)[0]
+    full = engines.checkpoint(case / "step-1", **online)
+    plain = engines.checkpoint(case / "base", **online)
     engines.differ("FP8 of bfloat16: base and tuned differ", plain, full)
     seen = engines.run(["observe"], model=delta, **online, **serving(case, base=base))[0]
     engines.same("FP8 of bfloat16: the delta as the model", full, seen)
@@ -302,7 +315,7 @@ def check_hub(engines: Engines, case: Path) -> None:
 def measure_switch(engines: Engines, case: Path) -> None:
     """Seconds to load a step into a running engine: the whole checkpoint, or its delta.
 
-    The least of seven, in turns. All files are in the system's cache; or those of the step are not,
+    All files are in the system's cache; or those of the step are not,
     as when a trainer elsewhere has just written them, and the base's are.
     """
     for way, in_place in (("layer by layer", False), ("in place", True)):
@@ -323,7 +336,9 @@ def measure_switch(engines: Engines, case: Path) -> None:
                 ("", ["forget", delta]),
                 ("delta, verified before, from storage", of_delta),
             ]
-            timed += [(f"{step}, {way}: {what}" if what else "", x) for what, x in one_round] * 7
+            timed += [
+                (f"{step}, {way}: {what}" if what else "", x) for what, x in one_round
+            ] * ROUNDS
         actions = (["timed", *action] for _, action in timed)
         options = serving(case, in_place=in_place)
         seen = engines.run(*actions, plain=in_place, model=str(case / "base"), **options)

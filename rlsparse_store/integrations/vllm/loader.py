@@ -29,12 +29,12 @@ from rlsparse_store.hub.listing import list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
 from rlsparse_store.integrations.serving.configuration import check_configuration
 from rlsparse_store.integrations.serving.places import ServedPlaces
-from rlsparse_store.integrations.serving.verified import verify_once
 from rlsparse_store.integrations.vllm.unsupported import (
     check_live_update,
     check_quantization,
     check_ties,
 )
+from rlsparse_store.integrations.vllm.verified import verify_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator
