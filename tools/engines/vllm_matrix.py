@@ -52,6 +52,7 @@ class Engines(Checks):
 
     python: str
     _full: dict[str, Seen] = field(default_factory=dict)
+    _served: dict[Path, object] = field(default_factory=dict)
 
     def checkpoint(self, folder: Path, **options: Any) -> Seen:  # noqa: ANN401
         """What vLLM computes with a full checkpoint; each engine is started once.
@@ -64,6 +65,13 @@ class Engines(Checks):
         if key not in self._full:
             self._full[key] = self.run(["observe"], model=str(folder), **options)[0]
         return self._full[key]
+
+    def served(self, folder: Path) -> object:
+        """What a server computes with a full checkpoint; each server is started once."""
+        if folder not in self._served:
+            with VllmServer(self.python, str(folder), {}) as server:
+                self._served[folder] = server.complete()
+        return self._served[folder]
 
     def run(
         self,
@@ -202,28 +210,28 @@ def check_in_place(engines: Engines, cases: Path) -> None:
     """Weights are written in place where that is proven, and else refused, by a reason."""
     for name, ranks in (("llama", 1), ("qwen3-tied", 1), ("llama", 2)):
         case = cases / name
-        base, step = str(case / "base"), case / "run" / "step-1"
-        names = ["step-1", "step-2"]
-        full = {n: engines.checkpoint(case / n, ranks=ranks, plain=True) for n in ("base", *names)}
-        seen = engines.run(
-            *(["update", str(case / "run" / n)] for n in names),
-            ["update", base],
+        steps = ["step-1", "step-2"]
+        full = [engines.checkpoint(case / step, ranks=ranks, plain=True) for step in steps]
+        start, *seen = engines.run(
+            ["observe"],
+            *(["update", str(case / "run" / step)] for step in steps),
+            ["update", str(case / "base")],
             ["update", str(case / "bad" / "damaged")],
             ["update", str(case / "run" / "absent")],
-            ["update", str(step)],
+            ["update", str(case / "run" / "step-1")],
             ranks=ranks,
             plain=True,
-            model=base,
+            model=str(case / "base"),
             **serving(case, in_place=True),
         )
         what = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}, in place"
-        engines.differ(f"{what}: base and tuned differ", full["base"], full["step-1"])
-        engines.same(f"{what}: to a step", full["step-1"], seen[0])
-        engines.same(f"{what}: from step to step", full["step-2"], seen[1])
-        engines.same(f"{what}: back to the base", full["base"], seen[2])
-        engines.refused(f"{what}: a damaged delta", seen[3], "damaged", full["base"])
-        engines.refused(f"{what}: no such delta", seen[4], "no such file", full["base"])
-        engines.same(f"{what}: a delta after errors", full["step-1"], seen[5])
+        engines.differ(f"{what}: base and tuned differ", start, full[0])
+        engines.same(f"{what}: to a step", full[0], seen[0])
+        engines.same(f"{what}: from step to step", full[1], seen[1])
+        engines.same(f"{what}: back to the base", start, seen[2])
+        engines.refused(f"{what}: a damaged delta", seen[3], "damaged", start)
+        engines.refused(f"{what}: no such delta", seen[4], "no such file", start)
+        engines.same(f"{what}: a delta after errors", full[0], seen[5])
     llama, moe = cases / "llama", cases / "qwen3-moe"
     delta, base = str(llama / "run" / "step-1"), str(llama / "base")
     options = serving(llama, in_place=True)
@@ -301,10 +309,7 @@ def check_hub(engines: Engines, case: Path) -> None:
                 codes.append(server.update(place, subfolder))
                 texts.append(server.complete())
     engines.check("Hub: two updates, and one outside the roots", passed=codes == [200, 200, 500])
-    whole = []
-    for name in ("step-1", "step-2", "base", "base"):
-        with VllmServer(engines.python, str(case / name), {}) as server:
-            whole.append(server.complete())
+    whole = [engines.served(case / name) for name in ("step-1", "step-2", "base", "base")]
     engines.check("Hub: the steps of the run, and the base", passed=texts == whole)
     run = {
         path: times for path, times in listings.items() if path.startswith("/api/models/org/run")
@@ -340,7 +345,9 @@ def measure_switch(engines: Engines, case: Path) -> None:
                 (f"{step}, {way}: {what}" if what else "", x) for what, x in one_round
             ] * ROUNDS
         actions = (["timed", *action] for _, action in timed)
+        # The run's folder is one of the roots, the full checkpoints are beside it.
         options = serving(case, in_place=in_place)
+        options["model_loader_extra_config"]["roots"] = [str(case)]
         seen = engines.run(*actions, plain=in_place, model=str(case / "base"), **options)
         failed = next((one["error"] for one in seen if "error" in one), None)
         engines.check(f"measured {way}", passed=failed is None, detail=(failed or "")[-600:])
@@ -359,10 +366,7 @@ def check_server(engines: Engines, case: Path) -> None:
         for place in (run / "step-1", case / "base", case / "bad" / "damaged", run / "step-2"):
             codes.append(server.update(place))
             texts.append(server.complete())
-    whole = {}
-    for step in ("step-1", "step-2"):
-        with VllmServer(engines.python, str(case / step), {}) as server:
-            whole[step] = server.complete()
+    whole = {step: engines.served(case / step) for step in ("step-1", "step-2")}
     engines.check("server: to a delta", passed=codes[0] == 200 and texts[0] == whole["step-1"])
     engines.check("server: and back", passed=codes[1] == 200 and texts[1] == before != texts[0])
     engines.check("server: a bad delta is 500", passed=codes[2] == 500 and texts[2] == before)
