@@ -30,7 +30,10 @@ GUIDE = ROOT / "specs/guides/loading.md"
 TRAINING = ROOT / "specs/guides/training.md"
 OF_ENGINES = tuple(
     f"rlsparse_store.integrations.{name}"
-    for name in ("sglang.ranks", *(f"vllm.{n}" for n in ("loader", "ranks", "unsup", "weight_")))
+    for name in (
+        "sglang.ranks",
+        *(f"vllm.{n}" for n in ("in_place", "loader", "ranks", "unsup", "weight_")),
+    )
 )
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"
 

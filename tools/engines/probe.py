@@ -3,15 +3,18 @@
 
 The argument is JSON, too: ``{"engine": {"model": "…"}, "actions": [["observe"], …]}``. With
 ``keep_weights``, an engine of one rank keeps its weights beside packed copies of them. With the
-environment variable ``PROBE_PLAIN``, it packs none, on any number of ranks.
+environment variable ``PROBE_PLAIN``, it packs none, on any number of ranks. With ``--serve``, see
+:func:`serve`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -140,9 +143,8 @@ def run(llm: LLM, kind: str, *arguments: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"seconds": time.perf_counter() - started}
 
 
-def main() -> None:
-    """Run the probe that the first argument describes."""
-    asked = json.loads(sys.argv[1])
+def probe(asked: dict[str, Any]) -> None:
+    """Run a probe, and print what was seen."""
     if asked.get("keep_weights"):
         keep_weights()
     started = time.perf_counter()
@@ -152,5 +154,35 @@ def main() -> None:
     sys.stdout.write(MARK + json.dumps({"start": seconds, "seen": seen}) + "\n")
 
 
+def serve() -> None:
+    """Run a probe for each line of JSON, in a fork, since importing takes longer than most probes.
+
+    A line has what is ``asked``, the file ``out`` for what the probe prints, and a ``limit`` in
+    seconds. A line is printed when it has ended.
+    """
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            sys.stdout.write("ended\n")
+            sys.stdout.flush()
+            continue
+        signal.alarm(request["limit"])
+        out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        try:
+            probe(request["asked"])
+        except BaseException:  # noqa: BLE001 - reported
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        probe(json.loads(sys.argv[1]))

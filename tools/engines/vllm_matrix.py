@@ -36,6 +36,7 @@ HERE: Final = Path(__file__).parent
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
+PROBE: Final = str(HERE / "probe.py")
 ROUNDS: Final = 7
 """How often a time is measured; the least counts."""
 
@@ -53,6 +54,7 @@ class Engines(Checks):
     python: str
     _full: dict[str, Seen] = field(default_factory=dict)
     _served: dict[Path, object] = field(default_factory=dict)
+    _importers: dict[bool, subprocess.Popen[str]] = field(default_factory=dict)
 
     def checkpoint(self, folder: Path, **options: Any) -> Seen:  # noqa: ANN401
         """What vLLM computes with a full checkpoint; each engine is started once.
@@ -89,31 +91,54 @@ class Engines(Checks):
                 nothing else is kept.
             engine: Options of ``vllm.LLM``.
         """
-        environment = vllm_environment(self.python)
-        if plain:
-            environment["PROBE_PLAIN"] = "1"
+        keep = ranks == 1 and not plain
+        asked = {"engine": engine, "actions": actions, "keep_weights": keep}
         if ranks == 1:
-            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            printed = self._fork(asked, plain=plain)
         else:
-            environment |= {
+            asked["engine"]["tensor_parallel_size"] = ranks
+            binding = {
                 "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks))),
                 "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             }
-            engine["tensor_parallel_size"] = ranks
-        keep = ranks == 1 and not plain
-        asked = {"engine": engine, "actions": actions, "keep_weights": keep}
-        done = subprocess.run(
-            [self.python, str(HERE / "probe.py"), json.dumps(asked)],
-            env=environment,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=LIMIT,
-        )
-        answer = next((x for x in done.stdout.splitlines() if x.startswith("PROBE ")), None)
+            printed = subprocess.run(
+                [self.python, PROBE, json.dumps(asked)],
+                env=self._environment(plain=plain) | binding,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                text=True,
+                timeout=LIMIT,
+            ).stdout
+        answer = next((x for x in printed.splitlines() if x.startswith("PROBE ")), None)
         if answer is None:
-            return [{"error": done.stdout + done.stderr}] * max(1, len(actions))
+            return [{"error": printed}] * max(1, len(actions))
         return list(json.loads(answer.removeprefix("PROBE "))["seen"])
+
+    def _environment(self, *, plain: bool) -> dict[str, str]:
+        return vllm_environment(self.python) | ({"PROBE_PLAIN": "1"} if plain else {})
+
+    def _fork(self, asked: dict[str, Any], *, plain: bool) -> str:
+        """What a probe prints that is forked from a process in which vLLM is imported."""
+        if plain not in self._importers:
+            self._importers[plain] = subprocess.Popen(
+                [self.python, PROBE, "--serve"],
+                env=self._environment(plain=plain) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        importer = self._importers[plain]
+        assert importer.stdin is not None  # noqa: S101 - both are pipes
+        assert importer.stdout is not None  # noqa: S101 - as above
+        with tempfile.NamedTemporaryFile() as out:
+            request = {"asked": asked, "out": out.name, "limit": LIMIT}
+            importer.stdin.write(json.dumps(request) + "\n")
+            importer.stdin.flush()
+            while importer.stdout.readline() not in {"ended\n", ""}:
+                pass  # what vLLM prints as it is imported
+            return Path(out.name).read_text("utf-8", "replace")
 
 
 def serving(case: Path, *, in_place: bool = False, **options: str) -> dict[str, Any]:
@@ -143,8 +168,9 @@ def check_loading(engines: Engines, case: Path, ranks: int) -> None:
     engines.differ(f"{name}: base and tuned differ", plain, full)
     seen = engines.run(["observe"], ranks=ranks, model=delta, **serving(case, base=base))[0]
     engines.same(f"{name}: the delta as the model", full, seen)
-    seen = engines.run(["observe"], ranks=ranks, model=base, **serving(case, delta=delta))[0]
-    engines.same(f"{name}: the base as the model, with a delta", full, seen)
+    if ranks == 1:
+        seen = engines.run(["observe"], model=base, **serving(case, delta=delta))[0]
+        engines.same(f"{name}: the base as the model, with a delta", full, seen)
 
 
 def check_live(engines: Engines, case: Path, ranks: int, steps: int) -> None:
@@ -397,7 +423,7 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
     make_cases(python, cases, {"llama": 3} if quick else steps)
     engines = Engines(SAME, python)
     llama = cases / "llama"
-    if "error" in engines.run(["observe"], model=str(llama / "base"))[0]:
+    if "error" in engines.checkpoint(llama / "base", ranks=1):
         click.echo("vLLM does not run here, full checkpoints neither")
         sys.exit(3)
     if quick:
