@@ -5,7 +5,7 @@
     python tools/examples/evaluate_run_lm_eval.py Qwen/Qwen2.5-7B run gsm8k --limit 200
 
 Tasks are lm-eval's, by name, or of your own with ``--include FOLDER``. Prints a line for each
-checkpoint and task. Tried with lm-eval 0.4.13 and vLLM 0.32.
+checkpoint, task and metric. Tried with lm-eval 0.4.13 and vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def main(
             model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
         )
         for task, metrics in found["results"].items():
-            values = {key: value for key, value in metrics.items() if isinstance(value, float)}
-            click.echo(f"{name}  {task}  {values}")
+            for metric, value in metrics.items():
+                if isinstance(value, float):
+                    click.echo(f"{name}  {task}  {metric.removesuffix(',none')}  {value:.4f}")
 
     show("base")
     for name, _ in walk(model.model, run):
