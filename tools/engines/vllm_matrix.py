@@ -92,7 +92,7 @@ class Engines(Checks):
             engine: Options of ``vllm.LLM``.
         """
         keep = ranks == 1 and not plain
-        asked = {"engine": engine, "actions": actions, "keep_weights": keep}
+        asked: dict[str, Any] = {"engine": engine, "actions": actions, "keep_weights": keep}
         if ranks == 1:
             printed = self._fork(asked, plain=plain)
         else:
