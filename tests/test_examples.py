@@ -48,7 +48,10 @@ TRAINING = ROOT / "specs/guides/training.md"
 DISTRIBUTED = ROOT / "specs/guides/distributed.md"
 OF_ENGINES = tuple(
     f"rlsparse_store.integrations.{name}"
-    for name in ("sglang.ranks", *(f"vllm.{n}" for n in ("loader", "ranks", "unsup", "weight_")))
+    for name in (
+        "sglang.ranks",
+        *(f"vllm.{n}" for n in ("in_place", "loader", "ranks", "unsup", "weight_")),
+    )
 )
 WATCHING = ROOT / "specs/guides/watching.md"
 SUBNETWORKS = ROOT / "specs/guides/subnetworks.md"

@@ -198,6 +198,27 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         except LayoutError as error:
             raise IndexFormatError(str(error), file=self.path) from error
 
+    def verify(self) -> None:
+        """Check all of base and result, as ``verify="full"`` does when a delta is opened.
+
+        Raises:
+            FormatError: The delta is damaged.
+            BaseMismatchError: The base is another checkpoint.
+        """
+        self._reader.check_state()
+        rebuild_files(self._reader)
+        check_base(self._reader, self._base, resolve_threads(None), no_progress)
+
+    def versions(self) -> tuple[tuple[int, ...], ...]:
+        """The versions of all files that were opened; equal as long as none was replaced."""
+        sources = [shard.source for shard in self._reader.shards]
+        sources += [file.source for file in self._base.files]
+        return tuple(source.version for source in sources if isinstance(source, FileSource))
+
+    def digests(self) -> dict[str, bytes]:
+        """The digest of each tensor's content, by name."""
+        return {t.name: t.digest for t in self._reader.index.tuned_identities()}
+
     def check_unchanged(self) -> None:
         """Check that no file of the base was written since it was opened.
 
@@ -403,13 +424,10 @@ def open_local(
         found = find_base(reader, base, base_revision, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
         check_sources(reader, checkpoint)
-        threads = resolve_threads(None)
-        if verify == "full":
-            reader.check_state()
-            rebuild_files(reader)
-            check_base(reader, checkpoint, threads, no_progress)
-        elif verify == "touched" and is_whole:
-            check_origins(reader, checkpoint, threads, include_covered=False)
+        if verify == "touched" and is_whole:
+            check_origins(reader, checkpoint, resolve_threads(None), include_covered=False)
         opened = DeltaCheckpoint(reader, checkpoint, framework, verify)
+        if verify == "full":
+            opened.verify()
         stack.pop_all()
         return opened

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_repo_id",
     "delta_folders",
+    "fetch_delta",
     "find_base",
     "find_checkpoint",
     "find_delta",
@@ -68,15 +69,28 @@ def find_delta(
     repo = as_repo_id(delta, revision)
     if repo is None:
         return _existing(Path(delta, *inside))
+    if access.is_offline:
+        return fetch_snapshot(repo, _selection(inside), access).path.joinpath(*inside)
+    return fetch_delta(list_repo(repo, "delta", access), subfolder, access)
+
+
+def fetch_delta(listing: Listing, subfolder: str, access: HubAccess) -> Path:
+    """Download a delta of a listed repository, as :func:`find_delta` does; its local folder.
+
+    Raises:
+        NotFoundError: There is no such delta.
+    """
+    inside = subfolder_parts(subfolder)
+    _require_delta(listing, "/".join(inside))
+    return fetch_listed(listing, _selection(inside), access).path.joinpath(*inside)
+
+
+def _selection(inside: list[str]) -> FileSelection:
+    """The files of the delta in a folder of a repository."""
     prefix = "".join(f"{part}/" for part in inside)
     wanted = [f"{prefix}{DELTA_FOLDER}/*", *(prefix + pattern for pattern in SIDE_FILES)]
     # A pattern's star also matches slashes: deltas in folders further down are left out.
-    within = FileSelection("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
-    if access.is_offline:
-        return fetch_snapshot(repo, within, access).path.joinpath(*inside)
-    listing = list_repo(repo, "delta", access)
-    _require_delta(listing, "/".join(inside))
-    return fetch_listed(listing, within, access).path.joinpath(*inside)
+    return FileSelection("delta", wanted, [f"{prefix}*/{DELTA_FOLDER}/*"])
 
 
 def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:

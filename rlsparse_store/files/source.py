@@ -161,6 +161,12 @@ class FileSource(Source):
         """Length of the file when it was opened."""
         return self._opened.st_size
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Device, inode, size and modification time: other ones once the file is replaced."""
+        opened = self._opened
+        return opened.st_dev, opened.st_ino, opened.st_size, opened.st_mtime_ns
+
     def read(self, offset: int, nbytes: int) -> bytes:
         """The ``nbytes`` bytes from ``offset`` on.
 

@@ -6,6 +6,7 @@ Real engines run in ``tools/engines/vllm_matrix.py``, whose result is committed.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pairs import bf16_tensor, save, tune
 
-from rlsparse_store import encode_run
-from rlsparse_store.errors import NotFoundError
+from rlsparse_store import encode_delta, encode_run, open_delta
+from rlsparse_store.delta.open import DeltaCheckpoint
+from rlsparse_store.errors import BaseMismatchError, FormatError, NotFoundError
 from rlsparse_store.integrations.vllm import walk
+from rlsparse_store.integrations.vllm.verified import forget_all, verify_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +32,46 @@ def test_vllm_finds_the_plugin_and_importing_the_integration_loads_no_vllm() -> 
         "sys.exit(bool({'vllm', 'torch'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+def test_a_delta_is_verified_once_for_each_version_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"w": bf16_tensor(1, 64, 64)}
+    folder, delta = save(tmp_path / "base", base), tmp_path / "delta"
+    encode_delta(folder, save(tmp_path / "tuned", {"w": tune(base["w"], 1)}), delta)
+    done: list[DeltaCheckpoint] = []
+    verify = DeltaCheckpoint.verify
+
+    def note(tuned: DeltaCheckpoint) -> None:
+        verify(tuned)
+        done.append(tuned)
+
+    monkeypatch.setattr(DeltaCheckpoint, "verify", note)
+    forget_all()
+
+    def open_verified() -> None:
+        with open_delta(delta, base=folder, framework="bits") as tuned:
+            verify_once(tuned)
+
+    open_verified()
+    open_verified()
+    assert len(done) == 1
+    file = next((delta / "rlsparse").glob("*.safetensors"))
+    stored = file.read_bytes()
+    damaged = bytearray(stored)
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    for _ in range(2):  # what failed is not remembered
+        with pytest.raises(FormatError):
+            open_verified()
+    file.write_bytes(stored)
+    open_verified()
+    shutil.rmtree(folder)
+    save(folder, {"w": tune(base["w"], 2)})
+    with pytest.raises(BaseMismatchError):
+        open_verified()
+    assert len(done) == 2
 
 
 class Engine:

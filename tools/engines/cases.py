@@ -9,12 +9,14 @@ random; a step moves a part of the words far enough that the greedy tokens diffe
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -55,10 +57,13 @@ class Case:
     Attributes:
         make: Makes the model.
         shard_size: Largest file of the base, as ``save_pretrained`` takes it.
+        densities: If given, step by step the share of words that move to a neighbour, as in
+            training; otherwise a step replaces words by others.
     """
 
     make: Callable[[], PreTrainedModel]
     shard_size: str = "5GB"
+    densities: tuple[float, ...] = ()
 
 
 def _llama() -> PreTrainedModel:
@@ -82,7 +87,7 @@ def _qwen3_moe() -> PreTrainedModel:
 
 CASES: Final = {
     "llama": Case(_llama, shard_size="200KB"),
-    "llama-large": Case(_llama_large),
+    "llama-large": Case(_llama_large, densities=(0.01, 0.05, 0.28)),
     "qwen3-tied": Case(_qwen3_tied),
     "qwen3-moe": Case(_qwen3_moe, shard_size="200KB"),
 }
@@ -112,13 +117,33 @@ def make_case(name: str, out: Path, steps: int = 3) -> Path:
     tokenizer = new_tokenizer()
     for step in range(steps + 1):
         place = folder / (f"step-{step}" if step else "base")
-        if step:
+        if step and CASES[name].densities:
+            _nudge(model, step, CASES[name].densities[step - 1])
+        elif step:
             _change(model, step)
         model.save_pretrained(place, max_shard_size=CASES[name].shard_size)
         tokenizer.save_pretrained(place)
     checkpoints = [folder / f"step-{step}" for step in range(1, steps + 1)]
+    _make_adapter(model, folder / "adapter")
     encode_run(folder / "base", checkpoints, folder / "run")
     return folder
+
+
+def _make_adapter(model: PreTrainedModel, out: Path) -> None:
+    """Make a LoRA adapter of rank 8, large enough that the greedy tokens differ."""
+    random = torch.Generator().manual_seed(1)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "v_proj.weight")):
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            rows, columns = weight.shape
+            tensors[f"{place}.lora_A.weight"] = torch.randn(8, columns, generator=random) * 0.3
+            tensors[f"{place}.lora_B.weight"] = torch.randn(rows, 8, generator=random) * 0.3
+    out.mkdir()
+    save_file(tensors, out / "adapter_model.safetensors")
+    modules = ["q_proj", "v_proj"]
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": modules}
+    (out / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
 
 
 @torch.no_grad()
@@ -129,6 +154,19 @@ def _change(model: PreTrainedModel, seed: int) -> None:
         chosen = torch.rand(parameter.shape, generator=random) < DENSITY
         fresh = torch.randn(parameter.shape, generator=random) * parameter.float().std()
         parameter[chosen] += fresh.to(parameter.dtype)[chosen] if parameter.dim() > 1 else 0.01
+
+
+@torch.no_grad()
+def _nudge(model: PreTrainedModel, seed: int, density: float) -> None:
+    """Move a part of the weights to a neighbouring value, small ones first."""
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        words = parameter.view(torch.int16)
+        is_small = parameter.abs() < parameter.abs().float().median()
+        share = torch.where(is_small, 1.6 * density, 0.4 * density)
+        chosen = torch.rand(parameter.shape, generator=random) < share
+        up = torch.rand(parameter.shape, generator=random) < 0.5
+        words.add_(torch.where(up, 1, -1).to(torch.int16) * (chosen & (parameter != 0)))
 
 
 if __name__ == "__main__":

@@ -115,16 +115,24 @@ class VllmServer(Server):
         python: The interpreter of vLLM's environment.
         model: The model.
         options: Options of the command line, by the names of vLLM's arguments in Python.
+        variables: More environment variables.
     """
 
-    def __init__(self, python: str, model: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        python: str,
+        model: str,
+        options: dict[str, Any],
+        variables: dict[str, str] | None = None,
+    ) -> None:
         words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         words += ["--served-model-name", "model"]
         words += ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "128"]
         for name, value in options.items():
             text = value if isinstance(value, str) else json.dumps(value)
             words += [f"--{name.replace('_', '-')}", text]
-        super().__init__(words, vllm_environment(python) | {"VLLM_SERVER_DEV_MODE": "1"})
+        environment = vllm_environment(python) | {"VLLM_SERVER_DEV_MODE": "1"} | (variables or {})
+        super().__init__(words, environment)
 
     def complete(self) -> object:
         """What the server computes for a prompt: tokens and log-probabilities."""
@@ -132,12 +140,13 @@ class VllmServer(Server):
         code, answer = self.post("v1/completions", {**body, "logprobs": 3})
         return answer["choices"][0]["logprobs"] if code == 200 else code
 
-    def update(self, place: str | Path) -> int:
+    def update(self, place: str | Path, subfolder: str = "") -> int:
         """Load a delta or a checkpoint into the server; the HTTP status of the update."""
+        info = {"place": str(place), "subfolder": subfolder}
         self.post("init_weight_transfer_engine", {"init_info": {}})
         self.post("pause", {})
         self.post("start_weight_update", {})
-        code, _ = self.post("update_weights", {"update_info": {"place": str(place)}})
+        code, _ = self.post("update_weights", {"update_info": info})
         if code == 200:
             code, _ = self.post("finish_weight_update", {})
         self.post("reset_prefix_cache", {})

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from rlsparse_store.delta.open import DeltaCheckpoint, open_local
-from rlsparse_store.delta.resolve import as_repo_id, delta_folders, find_delta
+from rlsparse_store.delta.resolve import (
+    as_repo_id,
+    delta_folders,
+    fetch_delta,
+    find_checkpoint,
+    find_delta,
+    subfolder_parts,
+)
+from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
@@ -19,19 +29,26 @@ from rlsparse_store.hub.listing import list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
 from rlsparse_store.integrations.serving.configuration import check_configuration
 from rlsparse_store.integrations.serving.places import ServedPlaces
-from rlsparse_store.integrations.vllm.unsupported import check_live_update, check_quantization
+from rlsparse_store.integrations.vllm.unsupported import (
+    check_live_update,
+    check_quantization,
+    check_ties,
+)
+from rlsparse_store.integrations.vllm.verified import verify_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from concurrent.futures import Future
 
     import torch
     from torch import nn
     from vllm.config import ModelConfig
     from vllm.config.load import LoadConfig
 
-    from rlsparse_store.delta.open import Verify
-
 __all__ = ["DeltaModelLoader"]
+
+AHEAD: Final = 1
+"""Tensors that are decoded while vLLM loads another one."""
 
 
 class DeltaModelLoader(DefaultModelLoader):
@@ -49,6 +66,7 @@ class DeltaModelLoader(DefaultModelLoader):
         self._engine_config = load_config
         options = dict(load_config.model_loader_extra_config or {})
         self._places = ServedPlaces.take("--model-loader-extra-config", options)
+        self._folders: dict[tuple[str, str | None], Path | None] = {}
         self._opened: DeltaCheckpoint | None = None
         self._is_start = False
         # vLLM's loader refuses load formats and options that it does not know.
@@ -60,11 +78,13 @@ class DeltaModelLoader(DefaultModelLoader):
     def download_model(self, model_config: ModelConfig) -> None:
         """Download the delta and its base, or a full checkpoint."""
         delta = self._places.delta or model_config.model
-        if not self._is_delta(delta, self._places.delta_revision or model_config.revision):
+        revision = self._places.delta_revision if self._places.delta else model_config.revision
+        folder = self._delta_folder(delta, revision)
+        if folder is None:
             super().download_model(model_config)
             return
         self._begin(model_config)
-        self._open(model_config, "none").close()
+        self._open(model_config, folder).close()
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Load the model that the engine is started with."""
@@ -96,15 +116,31 @@ class DeltaModelLoader(DefaultModelLoader):
             model: The model.
             mends_ties: Whether the caller processes tied embeddings again afterwards.
         """
-        is_delta = self._is_delta(model_config.model, model_config.revision)
         if not self._is_start:
             self._places.check(model_config.model)
             check_live_update(model_config, mends_ties=mends_ties)
-            if not is_delta:
-                check_configuration(model_config.hf_config, Path(model_config.model))
-        if is_delta:
-            self._opened = self._open(model_config, "touched" if self._is_start else "full")
+        folder = self._delta_folder(model_config.model, model_config.revision)
+        if folder is not None:
+            self._opened = self._open(model_config, folder)
+            if not self._is_start:
+                verify_once(self._opened)
+        elif not self._is_start:
+            model_config = self._full(model_config)
         return super().get_all_weights(model_config, model)
+
+    def _full(self, model_config: ModelConfig) -> ModelConfig:
+        """Find and open the full checkpoint ``model_config.model``, since vLLM does so too late.
+
+        Raises:
+            RlsparseError: There is none, or it cannot be read.
+        """
+        place, revision = model_config.model, model_config.revision
+        path = find_checkpoint(place, "checkpoint", self._access(), revision)
+        check_configuration(model_config.hf_config, path)
+        open_checkpoint(path).close()
+        found = copy.copy(model_config)
+        found.model, found.revision = str(path), None
+        return found
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source
@@ -119,28 +155,49 @@ class DeltaModelLoader(DefaultModelLoader):
     def _tensors(
         self, tuned: DeltaCheckpoint, source: DefaultModelLoader.Source
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
-        """The tensors that this rank may need, each decoded when it is asked for."""
-        with tuned:
-            for name in tuned:
-                is_unused = source.is_unused_weight is not None and source.is_unused_weight(name)
-                if not (is_unused or should_skip_weight(name, self.local_expert_ids)):
-                    yield source.prefix + name, tuned[name]
+        """The tensors that this rank may need, each decoded while vLLM loads the one before."""
+        names = [name for name in tuned if self._is_needed(name, source)]
+        ahead: deque[Future[torch.Tensor]] = deque()
+        with tuned, ThreadPoolExecutor(1) as thread:
+            for number, name in enumerate(names):
+                following = names[number + len(ahead) : number + 1 + AHEAD]
+                ahead.extend(thread.submit(tuned.get_tensor, each) for each in following)
+                yield source.prefix + name, ahead.popleft().result()
             tuned.check_unchanged()
+
+    def _is_needed(self, name: str, source: DefaultModelLoader.Source) -> bool:
+        if source.is_unused_weight is not None and source.is_unused_weight(name):
+            return False
+        return not should_skip_weight(name, self.local_expert_ids)
 
     def _access(self) -> HubAccess:
         return HubAccess(cache_dir=self._engine_config.download_dir)
 
-    def _is_delta(self, place: str, revision: str | None) -> bool:
-        """Whether a place holds a delta."""
+    def _delta_folder(self, place: str, revision: str | None) -> Path | None:
+        """The local folder of a delta, which is downloaded; ``None`` for another checkpoint.
+
+        A repository is listed once per loader.
+        """
+        key = place, revision
+        if key not in self._folders:
+            self._folders[key] = self._find_delta(place, revision)
+        return self._folders[key]
+
+    def _find_delta(self, place: str, revision: str | None) -> Path | None:
+        inside, access = "/".join(subfolder_parts(self._places.subfolder)), self._access()
         if Path(place).is_dir():
-            return Path(place, self._places.subfolder, DELTA_FOLDER).is_dir()
-        repo, access = as_repo_id(place, revision), self._access()
+            return next((Path(place, s) for s in (inside, "") if _holds_delta(place, s)), None)
+        repo = as_repo_id(place, revision)
         if repo is None:
-            return False
+            return None
         if access.is_offline:
             found = cached_snapshot(repo, "model", access)
-            return found is not None and self._is_delta(str(found.path), None)
-        return self._places.subfolder in delta_folders(list_repo(repo, "model", access))
+            deltas = [s for s in (inside, "") if found is not None and _holds_delta(found.path, s)]
+            return find_delta(place, revision, deltas[0], access) if deltas else None
+        listing = list_repo(repo, "model", access)
+        folders = delta_folders(listing)
+        deltas = [s for s in (inside, "") if s in folders]
+        return fetch_delta(listing, deltas[0], access) if deltas else None
 
     def _begin(self, model_config: ModelConfig) -> None:
         """Note what the engine is started with. From now on, its delta is its model."""
@@ -152,23 +209,30 @@ class DeltaModelLoader(DefaultModelLoader):
                 places.base, places.base_revision = model_config.model, model_config.revision
             model_config.model, model_config.revision = places.delta, places.delta_revision
             places.delta = places.delta_revision = None
-        elif places.base is None and not self._is_delta(model_config.model, model_config.revision):
-            places.base, places.base_revision = model_config.model, model_config.revision
-        self._note()
+        elif places.base is None:
+            model = model_config.model, model_config.revision
+            if self._delta_folder(*model) is None:
+                places.base, places.base_revision = model
+        self.note()
 
-    def _note(self) -> None:
+    def use_subfolder(self, subfolder: str) -> None:
+        """Look for deltas in another folder of their place than the engine does so far."""
+        self._places.subfolder = subfolder
+        self._folders.clear()
+
+    def note(self) -> None:
+        """Note in the engine's configuration where its model comes from."""
         options: dict[str, Any] = self._engine_config.model_loader_extra_config
-        options.update(self._places.fields())
-        for gone in ("delta", "delta_revision"):
+        for gone in ("delta", "delta_revision", "subfolder"):
             options.pop(gone, None)
+        options.update(self._places.fields())
 
-    def _open(self, model_config: ModelConfig, verify: Verify) -> DeltaCheckpoint:
-        """Open the delta ``model_config.model`` over the engine's base.
+    def _open(self, model_config: ModelConfig, folder: Path) -> DeltaCheckpoint:
+        """Open a delta over the engine's base.
 
         The base that a delta names is followed only by the delta that the engine is started with.
         """
         places, access = self._places, self._access()
-        folder = find_delta(model_config.model, model_config.revision, places.subfolder, access)
         check_configuration(model_config.hf_config, folder)
         tuned = open_local(
             folder,
@@ -176,11 +240,16 @@ class DeltaModelLoader(DefaultModelLoader):
             places.base_revision,
             access,
             get_framework("pt", None),
-            verify,
-            is_whole=True,
+            "touched",
+            is_whole=self._is_start,
         )
+        check_ties(model_config, tuned.digests())
         if places.base is None:
             places.base, places.base_revision = str(tuned.base), None
             places.roots.append(places.base)
-            self._note()
+            self.note()
         return tuned
+
+
+def _holds_delta(place: str | Path, subfolder: str) -> bool:
+    return Path(place, subfolder, DELTA_FOLDER).is_dir()

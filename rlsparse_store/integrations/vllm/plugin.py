@@ -6,17 +6,20 @@ from typing import Final
 
 from rlsparse_store.errors import MissingDependencyError
 
-__all__ = ["LOAD_FORMAT", "OLDEST", "register"]
+__all__ = ["IN_PLACE", "LOAD_FORMAT", "OLDEST", "register"]
 
 LOAD_FORMAT: Final = "rlsparse"
-"""Name of the load format, and of the backend for weight transfer."""
+"""Name of the load format, and of the backend for weight transfer that loads layer by layer."""
+
+IN_PLACE: Final = "rlsparse_sparse"
+"""Name of the backend for weight transfer that writes in place."""
 
 OLDEST: Final = (0, 32)
 """The oldest release that was tried."""
 
 
 def register() -> None:
-    """Register ``--load-format rlsparse`` and the weight transfer backend ``rlsparse``.
+    """Register ``--load-format rlsparse`` and the backends for weight transfer.
 
     vLLM calls it in each of its processes, sometimes more than once.
 
@@ -40,3 +43,4 @@ def register() -> None:
     model_loader.register_model_loader(LOAD_FORMAT)(DeltaModelLoader)
     module = "rlsparse_store.integrations.vllm.weight_transfer"
     WeightTransferEngineFactory.register_engine(LOAD_FORMAT, module, "DeltaWeightTransferEngine")
+    WeightTransferEngineFactory.register_engine(IN_PLACE, module, "InPlaceWeightTransferEngine")
