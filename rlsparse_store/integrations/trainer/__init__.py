@@ -6,9 +6,10 @@ from rlsparse_store.installing import install_command
 try:
     from rlsparse_store.integrations.trainer.attach import store_as_deltas
 except ModuleNotFoundError as error:
-    if error.name not in {"accelerate", "torch", "transformers"}:
+    missing = (error.name or "").partition(".")[0]
+    if missing not in {"accelerate", "torch", "transformers"}:
         raise
-    msg = f"{error.name} is not installed: {install_command('trainer')}"
+    msg = f"{missing} is not installed: {install_command('trainer')}"
     raise MissingDependencyError(msg) from error
 
 __all__ = ["store_as_deltas"]
