@@ -153,8 +153,8 @@ def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, shared: Mapping[str,
     if shared or not base.nbytes or not tuned.nbytes:
         return ""
     return (
-        "has no tensor with a name and shape of the base: it is another model; give the base that "
-        "it was tuned from"
+        "has no tensor with a name and shape of the base: it is of another model; give the base "
+        "that it was tuned from"
     )
 
 

@@ -162,7 +162,7 @@ def check_base(reader: DeltaReader, base: Checkpoint, threads: int, progress: Pr
     named = {t.name for t in reader.index.tensors}.union(reader.index.removed, known)
     extra = next((name for name in base.tensors if name not in named), None)
     if checkpoint_state(base, known) != reader.manifest.base_digest:
-        problem = "a tensor that no tuned tensor uses has other values"
+        problem = "a tensor that no tuned tensor uses has different values"
         if extra is not None:
             problem = "is not a tensor of the base that the delta needs"
         raise wrong_base(reader, base.path, extra, problem)

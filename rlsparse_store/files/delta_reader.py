@@ -251,7 +251,7 @@ def _read_shard(source: Source, number: int, *, has_index: bool) -> Shard:
         raise FormatError(str(error)) from error
     manifest_text, data, index = _parse_header(header, number, has_index=has_index)
     if 8 + len(header) + data + (index or 0) != source.nbytes:
-        msg = f"its header does not describe its {source.nbytes} bytes"
+        msg = f"has {source.nbytes} bytes, and its header describes another length"
         raise FormatError(msg)
     features = parse_fields(manifest_text, number)["features"]
     return Shard(source, manifest_text, features, 8 + len(header), data, index)

@@ -416,7 +416,7 @@ def test_existing_output_is_not_overwritten(pair: Pair, work: Path) -> None:
 
 def test_base_without_shared_tensor_gives_a_warning(pair: Pair, tmp_path: Path, work: Path) -> None:
     other = save(tmp_path / "other", {"another": bf16_tensor(9, 40)})
-    assert "warning: has no tensor of the base" in succeed(
+    assert "warning: has no tensor with a name and shape of the base" in succeed(
         "encode", pair.base, other, "-o", work / "o"
     )
     assert "warning" not in succeed("encode", pair.base, pair.tuned, "-o", work / "out")

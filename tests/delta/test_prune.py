@@ -97,7 +97,7 @@ def test_a_metric_is_given_by_hand(trained: Path, tmp_path: Path) -> None:
         assert command(*encode, wrong, "--run").returncode == 2
     assert command(*encode, "x=1").returncode == 0  # it is a run by now
     assert command(*encode[:3], "-o", tmp_path / "delta", "--metric", "x=1").returncode == 2
-    with pytest.raises(CheckpointError, match="of one checkpoint"):
+    with pytest.raises(CheckpointError, match="belong to one checkpoint"):
         encode_run(trained / "base", [trained / "trainer"], tmp_path / "all", metrics={"x": 1})
 
 
