@@ -407,7 +407,7 @@ def test_a_switch_notices_that_someone_else_wrote(family: Path) -> None:
             parameter.mul_(2)
     before = state_of(model)
     for place in (None, family / "delta-1"):
-        with pytest.raises(RlsparseError, match="written to by something else"):
+        with pytest.raises(RlsparseError, match="written by other code"):
             switch.to(place)
         assert state_of(model) == before
 

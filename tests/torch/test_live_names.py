@@ -75,7 +75,7 @@ def test_the_encoder_warns_and_stores(base: Path, tmp_path: Path) -> None:
             same = encoder.encode(small_llama(), tmp_path / "same")
         assert same.warnings
         other = {f"other.{n}": torch.ones(8, 8) for n in range(12)}
-        with pytest.warns(ImplausibleWarning, match="of another model"):
+        with pytest.warns(ImplausibleWarning, match="it is another model"):
             encoder.encode(other, tmp_path / "other")
 
 
