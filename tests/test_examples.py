@@ -116,7 +116,10 @@ def run_page(page: Path, names: dict[str, Any]) -> None:
             command = shlex.split(line, comments=True)
             assert command[0] == "rlsparse", f"{page}: {line}: say why it is not run"
             # In this process, which is faster, and keeps its own handling of signals.
-            with patch("rlsparse_store.cli.commands.end_in_order"):
+            with (
+                patch("rlsparse_store.cli.commands.end_in_order"),
+                patch("rlsparse_store.cli.watch.end_at_second"),
+            ):
                 result = CliRunner().invoke(rlsparse, command[1:])
             assert result.exit_code == 0, f"{line}: {result.output}"
 
