@@ -101,11 +101,13 @@ def put_together(plans: list[SavePlan], strange: set[str]) -> list[SavePlan]:
     owners: defaultdict[tuple[object, ...], list[tuple[str, int]]] = defaultdict(list)
     for rank, item in _items(plans):
         owners[_geometry(item)].append((item.index.fqn, rank))
+    for candidates in owners.values():
+        # As in HeldSlabs.sort_out, the first one is encoded.
+        candidates.sort(key=lambda owner: (owner[0] in strange, owner))
     moved: dict[int, list[WriteItem]] = {rank: [] for rank in range(len(plans))}
     for rank, item in _items(plans):
         target = rank
-        # As in HeldSlabs.sort_out, the first one is encoded.
-        candidates = sorted(owners[_geometry(item)], key=lambda owner: (owner[0] in strange, owner))
+        candidates = owners[_geometry(item)]
         if item.index.fqn in strange or len(candidates) == 2:
             holding = (r for _, r in candidates if item.index in plans[r].storage_data)
             target = next(holding, rank)
