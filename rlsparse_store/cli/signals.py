@@ -8,6 +8,7 @@ import sys
 
 TYPE_CHECKING = False  # as type checkers know it: nothing is imported here that takes long
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from sys import UnraisableHookArgs
     from types import FrameType
     from typing import NoReturn
@@ -48,17 +49,20 @@ def end_in_order() -> None:
     exception would be lost and the command would continue.
     """
     sys.unraisablehook = _raise_again
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if _is_heard(number):
-            signal.signal(number, _end)
+    _handle(_end)
 
 
 def end_at_second() -> None:
     """As :func:`end_in_order`, and make a second signal exit at once, whatever is cleaned up."""
     end_in_order()
+    _handle(_end_or_leave)
+
+
+def _handle(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    """Let a handler answer all signals that the process hears."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if _is_heard(number):
-            signal.signal(number, _end_or_leave)
+            signal.signal(number, handler)
 
 
 def _is_heard(number: int) -> bool:
@@ -83,9 +87,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_or_leave(number: int, frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if _is_heard(other):
-            signal.signal(other, _leave)
+    _handle(_leave)
     _end(number, frame)
 
 
