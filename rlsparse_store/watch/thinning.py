@@ -133,9 +133,9 @@ class Thinner:
                 row = run.current(found.name)
                 if row is None:
                     return _event("kept", found.path, "has no entry in the run")
-                self._verify(found, row)
+                names = self._verify(found, row)
                 run.require_held()
-                freed = _remove(found.path, self._note(found, row))
+                freed = _remove(found.path, self._note(found, row, names))
         except RunLockedError:
             del self._decided[found.path]
             raise
@@ -145,8 +145,11 @@ class Thinner:
         message = f"{format_bytes(freed)} of weights removed, which {row.folder} stores"
         return _event("thinned", found.path, message, freed)
 
-    def _verify(self, found: FoundCheckpoint, row: IndexRow) -> None:
+    def _verify(self, found: FoundCheckpoint, row: IndexRow) -> list[str]:
         """Require that the delta gives back the files of a checkpoint, byte for byte.
+
+        Returns:
+            Their names, in the order in which they are to be removed.
 
         Raises:
             RlsparseError: It does not, or they are not to be removed.
@@ -163,16 +166,16 @@ class Thinner:
             is_same = index_text == checkpoint.index_text and headers == {
                 file.name: file.source.read(0, 8 + len(file.header)) for file in checkpoint.files
             }
-        if not is_same or list_checkpoint(found.path) != found.listing:
-            msg = "its files are not those that its delta stores"
-            raise VerificationError(msg, file=found.path)
-
-    def _note(self, found: FoundCheckpoint, row: IndexRow) -> dict[str, Any]:
-        with open_checkpoint(found.path) as checkpoint:
             names = [file.name for file in checkpoint.files]
             if checkpoint.index_name is not None:
                 # First: without it, shards are no checkpoint.
                 names.insert(0, checkpoint.index_name)
+        if not is_same or list_checkpoint(found.path) != found.listing:
+            msg = "its files are not those that its delta stores"
+            raise VerificationError(msg, file=found.path)
+        return names
+
+    def _note(self, found: FoundCheckpoint, row: IndexRow, names: Sequence[str]) -> dict[str, Any]:
         delta = str((self._run / row.folder).absolute())
         base = str(self._base.path.absolute())
         stamps = {name: found.listing.files[name] for name in names}
@@ -181,7 +184,7 @@ class Thinner:
             "base": row.base,
             "delta": delta,
             "files": {name: [stamp.nbytes, stamp.modified] for name, stamp in stamps.items()},
-            "order": names,
+            "order": list(names),
             "rebuild": ["rlsparse", "apply", delta, "--base", base, "-o", "FOLDER"],
             "tuned": row.tuned,
         }
