@@ -186,10 +186,10 @@ def _check_version(version: object) -> None:
     major, _, candidate = found.groups()
     if major == _MAJOR and candidate is None:
         return
-    # Drafts and candidates were never released.
-    is_later = int(major) > int(_MAJOR)
-    remedy = "upgrade rlsparse-store" if is_later else "encode the checkpoint again"
-    msg = f"format version {found[0]}; this library reads versions {_MAJOR}.x: {remedy}"
+    msg = (
+        f"format version {found[0]}; this library reads versions {_MAJOR}.x: upgrade "
+        "rlsparse-store, or encode the checkpoint again"
+    )
     raise UnsupportedVersionError(msg)
 
 
