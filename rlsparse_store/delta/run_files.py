@@ -28,12 +28,15 @@ __all__ = [
     "EntryNote",
     "IndexRow",
     "delta_names",
+    "index_text",
     "is_delta",
     "is_folder_name",
     "marks_folder",
     "natural_order",
     "note_by_name",
     "note_of",
+    "parse_index",
+    "parse_note",
     "pins",
     "private_folder",
     "read_index",
@@ -187,23 +190,35 @@ def note_of(delta: Path, tuned: str) -> EntryNote:
     """
     path = delta / DELTA_FOLDER / NOTE_NAME
     text = _read(path, _LARGEST_NOTE)
-    if text is None:
-        return note_by_name(delta.name, tuned)
+    return note_by_name(delta.name, tuned) if text is None else parse_note(text, tuned, path)
+
+
+def parse_note(text: bytes, tuned: str, place: Path) -> EntryNote:
+    """The note of an entry, by the content of its file.
+
+    Args:
+        text: The content.
+        tuned: State digest of the tuned checkpoint, as its delta says.
+        place: The file, for errors.
+
+    Raises:
+        RunError: The note is damaged, or another entry's.
+    """
     try:
         held = parse(text, most_objects=8, any_number=True)
         entry = held["entry"]
         if held["checksum"] != _checksum(entry):
             msg = "does not match its checksum; restore it, or remove it to lose its metrics only"
-            raise RunError(msg, file=path)
+            raise RunError(msg, file=place)
         note = EntryNote(**_note_fields(entry))
     except (StrictJsonError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, RunError):
             raise
         msg = f"is not the note of an entry ({printable(str(error), 80)}); restore or remove it"
-        raise RunError(msg, file=path) from error
+        raise RunError(msg, file=place) from error
     if note.tuned != tuned:
         msg = "belongs to another delta than the one beside it; restore or remove it"
-        raise RunError(msg, file=path)
+        raise RunError(msg, file=place)
     return note
 
 
@@ -271,8 +286,19 @@ def read_index(run: Path) -> dict[str, IndexRow]:
     """
     path = run / INDEX_NAME
     text = _read(path, _LARGEST_INDEX)
-    if text is None:
-        return {}
+    return {} if text is None else parse_index(text, path)
+
+
+def parse_index(text: bytes, place: Path) -> dict[str, IndexRow]:
+    """The rows of an index by folder, by the content of its file.
+
+    Args:
+        text: The content.
+        place: The file, for errors.
+
+    Raises:
+        RunError: The index is damaged, or names something other than folders of the run.
+    """
     try:
         held = parse(text, most_objects=len(text) // 64 + 2, any_number=True)
         _require(isinstance(held, dict) and held["rlsparse_run"] == 1, "version")
@@ -282,11 +308,11 @@ def read_index(run: Path) -> dict[str, IndexRow]:
             f"is not an index ({printable(str(error), 80)}); rlsparse runs repair writes it anew "
             "from the entries"
         )
-        raise RunError(msg, file=path) from error
+        raise RunError(msg, file=place) from error
     found = {row.folder: row for row in rows}
     if len(found) != len(rows):
         msg = "names a folder twice; rlsparse runs repair writes it anew from the entries"
-        raise RunError(msg, file=path)
+        raise RunError(msg, file=place)
     return found
 
 
@@ -311,9 +337,13 @@ def write_index(run: Path, rows: Iterable[IndexRow]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    replace_file(run / INDEX_NAME, index_text(rows))
+
+
+def index_text(rows: Iterable[IndexRow]) -> bytes:
+    """The content of the index of these entries."""
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
-    text = printed({"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]})
-    replace_file(run / INDEX_NAME, text + b"\n")
+    return printed({"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]}) + b"\n"
 
 
 # --- pins -------------------------------------------------------------------------------------
