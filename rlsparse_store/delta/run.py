@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import inspect_delta, report_delta
+from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
 from rlsparse_store.delta.run_files import (
     INDEX_NAME,
-    EntryNote,
     IndexRow,
     delta_names,
     is_delta,
     natural_order,
-    note_by_name,
     note_of,
     pins,
     read_index,
+    row_of,
     unlisted_names,
 )
 from rlsparse_store.errors import NotFoundError, RunError
@@ -46,7 +46,6 @@ __all__ = [
     "list_entries",
     "read_reports",
     "read_row",
-    "row_of",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -217,13 +216,7 @@ def inspect_run(
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     repo = as_repo_id(run, revision)
     if repo is not None and not access.is_offline:
-        reports = read_reports(list_repo(repo, "delta", access), access)
-        reports.pop("", None)
-        rows = [
-            row_of(name, note_by_name(name, report.tuned_digest), report)
-            for name, report in reports.items()
-        ]
-        pinned: set[str] = set()
+        rows, pinned = _listed(list_repo(repo, "delta", access), access)
     else:
         path = _local(run, access, revision)
         rows = [] if is_delta(path) else list_entries(path)
@@ -233,6 +226,17 @@ def inspect_run(
         raise NotFoundError(msg, file=printable(str(run)))
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
     return RunReport(deltas=[RunEntry.of(row, is_pinned=row.tuned in pinned) for row in ordered])
+
+
+def _listed(listing: Listing, access: HubAccess) -> tuple[list[IndexRow], set[str]]:
+    """The entries of all runs in a repository, by their folders in it, and what is pinned."""
+    rows: list[IndexRow] = []
+    pinned: set[str] = set()
+    for run in run_folders(listing):
+        found = listed_rows(listing, run, access)
+        rows += [replace(row, folder=within(run, row.folder)) for row in found]
+        pinned |= listed_pins(listing, run)
+    return rows, pinned
 
 
 def list_entries(run: Path) -> list[IndexRow]:
@@ -298,23 +302,6 @@ def read_row(delta: Path) -> IndexRow:
     """
     report = inspect_delta(delta)
     return row_of(delta.name, note_of(delta, report.tuned_digest), report)
-
-
-def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:
-    """The row of an entry by its note and its delta's report."""
-    return IndexRow(
-        folder=folder,
-        name=note.name,
-        tuned=note.tuned,
-        parent=note.parent,
-        step=note.step,
-        metrics=note.metrics,
-        base=report.base_digest,
-        elements=report.elements,
-        changed=report.changed,
-        delta_bytes=report.delta_bytes,
-        tuned_bytes=report.tuned_bytes,
-    )
 
 
 def read_reports(

@@ -10,13 +10,14 @@ from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans,
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings, structure_warnings
 from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
-from rlsparse_store.delta.run import RunEntry, RunReport, list_entries, row_of
+from rlsparse_store.delta.run import RunEntry, RunReport, list_entries
 from rlsparse_store.delta.run_files import (
     EntryNote,
     IndexRow,
     is_delta,
     natural_order,
     pins,
+    row_of,
     step_in_name,
     write_note,
 )

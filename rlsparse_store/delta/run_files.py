@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from rlsparse_store.delta.report import DeltaReport
+
 __all__ = [
     "INDEX_NAME",
     "NOTE_NAME",
@@ -41,6 +43,7 @@ __all__ = [
     "private_folder",
     "read_index",
     "remove_pin",
+    "row_of",
     "step_in_name",
     "unlisted_names",
     "write_index",
@@ -189,21 +192,23 @@ def note_of(delta: Path, tuned: str) -> EntryNote:
         RunError: The note is damaged, or another entry's.
     """
     path = delta / DELTA_FOLDER / NOTE_NAME
-    text = _read(path, _LARGEST_NOTE)
-    return note_by_name(delta.name, tuned) if text is None else parse_note(text, tuned, path)
+    return parse_note(_read(path, _LARGEST_NOTE), path, delta.name, tuned)
 
 
-def parse_note(text: bytes, tuned: str, place: Path) -> EntryNote:
-    """The note of an entry, by the content of its file.
+def parse_note(text: bytes | None, place: object, name: str, tuned: str) -> EntryNote:
+    """The note of an entry, or what its folder's name says where it has none.
 
     Args:
-        text: The content.
-        tuned: State digest of the tuned checkpoint, as its delta says.
-        place: The file, for errors.
+        text: The content of the note, or ``None`` if there is none.
+        place: Where it is, for errors.
+        name: The entry's folder.
+        tuned: State digest of the tuned checkpoint, as the entry's delta says.
 
     Raises:
         RunError: The note is damaged, or another entry's.
     """
+    if text is None:
+        return note_by_name(name, tuned)
     try:
         held = parse(text, most_objects=8, any_number=True)
         entry = held["entry"]
@@ -285,20 +290,21 @@ def read_index(run: Path) -> dict[str, IndexRow]:
         RunError: The index is damaged, or names something other than folders of the run.
     """
     path = run / INDEX_NAME
-    text = _read(path, _LARGEST_INDEX)
-    return {} if text is None else parse_index(text, path)
+    return parse_index(_read(path, _LARGEST_INDEX), path)
 
 
-def parse_index(text: bytes, place: Path) -> dict[str, IndexRow]:
-    """The rows of an index by folder, by the content of its file.
+def parse_index(text: bytes | None, place: object) -> dict[str, IndexRow]:
+    """The rows of a run's index by folder; none if it has no index.
 
     Args:
-        text: The content.
-        place: The file, for errors.
+        text: The content of the index, or ``None`` if there is none.
+        place: Where it is, for errors.
 
     Raises:
         RunError: The index is damaged, or names something other than folders of the run.
     """
+    if text is None:
+        return {}
     try:
         held = parse(text, most_objects=len(text) // 64 + 2, any_number=True)
         _require(isinstance(held, dict) and held["rlsparse_run"] == 1, "version")
@@ -341,9 +347,27 @@ def write_index(run: Path, rows: Iterable[IndexRow]) -> None:
 
 
 def index_text(rows: Iterable[IndexRow]) -> bytes:
-    """The content of the index of these entries."""
+    """The content of the index of a run: its rows in natural order of the folders."""
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
-    return printed({"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]}) + b"\n"
+    entries = [asdict(row) for row in ordered]
+    return printed({"rlsparse_run": 1, "entries": entries}) + b"\n"
+
+
+def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:
+    """The row of an entry by its note and its delta's report."""
+    return IndexRow(
+        folder=folder,
+        name=note.name,
+        tuned=note.tuned,
+        parent=note.parent,
+        step=note.step,
+        metrics=note.metrics,
+        base=report.base_digest,
+        elements=report.elements,
+        changed=report.changed,
+        delta_bytes=report.delta_bytes,
+        tuned_bytes=report.tuned_bytes,
+    )
 
 
 # --- pins -------------------------------------------------------------------------------------
