@@ -21,6 +21,7 @@ from rlsparse_store.errors import BaseMismatchError, MissingDependencyError, Run
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.remote_folder import read_small_file
+from rlsparse_store.hub.repo_id import RepoId
 from rlsparse_store.hub.uploads import is_unchanged
 from rlsparse_store.publish.card import CARD, PICTURE, write_card
 from rlsparse_store.publish.entry_folders import choose_folders
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.run_files import IndexRow
     from rlsparse_store.hub.access import HubAccess
     from rlsparse_store.hub.listing import Listing
-    from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.publish.local_delta import LocalDelta
     from rlsparse_store.publish.published_base import PublishedBase
 
@@ -104,7 +104,7 @@ class PushPlan:
         self._held = self._held_rows()
         self._local = self._placed()
         if head is not None:
-            require_apart(repo, self._local, head)
+            require_apart(RepoId(repo.repo), self._local, head)
         self.files: dict[str, Path | bytes] = {}
         self.deleted: list[str] = []
         self.changed: list[LocalDelta] = []
