@@ -9,7 +9,7 @@ import click
 
 from rlsparse_store.cli.options import cache_option, json_option, quiet_option, token_option
 from rlsparse_store.cli.output import print_json, print_table, progress_bar
-from rlsparse_store.delta.run import is_run
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.errors import PrivateBaseError
@@ -78,7 +78,7 @@ def push_command(
     if options["create_pr"] and options["revision"] not in (None, "main"):
         msg = "--create-pr opens a pull request to the default branch: omit --revision"
         raise click.UsageError(msg)
-    if options["prune"] and (encodes or not is_run(places[0])):
+    if options["prune"] and (encodes or not place_of(places[0]).is_run()):
         msg = "--prune removes entries of a run: give RUN and REPO"
         raise click.UsageError(msg)
     of_pair = {name: options.pop(name) for name in ("base_revision", "tuned_revision", "cache_dir")}

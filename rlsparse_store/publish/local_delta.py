@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.delta.inspect import report_delta
-from rlsparse_store.delta.run_files import NOTE_NAME, note_by_name, note_of, row_of
+from rlsparse_store.delta.run_files import LARGEST_NOTE, NOTE_NAME, parse_note, read_small, row_of
 from rlsparse_store.delta.verify import check_alone
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.base_hint import write_named
@@ -132,17 +132,16 @@ def _open_as(
 
 def _described(reader: DeltaReader, name: str, folder: Path) -> LocalDelta:
     report = report_delta(reader)
-    tuned = report.tuned_digest
-    entry = note_by_name(name, tuned)
     files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
-    if (note := folder / DELTA_FOLDER / NOTE_NAME).is_file():
-        files[f"{DELTA_FOLDER}/{NOTE_NAME}"] = note
-        entry = note_of(folder, tuned)
+    path = folder / DELTA_FOLDER / NOTE_NAME
+    note = read_small(path, LARGEST_NOTE)
+    if note is not None:
+        files[f"{DELTA_FOLDER}/{NOTE_NAME}"] = path
     files |= {name: folder / name for name in delta_side_files(folder, {f"{DELTA_FOLDER}/", CARD})}
     return LocalDelta(
         folder=folder,
         report=report,
-        row=row_of(name, entry, report),
+        row=row_of(name, parse_note(note, path, name, report.tuned_digest), report),
         files=files,
         card=_trainer_card(folder),
     )

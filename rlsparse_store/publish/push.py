@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import subfolder_parts
-from rlsparse_store.delta.run import is_run, list_entries
-from rlsparse_store.delta.run_files import natural_order, pins
+from rlsparse_store.delta.run import place_of
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import (
     HubOfflineError,
     MovedBranchError,
@@ -181,7 +181,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
             deltas=local,
             run=place.run,
             is_run=place.is_run,
-            pins=frozenset(pins(Path(delta)) if place.is_run else ()),
+            pins=frozenset(place_of(delta).pins() if place.is_run else ()),
             prune=prune,
         )
         push = _Push(
@@ -382,8 +382,8 @@ class _Place(NamedTuple):
 
 def _place(delta: Path, subfolder: str) -> _Place:
     inside = subfolder_parts(subfolder)
-    if is_run(delta):
-        folders = {row.folder: delta / row.folder for row in list_entries(delta)}
+    if (run := place_of(delta)).is_run():
+        folders = {row.folder: run.root / row.folder for row in run.list_entries()}
         place = _Place("/".join(inside), folders, is_run=True)
     else:
         name = inside.pop() if inside else ""
