@@ -41,6 +41,7 @@ __all__ = [
     "output_folder",
     "remove_stale",
     "replace_file",
+    "replacing_file",
     "require_new",
     "write_new",
 ]
@@ -249,11 +250,22 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    with replacing_file(path) as file:
+        file.write(content, 0)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[OutputFile]:
+    """A file that replaces an earlier one when the block ends without an error.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     with output_errors(path), _temporary(path) as temporary:
         _remove_stale(path)
         try:
             with OutputFile(temporary) as file:
-                file.write(content, 0)
+                yield file
             temporary.replace(path)
             flush_folder(path.parent)
         except BaseException:
