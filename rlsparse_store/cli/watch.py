@@ -82,6 +82,9 @@ def watch_command(
     end_at_second()
     if device is not None:
         options["coder"] = device_coder(device, options["threads"])
+    if not (quiet or options["once"]):
+        into = f"each complete checkpoint becomes a delta in {printable(out, 500)}"
+        click.echo(f"watching {printable(folder, 500)}: {into}", err=True)
     is_refused = False
     said: set[str] = set()
     for event in watch_checkpoints(folder, base, out, **options):

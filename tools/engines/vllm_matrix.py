@@ -11,6 +11,7 @@ Each check starts real engines in processes of their own. The full matrix writes
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from comparison import Checks, Seen, make_cases, write_result
 from server import VllmServer, vllm_environment
 
 HERE: Final = Path(__file__).parent
+GUIDE: Final = HERE.parents[1] / "specs" / "guides" / "serving.md"
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
@@ -399,6 +401,37 @@ def check_server(engines: Engines, case: Path) -> None:
     engines.check("server: then a good one", passed=codes[3] == 200 and texts[3] == whole["step-2"])
 
 
+def check_guide(engines: Engines, case: Path) -> None:
+    """The guide's Python goes through a run, in a folder with the guide's names."""
+    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    small = (
+        "import functools, vllm; vllm.LLM = functools.partial("
+        "vllm.LLM, enforce_eager=True, dtype='bfloat16', max_model_len=128)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, target in (("models/base", case / "base"), ("runs/grpo", case / "run")):
+            Path(folder, name).parent.mkdir()
+            Path(folder, name).symlink_to(target)
+        done = subprocess.run(
+            [engines.python, "-c", "\n".join([small, *code])],
+            env=vllm_environment(engines.python) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=LIMIT,
+        )
+    names = [path.name for path in sorted((case / "run").glob("step-*"), key=_step)]
+    printed = [x.split()[0] for x in done.stdout.splitlines() if x.startswith("step-")]
+    passed = done.returncode == 0 and printed == names
+    detail = "" if passed else (done.stdout + done.stderr)[-2000:]
+    engines.check("guide: its Python runs", passed=passed, detail=detail)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
 def make_headed(case: Path) -> None:
     """Make a delta whose tuned checkpoint has an output layer that its configuration ties."""
     out = case / "bad" / "headed"
@@ -429,6 +462,7 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
     if quick:
         check_loading(engines, llama, 1)
         check_live(engines, llama, 1, 3)
+        check_guide(engines, llama)
     else:
         for name in ("llama", "qwen3-tied", "qwen3-moe"):
             for ranks in (1, 2):
@@ -443,6 +477,7 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
         check_adapters(engines, llama)
         check_server(engines, llama)
         check_hub(engines, llama)
+        check_guide(engines, llama)
         measure_switch(engines, cases / "llama-large")
         write_result("vllm", engines, python)
     click.echo(f"{len(engines.lines)} checks, {len(engines.wrong)} failed")
