@@ -38,12 +38,15 @@ from rlsparse_store.kernels.interface import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 __all__ = [
     "EncodedChunk",
     "candidate_rows",
     "compress_draft",
     "decode_chunk",
     "decode_whole",
+    "decoded_leaves",
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
@@ -342,6 +345,38 @@ def decode_chunk(
     bounds = np.array(record.bounds, np.uint64)
     backend.apply(base, coding, bounds, rows, list(record.changed), content, out)
     return out
+
+
+def decoded_leaves(
+    backend: CpuBackend,
+    record: ChunkRecord,
+    stored: bytes,
+    coding: WordCoding,
+    row_words: int | None,
+    base: Words,
+) -> NDArray[np.uint64]:
+    """Decode a chunk, as :func:`decode_chunk` does, only to hash the bytes of its tuned words.
+
+    Args:
+        backend: Runs the loops.
+        record: Its record.
+        stored: Its verified stored bytes.
+        coding: Width and order map of the words.
+        row_words: Words per row of its tensor; ``None`` if the tensor has no rows.
+        base: Verified base words. Ignored for a chunk that is stored whole.
+
+    Returns:
+        The leaf hashes.
+
+    Raises:
+        StreamError: The chunk breaks the format.
+    """
+    if record.coding is ChunkCoding.WHOLE:
+        words = decode_whole(stored, record.length, coding)
+        return backend.leaf_hashes(to_bytes(words, coding.width))
+    rows, content = open_chunk(record, stored, coding, row_words)
+    bounds, changed = np.array(record.bounds, np.uint64), list(record.changed)
+    return backend.apply_hashed(base, coding, bounds, rows, changed, content, None)
 
 
 def open_chunk(

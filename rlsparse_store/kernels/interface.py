@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from rlsparse_store.format.words import to_bytes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -364,6 +366,37 @@ class CpuBackend(ABC):
             StreamError: The streams break the format, a flagged row has no change, or the base
                 words changed during the call.
         """
+
+    def apply_hashed(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes | memoryview,
+        out: Words | None,
+    ) -> NDArray[np.uint64]:
+        """Decode the streams as :meth:`apply` does, and hash the bytes of the tuned words.
+
+        Args:
+            base: As for :meth:`apply`, as are the others but ``out``.
+            coding: Likewise.
+            bounds: Likewise.
+            rows: Likewise.
+            changed: Likewise.
+            content: Likewise.
+            out: Memory for the tuned words; ``None`` if only the hashes are needed.
+
+        Returns:
+            The leaf hashes.
+
+        Raises:
+            StreamError: As for :meth:`apply`.
+        """
+        tuned = np.empty_like(base) if out is None else out
+        self.apply(base, coding, bounds, rows, changed, content, tuned)
+        return self.leaf_hashes(to_bytes(tuned, coding.width))
 
     @abstractmethod
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlsparse_store.codec.chunk import (
     EncodedChunk,
-    decode_chunk,
+    decoded_leaves,
     encode_chunk,
     encode_whole,
     estimate_bits,
@@ -25,7 +25,7 @@ from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.index.records import ChunkCoding, row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
-from rlsparse_store.format.words import as_words, cast_to_bf16, narrow, to_bytes
+from rlsparse_store.format.words import as_words, cast_to_bf16, narrow
 from rlsparse_store.kernels.interface import Changes, ChunkWords
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES, TensorPlan
 
@@ -426,9 +426,8 @@ def _encode_words(
     base_leaves: NDArray[np.uint64],
     tuned_leaves: NDArray[np.uint64],
 ) -> EncodedChunk:
-    """Encode a chunk, and prove that it decodes to its words. Overwrites the base words."""
+    """Encode a chunk, and prove that it decodes to its words."""
     encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
-    # Decoded in place: the base words are not needed again.
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
     return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
@@ -474,11 +473,10 @@ def _prove(
     base: Words,
     leaves: NDArray[np.uint64],
 ) -> None:
-    """Require that a chunk decodes to words with these leaf hashes. May overwrite the base."""
-    decoded = decode_chunk(
-        backend, encoded.record, encoded.stored, span.coding, span.row_words, base, base
+    """Require that a chunk decodes to words with these leaf hashes."""
+    found = decoded_leaves(
+        backend, encoded.record, encoded.stored, span.coding, span.row_words, base
     )
-    found = backend.leaf_hashes(to_bytes(decoded, span.coding.width))
     # Faster than comparing arrays, where there are few.
     if found.tobytes() != leaves.tobytes():
         raise roundtrip_error(span.plan)
