@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
+from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
-from rlsparse_store.delta.run_files import IndexRow, natural_order, note_by_name, row_of
+from rlsparse_store.delta.run_files import IndexRow, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
@@ -213,13 +214,7 @@ def inspect_run(
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     repo = as_repo_id(run, revision)
     if repo is not None and not access.is_offline:
-        reports = read_reports(list_repo(repo, "delta", access), access)
-        reports.pop("", None)
-        rows = [
-            row_of(name, note_by_name(name, report.tuned_digest), report)
-            for name, report in reports.items()
-        ]
-        pinned: set[str] = set()
+        rows, pinned = _listed(list_repo(repo, "delta", access), access)
     else:
         place = _place(run, access, revision)
         rows = [] if place.is_delta() else place.list_entries()
@@ -229,6 +224,17 @@ def inspect_run(
         raise NotFoundError(msg, file=printable(str(run)))
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
     return RunReport(deltas=[RunEntry.of(row, is_pinned=row.tuned in pinned) for row in ordered])
+
+
+def _listed(listing: Listing, access: HubAccess) -> tuple[list[IndexRow], set[str]]:
+    """The entries of all runs in a repository, by their folders in it, and what is pinned."""
+    rows: list[IndexRow] = []
+    pinned: set[str] = set()
+    for run in run_folders(listing):
+        found = listed_rows(listing, run, access)
+        rows += [replace(row, folder=within(run, row.folder)) for row in found]
+        pinned |= listed_pins(listing, run)
+    return rows, pinned
 
 
 def find_entry(run: str | PathLike[str], name: str) -> Path:
