@@ -80,7 +80,7 @@ class Rig:
         child = os.fork()
         if not child:
             if at_request is not None:
-                _die_at(at_request, is_after=is_after)
+                die_at(at_request, is_after=is_after)
             try:
                 work()
             except BaseException as error:  # noqa: BLE001 - nothing of the parent may run here
@@ -166,7 +166,7 @@ class Rig:
         shutil.rmtree(copy)
 
 
-def _die_at(number: int, *, is_after: bool) -> None:
+def die_at(number: int, *, is_after: bool) -> None:
     """Kill this process before or after its n-th request."""
     left = [number]
 
