@@ -209,7 +209,9 @@ def _pull(
             verify_delta(temporary)
             note, report = _entry(temporary, row, source.name)
             writer.require_held()
-        return writer.add(target, note, report), len(names), nbytes
+        added = writer.add(target, note, report)
+        assert added is not None  # noqa: S101 - a folder has one writer
+        return added, len(names), nbytes
 
 
 def _entry(delta: Path, row: IndexRow, place: str) -> tuple[EntryNote, DeltaReport]:
