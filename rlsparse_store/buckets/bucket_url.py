@@ -49,6 +49,17 @@ class BucketUrl(NamedTuple):
         check_key(name, str(self))
         return self._replace(prefix=f"{self.prefix}/{name}" if self.prefix else name)
 
+    def is_within(self, other: BucketUrl) -> bool:
+        """Whether this is another place, or below it.
+
+        Example:
+            >>> runs = BucketUrl("s3", "bucket", "runs")
+            >>> (runs / "qwen").is_within(runs), BucketUrl("s3", "bucket", "runs2").is_within(runs)
+            (True, False)
+        """
+        is_below = not other.prefix or f"{self.prefix}/".startswith(f"{other.prefix}/")
+        return self[:2] == other[:2] and is_below
+
     @property
     def name(self) -> str:
         """The last part, as that of a path; the bucket's name for a bucket."""

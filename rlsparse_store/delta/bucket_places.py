@@ -28,6 +28,7 @@ __all__ = [
     "as_bucket_url",
     "fetch_checkpoint_at",
     "fetch_delta_at",
+    "folders_at",
     "folders_with_deltas",
     "open_checkpoint_at",
     "read_delta_at",
@@ -114,6 +115,18 @@ def folders_with_deltas(names: Iterable[str]) -> list[str]:
     # With a slash in front: another folder's name may end in the same letters.
     parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in names)
     return sorted({folder[1:] for folder, inside, _ in parts if inside})
+
+
+def folders_at(url: BucketUrl) -> list[str]:
+    """Folders below a URL that hold deltas; an empty string for the URL itself.
+
+    Args:
+        url: The URL.
+
+    Raises:
+        BucketError: The object storage failed.
+    """
+    return folders_with_deltas(BucketFolder(url).files)
 
 
 def open_checkpoint_at(url: BucketUrl) -> Checkpoint:

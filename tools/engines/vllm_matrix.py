@@ -11,6 +11,7 @@ Each check starts real engines in processes of their own. The full matrix writes
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import click
 from safetensors.torch import load_file, save_file
@@ -29,6 +31,7 @@ from rlsparse_store import encode_delta
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 
 from loopback_hub import LoopbackHub
+from loopback_s3 import LoopbackS3, upload
 
 from comparison import Checks, Seen, make_cases, write_result
 from server import VllmServer, vllm_environment
@@ -345,6 +348,27 @@ def check_hub(engines: Engines, case: Path) -> None:
     engines.check("Hub: the run is listed once", passed=sum(run.values()) == 1, detail=f"{run}")
 
 
+def check_bucket(engines: Engines, case: Path) -> None:
+    """A server starts with a step of a run in object storage, and goes to another one."""
+    with LoopbackS3() as s3, tempfile.TemporaryDirectory() as home:
+        s3.bucket = s3.make_bucket()
+        run, places = f"{s3.url}/run", s3.environment(Path(home))
+        with mock.patch.dict(os.environ, places):
+            upload(run, case / "run")
+        options = serving(case, delta=f"{run}/step-1", base=str(case / "base"))
+        options["model_loader_extra_config"]["roots"] = [run]
+        with VllmServer(engines.python, str(case / "base"), options, places) as server:
+            texts, codes = [server.complete()], []
+            for place in (f"{run}/step-2", f"{s3.url}/run2/step-1", str(case / "base")):
+                codes.append(server.update(place))
+                texts.append(server.complete())
+    engines.check(
+        "bucket: an update, one outside the roots, the base", passed=codes == [200, 500, 200]
+    )
+    whole = [engines.served(case / name) for name in ("step-1", "step-2", "step-2", "base")]
+    engines.check("bucket: the steps of the run, and the base", passed=texts == whole)
+
+
 def measure_switch(engines: Engines, case: Path) -> None:
     """Seconds to load a step into a running engine: the whole checkpoint, or its delta.
 
@@ -477,6 +501,7 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
         check_adapters(engines, llama)
         check_server(engines, llama)
         check_hub(engines, llama)
+        check_bucket(engines, llama)
         check_guide(engines, llama)
         measure_switch(engines, cases / "llama-large")
         write_result("vllm", engines, python)
