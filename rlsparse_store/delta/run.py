@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
+from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
 from rlsparse_store.delta.run_bucket import RunBucket
-from rlsparse_store.delta.run_files import (
-    IndexRow,
-    RunContents,
-    natural_order,
-    note_by_name,
-    row_of,
-)
+from rlsparse_store.delta.run_files import IndexRow, RunContents, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
@@ -249,13 +244,14 @@ def find_run_report(
 
 
 def _listed(listing: Listing, access: HubAccess) -> RunContents:
-    """What a run on the Hub holds."""
-    reports = read_reports(listing, access)
-    rows = [
-        row_of(name, note_by_name(name, report.tuned_digest), report)
-        for name, report in reports.items()
-    ]
-    return RunContents(rows, set())
+    """The entries of all runs in a repository, by their folders in it, and what is pinned."""
+    rows: list[IndexRow] = []
+    pinned: set[str] = set()
+    for run in run_folders(listing):
+        found = listed_rows(listing, run, access)
+        rows += [replace(row, folder=within(run, row.folder)) for row in found]
+        pinned |= listed_pins(listing, run)
+    return RunContents(rows, pinned)
 
 
 def _report(contents: RunContents) -> RunReport:
