@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from loopback_s3 import SECRETS, LoopbackS3, rlsparse, upload
+from models import move_weights, small_llama
 from pairs import bf16_tensor, contents, save, tune
 from safetensors import safe_open
+from transformers import LlamaForCausalLM
 
 from rlsparse_store.analysis.overlap import compare_deltas
 from rlsparse_store.buckets.object_cache import SAFE_SECONDS, keep_bounded
@@ -38,6 +40,8 @@ from rlsparse_store.errors import (
     OutputError,
     PickleRefusedError,
 )
+from rlsparse_store.integrations.transformers import from_delta
+from rlsparse_store.torch import DeltaSwitch, patch_
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -312,6 +316,26 @@ def test_forked_workers_read_what_the_parent_opened(s3: LoopbackS3, places: Path
         timeout=200,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_a_model_is_loaded_and_patched(s3: LoopbackS3, tmp_path: Path) -> None:
+    model = small_llama()
+    model.save_pretrained(tmp_path / "base")
+    base = model.state_dict()
+    move_weights(model, seed=1, density=0.1)
+    model.save_pretrained(tmp_path / "tuned")
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
+    for name in ("base", "delta"):
+        upload(f"{s3.url}/{name}", tmp_path / name)
+    loaded = from_delta(f"{s3.url}/base", f"{s3.url}/delta")
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    other = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    with DeltaSwitch(other) as switch:
+        switch.to(f"{s3.url}/delta")
+        assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+    assert base.keys() == other.state_dict().keys()
+    patch_(other, f"{s3.url}/delta")
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
 
 
 # --- Where a delta leads ------------------------------------------------------------------------
