@@ -184,6 +184,8 @@ class RunBucket(RunPlace):
 class _BucketWriter(RunWriter):
     """Writes a run beside others: what it changes is changed in the newest version of the index.
 
+    A marked entry that the index still names is one that is being pruned: it is none of the rows.
+
     Args:
         root: The run.
         store: The store, at the run.
@@ -193,6 +195,13 @@ class _BucketWriter(RunWriter):
     def __init__(self, root: BucketUrl, store: ObjectStore, contents: RunContents) -> None:
         super().__init__(root, contents)
         self._store = store
+        self._marked = set(_marks(store)) if contents.rows else set()
+        self._take(contents)
+
+    def _take(self, contents: RunContents) -> None:
+        """Take a version of the index for the newest one."""
+        self.pins = contents.pins
+        self.rows = {r.folder: r for r in contents.rows if r.folder not in self._marked}
 
     def require_held(self) -> None:
         """Require nothing: others may write, too."""
@@ -211,7 +220,7 @@ class _BucketWriter(RunWriter):
 
         def with_row(index: _Index) -> RunContents:
             contents = index.contents()
-            self.rows = {row.folder: row for row in contents.rows}
+            self._take(contents)
             require_base(self.root, note.name, row.base, contents.rows)
             if _has(self._store, _MARKS + folder):
                 msg = "was pruned while it was written; run the same command again"
@@ -226,7 +235,7 @@ class _BucketWriter(RunWriter):
         except BaseMismatchError:
             self._mark(folder)
             raise
-        self.rows = {row.folder: row for row in contents.rows}
+        self._take(contents)
         if folder not in self.rows:
             self._mark(folder)
         return self.rows.get(folder)
@@ -235,8 +244,8 @@ class _BucketWriter(RunWriter):
         """The folder of another entry of a name: after those that are there, in natural order."""
         stem = re.sub(r"[^A-Za-z0-9._-]|\A\.", "_", name)[:_LONGEST_STEM]
         numbered = re.compile(rf"{re.escape(stem)}(?:\.([0-9]{{1,9}})(?:-[0-9a-f]{{16}})?)?")
-        taken = [*_marks(self._store), *self.rows]
-        found = (numbered.fullmatch(folder) for folder in taken)
+        self._marked |= _marks(self._store).keys()
+        found = (numbered.fullmatch(folder) for folder in (*self._marked, *self.rows))
         number = max((int(match[1] or 1) for match in found if match is not None), default=0)
         return f"{stem}.{number + 1}-{digest}"
 
@@ -260,11 +269,10 @@ class _BucketWriter(RunWriter):
             rows = index.contents().rows
             pinned_since = [r.folder for r in rows if r.folder in marks and r.tuned in pins]
             self._store.delete([_MARKS + folder for folder in pinned_since])
-            kept = [r for r in rows if r.folder not in marks or r.tuned in pins]
-            return RunContents(kept, pins)
+            self._marked = marks.keys() - set(pinned_since)
+            return RunContents([r for r in rows if r.folder not in self._marked], pins)
 
-        contents = _swap(self._store, without_marked)
-        self.rows, self.pins = {row.folder: row for row in contents.rows}, contents.pins
+        self._take(_swap(self._store, without_marked))
         for folder in removed:
             if folder not in self.rows:
                 self._sweep(folder)

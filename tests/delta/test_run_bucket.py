@@ -26,6 +26,7 @@ from rlsparse_store.delta import (
     encode_run,
     inspect_run,
     prune_run,
+    repair_run,
     run_bucket,
     verify_run,
 )
@@ -345,8 +346,11 @@ def test_a_killed_prune_is_finished(s3: LoopbackS3, view: BucketView, trained: P
     first, second, third = encode(trained, url)
     view.put(f"runs/a/.run/unlisted/{first}", b"")
     assert folders(url) == [first, second, third]
+    # Its checkpoint is stored again.
+    (again,) = encode(trained, url)
+    assert again.startswith("checkpoint-10.2-")
     prune_run(url, grace_seconds=0)
-    assert folders(url) == [second, third]
+    assert folders(url) == [again, second, third]
     assert not view.keys(f"runs/a/{first}/")
 
 
@@ -355,14 +359,14 @@ def test_an_entry_that_is_pinned_meanwhile_stays(
 ) -> None:
     url = url_of(s3)
     first, *_ = encode(trained, url)
-    real = run_bucket._swap
+    real = run_bucket._BucketWriter._mark
 
-    def overtaken(*args: Any) -> Any:  # noqa: ANN401 - passed on
-        monkeypatch.setattr(run_bucket, "_swap", real)
+    def overtaken(*args: Any) -> None:  # noqa: ANN401 - passed on
+        monkeypatch.setattr(run_bucket._BucketWriter, "_mark", real)
         prune_run(url, pin=[step(10)])
-        return real(*args)
+        real(*args)
 
-    monkeypatch.setattr(run_bucket, "_swap", overtaken)
+    monkeypatch.setattr(run_bucket._BucketWriter, "_mark", overtaken)
     assert prune_run(url, keep_last=2).unlisted == []
     assert folders(url)[0] == first
     prune_run(url, grace_seconds=0)
@@ -410,6 +414,84 @@ def test_a_damaged_index_is_refused(s3: LoopbackS3, view: BucketView, trained: P
             inspect_run(url)
         with pytest.raises(RunError, match="repair"):
             encode(trained, url, 20)
+
+
+def test_an_index_is_made_again(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    url = url_of(s3)
+    first, second, third = encode(trained, url)
+    prune_run(url, keep_last=2, pin=[step(30)])
+    entries = inspect_run(url).deltas
+    text = view.get("runs/a/run.json") or b""
+    assert repair_run(url).changed == []
+    assert view.get("runs/a/run.json") == text
+    done = rlsparse(s3, tmp_path, "runs", "repair", url, "--json")
+    assert json.loads(done.stdout)["entries"] == [second, third]
+    store_of(url).delete(["run.json"])
+    with pytest.raises(NotFoundError):
+        inspect_run(url)
+    assert repair_run(url).added == [second, third]
+    view.put("runs/a/run.json", b"{")
+    report = repair_run(url)
+    assert (report.index_error is not None, report.entries) == (True, [second, third])
+    assert inspect_run(url).deltas == entries
+    view.put("runs/a/run.json", text.replace(b'"step": 20', b'"step": 21'))
+    with pytest.raises(RunError, match="disagrees"):
+        verify_run(url)
+    assert repair_run(url).changed == [second]
+    assert view.get("runs/a/run.json") == text
+    with pytest.raises(NotFoundError):
+        repair_run(f"{url}/none")
+    assert first not in folders(url)
+
+
+def test_repairing_while_another_writes(
+    s3: LoopbackS3, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(s3)
+    encode(trained, url, 10)
+    real = run_bucket._whole
+
+    def overtaken(store: ObjectStore) -> set[str]:
+        monkeypatch.setattr(run_bucket, "_whole", real)
+        found = real(store)
+        encode(trained, url, 20)
+        return found
+
+    monkeypatch.setattr(run_bucket, "_whole", overtaken)
+    repair_run(url)
+    assert names(url) == [step(10), step(20)]
+
+
+def test_a_run_is_verified_and_its_entries_are_used(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    done = rlsparse(s3, tmp_path, "verify", url, "--base", trained / "base")
+    assert (done.returncode, done.stdout) == (0, "ok: 3 entries\n"), done.stderr
+    command: list[str | Path] = ["apply", url, "--only", step(10), "--base", trained / "base"]
+    done = rlsparse(s3, tmp_path, *command, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rebuilt, tuned = tmp_path / "out" / first, trained / "trainer" / step(10)
+    assert (rebuilt / SINGLE).read_bytes() == (tuned / SINGLE).read_bytes()
+    done = rlsparse(s3, tmp_path, "diff", url, step(10), step(20), "--base", trained / "base")
+    assert done.returncode == 0, done.stderr
+    # A base and a tuned checkpoint may be in a bucket, too.
+    for name, data in contents(trained / "base").items():
+        view.put(f"base/{name}", data)
+    for name, data in contents(tuned).items():
+        view.put(f"tuned/{name}", data)
+    report = encode_run(f"{s3.url}/base", [f"{s3.url}/tuned"], f"{s3.url}/runs/b")
+    assert [entry.name for entry in report.deltas] == ["tuned"]
+    assert verify_run(f"{s3.url}/runs/b", base=f"{s3.url}/base").entries
+    damaged = bytearray(view.get(f"runs/a/{first}/rlsparse/delta.safetensors") or b"")
+    damaged[-1] ^= 1
+    view.put(f"runs/a/{first}/rlsparse/delta.safetensors", bytes(damaged))
+    done = rlsparse(s3, tmp_path, "verify", url)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert first in done.stderr
 
 
 # --- faults --------------------------------------------------------------------------------------
