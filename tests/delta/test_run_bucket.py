@@ -28,9 +28,11 @@ from rlsparse_store.delta import (
     prune_run,
     repair_run,
     run_bucket,
+    run_objects,
     verify_run,
 )
 from rlsparse_store.delta.run_files import parse_index
+from rlsparse_store.delta.run_objects import Index, whole_folders
 from rlsparse_store.errors import (
     BaseMismatchError,
     BucketPermissionError,
@@ -451,15 +453,15 @@ def test_repairing_while_another_writes(
 ) -> None:
     url = url_of(s3)
     encode(trained, url, 10)
-    real = run_bucket._whole
+    real = whole_folders
 
     def overtaken(store: ObjectStore) -> set[str]:
-        monkeypatch.setattr(run_bucket, "_whole", real)
+        monkeypatch.setattr(run_bucket, "whole_folders", real)
         found = real(store)
         encode(trained, url, 20)
         return found
 
-    monkeypatch.setattr(run_bucket, "_whole", overtaken)
+    monkeypatch.setattr(run_bucket, "whole_folders", overtaken)
     repair_run(url)
     assert names(url) == [step(10), step(20)]
 
@@ -558,10 +560,10 @@ def test_a_store_that_refuses_every_condition(s3: LoopbackS3, trained: Path) -> 
 def test_other_writers_that_always_come_first(
     s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_bucket, "_MOST_SWAPS", 3)
+    monkeypatch.setattr(run_objects, "_MOST_SWAPS", 3)
     encode(trained, url_of(s3), 10)
     text, reads = view.get("runs/a/run.json") or b"", []
-    real = run_bucket._Index.read
+    real = Index.read
 
     def overtaken(store: ObjectStore) -> Any:  # noqa: ANN401 - passed on
         found = real(store)
@@ -569,7 +571,7 @@ def test_other_writers_that_always_come_first(
         view.put("runs/a/run.json", text + b" " * len(reads))
         return found
 
-    monkeypatch.setattr(run_bucket._Index, "read", overtaken)
+    monkeypatch.setattr(Index, "read", overtaken)
     with pytest.raises(OutputError, match="could not be replaced 3 times"):
         encode(trained, url_of(s3), 20)
 
