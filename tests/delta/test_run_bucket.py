@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -277,6 +279,53 @@ def test_two_writers_lose_nothing(s3: LoopbackS3, view: BucketView, tmp_path: Pa
     assert any(r.status == 412 and r.key == "runs/a/run.json" for r in s3.requests)
 
 
+def test_eight_threads_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
+    base: Tensors = {"w": bf16_tensor(0, 8, 64)}
+    save(tmp_path / "base", base)
+    places = [save(tmp_path / f"step-{n}", {"w": tune(base["w"], n, 0.1)}) for n in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda p: encode_run(tmp_path / "base", [p], url_of(s3)), places))
+    assert names(url_of(s3)) == [f"step-{n}" for n in range(16)]
+
+
+def test_a_forked_process_writes(s3: LoopbackS3, trained: Path) -> None:
+    """The threads of the client do not survive the fork."""
+    encode(trained, url_of(s3), 10)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=encode, args=(trained, url_of(s3), 20))
+    child.start()
+    child.join(100)
+    assert child.exitcode == 0
+    encode(trained, url_of(s3))
+    assert names(url_of(s3)) == [step(number) for number in STEPS]
+
+
+def test_an_interruption_ends_an_upload(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    encode(trained, url_of(s3), 10)
+    s3.fail("silence", r"PUT /.*config\.json")
+    command: list[str | Path] = [
+        "-m",
+        "rlsparse_store",
+        "encode",
+        trained / "base",
+        trained / "trainer" / step(20),
+    ]
+    env = {"PATH": os.defpath, **s3.environment(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-P", *command, "-o", url_of(s3), "-q"], env=env, stderr=subprocess.PIPE
+    ) as process:
+        while s3.faults[0].times:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not list((tmp_path / "cache" / "staging").iterdir())
+    encode(trained, url_of(s3))
+    assert check(view, trained, tmp_path) == [step(number) for number in STEPS]
+
+
 def test_killed_writers_tear_and_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "bucket_kills.py"
     done = subprocess.run(
@@ -502,7 +551,7 @@ WRITES = (r"PUT /.*config\.json", r"PUT /.*delta\.safetensors", r"PUT /.*run\.js
 
 
 @pytest.mark.parametrize("on", WRITES)
-@pytest.mark.parametrize("fault", ["500", "503", "dropped", "lost"])
+@pytest.mark.parametrize("fault", ["500", "503", "cut", "dropped", "lost"])
 def test_a_failure_that_passes_is_not_noticed(
     s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path, fault: str, on: str
 ) -> None:
