@@ -9,14 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from loopback_s3 import _SIGNED, SECRETS, LoopbackS3
+from loopback_s3 import _SIGNED, SECRETS, LoopbackS3, store_at
 
-from rlsparse_store.buckets.bucket_url import parse_bucket_url
-from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.buckets.objects import ABSENT, ObjectVersion
 from rlsparse_store.errors import (
     BucketError,
@@ -31,12 +28,9 @@ from rlsparse_store.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-
-def store_at(place: str) -> ObjectStore:
-    url = parse_bucket_url(place)
-    assert url is not None
-    return ObjectStore(url)
+    from rlsparse_store.buckets.object_store import ObjectStore
 
 
 @pytest.fixture
@@ -326,7 +320,7 @@ def test_an_interrupt_is_heard_while_the_server_is_silent(
     store: ObjectStore, s3: LoopbackS3, tmp_path: Path
 ) -> None:
     s3.fail("silence", "")
-    script = "import sys; from test_object_store import store_at; store_at(sys.argv[1]).get('k')"
+    script = "import sys; from loopback_s3 import store_at; store_at(sys.argv[1]).get('k')"
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(store.url)],
         env={
@@ -334,7 +328,6 @@ def test_an_interrupt_is_heard_while_the_server_is_silent(
             "PYTHONPATH": os.pathsep.join(sys.path),
             **s3.environment(tmp_path),
         },
-        cwd=Path(__file__).parent,
         stderr=subprocess.PIPE,
     )
     while s3.faults[0].times:
