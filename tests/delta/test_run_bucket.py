@@ -697,3 +697,14 @@ def test_a_large_object_is_sent_in_parts(
     view.put("e/config.json", b"[]")
     with pytest.raises(OutputError, match="other content"):
         encode_delta(trained / "base", tuned, f"s3://{s3.bucket}/e")
+
+
+def test_other_results_are_not_written_to_a_url(
+    s3: LoopbackS3, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor into a folder of this name."""
+    monkeypatch.chdir(tmp_path)
+    encode_delta(trained / "base", trained / "trainer" / step(10), tmp_path / "delta")
+    with pytest.raises(OutputError, match="only deltas and runs"):
+        apply_delta(tmp_path / "delta", f"{s3.url}/out", base=trained / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta"]
