@@ -407,6 +407,59 @@ def test_forked_processes_open_connections_of_their_own(
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from loopback_s3 import store_at
+from rlsparse_store.errors import BucketError
+
+store = store_at(sys.argv[1])
+store.put("k", b"0123456789")
+store.put("silent", b"")
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    assert store.get("k")[0] == b"0123456789"
+    print("ready", flush=True)
+    try:
+        store.get("silent")
+    except KeyboardInterrupt:
+        assert store.get("k")[0] == b"0123456789"
+        from rlsparse_store.buckets import object_store
+        (connection,) = object_store._connections._opened.values()
+        connection._process.kill()
+        try:
+            store.get("k")
+        except BucketError as error:
+            assert "try again" in str(error)
+        assert store.get("k")[0] == b"0123456789"
+        print("heard", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_an_interrupted_child_reads_on(s3: LoopbackS3, tmp_path: Path) -> None:
+    s3.fail("silence", "GET /silent")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", INTERRUPTED, s3.url],
+        env={
+            "PATH": os.defpath,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **s3.environment(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while s3.faults[0].times:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (out, errors) == (b"ready\nheard\n", b"")
+
+
 def test_every_error_is_of_this_package(store: ObjectStore, s3: LoopbackS3) -> None:
     for status in (301, 304, 404, 405, 409, 412, 416, 429, 501):
         s3.fail(str(status), "", times=3)

@@ -32,6 +32,7 @@ from rlsparse_store.errors import (
     BaseMismatchError,
     BucketPermissionError,
     BucketServerError,
+    BucketTimeoutError,
     CheckpointError,
     ChecksumError,
     FormatError,
@@ -217,6 +218,7 @@ FAULTS = [
     ("500", BucketServerError, 1),
     ("dropped", BucketServerError, 1),
     ("cut", BucketServerError, 1),
+    ("silence", BucketTimeoutError, 1),
 ]
 
 
@@ -228,7 +230,14 @@ def test_faults_of_the_command(
     del kind
     arguments = ("apply", f"{s3.url}/delta", "-o", places / "out", "-q")
     s3.fail(fault, r"GET /base/model", times=99)
-    result = rlsparse(s3, places, *arguments, "--base", f"{s3.url}/base")
+    seconds = "2" if fault == "silence" else "60"
+    result = rlsparse(
+        s3,
+        places,
+        *arguments,
+        *("--base", f"{s3.url}/base"),
+        RLSPARSE_BUCKET_TIMEOUT=seconds,
+    )
     assert result.returncode == code
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith(f"rlsparse: {s3.url}/base/model.safetensors: ")
@@ -254,9 +263,12 @@ def test_faults_while_a_tensor_is_read(
     monkeypatch.setattr("rlsparse_store.buckets.calls.FIRST_PAUSE", 0.001)
     with open_delta(f"{s3.url}/delta", base=f"{s3.url}/base", framework="bits") as tuned:
         s3.fail(fault, "GET /base/model", times=99)
+        if fault == "silence":
+            monkeypatch.setenv("RLSPARSE_BUCKET_TIMEOUT", "1")
         with pytest.raises(kind, match=f"{s3.url}/base/model.safetensors"):
             tuned.get_tensor("a")
         s3.faults.clear()
+        monkeypatch.delenv("RLSPARSE_BUCKET_TIMEOUT", raising=False)
         assert tuned.get_tensor("a").tobytes() == bits(places / "tuned", "a")
 
 
