@@ -244,7 +244,7 @@ def find_run_report(
 
 
 def _listed(listing: Listing, access: HubAccess) -> RunContents:
-    """What all runs in a repository hold, by the entries' folders in it."""
+    """The entries of all runs in a repository, by their folders in it, and what is pinned."""
     rows: list[IndexRow] = []
     pinned: set[str] = set()
     for run in run_folders(listing):

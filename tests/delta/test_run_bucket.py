@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,10 +28,13 @@ from rlsparse_store.delta import (
     encode_run,
     inspect_run,
     prune_run,
+    repair_run,
     run_bucket,
+    run_objects,
     verify_run,
 )
 from rlsparse_store.delta.run_files import parse_index
+from rlsparse_store.delta.run_objects import Index, whole_folders
 from rlsparse_store.errors import (
     BaseMismatchError,
     BucketPermissionError,
@@ -274,6 +279,53 @@ def test_two_writers_lose_nothing(s3: LoopbackS3, view: BucketView, tmp_path: Pa
     assert any(r.status == 412 and r.key == "runs/a/run.json" for r in s3.requests)
 
 
+def test_eight_threads_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
+    base: Tensors = {"w": bf16_tensor(0, 8, 64)}
+    save(tmp_path / "base", base)
+    places = [save(tmp_path / f"step-{n}", {"w": tune(base["w"], n, 0.1)}) for n in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda p: encode_run(tmp_path / "base", [p], url_of(s3)), places))
+    assert names(url_of(s3)) == [f"step-{n}" for n in range(16)]
+
+
+def test_a_forked_process_writes(s3: LoopbackS3, trained: Path) -> None:
+    """The threads of the client do not survive the fork."""
+    encode(trained, url_of(s3), 10)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=encode, args=(trained, url_of(s3), 20))
+    child.start()
+    child.join(100)
+    assert child.exitcode == 0
+    encode(trained, url_of(s3))
+    assert names(url_of(s3)) == [step(number) for number in STEPS]
+
+
+def test_an_interruption_ends_an_upload(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    encode(trained, url_of(s3), 10)
+    s3.fail("silence", r"PUT /.*config\.json")
+    command: list[str | Path] = [
+        "-m",
+        "rlsparse_store",
+        "encode",
+        trained / "base",
+        trained / "trainer" / step(20),
+    ]
+    env = {"PATH": os.defpath, **s3.environment(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-P", *command, "-o", url_of(s3), "-q"], env=env, stderr=subprocess.PIPE
+    ) as process:
+        while s3.faults[0].times:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not list((tmp_path / "cache" / "staging").iterdir())
+    encode(trained, url_of(s3))
+    assert check(view, trained, tmp_path) == [step(number) for number in STEPS]
+
+
 def test_killed_writers_tear_and_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "bucket_kills.py"
     done = subprocess.run(
@@ -345,8 +397,11 @@ def test_a_killed_prune_is_finished(s3: LoopbackS3, view: BucketView, trained: P
     first, second, third = encode(trained, url)
     view.put(f"runs/a/.run/unlisted/{first}", b"")
     assert folders(url) == [first, second, third]
+    # Its checkpoint is stored again.
+    (again,) = encode(trained, url)
+    assert again.startswith("checkpoint-10.2-")
     prune_run(url, grace_seconds=0)
-    assert folders(url) == [second, third]
+    assert folders(url) == [again, second, third]
     assert not view.keys(f"runs/a/{first}/")
 
 
@@ -355,14 +410,14 @@ def test_an_entry_that_is_pinned_meanwhile_stays(
 ) -> None:
     url = url_of(s3)
     first, *_ = encode(trained, url)
-    real = run_bucket._swap
+    real = run_bucket._BucketWriter._mark
 
-    def overtaken(*args: Any) -> Any:  # noqa: ANN401 - passed on
-        monkeypatch.setattr(run_bucket, "_swap", real)
+    def overtaken(*args: Any) -> None:  # noqa: ANN401 - passed on
+        monkeypatch.setattr(run_bucket._BucketWriter, "_mark", real)
         prune_run(url, pin=[step(10)])
-        return real(*args)
+        real(*args)
 
-    monkeypatch.setattr(run_bucket, "_swap", overtaken)
+    monkeypatch.setattr(run_bucket._BucketWriter, "_mark", overtaken)
     assert prune_run(url, keep_last=2).unlisted == []
     assert folders(url)[0] == first
     prune_run(url, grace_seconds=0)
@@ -412,13 +467,91 @@ def test_a_damaged_index_is_refused(s3: LoopbackS3, view: BucketView, trained: P
             encode(trained, url, 20)
 
 
+def test_an_index_is_made_again(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    url = url_of(s3)
+    first, second, third = encode(trained, url)
+    prune_run(url, keep_last=2, pin=[step(30)])
+    entries = inspect_run(url).deltas
+    text = view.get("runs/a/run.json") or b""
+    assert repair_run(url).changed == []
+    assert view.get("runs/a/run.json") == text
+    done = rlsparse(s3, tmp_path, "runs", "repair", url, "--json")
+    assert json.loads(done.stdout)["entries"] == [second, third]
+    store_of(url).delete(["run.json"])
+    with pytest.raises(NotFoundError):
+        inspect_run(url)
+    assert repair_run(url).added == [second, third]
+    view.put("runs/a/run.json", b"{")
+    report = repair_run(url)
+    assert (report.index_error is not None, report.entries) == (True, [second, third])
+    assert inspect_run(url).deltas == entries
+    view.put("runs/a/run.json", text.replace(b'"step": 20', b'"step": 21'))
+    with pytest.raises(RunError, match="disagrees"):
+        verify_run(url)
+    assert repair_run(url).changed == [second]
+    assert view.get("runs/a/run.json") == text
+    with pytest.raises(NotFoundError):
+        repair_run(f"{url}/none")
+    assert first not in folders(url)
+
+
+def test_repairing_while_another_writes(
+    s3: LoopbackS3, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(s3)
+    encode(trained, url, 10)
+    real = whole_folders
+
+    def overtaken(store: ObjectStore) -> set[str]:
+        monkeypatch.setattr(run_bucket, "whole_folders", real)
+        found = real(store)
+        encode(trained, url, 20)
+        return found
+
+    monkeypatch.setattr(run_bucket, "whole_folders", overtaken)
+    repair_run(url)
+    assert names(url) == [step(10), step(20)]
+
+
+def test_a_run_is_verified_and_its_entries_are_used(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    done = rlsparse(s3, tmp_path, "verify", url, "--base", trained / "base")
+    assert (done.returncode, done.stdout) == (0, "ok: 3 entries\n"), done.stderr
+    command: list[str | Path] = ["apply", url, "--only", step(10), "--base", trained / "base"]
+    done = rlsparse(s3, tmp_path, *command, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rebuilt, tuned = tmp_path / "out" / first, trained / "trainer" / step(10)
+    assert (rebuilt / SINGLE).read_bytes() == (tuned / SINGLE).read_bytes()
+    done = rlsparse(s3, tmp_path, "diff", url, step(10), step(20), "--base", trained / "base")
+    assert done.returncode == 0, done.stderr
+    # A base and a tuned checkpoint may be in a bucket, too.
+    for name, data in contents(trained / "base").items():
+        view.put(f"base/{name}", data)
+    for name, data in contents(tuned).items():
+        view.put(f"tuned/{name}", data)
+    report = encode_run(f"{s3.url}/base", [f"{s3.url}/tuned"], f"{s3.url}/runs/b")
+    assert [entry.name for entry in report.deltas] == ["tuned"]
+    assert verify_run(f"{s3.url}/runs/b", base=f"{s3.url}/base").entries
+    damaged = bytearray(view.get(f"runs/a/{first}/rlsparse/delta.safetensors") or b"")
+    damaged[-1] ^= 1
+    view.put(f"runs/a/{first}/rlsparse/delta.safetensors", bytes(damaged))
+    done = rlsparse(s3, tmp_path, "verify", url)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert first in done.stderr
+
+
 # --- faults --------------------------------------------------------------------------------------
 
 WRITES = (r"PUT /.*config\.json", r"PUT /.*delta\.safetensors", r"PUT /.*run\.json", r"GET /.*run")
 
 
 @pytest.mark.parametrize("on", WRITES)
-@pytest.mark.parametrize("fault", ["500", "503", "dropped", "lost"])
+@pytest.mark.parametrize("fault", ["500", "503", "cut", "dropped", "lost"])
 def test_a_failure_that_passes_is_not_noticed(
     s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path, fault: str, on: str
 ) -> None:
@@ -476,10 +609,10 @@ def test_a_store_that_refuses_every_condition(s3: LoopbackS3, trained: Path) -> 
 def test_other_writers_that_always_come_first(
     s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_bucket, "_MOST_SWAPS", 3)
+    monkeypatch.setattr(run_objects, "_MOST_SWAPS", 3)
     encode(trained, url_of(s3), 10)
     text, reads = view.get("runs/a/run.json") or b"", []
-    real = run_bucket._Index.read
+    real = Index.read
 
     def overtaken(store: ObjectStore) -> Any:  # noqa: ANN401 - passed on
         found = real(store)
@@ -487,7 +620,7 @@ def test_other_writers_that_always_come_first(
         view.put("runs/a/run.json", text + b" " * len(reads))
         return found
 
-    monkeypatch.setattr(run_bucket._Index, "read", overtaken)
+    monkeypatch.setattr(Index, "read", overtaken)
     with pytest.raises(OutputError, match="could not be replaced 3 times"):
         encode(trained, url_of(s3), 20)
 
@@ -564,3 +697,14 @@ def test_a_large_object_is_sent_in_parts(
     view.put("e/config.json", b"[]")
     with pytest.raises(OutputError, match="other content"):
         encode_delta(trained / "base", tuned, f"s3://{s3.bucket}/e")
+
+
+def test_other_results_are_not_written_to_a_url(
+    s3: LoopbackS3, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor into a folder of this name."""
+    monkeypatch.chdir(tmp_path)
+    encode_delta(trained / "base", trained / "trainer" / step(10), tmp_path / "delta")
+    with pytest.raises(OutputError, match="only deltas and runs"):
+        apply_delta(tmp_path / "delta", f"{s3.url}/out", base=trained / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta"]

@@ -2,7 +2,7 @@
 
     python tests/support/bucket_kills.py FOLDER KILLS SEED
 
-A child encodes or prunes. It is killed before or after its n-th request, or at a random
+A child encodes, prunes or repairs. It is killed before or after its n-th request, or at a random
 moment. Then everything that the run lists is there, whole and right, and so is every delta that a
 listing shows; every entry that a finished call reported is listed, unless a later prune may have
 unlisted it. After ten kills a writer runs to its end. Prints the number of kills by what they hit.
@@ -32,6 +32,7 @@ from rlsparse_store.delta import (
     apply_delta,
     encode_run,
     prune_run,
+    repair_run,
     verify_delta,
     verify_run,
 )
@@ -107,6 +108,8 @@ class Rig:
         self._forked(lambda: encode_run(self._base, list(self._tuned.values()), self._url))
         self.reported = set(self._tuned)
         self.check()
+        self._forked(lambda: repair_run(self._url))
+        self.check()
 
     def _forked(self, work: Callable[[], Any]) -> None:
         """Work in a child: this process has to stay without the threads of a client."""
@@ -125,10 +128,12 @@ class Rig:
             places = [self._tuned[name] for name in chosen]
             kept = self.reported | set(chosen)
             return "encode", lambda: encode_run(self._base, places, self._url, threads=1), kept
-        last = self._random.randint(1, len(present))
-        left = {present[folder] for folder in list(present)[-last:]}
-        rules: dict[str, Any] = {"keep_last": last, "grace_seconds": 0}
-        return "prune", lambda: prune_run(self._url, **rules), left
+        if self._random.random() < 0.7:
+            last = self._random.randint(1, len(present))
+            left = {present[folder] for folder in list(present)[-last:]}
+            rules: dict[str, Any] = {"keep_last": last, "grace_seconds": 0}
+            return "prune", lambda: prune_run(self._url, **rules), left
+        return "repair", lambda: repair_run(self._url), everything
 
     def _entries(self) -> dict[str, str]:
         """Name by folder of what the run lists."""

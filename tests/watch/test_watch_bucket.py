@@ -19,6 +19,7 @@ from rlsparse_store.delta import apply_delta, inspect_run, prune_run
 from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import BucketServerError, RunLockedError
 from rlsparse_store.watch import WatchEvent, watch_checkpoints
+from rlsparse_store.watch.thinning import NOTE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -159,3 +160,15 @@ def test_killed_watchers_are_continued(rig: Rig, s3: LoopbackS3, url: str, tmp_p
     watch(rig, url)
     assert names(url) == [f"checkpoint-{number}" for number in range(1, 14)]
     assert not list((tmp_path / "cache" / "staging").iterdir())
+
+
+def test_weights_that_a_bucket_stores_are_thinned(rig: Rig, url: str) -> None:
+    first, second = rig.write("Trainer", 1), rig.write("Trainer", 2)
+    before = (first / SINGLE).read_bytes()
+    events = list(watching(rig, url, once=True, thin=1, yes=True))
+    assert kinds(events) == ["stored", "stored", "thinned"]
+    assert (not (first / SINGLE).exists(), (second / SINGLE).exists()) == (True, True)
+    note = json.loads((first / NOTE_NAME).read_text())
+    assert note["delta"] == f"{url}/{inspect_run(url).deltas[0].folder}"
+    apply_delta(note["delta"], rig.base.parent / "rebuilt", base=rig.base)
+    assert (rig.base.parent / "rebuilt" / SINGLE).read_bytes() == before
