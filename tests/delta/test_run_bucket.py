@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bucket_view import BucketView
@@ -21,6 +21,7 @@ from pairs import SINGLE, Tensors, bf16_tensor, contents, save, tune
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.buckets.object_store import ObjectStore
+from rlsparse_store.buckets.objects import Absent, ObjectVersion
 from rlsparse_store.buckets.upload import upload_delta
 from rlsparse_store.delta import (
     apply_delta,
@@ -42,6 +43,9 @@ from rlsparse_store.errors import (
     OutputError,
     RunError,
 )
+
+if TYPE_CHECKING:
+    from rlsparse_store.buckets.connection import Condition
 
 STEPS = (10, 20, 30)
 
@@ -623,6 +627,22 @@ def test_other_writers_that_always_come_first(
     monkeypatch.setattr(Index, "read", overtaken)
     with pytest.raises(OutputError, match="could not be replaced 3 times"):
         encode(trained, url_of(s3), 20)
+
+
+@pytest.mark.parametrize("ignored", [Absent, ObjectVersion])
+def test_a_store_without_conditions_is_refused(
+    s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch, ignored: type
+) -> None:
+    """Older servers of S3 ignore them."""
+    real = ObjectStore.put
+
+    def put(store: ObjectStore, key: str, data: bytes | Path, *, only_if: Condition = None) -> Any:  # noqa: ANN401 - passed on
+        return real(store, key, data, only_if=None if isinstance(only_if, ignored) else only_if)
+
+    monkeypatch.setattr(ObjectStore, "put", put)
+    with pytest.raises(OutputError, match="ignores the conditions"):
+        encode(trained, url_of(s3), 10)
+    assert not view.keys("runs/a/run.json")
 
 
 def test_objects_of_other_content_are_never_replaced(
