@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from rlsparse_store.buckets.object_store import ObjectStore
 
 __all__ = [
-    "MARKS",
+    "ABANDONED",
     "PINS",
+    "UNLISTED",
     "Index",
     "folder_times",
     "get_small",
@@ -38,8 +39,11 @@ __all__ = [
     "whole_folders",
 ]
 
-MARKS: Final = ".run/unlisted/"
-"""What the keys of marks begin with."""
+UNLISTED: Final = ".run/unlisted/"
+"""What the keys of the marks of unlisted entries begin with."""
+
+ABANDONED: Final = ".run/abandoned/"
+"""The same of folders that a killed writer uploaded."""
 
 PINS: Final = ".run/pins/"
 """What the keys of pins begin with."""
@@ -174,9 +178,9 @@ def has_object(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def read_marks(store: ObjectStore) -> dict[str, float]:
-    """The folders that are marked as no entries, and when they were marked."""
-    found = {stat.key.removeprefix(MARKS): stat.modified for stat in store.list(MARKS)}
+def read_marks(store: ObjectStore, kind: str) -> dict[str, float]:
+    """The folders that have a mark of this kind, and when they were marked."""
+    found = {stat.key.removeprefix(kind): stat.modified for stat in store.list(kind)}
     return {folder: marked for folder, marked in found.items() if is_folder_name(folder)}
 
 

@@ -390,7 +390,7 @@ def test_what_makes_a_delta_is_removed_first(
 
     monkeypatch.setattr(ObjectStore, "delete", noted)
     prune_run(url, grace_seconds=0)
-    *_, after_first, after_all, _ = left
+    after_first, after_all = [keys for keys in left if len(keys) < 3][:2]
     assert f"runs/a/{first}/rlsparse/delta.safetensors" not in after_first
     assert (len(after_first), after_all) == (2, [])
 
@@ -446,17 +446,54 @@ def test_what_is_pruned_while_it_is_written_is_not_listed(
 def test_uploads_of_killed_writers_are_removed(
     s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = url_of(s3)
+    url, left = url_of(s3), "checkpoint-9.1-0123456789abcdef"
     encode(trained, url)
-    view.put("runs/a/checkpoint-9.1-0123456789abcdef/config.json", b"{}")
+    view.put(f"runs/a/{left}/config.json", b"{}")
     prune_run(url, keep_last=3, grace_seconds=0)
     prune_run(url, grace_seconds=0)
-    assert view.keys("runs/a/checkpoint-9"), "it may be in progress"
-    monkeypatch.setattr(run_bucket, "_ABANDONED_SECONDS", -1.0)
-    prune_run(url, grace_seconds=0)
-    assert prune_run(url, grace_seconds=0).removed == ["checkpoint-9.1-0123456789abcdef"]
-    assert not view.keys("runs/a/checkpoint-9")
+    assert view.keys(f"runs/a/{left}"), "it may be in progress"
+    monkeypatch.setattr(run_bucket, "_DAY", -1.0)
+    prune_run(url)
+    assert view.keys(f"runs/a/.run/abandoned/{left}")
+    prune_run(url)
+    assert view.keys(f"runs/a/{left}"), "it was marked a moment ago"
+    monkeypatch.setattr(run_bucket, "_HOUR", -1.0)
+    prune_run(url)
+    assert not view.keys(f"runs/a/{left}")
+    prune_run(url)
+    assert view.keys("runs/a/.run/") == ["runs/a/.run/clock", "runs/a/.run/conditions"]
     assert len(folders(url)) == 3
+
+
+def test_an_upload_that_a_writer_finishes_is_not_removed(
+    s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was marked while it was listed."""
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    view.put(f"runs/a/.run/abandoned/{first}", b"")
+    monkeypatch.setattr(run_bucket, "_HOUR", -1.0)
+    prune_run(url)
+    assert view.keys(f"runs/a/{first}")
+    assert not view.keys("runs/a/.run/abandoned/")
+    # And the one whose mark came first gets another folder.
+    view.put(f"runs/a/.run/abandoned/{first}", b"")
+    prune_run(url, keep_last=2, grace_seconds=0)
+    assert encode(trained, url)[0] != first
+
+
+def test_a_folder_that_is_removed_is_not_filled_again(
+    s3: LoopbackS3, view: BucketView, trained: Path
+) -> None:
+    """Another pruning may be removing it, too."""
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    prune_run(url, keep_last=2)
+    assert prune_run(url, grace_seconds=0).removed == [first]
+    assert prune_run(url, grace_seconds=0).removed == []
+    (again,) = encode(trained, url)
+    assert again.startswith("checkpoint-10.2-")
+    assert not view.keys(f"runs/a/{first}/")
 
 
 def test_a_damaged_index_is_refused(s3: LoopbackS3, view: BucketView, trained: Path) -> None:
