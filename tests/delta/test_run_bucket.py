@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bucket_view import BucketView
-from loopback_s3 import LoopbackS3, rlsparse
+from loopback_s3 import SECRETS, LoopbackS3, rlsparse
 from pairs import SINGLE, Tensors, bf16_tensor, contents, save, tune
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
@@ -122,9 +122,11 @@ def test_a_run_is_written_and_continued(
     assert [entry.step for entry in entries] == list(STEPS)
     assert [entry.parent for entry in entries] == [None, *(e.tuned_digest for e in entries[:-1])]
     assert check(view, trained, tmp_path) == [step(number) for number in STEPS]
-    # Nothing is left on this machine, and a copy by other tools is a run.
+    # Nothing is left on this machine, no object repeats a secret, and a copy is a run.
     assert not list((tmp_path / "cache" / "staging").iterdir())
     view.copy("runs/a", tmp_path / "copied")
+    written = b"".join(contents(tmp_path / "copied").values())
+    assert not [secret for secret in SECRETS if secret.encode() in written]
     assert inspect_run(tmp_path / "copied").deltas == entries
     assert len(verify_run(tmp_path / "copied", base=trained / "base").entries) == 3
 
@@ -279,8 +281,12 @@ def test_two_writers_lose_nothing(s3: LoopbackS3, view: BucketView, tmp_path: Pa
         ended.set()
         assert reader.result() > 3
     assert codes == [0, 0]
-    assert sorted(names(url_of(s3))) == sorted(f"w{w}-{n}" for w in range(2) for n in range(100))
     assert any(r.status == 412 and r.key == "runs/a/run.json" for r in s3.requests)
+    s3.requests.clear()
+    done_inspecting = rlsparse(s3, tmp_path, "inspect", url_of(s3), "--json")
+    found = [entry["name"] for entry in json.loads(done_inspecting.stdout)["deltas"]]
+    assert sorted(found) == sorted(f"w{w}-{n}" for w in range(2) for n in range(100))
+    assert [(r.method, r.key) for r in s3.requests] == [("GET", "runs/a/run.json")]
 
 
 def test_eight_threads_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
