@@ -11,7 +11,7 @@ from rlsparse_store.format.names import printable
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["BucketUrl", "check_key", "parse_bucket_url"]
+__all__ = ["BucketUrl", "check_key", "is_key", "parse_bucket_url"]
 
 SCHEMES: Final = ("s3", "gs")
 
@@ -59,6 +59,18 @@ class BucketUrl(NamedTuple):
         return f"{place}/{self.prefix}" if self.prefix else place
 
 
+def is_key(key: str) -> bool:
+    """Whether a key is made of plain names, separated by single slashes.
+
+    Example:
+        >>> is_key("step-1/rlsparse/delta.safetensors"), is_key("../other"), is_key("a b")
+        (True, False, False)
+    """
+    parts = key.split("/")
+    is_plain = all(_PART.fullmatch(part) and part.strip(".") for part in parts)
+    return is_plain and len(key) <= MAX_KEY_BYTES
+
+
 def check_key(key: str, place: str) -> None:
     """Require that a key is made of plain names.
 
@@ -69,9 +81,7 @@ def check_key(key: str, place: str) -> None:
     Raises:
         NotFoundError: It is not.
     """
-    parts = key.split("/")
-    is_plain = all(_PART.fullmatch(part) and part.strip(".") for part in parts)
-    if not is_plain or len(key) > MAX_KEY_BYTES:
+    if not is_key(key):
         msg = (
             f"{printable(key)!r} is not a key that this package reads or writes: give names of "
             "letters, digits and . _ - = @ + , separated by single slashes"
