@@ -28,7 +28,9 @@ __all__ = ["watch_command"]
     metavar="BASE",
     help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
 )
-@click.option("--out", "-o", required=True, metavar="RUN", help="Folder of the run to write.")
+@click.option(
+    "--out", "-o", required=True, metavar="RUN", help="Folder of the run to write, or its URL."
+)
 @click.option("--once", is_flag=True, help="Store what is complete, and end.")
 @click.option(
     "--settle",

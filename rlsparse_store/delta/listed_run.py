@@ -91,7 +91,7 @@ def listed_rows(listing: Listing, run: str, access: HubAccess) -> list[IndexRow]
     """
     path = index_path(run)
     text = read_small_file(listing, path, access) if path in listing.files else None
-    indexed = parse_index(text, f"{listing.repo}/{path}")
+    indexed = {row.folder: row for row in parse_index(text, f"{listing.repo}/{path}").rows}
     folders = entry_folders(listing, run)
     known = {f: indexed[f] for f in folders if f in indexed and _agrees(listing, run, indexed[f])}
     missing = [folder for folder in folders if folder not in known]

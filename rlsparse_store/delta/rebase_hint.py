@@ -112,7 +112,7 @@ def rebase_hint(
         raise NotFoundError(msg, file=printable(str(base)))
     path, run = Path(delta), place_of(delta)
     is_run = run.is_run()
-    folders = [row.folder for row in run.list_entries()] if is_run else [""]
+    folders = [row.folder for row in run.read().rows] if is_run else [""]
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     held = {folder: _base_digest(path / folder) for folder in folders}
     found, digest = _published(asked, access)

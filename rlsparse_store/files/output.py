@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
     "replace_file",
     "replacing_file",
     "require_new",
+    "staging_folder",
     "write_new",
 ]
 
@@ -56,7 +58,7 @@ _NAMING: Final = threading.Lock()
 
 
 @contextmanager
-def output_errors(place: Path) -> Iterator[None]:
+def output_errors(place: object) -> Iterator[None]:
     """Turn errors of the file system into :class:`OutputError`, which names the place."""
     try:
         yield
@@ -271,6 +273,32 @@ def replacing_file(path: Path) -> Iterator[OutputFile]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """A folder for files that go elsewhere, removed at the end.
+
+    What processes of this host that are gone left in the parent is removed, too.
+
+    Args:
+        parent: A folder that is this package's own, which is created if there is none.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+    with output_errors(parent):
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _NAMING:
+            remove_stale(parent)
+            suffix = f".tmp-{_HOST}-{os.getpid()}"
+            folder = Path(tempfile.mkdtemp(suffix, ".staging-", parent))
+            _LIVE.add(folder)
+    try:
+        yield folder
+    finally:
+        _LIVE.discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(process: int) -> bool:

@@ -95,7 +95,7 @@ class WriterLock:
         OutputError: The lock cannot be written.
     """
 
-    def __init__(self, folder: Path, target: Path) -> None:
+    def __init__(self, folder: Path, target: object) -> None:
         self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - a name that stays the same
         self._target = target
         self._number = 0

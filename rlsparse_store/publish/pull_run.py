@@ -111,8 +111,8 @@ class CachedRun:
         return [self._place.read_row(folder) for folder in delta_names(self._place.root)]
 
     def pins(self) -> set[str]:
-        """The digests that are pinned."""
-        return self._place.pins()
+        """None: no download fetches pins."""
+        return set()
 
     def fetch(self, selection: FileSelection) -> Snapshot:
         """Find files, and compare them with their content ids."""
@@ -165,8 +165,8 @@ def pull_entries(
         for row in rows:
             if folders[row.folder] in present:
                 continue
-            added, names, copied = _pull(source, row, folders[row.folder], writer)
-            new.append(added.folder)
+            names, copied = _pull(source, row, folders[row.folder], writer)
+            new.append(folders[row.folder])
             files += names
             nbytes += copied
         writer.prune([], [], [row for row in rows if row.tuned in pinned], [])
@@ -198,8 +198,8 @@ def _require_base(out: Path, rows: Sequence[IndexRow], held: Sequence[IndexRow])
 
 def _pull(
     source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: RunWriter
-) -> tuple[IndexRow, int, int]:
-    """Write one entry; its new row, the number of its files, and their bytes."""
+) -> tuple[int, int]:
+    """Write one entry; the number of its files, and their bytes."""
     prefix = within(source.run, f"{row.folder}/")
     with writer.new_entry(folder) as target:
         with output_folder(target) as temporary:
@@ -209,7 +209,8 @@ def _pull(
             verify_delta(temporary)
             note, report = _entry(temporary, row, source.name)
             writer.require_held()
-        return writer.add(target, note, report), len(names), nbytes
+        writer.add(target, note, report)
+        return len(names), nbytes
 
 
 def _entry(delta: Path, row: IndexRow, place: str) -> tuple[EntryNote, DeltaReport]:

@@ -181,7 +181,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
             deltas=local,
             run=place.run,
             is_run=place.is_run,
-            pins=frozenset(place_of(delta).pins() if place.is_run else ()),
+            pins=frozenset(place_of(delta).read().pins if place.is_run else ()),
             prune=prune,
         )
         push = _Push(
@@ -383,7 +383,7 @@ class _Place(NamedTuple):
 def _place(delta: Path, subfolder: str) -> _Place:
     inside = subfolder_parts(subfolder)
     if (run := place_of(delta)).is_run():
-        folders = {row.folder: run.root / row.folder for row in run.list_entries()}
+        folders = {row.folder: delta / row.folder for row in run.read().rows}
         place = _Place("/".join(inside), folders, is_run=True)
     else:
         name = inside.pop() if inside else ""

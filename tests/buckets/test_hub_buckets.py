@@ -14,7 +14,7 @@ from loopback_hub import READER, Bucket, LoopbackHub
 from pairs import bf16_tensor, contents, save, tune
 
 from rlsparse_store.buckets.bucket_url import BucketUrl, parse_bucket_url
-from rlsparse_store.delta import encode_delta
+from rlsparse_store.delta import encode_delta, encode_run
 from rlsparse_store.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -58,6 +58,18 @@ def test_reading_by_the_commands(places: Path, hub: LoopbackHub, home: Path) -> 
     assert contents(places / "out") == contents(places / "tuned")
     succeed(hub, home, "verify", f"{URL}/delta", *base, **cache)
     assert not hub.leaks, "a token went to another host"
+
+
+def test_a_run_that_was_copied(places: Path, hub: LoopbackHub, home: Path) -> None:
+    tuned = [places / "tuned"]
+    encode_run(places / "base", tuned, places / "run", metrics={"reward": 0.5})
+    files = contents(places / "run")
+    hub.buckets["me/store"].files |= {f"run/{path}": data for path, data in files.items()}
+    listed = json.loads(succeed(hub, home, "inspect", "hf://buckets/me/store/run", "--json").stdout)
+    (entry,) = listed["deltas"]
+    assert (entry["folder"], entry["metrics"]) == ("tuned", {"reward": 0.5})
+    said = fail(1, hub, home, "prune", "hf://buckets/me/store/run", "--pin", "tuned")
+    assert "buckets of the Hub are read and not written" in said
 
 
 def span(asked: str | None) -> int:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from loopback_s3 import SECRETS, LoopbackS3, rlsparse, upload
+from models import move_weights, small_llama
 from pairs import bf16_tensor, contents, save, tune
 from safetensors import safe_open
+from transformers import LlamaForCausalLM
 
 from rlsparse_store.analysis.overlap import compare_deltas
 from rlsparse_store.buckets.object_cache import SAFE_SECONDS, keep_bounded
@@ -30,6 +32,7 @@ from rlsparse_store.errors import (
     BaseMismatchError,
     BucketPermissionError,
     BucketServerError,
+    BucketTimeoutError,
     CheckpointError,
     ChecksumError,
     FormatError,
@@ -38,6 +41,8 @@ from rlsparse_store.errors import (
     OutputError,
     PickleRefusedError,
 )
+from rlsparse_store.integrations.transformers import from_delta
+from rlsparse_store.torch import DeltaSwitch, patch_
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,6 +218,7 @@ FAULTS = [
     ("500", BucketServerError, 1),
     ("dropped", BucketServerError, 1),
     ("cut", BucketServerError, 1),
+    ("silence", BucketTimeoutError, 1),
 ]
 
 
@@ -224,7 +230,14 @@ def test_faults_of_the_command(
     del kind
     arguments = ("apply", f"{s3.url}/delta", "-o", places / "out", "-q")
     s3.fail(fault, r"GET /base/model", times=99)
-    result = rlsparse(s3, places, *arguments, "--base", f"{s3.url}/base")
+    seconds = "2" if fault == "silence" else "60"
+    result = rlsparse(
+        s3,
+        places,
+        *arguments,
+        *("--base", f"{s3.url}/base"),
+        RLSPARSE_BUCKET_TIMEOUT=seconds,
+    )
     assert result.returncode == code
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith(f"rlsparse: {s3.url}/base/model.safetensors: ")
@@ -250,9 +263,12 @@ def test_faults_while_a_tensor_is_read(
     monkeypatch.setattr("rlsparse_store.buckets.calls.FIRST_PAUSE", 0.001)
     with open_delta(f"{s3.url}/delta", base=f"{s3.url}/base", framework="bits") as tuned:
         s3.fail(fault, "GET /base/model", times=99)
+        if fault == "silence":
+            monkeypatch.setenv("RLSPARSE_BUCKET_TIMEOUT", "1")
         with pytest.raises(kind, match=f"{s3.url}/base/model.safetensors"):
             tuned.get_tensor("a")
         s3.faults.clear()
+        monkeypatch.delenv("RLSPARSE_BUCKET_TIMEOUT", raising=False)
         assert tuned.get_tensor("a").tobytes() == bits(places / "tuned", "a")
 
 
@@ -312,6 +328,26 @@ def test_forked_workers_read_what_the_parent_opened(s3: LoopbackS3, places: Path
         timeout=200,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_a_model_is_loaded_and_patched(s3: LoopbackS3, tmp_path: Path) -> None:
+    model = small_llama()
+    model.save_pretrained(tmp_path / "base")
+    base = model.state_dict()
+    move_weights(model, seed=1, density=0.1)
+    model.save_pretrained(tmp_path / "tuned")
+    encode_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
+    for name in ("base", "delta"):
+        upload(f"{s3.url}/{name}", tmp_path / name)
+    loaded = from_delta(f"{s3.url}/base", f"{s3.url}/delta")
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    other = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    with DeltaSwitch(other) as switch:
+        switch.to(f"{s3.url}/delta")
+        assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+    assert base.keys() == other.state_dict().keys()
+    patch_(other, f"{s3.url}/delta")
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
 
 
 # --- Where a delta leads ------------------------------------------------------------------------

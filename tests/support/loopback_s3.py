@@ -271,11 +271,16 @@ def refusal(status: int) -> bytes:
     return f"<Error><Code>{code}</Code><Message>{secrets}</Message></Error>".encode()
 
 
-def upload(place: str, folder: Path) -> None:
-    """Upload the files of a folder, and of those in it."""
+def store_at(place: str) -> ObjectStore:
+    """The objects below a URL."""
     url = parse_bucket_url(place)
     assert url is not None
-    store = ObjectStore(url)
+    return ObjectStore(url)
+
+
+def upload(place: str, folder: Path) -> None:
+    """Upload the files of a folder, and of those in it."""
+    store = store_at(place)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             store.put(path.relative_to(folder).as_posix(), path)

@@ -1,0 +1,452 @@
+"""A run in a bucket: objects that never change, and an index that is replaced by compare-and-swap.
+
+The index, ``run.json``, is the truth of what is listed. A writer replaces the version that it read,
+or reads again: so several processes may write, and none loses what another one listed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import xxhash
+
+from rlsparse_store.buckets.local_folder import local_folder
+from rlsparse_store.buckets.object_store import ObjectStore
+from rlsparse_store.buckets.objects import ABSENT, Absent
+from rlsparse_store.buckets.upload import LAST_NAMES, delta_digest, upload_delta
+from rlsparse_store.delta.inspect import inspect_delta
+from rlsparse_store.delta.run_files import (
+    INDEX_NAME,
+    LARGEST_INDEX,
+    LARGEST_NOTE,
+    NOTE_NAME,
+    RunContents,
+    index_text,
+    is_digest,
+    is_folder_name,
+    natural_order,
+    parse_index,
+    parse_note,
+    row_of,
+)
+from rlsparse_store.delta.run_place import (
+    RepairReport,
+    RunPlace,
+    RunWriter,
+    WatcherState,
+    require_base,
+)
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    NotFoundError,
+    ObjectConflictError,
+    OutputError,
+    RunError,
+)
+from rlsparse_store.files.output import staging_folder
+from rlsparse_store.files.writer_lock import WriterLock
+from rlsparse_store.format.file_names import DELTA_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from rlsparse_store.buckets.bucket_url import BucketUrl
+    from rlsparse_store.buckets.objects import ObjectVersion
+    from rlsparse_store.delta.report import DeltaReport
+    from rlsparse_store.delta.run_files import EntryNote, IndexRow
+
+__all__ = ["RunBucket"]
+
+_PRIVATE: Final = ".run"
+_MARKS: Final = f"{_PRIVATE}/unlisted/"
+_PINS: Final = f"{_PRIVATE}/pins/"
+_CLOCK: Final = f"{_PRIVATE}/clock"
+_SEEN: Final = f"{_PRIVATE}/watch/seen.json"
+
+_ABANDONED_SECONDS: Final = 86_400.0
+"""An upload without a new object for this long was killed."""
+
+_READERS: Final = 8
+"""Entries that are read at once."""
+
+_MOST_SWAPS: Final = 200
+"""Times that other writers may come first. Each time, one of them succeeded."""
+
+_MOST_REFUSED: Final = 8
+"""Times that a version may be refused and found again."""
+
+_LONGEST_STEM: Final = 160
+"""Characters of an entry's name in its folder."""
+
+
+class RunBucket(RunPlace):
+    """A run in a bucket.
+
+    Args:
+        root: The run.
+    """
+
+    root: BucketUrl
+
+    def __init__(self, root: BucketUrl) -> None:
+        self.root = root
+        self._store = ObjectStore(root)
+        self._written: dict[str, float] = {}
+
+    def entry(self, folder: str) -> str:
+        """The URL of an entry."""
+        return str(self.root / folder)
+
+    def is_delta(self) -> bool:
+        """Whether this is a delta, as :class:`RunPlace` says."""
+        return any(stat.key in LAST_NAMES for stat in self._store.list(f"{DELTA_FOLDER}/"))
+
+    def is_run(self) -> bool:
+        """Whether this is a run: it has an index."""
+        return _has(self._store, INDEX_NAME)
+
+    def is_inside(self, folder: Path) -> bool:  # noqa: ARG002 - of a local run
+        """Whether this is a local folder or inside it: no."""
+        return False
+
+    def read(self) -> RunContents:
+        """What the index lists, as :class:`RunPlace` says."""
+        return _Index.read(self._store).contents()
+
+    def find(self) -> RunContents | None:
+        """What the index lists, as :class:`RunPlace` says."""
+        contents = self.read()
+        return contents if contents.rows else None
+
+    def read_row(self, folder: str) -> IndexRow:
+        """The row of an entry, as :class:`RunPlace` says."""
+        report = inspect_delta(self.entry(folder))
+        key = f"{folder}/{DELTA_FOLDER}/{NOTE_NAME}"
+        text, _ = _get(self._store, key, LARGEST_NOTE)
+        note = parse_note(text, self.root / key, folder, report.tuned_digest)
+        return row_of(folder, note, report)
+
+    def last_written(self, folder: str) -> float:
+        """When an entry was written, as :class:`RunPlace` says, by the clock of the store."""
+        if folder not in self._written:
+            # One listing for all of them: entries do not change.
+            self._written = _folder_times(self._store)
+        return self._written.get(folder, 0.0)
+
+    def has_removable(self) -> bool:
+        """Whether pruning finds something, as :class:`RunPlace` says."""
+        return bool(self.read().rows or _marks(self._store))
+
+    @contextmanager
+    def write(self) -> Iterator[RunWriter]:
+        """A writer, as :class:`RunPlace` says, of several."""
+        yield _BucketWriter(self.root, self._store, self.read())
+
+    @contextmanager
+    def watch(self) -> Iterator[WatcherState]:
+        """The watcher's state, as :class:`RunPlace` says, with a lock on this machine."""
+        # The URL itself is no name of a folder.
+        name = xxhash.xxh3_128_hexdigest(str(self.root).encode())
+        with WriterLock(local_folder("watch") / name, self.root):
+            yield _StateObject(self._store)
+
+    def repair(self) -> RepairReport:
+        """Make the index again, as :class:`RunPlace` says."""
+        found: list[RepairReport] = []
+
+        def rebuilt(index: _Index) -> RunContents:
+            index_error, indexed = None, {}
+            try:
+                indexed = {row.folder: row for row in index.contents().rows}
+            except RunError as error:
+                index_error = error.message
+            unlisted = _marks(self._store).keys()
+            folders = sorted(_whole(self._store) - unlisted, key=natural_order)
+            if not folders:
+                msg = "holds no deltas"
+                raise NotFoundError(msg, file=str(self.root))
+            with ThreadPoolExecutor(_READERS) as pool:
+                rows = list(pool.map(self.read_row, folders))
+            by_folder = {row.folder: row for row in rows}
+            found.append(RepairReport.of(indexed, index_error, by_folder, unlisted))
+            return RunContents(rows, _pins(self._store))
+
+        _swap(self._store, rebuilt)
+        return found[-1]
+
+
+class _BucketWriter(RunWriter):
+    """Writes a run beside others: what it changes is changed in the newest version of the index.
+
+    A marked entry that the index still names is one that is being pruned: it is none of the rows.
+
+    Args:
+        root: The run.
+        store: The store, at the run.
+        contents: What the run holds.
+    """
+
+    def __init__(self, root: BucketUrl, store: ObjectStore, contents: RunContents) -> None:
+        super().__init__(root, contents)
+        self._store = store
+        self._marked = set(_marks(store)) if contents.rows else set()
+        self._take(contents)
+
+    def _take(self, contents: RunContents) -> None:
+        """Take a version of the index for the newest one."""
+        self.pins = contents.pins
+        self.rows = {r.folder: r for r in contents.rows if r.folder not in self._marked}
+
+    def require_held(self) -> None:
+        """Require nothing: others may write, too."""
+
+    @contextmanager
+    def new_entry(self, name: str) -> Iterator[Path]:  # noqa: ARG002 - of a local run
+        """A local folder: the entry's own place follows from its bytes."""
+        with staging_folder(local_folder("staging")) as folder:
+            yield folder / "delta"
+
+    def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow | None:
+        """Upload a delta and list it, as :class:`RunWriter` says."""
+        folder = self._folder_of(note.name, delta_digest(delta))
+        row = row_of(folder, note, report)
+        upload_delta(self._store, delta, f"{folder}/")
+
+        def with_row(index: _Index) -> RunContents:
+            contents = index.contents()
+            self._take(contents)
+            require_base(self.root, note.name, row.base, contents.rows)
+            if _has(self._store, _MARKS + folder):
+                msg = "was pruned while it was written; run the same command again"
+                raise OutputError(msg, file=self.root / folder)
+            held = self.current(note.name)
+            if held is not None and held.tuned == row.tuned:
+                return contents
+            return RunContents([*contents.rows, row], contents.pins)
+
+        try:
+            contents = _swap(self._store, with_row)
+        except BaseMismatchError:
+            self._mark(folder)
+            raise
+        self._take(contents)
+        if folder not in self.rows:
+            self._mark(folder)
+        return self.rows.get(folder)
+
+    def _folder_of(self, name: str, digest: str) -> str:
+        """The folder of another entry of a name: after those that are there, in natural order."""
+        stem = re.sub(r"[^A-Za-z0-9._-]|\A\.", "_", name)[:_LONGEST_STEM]
+        numbered = re.compile(rf"{re.escape(stem)}(?:\.([0-9]{{1,9}})(?:-[0-9a-f]{{16}})?)?")
+        self._marked |= _marks(self._store).keys()
+        found = (numbered.fullmatch(folder) for folder in (*self._marked, *self.rows))
+        number = max((int(match[1] or 1) for match in found if match is not None), default=0)
+        return f"{stem}.{number + 1}-{digest}"
+
+    def prune(
+        self,
+        unlisted: Sequence[IndexRow],
+        removed: Sequence[str],
+        pinned: Sequence[IndexRow],
+        unpinned: Sequence[IndexRow],
+    ) -> list[IndexRow]:
+        """Unlist and remove entries, as :class:`RunWriter` says."""
+        self._store.delete([_PINS + row.tuned for row in unpinned])
+        for row in pinned:
+            self._store.put(_PINS + row.tuned, row.name.encode("utf-8", "surrogateescape"))
+        for row in unlisted:
+            self._mark(row.folder)
+
+        def without_marked(index: _Index) -> RunContents:
+            # Marks and pins are read after the index: who changes one changes the index later.
+            marks, pins = _marks(self._store), _pins(self._store)
+            rows = index.contents().rows
+            pinned_since = [r.folder for r in rows if r.folder in marks and r.tuned in pins]
+            self._store.delete([_MARKS + folder for folder in pinned_since])
+            self._marked = marks.keys() - set(pinned_since)
+            return RunContents([r for r in rows if r.folder not in self._marked], pins)
+
+        self._take(_swap(self._store, without_marked))
+        for folder in removed:
+            if folder not in self.rows:
+                self._sweep(folder)
+        self._mark_abandoned()
+        return [row for row in unlisted if row.folder not in self.rows]
+
+    def due(self, grace_seconds: float) -> list[str]:
+        """Folders whose grace period is over, by the clock of the store."""
+        marks = _marks(self._store)
+        if not marks:
+            return []
+        now = self._now()
+        due = [folder for folder, marked in marks.items() if now - marked >= grace_seconds]
+        return sorted(due, key=natural_order)
+
+    def _mark(self, folder: str) -> None:
+        self._store.put(_MARKS + folder, b"")
+
+    def _now(self) -> float:
+        self._store.put(_CLOCK, b"")
+        return self._store.head(_CLOCK).modified
+
+    def _sweep(self, folder: str) -> None:
+        """Remove an unlisted folder: first what makes it a delta, then the rest, then the mark."""
+        keys = [stat.key for stat in self._store.list(f"{folder}/")]
+        first = [f"{folder}/{name}" for name in LAST_NAMES]
+        self._store.delete([key for key in keys if key in first])
+        self._store.delete([key for key in keys if key not in first])
+        self._store.delete([_MARKS + folder])
+
+    def _mark_abandoned(self) -> None:
+        """Mark what killed writers uploaded and did not list, so that it is removed, too."""
+        marks = _marks(self._store)
+        times = _folder_times(self._store).items()
+        unlisted = {f: modified for f, modified in times if f not in self.rows and f not in marks}
+        if unlisted:
+            now = self._now()
+            for folder, modified in unlisted.items():
+                if now - modified > _ABANDONED_SECONDS:
+                    self._mark(folder)
+
+
+class _StateObject(WatcherState):
+    """What a watcher keeps, in an object.
+
+    Args:
+        store: The store, at the run.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def read(self, largest: int) -> bytes | None:
+        """What was kept, as :class:`WatcherState` says."""
+        try:
+            return _get(self._store, _SEEN, largest)[0]
+        except RunError:
+            return None
+
+    def write(self, text: bytes) -> None:
+        """Keep this instead, as :class:`WatcherState` says."""
+        self._store.put(_SEEN, text)
+
+
+class _Index(NamedTuple):
+    """A version of the index.
+
+    Attributes:
+        text: Its content; ``None`` if there is no index.
+        version: What a writer replaces.
+        place: Where it is.
+    """
+
+    text: bytes | None
+    version: ObjectVersion | Absent
+    place: object
+
+    @classmethod
+    def read(cls, store: ObjectStore) -> _Index:
+        return cls(*_get(store, INDEX_NAME, LARGEST_INDEX), store.url / INDEX_NAME)
+
+    def contents(self) -> RunContents:
+        """What it lists.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        return parse_index(self.text, self.place)
+
+
+def _swap(store: ObjectStore, change: Callable[[_Index], RunContents]) -> RunContents:
+    """Replace the index by what follows from it, in a version that no other writer came before.
+
+    Args:
+        store: The store, at the run.
+        change: Returns what to list, by the newest version.
+
+    Returns:
+        What is listed.
+
+    Raises:
+        OutputError: Other writers came first every time, or the store refuses what it should not.
+    """
+    refused: list[ObjectVersion | Absent] = []
+    for attempt in range(_MOST_SWAPS):
+        index = _Index.read(store)
+        if refused.count(index.version) == _MOST_REFUSED:
+            break
+        contents = change(index)
+        text = index_text(contents.rows, contents.pins)
+        if text == index.text:
+            return contents
+        try:
+            store.put(INDEX_NAME, text, only_if=index.version)
+        except ObjectConflictError:
+            refused.append(index.version)
+            # The answer to a put may be lost, and its repetition refused: the next look tells.
+            time.sleep(random.random() * min(0.02 * 2**attempt, 1.0))  # noqa: S311 - no secret
+        else:
+            return contents
+    msg = f"could not be replaced {len(refused)} times; run the same command again"
+    raise OutputError(msg, file=store.url / INDEX_NAME)
+
+
+def _get(store: ObjectStore, key: str, largest: int) -> tuple[bytes | None, ObjectVersion | Absent]:
+    """A small object and its version, or that there is none.
+
+    Raises:
+        RunError: It is too long.
+    """
+    try:
+        text, version = store.get(key)
+    except NotFoundError:
+        return None, ABSENT
+    if len(text) > largest:
+        msg = f"is longer than the {largest:,} bytes allowed; restore it, or remove it"
+        raise RunError(msg, file=store.url / key)
+    return text, version
+
+
+def _has(store: ObjectStore, key: str) -> bool:
+    try:
+        store.head(key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _marks(store: ObjectStore) -> dict[str, float]:
+    """The folders that are marked as no entries, and when they were marked."""
+    found = {stat.key.removeprefix(_MARKS): stat.modified for stat in store.list(_MARKS)}
+    return {folder: marked for folder, marked in found.items() if is_folder_name(folder)}
+
+
+def _pins(store: ObjectStore) -> set[str]:
+    names = (stat.key.removeprefix(_PINS) for stat in store.list(_PINS))
+    return {name for name in names if is_digest(name)}
+
+
+def _folder_times(store: ObjectStore) -> dict[str, float]:
+    """When the newest object of each folder was written."""
+    newest: dict[str, float] = {}
+    for stat in store.list():
+        folder, slash, _ = stat.key.partition("/")
+        if slash and is_folder_name(folder):
+            newest[folder] = max(newest.get(folder, 0.0), stat.modified)
+    return newest
+
+
+def _whole(store: ObjectStore) -> set[str]:
+    """The folders that hold a delta."""
+    found = set()
+    for stat in store.list():
+        folder, _, name = stat.key.partition("/")
+        if name in LAST_NAMES and is_folder_name(folder):
+            found.add(folder)
+    return found
