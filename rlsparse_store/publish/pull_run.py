@@ -162,18 +162,25 @@ def pull_entries(
         _require_base(out, rows, held)
         folders = choose_folders(rows, held)
         present = {row.folder for row in held}
-        for row in rows:
-            if folders[row.folder] in present:
-                continue
-            names, copied = _pull(source, row, folders[row.folder], writer)
-            new.append(folders[row.folder])
-            files += names
-            nbytes += copied
-        writer.prune([], [], [row for row in rows if row.tuned in pinned], [])
+        missing = [row for row in rows if folders[row.folder] not in present]
+        for row in missing:
+            added = _pull(source, row, folders[row.folder], writer)
+            new.append(added.folder)
+            files += added.files
+            nbytes += added.nbytes
+        writer.prune([], [], [row for row in missing if row.tuned in pinned], [])
     more = _pull_root_files(source, out)
     return PulledEntries(
         new, [f for f in folders.values() if f in present], files + more[0], nbytes + more[1]
     )
+
+
+class _Added(NamedTuple):
+    """An entry that was written: its folder, the number of its files, and their bytes."""
+
+    folder: str
+    files: int
+    nbytes: int
 
 
 def _require_run(out: Path) -> None:
@@ -196,10 +203,8 @@ def _require_base(out: Path, rows: Sequence[IndexRow], held: Sequence[IndexRow])
         raise BaseMismatchError(msg, file=out)
 
 
-def _pull(
-    source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: RunWriter
-) -> tuple[int, int]:
-    """Write one entry; the number of its files, and their bytes."""
+def _pull(source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: RunWriter) -> _Added:
+    """Write one entry."""
     prefix = within(source.run, f"{row.folder}/")
     with writer.new_entry(folder) as target:
         with output_folder(target) as temporary:
@@ -210,7 +215,7 @@ def _pull(
             note, report = _entry(temporary, row, source.name)
             writer.require_held()
         writer.add(target, note, report)
-        return len(names), nbytes
+        return _Added(target.name, len(names), nbytes)
 
 
 def _entry(delta: Path, row: IndexRow, place: str) -> tuple[EntryNote, DeltaReport]:
