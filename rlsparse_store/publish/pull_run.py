@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.run_files import EntryNote, IndexRow
     from rlsparse_store.delta.run_place import RunWriter
     from rlsparse_store.hub.access import HubAccess
-    from rlsparse_store.hub.listing import Listing
+    from rlsparse_store.hub.listing import HubFile, Listing
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.hub.snapshots import Snapshot
 
@@ -75,6 +76,12 @@ class ListedRun:
         self.run = run
         self._listing = listing
         self._access = access
+        self._folders: dict[str, dict[str, HubFile]] = {}
+        prefix = within(run, "")
+        for path, file in listing.files.items():
+            folder = path.removeprefix(prefix).partition("/")[0]
+            if path.startswith(prefix):
+                self._folders.setdefault(folder, {})[path] = file
 
     def rows(self) -> list[IndexRow]:
         """The entries, in order."""
@@ -84,9 +91,13 @@ class ListedRun:
         """The digests that are pinned."""
         return listed_pins(self._listing, self.run)
 
-    def fetch(self, selection: FileSelection) -> Snapshot:
-        """Download files."""
-        return fetch_listed(self._listing, selection, self._access)
+    def fetch(self, selection: FileSelection, folder: str | None = None) -> Snapshot:
+        """Download files, of a folder in the run if one is given."""
+        listing = self._listing
+        if folder is not None:
+            # Matching every pattern with all files of the run would take longer than downloading.
+            listing = replace(listing, files=self._folders[folder])
+        return fetch_listed(listing, selection, self._access)
 
 
 class CachedRun:
@@ -114,8 +125,9 @@ class CachedRun:
         """None: no download fetches pins."""
         return set()
 
-    def fetch(self, selection: FileSelection) -> Snapshot:
+    def fetch(self, selection: FileSelection, folder: str | None = None) -> Snapshot:
         """Find files, and compare them with their content ids."""
+        del folder
         return fetch_snapshot(self._repo, selection, self._access)
 
 
@@ -208,7 +220,7 @@ def _pull(source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: Run
     prefix = within(source.run, f"{row.folder}/")
     with writer.new_entry(folder) as target:
         with output_folder(target) as temporary:
-            snapshot = source.fetch(delta_files(prefix))
+            snapshot = source.fetch(delta_files(prefix), row.folder)
             names = [n.removeprefix(prefix) for n in snapshot.names if n.startswith(prefix)]
             nbytes = copy_files(snapshot.path / prefix, names, temporary)
             verify_delta(temporary)
