@@ -61,13 +61,13 @@ def diff_entries(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> DiffReport:
-    """Compare two entries of a local run.
+    """Compare two entries of a run.
 
     The digests in the deltas tell which tensors differ. With the base, both deltas are decoded
     block by block, and differing words are counted; no checkpoint is rebuilt.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
         a: Name or folder of an entry.
         b: The same of another one.
         base: Their base, to count words.

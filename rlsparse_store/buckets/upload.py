@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import xxhash
 
+from rlsparse_store.buckets.calls import run_all
 from rlsparse_store.buckets.connection import MOST_CONDITIONAL, PART_BYTES
+from rlsparse_store.buckets.errors import too_late
 from rlsparse_store.buckets.objects import ABSENT
 from rlsparse_store.errors import NotFoundError, ObjectConflictError, OutputError
 from rlsparse_store.files.output import output_errors
@@ -27,8 +30,6 @@ LAST_NAMES: Final = (f"{DELTA_FOLDER}/{SINGLE_FILE}", f"{DELTA_FOLDER}/{INDEX_FI
 
 _PIECE: Final = 8 << 20
 """Bytes of an object that are compared at a time."""
-
-_THREADS: Final = 8
 
 
 def delta_digest(folder: Path) -> str:
@@ -68,12 +69,16 @@ def upload_delta(store: ObjectStore, delta: Path, prefix: str = "") -> None:
     """
     files = _files(delta)
     last = last_key(files)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(
-            lambda name: _create(store, prefix + name, files[name], PART_BYTES),
-            sorted(files.keys() - {last}),
-        ):
-            pass
+    run_all(
+        [
+            partial(_create, store, prefix + name, path, PART_BYTES)
+            for name, path in files.items()
+            if name != last
+        ],
+        # Each has a deadline of its own.
+        math.inf,
+        lambda: too_late(str(store.url)),
+    )
     _create(store, prefix + last, files[last], MOST_CONDITIONAL)
 
 

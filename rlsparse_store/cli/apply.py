@@ -54,10 +54,10 @@ def apply_command(
     quiet: bool,  # noqa: FBT001
     **options: Any,  # noqa: ANN401 - those of apply_delta, by their names
 ) -> None:
-    """Rebuild the tuned checkpoint that DELTA stores, or those of a local run with --only.
+    """Rebuild the tuned checkpoint that DELTA stores, or those of a run with --only.
 
-    DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the base is the commit
-    that DELTA names, else a snapshot in the Hub's cache with its content.
+    DELTA is a folder, a URL (s3://…), or ORG/NAME[@REVISION] on the Hub. Without --base, the base
+    is the commit that DELTA names, else a snapshot in the Hub's cache with its content.
 
     Everything is checked. Tensors come back bit for bit, and files byte for byte.
     """

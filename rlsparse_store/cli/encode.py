@@ -70,7 +70,7 @@ def encode_command(
 ) -> None:
     """Store the checkpoint TUNED as a delta against BASE.
 
-    Each is a Hugging Face folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub. Every
+    Each is a Hugging Face folder, a .safetensors file, a URL, or ORG/NAME[@REVISION] (Hub). Every
     tensor comes back bit for bit, and the files of TUNED byte for byte.
 
     Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta

@@ -97,9 +97,9 @@ def inspect_command(
 ) -> None:
     """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
-    DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. Only the index of a delta is
-    read: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and columns
-    need the base: they are measured for a pair, and for a delta with --base or --values.
+    DELTA and RUN are folders, URLs (s3://…), or ORG/NAME[@REVISION] on the Hub. Only the index of a
+    delta is read: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and
+    columns need the base: they are measured for a pair, and for a delta with --base or --values.
     """
     if len(paths) > 2:
         msg = "give one DELTA or RUN, or BASE and TUNED"

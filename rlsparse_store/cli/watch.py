@@ -26,7 +26,7 @@ __all__ = ["watch_command"]
     "-b",
     required=True,
     metavar="BASE",
-    help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
+    help="The base: a folder, a .safetensors file, a URL, or ORG/NAME[@REVISION] (Hub).",
 )
 @click.option(
     "--out", "-o", required=True, metavar="RUN", help="Folder of the run to write, or its URL."

@@ -6,33 +6,40 @@ or reads again: so several processes may write, and none loses what another one 
 
 from __future__ import annotations
 
-import random
+import math
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import xxhash
 
+from rlsparse_store.buckets.calls import run_all
+from rlsparse_store.buckets.errors import too_late
 from rlsparse_store.buckets.local_folder import local_folder
 from rlsparse_store.buckets.object_store import ObjectStore
-from rlsparse_store.buckets.objects import ABSENT, Absent
 from rlsparse_store.buckets.upload import LAST_NAMES, delta_digest, upload_delta
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.run_files import (
     INDEX_NAME,
-    LARGEST_INDEX,
     LARGEST_NOTE,
     NOTE_NAME,
     RunContents,
-    index_text,
-    is_digest,
-    is_folder_name,
     natural_order,
-    parse_index,
     parse_note,
     row_of,
+)
+from rlsparse_store.delta.run_objects import (
+    MARKS,
+    PINS,
+    Index,
+    folder_times,
+    get_small,
+    has_object,
+    read_marks,
+    read_pins,
+    swap_index,
+    whole_folders,
 )
 from rlsparse_store.delta.run_place import (
     RepairReport,
@@ -44,7 +51,6 @@ from rlsparse_store.delta.run_place import (
 from rlsparse_store.errors import (
     BaseMismatchError,
     NotFoundError,
-    ObjectConflictError,
     OutputError,
     RunError,
 )
@@ -53,33 +59,20 @@ from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.file_names import DELTA_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from rlsparse_store.buckets.bucket_url import BucketUrl
-    from rlsparse_store.buckets.objects import ObjectVersion
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.delta.run_files import EntryNote, IndexRow
 
 __all__ = ["RunBucket"]
 
-_PRIVATE: Final = ".run"
-_MARKS: Final = f"{_PRIVATE}/unlisted/"
-_PINS: Final = f"{_PRIVATE}/pins/"
-_CLOCK: Final = f"{_PRIVATE}/clock"
-_SEEN: Final = f"{_PRIVATE}/watch/seen.json"
+_CLOCK: Final = ".run/clock"
+_SEEN: Final = ".run/watch/seen.json"
 
 _ABANDONED_SECONDS: Final = 86_400.0
 """An upload without a new object for this long was killed."""
-
-_READERS: Final = 8
-"""Entries that are read at once."""
-
-_MOST_SWAPS: Final = 200
-"""Times that other writers may come first. Each time, one of them succeeded."""
-
-_MOST_REFUSED: Final = 8
-"""Times that a version may be refused and found again."""
 
 _LONGEST_STEM: Final = 160
 """Characters of an entry's name in its folder."""
@@ -109,7 +102,7 @@ class RunBucket(RunPlace):
 
     def is_run(self) -> bool:
         """Whether this is a run: it has an index."""
-        return _has(self._store, INDEX_NAME)
+        return has_object(self._store, INDEX_NAME)
 
     def is_inside(self, folder: Path) -> bool:  # noqa: ARG002 - of a local run
         """Whether this is a local folder or inside it: no."""
@@ -117,7 +110,7 @@ class RunBucket(RunPlace):
 
     def read(self) -> RunContents:
         """What the index lists, as :class:`RunPlace` says."""
-        return _Index.read(self._store).contents()
+        return Index.read(self._store).contents()
 
     def find(self) -> RunContents | None:
         """What the index lists, as :class:`RunPlace` says."""
@@ -128,7 +121,7 @@ class RunBucket(RunPlace):
         """The row of an entry, as :class:`RunPlace` says."""
         report = inspect_delta(self.entry(folder))
         key = f"{folder}/{DELTA_FOLDER}/{NOTE_NAME}"
-        text, _ = _get(self._store, key, LARGEST_NOTE)
+        text, _ = get_small(self._store, key, LARGEST_NOTE)
         note = parse_note(text, self.root / key, folder, report.tuned_digest)
         return row_of(folder, note, report)
 
@@ -136,12 +129,12 @@ class RunBucket(RunPlace):
         """When an entry was written, as :class:`RunPlace` says, by the clock of the store."""
         if folder not in self._written:
             # One listing for all of them: entries do not change.
-            self._written = _folder_times(self._store)
+            self._written = folder_times(self._store)
         return self._written.get(folder, 0.0)
 
     def has_removable(self) -> bool:
         """Whether pruning finds something, as :class:`RunPlace` says."""
-        return bool(self.read().rows or _marks(self._store))
+        return bool(self.read().rows or read_marks(self._store))
 
     @contextmanager
     def write(self) -> Iterator[RunWriter]:
@@ -160,24 +153,28 @@ class RunBucket(RunPlace):
         """Make the index again, as :class:`RunPlace` says."""
         found: list[RepairReport] = []
 
-        def rebuilt(index: _Index) -> RunContents:
+        def rebuilt(index: Index) -> RunContents:
             index_error, indexed = None, {}
             try:
                 indexed = {row.folder: row for row in index.contents().rows}
             except RunError as error:
                 index_error = error.message
-            unlisted = _marks(self._store).keys()
-            folders = sorted(_whole(self._store) - unlisted, key=natural_order)
+            unlisted = read_marks(self._store).keys()
+            folders = sorted(whole_folders(self._store) - unlisted, key=natural_order)
             if not folders:
                 msg = "holds no deltas"
                 raise NotFoundError(msg, file=str(self.root))
-            with ThreadPoolExecutor(_READERS) as pool:
-                rows = list(pool.map(self.read_row, folders))
+            rows = run_all(
+                [partial(self.read_row, folder) for folder in folders],
+                # Each request has a deadline of its own.
+                math.inf,
+                lambda: too_late(str(self.root)),
+            )
             by_folder = {row.folder: row for row in rows}
             found.append(RepairReport.of(indexed, index_error, by_folder, unlisted))
-            return RunContents(rows, _pins(self._store))
+            return RunContents(rows, read_pins(self._store))
 
-        _swap(self._store, rebuilt)
+        swap_index(self._store, rebuilt)
         return found[-1]
 
 
@@ -195,7 +192,7 @@ class _BucketWriter(RunWriter):
     def __init__(self, root: BucketUrl, store: ObjectStore, contents: RunContents) -> None:
         super().__init__(root, contents)
         self._store = store
-        self._marked = set(_marks(store)) if contents.rows else set()
+        self._marked = set(read_marks(store)) if contents.rows else set()
         self._take(contents)
 
     def _take(self, contents: RunContents) -> None:
@@ -218,11 +215,11 @@ class _BucketWriter(RunWriter):
         row = row_of(folder, note, report)
         upload_delta(self._store, delta, f"{folder}/")
 
-        def with_row(index: _Index) -> RunContents:
+        def with_row(index: Index) -> RunContents:
             contents = index.contents()
             self._take(contents)
             require_base(self.root, note.name, row.base, contents.rows)
-            if _has(self._store, _MARKS + folder):
+            if has_object(self._store, MARKS + folder):
                 msg = "was pruned while it was written; run the same command again"
                 raise OutputError(msg, file=self.root / folder)
             held = self.current(note.name)
@@ -231,7 +228,7 @@ class _BucketWriter(RunWriter):
             return RunContents([*contents.rows, row], contents.pins)
 
         try:
-            contents = _swap(self._store, with_row)
+            contents = swap_index(self._store, with_row)
         except BaseMismatchError:
             self._mark(folder)
             raise
@@ -244,7 +241,7 @@ class _BucketWriter(RunWriter):
         """The folder of another entry of a name: after those that are there, in natural order."""
         stem = re.sub(r"[^A-Za-z0-9._-]|\A\.", "_", name)[:_LONGEST_STEM]
         numbered = re.compile(rf"{re.escape(stem)}(?:\.([0-9]{{1,9}})(?:-[0-9a-f]{{16}})?)?")
-        self._marked |= _marks(self._store).keys()
+        self._marked |= read_marks(self._store).keys()
         found = (numbered.fullmatch(folder) for folder in (*self._marked, *self.rows))
         number = max((int(match[1] or 1) for match in found if match is not None), default=0)
         return f"{stem}.{number + 1}-{digest}"
@@ -257,22 +254,22 @@ class _BucketWriter(RunWriter):
         unpinned: Sequence[IndexRow],
     ) -> list[IndexRow]:
         """Unlist and remove entries, as :class:`RunWriter` says."""
-        self._store.delete([_PINS + row.tuned for row in unpinned])
+        self._store.delete([PINS + row.tuned for row in unpinned])
         for row in pinned:
-            self._store.put(_PINS + row.tuned, row.name.encode("utf-8", "surrogateescape"))
+            self._store.put(PINS + row.tuned, row.name.encode("utf-8", "surrogateescape"))
         for row in unlisted:
             self._mark(row.folder)
 
-        def without_marked(index: _Index) -> RunContents:
+        def without_marked(index: Index) -> RunContents:
             # Marks and pins are read after the index: who changes one changes the index later.
-            marks, pins = _marks(self._store), _pins(self._store)
+            marks, pins = read_marks(self._store), read_pins(self._store)
             rows = index.contents().rows
             pinned_since = [r.folder for r in rows if r.folder in marks and r.tuned in pins]
-            self._store.delete([_MARKS + folder for folder in pinned_since])
+            self._store.delete([MARKS + folder for folder in pinned_since])
             self._marked = marks.keys() - set(pinned_since)
             return RunContents([r for r in rows if r.folder not in self._marked], pins)
 
-        self._take(_swap(self._store, without_marked))
+        self._take(swap_index(self._store, without_marked))
         for folder in removed:
             if folder not in self.rows:
                 self._sweep(folder)
@@ -281,7 +278,7 @@ class _BucketWriter(RunWriter):
 
     def due(self, grace_seconds: float) -> list[str]:
         """Folders whose grace period is over, by the clock of the store."""
-        marks = _marks(self._store)
+        marks = read_marks(self._store)
         if not marks:
             return []
         now = self._now()
@@ -289,7 +286,7 @@ class _BucketWriter(RunWriter):
         return sorted(due, key=natural_order)
 
     def _mark(self, folder: str) -> None:
-        self._store.put(_MARKS + folder, b"")
+        self._store.put(MARKS + folder, b"")
 
     def _now(self) -> float:
         self._store.put(_CLOCK, b"")
@@ -301,12 +298,12 @@ class _BucketWriter(RunWriter):
         first = [f"{folder}/{name}" for name in LAST_NAMES]
         self._store.delete([key for key in keys if key in first])
         self._store.delete([key for key in keys if key not in first])
-        self._store.delete([_MARKS + folder])
+        self._store.delete([MARKS + folder])
 
     def _mark_abandoned(self) -> None:
         """Mark what killed writers uploaded and did not list, so that it is removed, too."""
-        marks = _marks(self._store)
-        times = _folder_times(self._store).items()
+        marks = read_marks(self._store)
+        times = folder_times(self._store).items()
         unlisted = {f: modified for f, modified in times if f not in self.rows and f not in marks}
         if unlisted:
             now = self._now()
@@ -328,125 +325,10 @@ class _StateObject(WatcherState):
     def read(self, largest: int) -> bytes | None:
         """What was kept, as :class:`WatcherState` says."""
         try:
-            return _get(self._store, _SEEN, largest)[0]
+            return get_small(self._store, _SEEN, largest)[0]
         except RunError:
             return None
 
     def write(self, text: bytes) -> None:
         """Keep this instead, as :class:`WatcherState` says."""
         self._store.put(_SEEN, text)
-
-
-class _Index(NamedTuple):
-    """A version of the index.
-
-    Attributes:
-        text: Its content; ``None`` if there is no index.
-        version: What a writer replaces.
-        place: Where it is.
-    """
-
-    text: bytes | None
-    version: ObjectVersion | Absent
-    place: object
-
-    @classmethod
-    def read(cls, store: ObjectStore) -> _Index:
-        return cls(*_get(store, INDEX_NAME, LARGEST_INDEX), store.url / INDEX_NAME)
-
-    def contents(self) -> RunContents:
-        """What it lists.
-
-        Raises:
-            RunError: It is damaged.
-        """
-        return parse_index(self.text, self.place)
-
-
-def _swap(store: ObjectStore, change: Callable[[_Index], RunContents]) -> RunContents:
-    """Replace the index by what follows from it, in a version that no other writer came before.
-
-    Args:
-        store: The store, at the run.
-        change: Returns what to list, by the newest version.
-
-    Returns:
-        What is listed.
-
-    Raises:
-        OutputError: Other writers came first every time, or the store refuses what it should not.
-    """
-    refused: list[ObjectVersion | Absent] = []
-    for attempt in range(_MOST_SWAPS):
-        index = _Index.read(store)
-        if refused.count(index.version) == _MOST_REFUSED:
-            break
-        contents = change(index)
-        text = index_text(contents.rows, contents.pins)
-        if text == index.text:
-            return contents
-        try:
-            store.put(INDEX_NAME, text, only_if=index.version)
-        except ObjectConflictError:
-            refused.append(index.version)
-            # The answer to a put may be lost, and its repetition refused: the next look tells.
-            time.sleep(random.random() * min(0.02 * 2**attempt, 1.0))  # noqa: S311 - no secret
-        else:
-            return contents
-    msg = f"could not be replaced {len(refused)} times; run the same command again"
-    raise OutputError(msg, file=store.url / INDEX_NAME)
-
-
-def _get(store: ObjectStore, key: str, largest: int) -> tuple[bytes | None, ObjectVersion | Absent]:
-    """A small object and its version, or that there is none.
-
-    Raises:
-        RunError: It is too long.
-    """
-    try:
-        text, version = store.get(key)
-    except NotFoundError:
-        return None, ABSENT
-    if len(text) > largest:
-        msg = f"is longer than the {largest:,} bytes allowed; restore it, or remove it"
-        raise RunError(msg, file=store.url / key)
-    return text, version
-
-
-def _has(store: ObjectStore, key: str) -> bool:
-    try:
-        store.head(key)
-    except NotFoundError:
-        return False
-    return True
-
-
-def _marks(store: ObjectStore) -> dict[str, float]:
-    """The folders that are marked as no entries, and when they were marked."""
-    found = {stat.key.removeprefix(_MARKS): stat.modified for stat in store.list(_MARKS)}
-    return {folder: marked for folder, marked in found.items() if is_folder_name(folder)}
-
-
-def _pins(store: ObjectStore) -> set[str]:
-    names = (stat.key.removeprefix(_PINS) for stat in store.list(_PINS))
-    return {name for name in names if is_digest(name)}
-
-
-def _folder_times(store: ObjectStore) -> dict[str, float]:
-    """When the newest object of each folder was written."""
-    newest: dict[str, float] = {}
-    for stat in store.list():
-        folder, slash, _ = stat.key.partition("/")
-        if slash and is_folder_name(folder):
-            newest[folder] = max(newest.get(folder, 0.0), stat.modified)
-    return newest
-
-
-def _whole(store: ObjectStore) -> set[str]:
-    """The folders that hold a delta."""
-    found = set()
-    for stat in store.list():
-        folder, _, name = stat.key.partition("/")
-        if name in LAST_NAMES and is_folder_name(folder):
-            found.add(folder)
-    return found

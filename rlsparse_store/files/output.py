@@ -203,6 +203,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
     Raises:
         OutputError: It exists or cannot be written.
     """
+    _require_local(path)
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
     with _temporary(path) as temporary:
@@ -340,6 +341,17 @@ def _remove_ended(temporary: list[Path]) -> None:
                 found.unlink(missing_ok=True)
 
 
+def _require_local(target: Path) -> None:
+    """Require that a URL is not taken for a folder named after its scheme.
+
+    Raises:
+        OutputError: It is one.
+    """
+    if re.match(r"(s3|gs|gcs|az|abfss?|hf|https?):/", str(target)):
+        msg = "is a URL; only deltas and runs are written to one: choose a folder or a file here"
+        raise OutputError(msg, file=target)
+
+
 def _require_free(target: Path) -> None:
     if target.is_symlink():
         msg = "exists and is a link; give the folder that it leads to, or choose another place"
@@ -367,6 +379,7 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: The place is taken, cannot be written, or has too little room.
     """
+    _require_local(target)
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -28,9 +30,11 @@ from rlsparse_store.delta import (
     prune_run,
     repair_run,
     run_bucket,
+    run_objects,
     verify_run,
 )
 from rlsparse_store.delta.run_files import parse_index
+from rlsparse_store.delta.run_objects import Index, whole_folders
 from rlsparse_store.errors import (
     BaseMismatchError,
     BucketPermissionError,
@@ -275,6 +279,53 @@ def test_two_writers_lose_nothing(s3: LoopbackS3, view: BucketView, tmp_path: Pa
     assert any(r.status == 412 and r.key == "runs/a/run.json" for r in s3.requests)
 
 
+def test_eight_threads_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
+    base: Tensors = {"w": bf16_tensor(0, 8, 64)}
+    save(tmp_path / "base", base)
+    places = [save(tmp_path / f"step-{n}", {"w": tune(base["w"], n, 0.1)}) for n in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda p: encode_run(tmp_path / "base", [p], url_of(s3)), places))
+    assert names(url_of(s3)) == [f"step-{n}" for n in range(16)]
+
+
+def test_a_forked_process_writes(s3: LoopbackS3, trained: Path) -> None:
+    """The threads of the client do not survive the fork."""
+    encode(trained, url_of(s3), 10)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=encode, args=(trained, url_of(s3), 20))
+    child.start()
+    child.join(100)
+    assert child.exitcode == 0
+    encode(trained, url_of(s3))
+    assert names(url_of(s3)) == [step(number) for number in STEPS]
+
+
+def test_an_interruption_ends_an_upload(
+    s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path
+) -> None:
+    encode(trained, url_of(s3), 10)
+    s3.fail("silence", r"PUT /.*config\.json")
+    command: list[str | Path] = [
+        "-m",
+        "rlsparse_store",
+        "encode",
+        trained / "base",
+        trained / "trainer" / step(20),
+    ]
+    env = {"PATH": os.defpath, **s3.environment(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-P", *command, "-o", url_of(s3), "-q"], env=env, stderr=subprocess.PIPE
+    ) as process:
+        while s3.faults[0].times:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not list((tmp_path / "cache" / "staging").iterdir())
+    encode(trained, url_of(s3))
+    assert check(view, trained, tmp_path) == [step(number) for number in STEPS]
+
+
 def test_killed_writers_tear_and_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "bucket_kills.py"
     done = subprocess.run(
@@ -451,15 +502,15 @@ def test_repairing_while_another_writes(
 ) -> None:
     url = url_of(s3)
     encode(trained, url, 10)
-    real = run_bucket._whole
+    real = whole_folders
 
     def overtaken(store: ObjectStore) -> set[str]:
-        monkeypatch.setattr(run_bucket, "_whole", real)
+        monkeypatch.setattr(run_bucket, "whole_folders", real)
         found = real(store)
         encode(trained, url, 20)
         return found
 
-    monkeypatch.setattr(run_bucket, "_whole", overtaken)
+    monkeypatch.setattr(run_bucket, "whole_folders", overtaken)
     repair_run(url)
     assert names(url) == [step(10), step(20)]
 
@@ -500,7 +551,7 @@ WRITES = (r"PUT /.*config\.json", r"PUT /.*delta\.safetensors", r"PUT /.*run\.js
 
 
 @pytest.mark.parametrize("on", WRITES)
-@pytest.mark.parametrize("fault", ["500", "503", "dropped", "lost"])
+@pytest.mark.parametrize("fault", ["500", "503", "cut", "dropped", "lost"])
 def test_a_failure_that_passes_is_not_noticed(
     s3: LoopbackS3, view: BucketView, trained: Path, tmp_path: Path, fault: str, on: str
 ) -> None:
@@ -558,10 +609,10 @@ def test_a_store_that_refuses_every_condition(s3: LoopbackS3, trained: Path) -> 
 def test_other_writers_that_always_come_first(
     s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_bucket, "_MOST_SWAPS", 3)
+    monkeypatch.setattr(run_objects, "_MOST_SWAPS", 3)
     encode(trained, url_of(s3), 10)
     text, reads = view.get("runs/a/run.json") or b"", []
-    real = run_bucket._Index.read
+    real = Index.read
 
     def overtaken(store: ObjectStore) -> Any:  # noqa: ANN401 - passed on
         found = real(store)
@@ -569,7 +620,7 @@ def test_other_writers_that_always_come_first(
         view.put("runs/a/run.json", text + b" " * len(reads))
         return found
 
-    monkeypatch.setattr(run_bucket._Index, "read", overtaken)
+    monkeypatch.setattr(Index, "read", overtaken)
     with pytest.raises(OutputError, match="could not be replaced 3 times"):
         encode(trained, url_of(s3), 20)
 
@@ -646,3 +697,14 @@ def test_a_large_object_is_sent_in_parts(
     view.put("e/config.json", b"[]")
     with pytest.raises(OutputError, match="other content"):
         encode_delta(trained / "base", tuned, f"s3://{s3.bucket}/e")
+
+
+def test_other_results_are_not_written_to_a_url(
+    s3: LoopbackS3, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor into a folder of this name."""
+    monkeypatch.chdir(tmp_path)
+    encode_delta(trained / "base", trained / "trainer" / step(10), tmp_path / "delta")
+    with pytest.raises(OutputError, match="only deltas and runs"):
+        apply_delta(tmp_path / "delta", f"{s3.url}/out", base=trained / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta"]

@@ -386,9 +386,12 @@ url = os.environ["DELTA_URL"]
 model = small_llama()
 move_weights(model, seed=1, density=0.05)
 keep(model.state_dict())
+if rank == 0:
+    DeltaEncoder(base, device="cpu").encode(model, f"{url}/whole")
 fully_shard(model.model.layers[0], mesh=mesh)
 fully_shard(model, mesh=mesh)
 state = model.state_dict()
+DeltaEncoder(base, device="cpu").encode(state, f"{url}/sharded")
 # A rank fails after another one has uploaded its shard.
 fails = DeltaStorageWriter(base, f"{url}/delta")
 write = fails.write_data
@@ -404,6 +407,10 @@ del fails
 done = dcp.save(state, storage_writer=DeltaStorageWriter(base, f"{url}/delta", threads=2))
 assert done.storage_data.changed > 0
 dcp.save(state, storage_writer=DeltaStorageWriter(base), checkpoint_id=f"{url}/again")
+# Any number of ranks reads it.
+loaded = {name: torch.zeros_like(t) for name, t in state.items()}
+dcp.load(loaded, storage_reader=DeltaStorageReader(f"{url}/again", base))
+assert all(torch.equal(loaded[n].to_local(), state[n].to_local()) for n in state)
 again = DeltaStorageWriter(base, f"{url}/again")
 refused(lambda: dcp.save(state, storage_writer=again), OutputError, "exists already")
 """
@@ -417,10 +424,10 @@ def test_a_delta_in_a_bucket(
     small_llama().save_pretrained(tmp_path / "base")
     run_on_ranks(forks, tmp_path, BUCKET + DONE, ranks=3)
     view = BucketView(s3.bucket)
-    for name in ("delta", "again"):
+    for name, objects in {"delta": 5, "again": 5, "sharded": 5, "whole": 1}.items():
         view.copy(name, tmp_path / name)
         require_equal(tmp_path / name, tmp_path)
-        assert len(view.keys(f"{name}/")) == 5
+        assert len(view.keys(f"{name}/")) == objects
     puts = [request.key for request in s3.requests if request.method == "PUT"]
     assert puts[-1] == "again/rlsparse/delta.safetensors.index.json"
     assert not list((tmp_path / "cache" / "staging").iterdir())
