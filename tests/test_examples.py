@@ -143,7 +143,8 @@ RUN_BELOW = {
     ),
 }
 RUN_ELSEWHERE = {
-    f"specs/guides/{name}.md" for name in ("distributed", "serving", "serving-sglang", "watching")
+    f"specs/guides/{name}.md"
+    for name in ("distributed", "publishing", "serving", "serving-sglang", "watching")
 }
 """Run by the tests of their rooms and by ``tools/engines``, in the environment of the engine."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.run_files import EntryNote, IndexRow
     from rlsparse_store.delta.run_place import RunWriter
     from rlsparse_store.hub.access import HubAccess
-    from rlsparse_store.hub.listing import Listing
+    from rlsparse_store.hub.listing import HubFile, Listing
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.hub.snapshots import Snapshot
 
@@ -75,6 +76,12 @@ class ListedRun:
         self.run = run
         self._listing = listing
         self._access = access
+        self._folders: dict[str, dict[str, HubFile]] = {}
+        prefix = within(run, "")
+        for path, file in listing.files.items():
+            folder = path.removeprefix(prefix).partition("/")[0]
+            if path.startswith(prefix):
+                self._folders.setdefault(folder, {})[path] = file
 
     def rows(self) -> list[IndexRow]:
         """The entries, in order."""
@@ -84,9 +91,13 @@ class ListedRun:
         """The digests that are pinned."""
         return listed_pins(self._listing, self.run)
 
-    def fetch(self, selection: FileSelection) -> Snapshot:
-        """Download files."""
-        return fetch_listed(self._listing, selection, self._access)
+    def fetch(self, selection: FileSelection, folder: str | None = None) -> Snapshot:
+        """Download files, of a folder in the run if one is given."""
+        listing = self._listing
+        if folder is not None:
+            # Matching every pattern with all files of the run would take longer than downloading.
+            listing = replace(listing, files=self._folders[folder])
+        return fetch_listed(listing, selection, self._access)
 
 
 class CachedRun:
@@ -111,11 +122,12 @@ class CachedRun:
         return [self._place.read_row(folder) for folder in delta_names(self._place.root)]
 
     def pins(self) -> set[str]:
-        """The digests that are pinned."""
-        return self._place.pins()
+        """None: no download fetches pins."""
+        return set()
 
-    def fetch(self, selection: FileSelection) -> Snapshot:
+    def fetch(self, selection: FileSelection, folder: str | None = None) -> Snapshot:
         """Find files, and compare them with their content ids."""
+        del folder
         return fetch_snapshot(self._repo, selection, self._access)
 
 
@@ -162,18 +174,25 @@ def pull_entries(
         _require_base(out, rows, held)
         folders = choose_folders(rows, held)
         present = {row.folder for row in held}
-        for row in rows:
-            if folders[row.folder] in present:
-                continue
-            added, names, copied = _pull(source, row, folders[row.folder], writer)
+        missing = [row for row in rows if folders[row.folder] not in present]
+        for row in missing:
+            added = _pull(source, row, folders[row.folder], writer)
             new.append(added.folder)
-            files += names
-            nbytes += copied
-        writer.prune([], [], [row for row in rows if row.tuned in pinned], [])
+            files += added.files
+            nbytes += added.nbytes
+        writer.prune([], [], [row for row in missing if row.tuned in pinned], [])
     more = _pull_root_files(source, out)
     return PulledEntries(
         new, [f for f in folders.values() if f in present], files + more[0], nbytes + more[1]
     )
+
+
+class _Added(NamedTuple):
+    """An entry that was written: its folder, the number of its files, and their bytes."""
+
+    folder: str
+    files: int
+    nbytes: int
 
 
 def _require_run(out: Path) -> None:
@@ -196,22 +215,19 @@ def _require_base(out: Path, rows: Sequence[IndexRow], held: Sequence[IndexRow])
         raise BaseMismatchError(msg, file=out)
 
 
-def _pull(
-    source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: RunWriter
-) -> tuple[IndexRow, int, int]:
-    """Write one entry; its new row, the number of its files, and their bytes."""
+def _pull(source: ListedRun | CachedRun, row: IndexRow, folder: str, writer: RunWriter) -> _Added:
+    """Write one entry."""
     prefix = within(source.run, f"{row.folder}/")
     with writer.new_entry(folder) as target:
         with output_folder(target) as temporary:
-            snapshot = source.fetch(delta_files(prefix))
+            snapshot = source.fetch(delta_files(prefix), row.folder)
             names = [n.removeprefix(prefix) for n in snapshot.names if n.startswith(prefix)]
             nbytes = copy_files(snapshot.path / prefix, names, temporary)
             verify_delta(temporary)
             note, report = _entry(temporary, row, source.name)
             writer.require_held()
-        added = writer.add(target, note, report)
-        assert added is not None  # noqa: S101 - a folder has one writer
-        return added, len(names), nbytes
+        writer.add(target, note, report)
+        return _Added(target.name, len(names), nbytes)
 
 
 def _entry(delta: Path, row: IndexRow, place: str) -> tuple[EntryNote, DeltaReport]:
