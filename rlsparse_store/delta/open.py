@@ -302,7 +302,7 @@ def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:
 
 
 class _Mappings:
-    """Memory mappings of the base's files, of which each tensor is returned once.
+    """Memory mappings of the base's files; each tensor is returned once.
 
     A caller may write to a mapped tensor, and later callers would see it: so only the first gets
     the mapping, and others read the file. ``setdefault`` is atomic; a lock could be held when the

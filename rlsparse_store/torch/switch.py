@@ -62,9 +62,9 @@ def _synchronize(batches: list[SwapBatch]) -> None:
 class DeltaSwitch:
     """Turns a loaded base into tuned models and back, in place and bit for bit.
 
-    The first switch to a delta decodes it and keeps the replaced words: a mask of one bit per
-    weight and the words themselves, together about 11 % of a bfloat16 model at 5 % density. Later
-    switches exchange these words without decoding.
+    The first switch to a delta decodes it and keeps the replaced words, with a mask of one bit per
+    weight. Together they take about 11 % of a bfloat16 model at 5 % density. Later switches
+    exchange these words without decoding.
 
     Create the switch after the model is on its final device and before it is wrapped (FSDP,
     torch.compile), and use it from one thread. Only weights change: the configuration stays the

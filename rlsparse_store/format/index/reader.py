@@ -1,4 +1,4 @@
-"""Reading the index of a delta, none of which is believed (``specs/format.md`` section 10)."""
+"""Reading the index of a delta and checking all of it (``specs/format.md`` section 10)."""
 
 from __future__ import annotations
 
