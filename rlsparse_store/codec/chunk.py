@@ -36,7 +36,7 @@ from rlsparse_store.kernels.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -117,7 +117,9 @@ def encode_chunk(
         )
     if draft is None:
         draft = lay_out(backend, split_chunk(backend, chunk, coding, mantissa_bits, rows))
-    return compress_draft(backend, draft, coding, chunk.first, len(chunk.base), chunk.tuned)
+    return compress_draft(
+        backend, draft, coding, chunk.first, len(chunk.base), lambda: chunk.tuned(backend)
+    )
 
 
 def sampling_stride(changes: int) -> int:
@@ -179,7 +181,12 @@ def lay_out(backend: CpuBackend, streams: Streams) -> Draft:
 
 
 def compress_draft(
-    backend: CpuBackend, draft: Draft, coding: WordCoding, first: int, words: int, tuned: Words
+    backend: CpuBackend,
+    draft: Draft,
+    coding: WordCoding,
+    first: int,
+    words: int,
+    tuned: Callable[[], Words],
 ) -> EncodedChunk:
     """Compress a chunk, or store it whole if that is smaller.
 
@@ -189,12 +196,12 @@ def compress_draft(
         coding: Width and order map of its words.
         first: Its first word.
         words: Number of its words.
-        tuned: Its tuned words; unused if :func:`may_store_whole` is false.
+        tuned: Returns its tuned words; not called if :func:`may_store_whole` is false.
     """
     stored = compress(draft.content, draft.blocks)
     changes = sum(draft.changed)
     if len(stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
-        whole = encode_whole(backend, first, tuned, coding)
+        whole = encode_whole(backend, first, tuned(), coding)
         if len(whole.stored) < len(stored):
             return whole._replace(changes=changes)
     kind = ChunkCoding.DELTA_WITH_ROWS if draft.has_row_flags else ChunkCoding.DELTA

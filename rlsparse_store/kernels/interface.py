@@ -196,14 +196,12 @@ class ChunkWords:
     Attributes:
         first: Number of the first word in its tensor.
         base: Base words.
-        tuned: Tuned words.
         row_words: Words per row of the tensor; ``None`` if the tensor has no rows.
         changes: Its changed words.
     """
 
     first: int
     base: Words
-    tuned: Words
     row_words: int | None
     changes: ChangedWords
 
@@ -211,6 +209,12 @@ class ChunkWords:
     def place(self) -> tuple[int, int] | None:
         """Words per row, and the position of the first word in its row; ``None`` without rows."""
         return place_in_row(self.first, self.row_words)
+
+    def tuned(self, backend: CpuBackend) -> Words:
+        """Return the tuned words: the base words, with the changes made."""
+        words = self.base.copy()
+        backend.exchange(words, self.changes.mask, self.changes.after.copy())
+        return words
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,22 +128,18 @@ class Span(NamedTuple):
         words = self.coding.num_words(self.plan.coded_nbytes)
         return row_words(self.plan.tuned.shape, words)
 
-    def chunk_words(
-        self, start: int, base: NDArray[np.uint8], tuned: NDArray[np.uint8], changes: ChangeList
-    ) -> ChunkWords:
+    def chunk_words(self, start: int, base: NDArray[np.uint8], changes: ChangeList) -> ChunkWords:
         """Return the words of a chunk.
 
         Args:
             start: Its first byte.
             base: Its base bytes.
-            tuned: Its tuned bytes.
             changes: Its changed words; no later word has changed.
         """
         words, width = self.coding.num_words(len(base)), self.coding.width
         return ChunkWords(
             self.coding.num_words(start),
             as_words(base, width),
-            as_words(tuned, width),
             self.row_words,
             changes.first(words),
         )
@@ -413,7 +409,7 @@ def _encode_plain_block(
     if backend.compare(as_words(old, width), as_words(new, width), span.coding, changes).count == 0:
         return CodedSpan(span, [], base_leaves, base_leaves)
     leaves = backend.leaf_hashes(new)
-    chunk = span.chunk_words(start, old, new, changes)
+    chunk = span.chunk_words(start, old, changes)
     return CodedSpan(
         span, [_encode_words(backend, span, chunk, base_leaves, leaves)], leaves, base_leaves
     )
@@ -494,8 +490,10 @@ class _SpanEncoder:
         self._coding = span.coding
         self._base = BaseWindow(backend, base, span, scratch.base)
         self._tuned = tuned
-        self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
-        self._buffer_start = span.start
+        # Memory for the tuned bytes of one block. The changed words say what a chunk needs of them.
+        self._block = scratch.tuned.take(
+            min(span.tuned_stop - span.start, self._coding.nbytes(BLOCK_WORDS))
+        )
         self._chunker = Chunker()
         self._changed = scratch.changes
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
@@ -524,11 +522,10 @@ class _SpanEncoder:
                 self._add_block(start, shared, changes, old_leaves, leaves)
             if shared < stop:
                 self._close()
-                data = self._view(shared, stop)
+                data = new[shared - start :]
                 self._chunks.append(_encode_tail(self._backend, span, shared, data))
             if not self._chunker.is_open:
                 self._base.reset()
-                self._buffer_start = stop
         self._close()
         empty = np.zeros(0, np.uint64)
         tuned_leaves = np.concatenate([*self._tuned_leaves, empty])
@@ -538,7 +535,7 @@ class _SpanEncoder:
         self, start: int, stop: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Read tuned bytes; return them in the coded dtype, and as read if decoding widens them."""
-        plan, new = self._plan, self._view(start, stop)
+        plan, new = self._plan, self._block[: stop - start]
         if not (plan.widening or plan.is_cast):
             self._tuned.read_into(plan.tuned, start, new)
             return new, None
@@ -550,9 +547,6 @@ class _SpanEncoder:
             return new, wide
         new[:] = cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
         return new, None
-
-    def _view(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._bytes[start - self._buffer_start : stop - self._buffer_start]
 
     def _changes(self, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> Changes:
         """Compare a block, and append its changed words to those of the open chunk."""
@@ -582,8 +576,8 @@ class _SpanEncoder:
         if chunk is None:
             return
         leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
-        base, tuned = self._base.view(chunk.start, chunk.stop), self._view(chunk.start, chunk.stop)
-        words = self._span.chunk_words(chunk.start, base, tuned, self._changed)
+        base = self._base.view(chunk.start, chunk.stop)
+        words = self._span.chunk_words(chunk.start, base, self._changed)
         base_leaves = np.concatenate([base for base, _ in leaves])
         tuned_leaves = np.concatenate([tuned for _, tuned in leaves])
         self._chunks.append(
