@@ -124,6 +124,8 @@ def masters(root: Path, rank: int) -> None:
     refused(mixed, base, DtypeMismatchError, "trained in F32")
     sharded = make(base, out, **fsdp(state_dict_type="SHARDED_STATE_DICT"))
     refused(sharded, base, UnsupportedModelError, "FULL_STATE_DICT")
+    node = make(base, out, **fsdp(), save_on_each_node=True)
+    refused(node, base, UnsupportedModelError, "save_on_each_node=False")
     settings = fsdp() | {"bf16": True, "learning_rate": 1e-4}
     train(base, root / "plain", **settings)
     full = {

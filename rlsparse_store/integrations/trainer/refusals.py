@@ -92,6 +92,8 @@ def require_whole_model(trainer: Trainer, model: torch.nn.Module) -> None:
             'FSDP saves the parts of the ranks: set "version": 2 and "state_dict_type": '
             '"FULL_STATE_DICT" in fsdp_config'
         )
+    elif trainer.is_fsdp_enabled and trainer.args.save_on_each_node:
+        problem = "FSDP gathers its weights on one rank: use save_on_each_node=False"
     elif getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         problem = "only its adapter (PEFT) is trained and saved, which is small"
     elif getattr(model, "hf_quantizer", None) is not None:
