@@ -268,7 +268,7 @@ class OutputError(RlsparseError, OSError):
 
 
 class RunLockedError(OutputError):
-    """Another process is writing the run."""
+    """Another process is writing the run, or trains into the folder."""
 
 
 class RunError(RlsparseError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -157,8 +157,6 @@ class CheckpointStore:
             self._place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            with suppress(OSError):
-                draft.parent.rmdir()
 
     def _place(self, draft: Path, folder: Path) -> None:
         with self._changing(), output_errors(folder):

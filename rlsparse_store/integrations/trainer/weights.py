@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,11 +18,18 @@ from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.weight_views import views_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from rlsparse_store.delta.open import DeltaCheckpoint
 
-__all__ = ["file_tensors", "restorable_tensors", "restore_weights", "untied_tensors"]
+__all__ = [
+    "LiveWeights",
+    "file_tensors",
+    "live_weights",
+    "require_restorable",
+    "restore_weights",
+    "untied_tensors",
+]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,14 +67,39 @@ def file_tensors(model: torch.nn.Module, tensors: Tensors) -> Tensors:
     return reverted
 
 
-def restorable_tensors(model: torch.nn.Module) -> Tensors:
-    """The model's weights by their names in a checkpoint, as views of the model's memory.
+class LiveWeights(NamedTuple):
+    """A model's weights by their names in a checkpoint.
+
+    Attributes:
+        tensors: The weights.
+        trained: Names of those that are trained.
+    """
+
+    tensors: Tensors
+    trained: Collection[str]
+
+
+def live_weights(model: torch.nn.Module) -> LiveWeights:
+    """A model's weights, as views of its memory.
 
     Raises:
-        UnsupportedModelError: A weight has no view, so that it could not be restored.
         RlsparseError: The model is wrapped or holds an adapter.
     """
     views = named_tensors(model)
+    trained = {_memory(p) for p in model.parameters() if p.requires_grad and _own_part(p).numel()}
+    return LiveWeights(views, {name for name, view in views.items() if _memory(view) in trained})
+
+
+def require_restorable(model: torch.nn.Module, views: Mapping[str, torch.Tensor]) -> None:
+    """Require that all of a model's weights can be restored from a delta.
+
+    Args:
+        model: The model.
+        views: Its weights, of :func:`live_weights`.
+
+    Raises:
+        UnsupportedModelError: A weight has no view.
+    """
     covered = {_memory(view) for view in views.values()}
     for name, weight in model.state_dict().items():
         is_part = isinstance(weight, torch.Tensor) and _own_part(weight).numel()
@@ -77,7 +109,6 @@ def restorable_tensors(model: torch.nn.Module) -> Tensors:
                 "restored from a delta: save full checkpoints, and encode them with rlsparse encode"
             )
             raise UnsupportedModelError(msg, tensor=printable(name))
-    return views
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None:
