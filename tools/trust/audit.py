@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import CodeType
+    from types import CodeType, FrameType
 
 PROCESSES: Final = frozenset(
     (
@@ -132,7 +132,7 @@ class Watch:
         if isinstance(path, int):
             return None  # what is open was looked at when it was opened
         text = os.fsdecode(path)
-        if folder is not None and folder >= 0:
+        if folder >= 0:
             text = str(Path(f"/proc/self/fd/{folder}") / text)
         # To open a link is to open what it leads to; everything else changes the link.
         path = Path(text)
@@ -177,7 +177,8 @@ class Watch:
 
 def _callers() -> list[str]:
     """The files of the functions that are running, the innermost first, without this one."""
-    frame, found = sys._getframe(), []  # noqa: SLF001 - the stack is what is asked for
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the stack is what is asked for
+    found = []
     while frame is not None:
         if frame.f_code.co_filename != __file__:
             found.append(frame.f_code.co_filename)
