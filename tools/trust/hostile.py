@@ -34,6 +34,17 @@ HTML: Final = f'"><script src="http://evil.invalid/x.js">{MARK}</script><img src
 ESCAPES: Final = f"\x1b]0;{MARK}\x07\x1b[2J\x9b31m"
 
 
+CONFIG: Final = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 1,
+    "num_hidden_layers": 1,
+    "vocab_size": 16,
+}
+
+
 class Good(NamedTuple):
     """Sound files that the hostile ones are made of."""
 
@@ -88,12 +99,10 @@ def moved(tensors: Tensors) -> Tensors:
     return found
 
 
-def _checkpoint(folder: Path, tensors: Tensors, **files: bytes) -> None:
+def _checkpoint(folder: Path, tensors: Tensors) -> None:
     folder.mkdir(parents=True)
     (folder / MODEL).write_bytes(safetensors(tensors, metadata={"format": "pt"}))
-    (folder / "config.json").write_bytes(b'{"architectures": ["LlamaForCausalLM"]}')
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
 class _Payload:

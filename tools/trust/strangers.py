@@ -27,6 +27,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -200,14 +201,22 @@ def call(work: Callable[[], Any], what: str, found: Findings) -> None:
             if error.errno is None:
                 found.problems.append(f"{what}: {type(error).__name__}: {error}"[:300])
         except BaseException as error:  # noqa: BLE001 - what is looked for
-            outcome = "untyped"
-            found.problems.append(f"{what}: untyped {type(error).__name__}: {error}"[:300])
+            outcome = "refused by transformers"
+            if not _is_from_transformers(error):
+                outcome = "untyped"
+                found.problems.append(f"{what}: untyped {type(error).__name__}: {error}"[:300])
     found.calls[outcome] += 1
     text = out.getvalue() + err.getvalue()
     if CONTROL.search(text):
         found.problems.append(f"{what}: control characters on the terminal")
     if SECRET.decode().strip() in text:
         found.problems.append(f"{what}: the secret on the terminal")
+
+
+def _is_from_transformers(error: BaseException) -> bool:
+    """Whether transformers raised it, which refuses configurations with errors of its own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f"{os.sep}transformers{os.sep}" in frame.filename for frame in frames[-6:])
 
 
 class Rig:
