@@ -154,7 +154,7 @@ def read_in_python(
     import rlsparse_store  # noqa: PLC0415 - late
 
     def every_tensor() -> None:
-        with rlsparse_store.open_delta(given, base=good.base, framework="np") as opened:
+        with rlsparse_store.open_delta(given, base=good.base, framework="bits") as opened:
             repr(opened)
             for name in opened:
                 opened.get_tensor(name)
