@@ -25,7 +25,7 @@ from rlsparse_store.format.digests import LEAF_BYTES, leaves_check
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.index.records import ChunkCoding, row_words
 from rlsparse_store.format.limits import MAX_CHUNK_WORDS
-from rlsparse_store.format.words import as_words, cast_to_bf16, narrow
+from rlsparse_store.format.words import as_words, cast_to_bf16, narrow, to_bytes
 from rlsparse_store.kernels.interface import Changes, ChunkWords
 from rlsparse_store.pipeline.tensor_matching import PIECE_BYTES, TensorPlan
 
