@@ -32,6 +32,7 @@ __all__ = [
     "folders_with_deltas",
     "open_checkpoint_at",
     "read_delta_at",
+    "require_local",
 ]
 
 _LISTED: Final = 5
@@ -61,6 +62,18 @@ def as_bucket_url(
         msg = "object storage is not read with local_files_only (--local-files-only)"
         raise NotFoundError(msg, file=url)
     return url
+
+
+def require_local(place: str | PathLike[str]) -> None:
+    """Require that a name is not a URL, where only local folders are read or written.
+
+    Raises:
+        NotFoundError: It is one.
+    """
+    url = parse_bucket_url(place)
+    if url is not None:
+        msg = "is a URL of object storage, and a local folder is needed here: copy it first"
+        raise NotFoundError(msg, file=url)
 
 
 def read_delta_at(url: BucketUrl, max_tuned_bytes: int | None = None) -> DeltaReader:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rlsparse_store.delta.bucket_places import require_local
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import as_repo_id
 from rlsparse_store.delta.run import place_of
@@ -103,6 +104,7 @@ def rebase_hint(
         >>> rebase_hint("run", "Qwen/Qwen2.5-7B@main").rewritten  # doctest: +SKIP
         ['checkpoint-100', 'checkpoint-200']
     """
+    require_local(delta)
     if as_repo_id(delta) is not None:
         msg = "is on the Hub: pull it, record the base in what you pulled, and push that"
         raise NotFoundError(msg, file=printable(str(delta)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rlsparse_store.delta.bucket_places import require_local
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.listed_run import within
 from rlsparse_store.delta.resolve import delta_folders, find_base, subfolder_parts
@@ -128,6 +129,8 @@ def pull_delta(  # noqa: PLR0913 - each option is one of the command line's
     Example:
         >>> pull_delta("me/qwen2.5-7b-grpo", "qwen-grpo-delta")  # doctest: +SKIP
     """
+    require_local(repo)
+    require_local(out)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     asked = parse_repo_id(repo)
     if asked is None:

@@ -236,6 +236,21 @@ def test_a_run_in_a_folder(pushed: Path, hub: LoopbackHub, home: Path, tmp_path:
     assert inspect_run(tmp_path / "out").deltas[2].is_pinned
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pull", "me/run", "-o", "s3://bucket/run"),
+        ("pull", "hf://buckets/me/store/run", "-o", "out"),
+        ("push", "s3://bucket/run", "me/run"),
+        ("rebase-hint", "gs://bucket/run", "--base", "org/base"),
+    ],
+)
+def test_urls_of_object_storage(hub: LoopbackHub, home: Path, command: tuple[str, ...]) -> None:
+    said = fail(4, hub, home, *command)
+    assert "is a URL of object storage, and a local folder is needed here" in said
+    assert not hub.requests
+
+
 def row(folder: str, step: int | None, **metrics: float) -> IndexRow:
     return IndexRow(
         folder=folder,
