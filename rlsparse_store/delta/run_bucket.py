@@ -30,8 +30,9 @@ from rlsparse_store.delta.run_files import (
     row_of,
 )
 from rlsparse_store.delta.run_objects import (
-    MARKS,
+    ABANDONED,
     PINS,
+    UNLISTED,
     Index,
     folder_times,
     get_small,
@@ -71,8 +72,11 @@ __all__ = ["RunBucket"]
 _CLOCK: Final = ".run/clock"
 _SEEN: Final = ".run/watch/seen.json"
 
-_ABANDONED_SECONDS: Final = 86_400.0
-"""An upload without a new object for this long was killed."""
+_DAY: Final = 86_400.0
+"""An upload without a new object for this long was killed; a mark of nothing is deleted then."""
+
+_HOUR: Final = 3600.0
+"""Seconds between marking what a killed writer uploaded and removing it."""
 
 _LONGEST_STEM: Final = 160
 """Characters of an entry's name in its folder."""
@@ -134,7 +138,7 @@ class RunBucket(RunPlace):
 
     def has_removable(self) -> bool:
         """Whether pruning finds something, as :class:`RunPlace` says."""
-        return bool(self.read().rows or read_marks(self._store))
+        return bool(self.read().rows or read_marks(self._store, UNLISTED))
 
     @contextmanager
     def write(self) -> Iterator[RunWriter]:
@@ -159,7 +163,7 @@ class RunBucket(RunPlace):
                 indexed = {row.folder: row for row in index.contents().rows}
             except RunError as error:
                 index_error = error.message
-            unlisted = read_marks(self._store).keys()
+            unlisted = _marked_folders(self._store)
             folders = sorted(whole_folders(self._store) - unlisted, key=natural_order)
             if not folders:
                 msg = "holds no deltas"
@@ -192,7 +196,7 @@ class _BucketWriter(RunWriter):
     def __init__(self, root: BucketUrl, store: ObjectStore, contents: RunContents) -> None:
         super().__init__(root, contents)
         self._store = store
-        self._marked = set(read_marks(store)) if contents.rows else set()
+        self._marked = set(read_marks(store, UNLISTED)) if contents.rows else set()
         self._take(contents)
 
     def _take(self, contents: RunContents) -> None:
@@ -219,7 +223,7 @@ class _BucketWriter(RunWriter):
             contents = index.contents()
             self._take(contents)
             require_base(self.root, note.name, row.base, contents.rows)
-            if has_object(self._store, MARKS + folder):
+            if any(has_object(self._store, kind + folder) for kind in (UNLISTED, ABANDONED)):
                 msg = "was pruned while it was written; run the same command again"
                 raise OutputError(msg, file=self.root / folder)
             held = self.current(note.name)
@@ -241,8 +245,8 @@ class _BucketWriter(RunWriter):
         """The folder of another entry of a name: after those that are there, in natural order."""
         stem = re.sub(r"[^A-Za-z0-9._-]|\A\.", "_", name)[:_LONGEST_STEM]
         numbered = re.compile(rf"{re.escape(stem)}(?:\.([0-9]{{1,9}})(?:-[0-9a-f]{{16}})?)?")
-        self._marked |= read_marks(self._store).keys()
-        found = (numbered.fullmatch(folder) for folder in (*self._marked, *self.rows))
+        taken = _marked_folders(self._store) | self.rows.keys()
+        found = (numbered.fullmatch(folder) for folder in taken)
         number = max((int(match[1] or 1) for match in found if match is not None), default=0)
         return f"{stem}.{number + 1}-{digest}"
 
@@ -262,10 +266,10 @@ class _BucketWriter(RunWriter):
 
         def without_marked(index: Index) -> RunContents:
             # Marks and pins are read after the index: who changes one changes the index later.
-            marks, pins = read_marks(self._store), read_pins(self._store)
+            marks, pins = read_marks(self._store, UNLISTED), read_pins(self._store)
             rows = index.contents().rows
             pinned_since = [r.folder for r in rows if r.folder in marks and r.tuned in pins]
-            self._store.delete([MARKS + folder for folder in pinned_since])
+            self._store.delete([UNLISTED + folder for folder in pinned_since])
             self._marked = marks.keys() - set(pinned_since)
             return RunContents([r for r in rows if r.folder not in self._marked], pins)
 
@@ -273,43 +277,64 @@ class _BucketWriter(RunWriter):
         for folder in removed:
             if folder not in self.rows:
                 self._sweep(folder)
-        self._mark_abandoned()
+        self._clean()
         return [row for row in unlisted if row.folder not in self.rows]
 
     def due(self, grace_seconds: float) -> list[str]:
         """Folders whose grace period is over, by the clock of the store."""
-        marks = read_marks(self._store)
+        marks = read_marks(self._store, UNLISTED)
         if not marks:
             return []
-        now = self._now()
-        due = [folder for folder, marked in marks.items() if now - marked >= grace_seconds]
+        now, there = self._now(), folder_times(self._store)
+        due = [f for f, marked in marks.items() if f in there and now - marked >= grace_seconds]
         return sorted(due, key=natural_order)
 
     def _mark(self, folder: str) -> None:
-        self._store.put(MARKS + folder, b"")
+        self._store.put(UNLISTED + folder, b"")
 
     def _now(self) -> float:
         self._store.put(_CLOCK, b"")
         return self._store.head(_CLOCK).modified
 
     def _sweep(self, folder: str) -> None:
-        """Remove an unlisted folder: first what makes it a delta, then the rest, then the mark."""
+        """Remove a marked folder: first what makes it a delta, then the rest. The mark stays."""
         keys = [stat.key for stat in self._store.list(f"{folder}/")]
         first = [f"{folder}/{name}" for name in LAST_NAMES]
         self._store.delete([key for key in keys if key in first])
         self._store.delete([key for key in keys if key not in first])
-        self._store.delete([MARKS + folder])
 
-    def _mark_abandoned(self) -> None:
-        """Mark what killed writers uploaded and did not list, so that it is removed, too."""
-        marks = read_marks(self._store)
-        times = folder_times(self._store).items()
-        unlisted = {f: modified for f, modified in times if f not in self.rows and f not in marks}
-        if unlisted:
-            now = self._now()
-            for folder, modified in unlisted.items():
-                if now - modified > _ABANDONED_SECONDS:
-                    self._mark(folder)
+    def _clean(self) -> None:
+        """Remove what killed writers uploaded and did not list, and the marks of what is gone.
+
+        A mark outlives its folder by a day. Otherwise a writer could fill the folder again, which
+        another pruning has begun to remove.
+        """
+        there = folder_times(self._store)
+        unlisted, abandoned = (read_marks(self._store, kind) for kind in (UNLISTED, ABANDONED))
+        left = there.keys() - self.rows.keys() - unlisted.keys()
+        if not (left or unlisted or abandoned):
+            return
+        now = self._now()
+        for folder in sorted(left):
+            if folder not in abandoned:
+                if now - there[folder] > _DAY:
+                    self._store.put(ABANDONED + folder, b"")
+            elif now - abandoned[folder] > _HOUR:
+                self._sweep(folder)
+        ended = [
+            kind + folder
+            for kind, marks in ((UNLISTED, unlisted), (ABANDONED, abandoned))
+            for folder, marked in marks.items()
+            if folder not in there and now - marked > _DAY
+        ]
+        # A writer that listed one had looked for the mark just before.
+        listed = [ABANDONED + folder for folder in abandoned.keys() & self.rows.keys()]
+        self._store.delete([*ended, *listed])
+
+
+def _marked_folders(store: ObjectStore) -> set[str]:
+    """The folders that are no entries, and that no entry gets."""
+    return {*read_marks(store, UNLISTED), *read_marks(store, ABANDONED)}
 
 
 class _StateObject(WatcherState):

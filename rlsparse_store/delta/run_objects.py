@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rlsparse_store.buckets.objects import ABSENT, Absent
+from rlsparse_store.buckets.objects import ABSENT, Absent, ObjectVersion
 from rlsparse_store.buckets.upload import LAST_NAMES
 from rlsparse_store.delta.run_files import (
     INDEX_NAME,
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlsparse_store.buckets.object_store import ObjectStore
-    from rlsparse_store.buckets.objects import ObjectVersion
 
 __all__ = [
-    "MARKS",
+    "ABANDONED",
     "PINS",
+    "UNLISTED",
     "Index",
     "folder_times",
     "get_small",
@@ -38,11 +39,20 @@ __all__ = [
     "whole_folders",
 ]
 
-MARKS: Final = ".run/unlisted/"
-"""What the keys of marks begin with."""
+UNLISTED: Final = ".run/unlisted/"
+"""What the keys of the marks of unlisted entries begin with."""
+
+ABANDONED: Final = ".run/abandoned/"
+"""The same of folders that a killed writer uploaded."""
 
 PINS: Final = ".run/pins/"
 """What the keys of pins begin with."""
+
+_PROBE: Final = ".run/conditions"
+"""An empty object, on which conditions are tried."""
+
+_NO_VERSION: Final = ObjectVersion(f'"{"0" * 32}"', "0")
+"""A version that no object has."""
 
 _MOST_SWAPS: Final = 200
 """Times that other writers may come first. Each time, one of them succeeded."""
@@ -94,7 +104,8 @@ def swap_index(store: ObjectStore, change: Callable[[Index], RunContents]) -> Ru
         What is listed.
 
     Raises:
-        OutputError: Other writers came first every time, or the store refuses what it should not.
+        OutputError: Other writers came first every time, or the store refuses what it should not,
+            or replaces what it should not.
     """
     refused: list[ObjectVersion | Absent] = []
     for attempt in range(_MOST_SWAPS):
@@ -105,6 +116,8 @@ def swap_index(store: ObjectStore, change: Callable[[Index], RunContents]) -> Ru
         text = index_text(contents.rows, contents.pins)
         if text == index.text:
             return contents
+        if index.text is None:
+            _require_conditions(store)
         try:
             store.put(INDEX_NAME, text, only_if=index.version)
         except ObjectConflictError:
@@ -115,6 +128,27 @@ def swap_index(store: ObjectStore, change: Callable[[Index], RunContents]) -> Ru
             return contents
     msg = f"could not be replaced {len(refused)} times; run the same command again"
     raise OutputError(msg, file=store.url / INDEX_NAME)
+
+
+def _require_conditions(store: ObjectStore) -> None:
+    """Require, before there is a run, that the store honours both conditions of a write.
+
+    Some servers of S3 ignore them: there, writers would lose each other's entries.
+
+    Raises:
+        OutputError: It does not.
+    """
+    with suppress(ObjectConflictError):
+        store.put(_PROBE, b"", only_if=ABSENT)
+    conditions: tuple[ObjectVersion | Absent, ...] = (ABSENT, _NO_VERSION)
+    for condition in conditions:
+        with suppress(ObjectConflictError):
+            store.put(_PROBE, b"", only_if=condition)
+            msg = (
+                "this object storage ignores the conditions of a write, so writers of a run could "
+                "lose each other's entries; store the run elsewhere, or in a folder"
+            )
+            raise OutputError(msg, file=store.url)
 
 
 def get_small(
@@ -144,9 +178,9 @@ def has_object(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def read_marks(store: ObjectStore) -> dict[str, float]:
-    """The folders that are marked as no entries, and when they were marked."""
-    found = {stat.key.removeprefix(MARKS): stat.modified for stat in store.list(MARKS)}
+def read_marks(store: ObjectStore, kind: str) -> dict[str, float]:
+    """The folders that have a mark of this kind, and when they were marked."""
+    found = {stat.key.removeprefix(kind): stat.modified for stat in store.list(kind)}
     return {folder: marked for folder, marked in found.items() if is_folder_name(folder)}
 
 

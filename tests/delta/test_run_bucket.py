@@ -12,15 +12,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bucket_view import BucketView
-from loopback_s3 import LoopbackS3, rlsparse
+from loopback_s3 import SECRETS, LoopbackS3, rlsparse
 from pairs import SINGLE, Tensors, bf16_tensor, contents, save, tune
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.buckets.object_store import ObjectStore
+from rlsparse_store.buckets.objects import Absent, ObjectVersion
 from rlsparse_store.buckets.upload import upload_delta
 from rlsparse_store.delta import (
     apply_delta,
@@ -42,6 +43,9 @@ from rlsparse_store.errors import (
     OutputError,
     RunError,
 )
+
+if TYPE_CHECKING:
+    from rlsparse_store.buckets.connection import Condition
 
 STEPS = (10, 20, 30)
 
@@ -118,9 +122,11 @@ def test_a_run_is_written_and_continued(
     assert [entry.step for entry in entries] == list(STEPS)
     assert [entry.parent for entry in entries] == [None, *(e.tuned_digest for e in entries[:-1])]
     assert check(view, trained, tmp_path) == [step(number) for number in STEPS]
-    # Nothing is left on this machine, and a copy by other tools is a run.
+    # Nothing is left on this machine, no object repeats a secret, and a copy is a run.
     assert not list((tmp_path / "cache" / "staging").iterdir())
     view.copy("runs/a", tmp_path / "copied")
+    written = b"".join(contents(tmp_path / "copied").values())
+    assert not [secret for secret in SECRETS if secret.encode() in written]
     assert inspect_run(tmp_path / "copied").deltas == entries
     assert len(verify_run(tmp_path / "copied", base=trained / "base").entries) == 3
 
@@ -275,8 +281,12 @@ def test_two_writers_lose_nothing(s3: LoopbackS3, view: BucketView, tmp_path: Pa
         ended.set()
         assert reader.result() > 3
     assert codes == [0, 0]
-    assert sorted(names(url_of(s3))) == sorted(f"w{w}-{n}" for w in range(2) for n in range(100))
     assert any(r.status == 412 and r.key == "runs/a/run.json" for r in s3.requests)
+    s3.requests.clear()
+    done_inspecting = rlsparse(s3, tmp_path, "inspect", url_of(s3), "--json")
+    found = [entry["name"] for entry in json.loads(done_inspecting.stdout)["deltas"]]
+    assert sorted(found) == sorted(f"w{w}-{n}" for w in range(2) for n in range(100))
+    assert [(r.method, r.key) for r in s3.requests] == [("GET", "runs/a/run.json")]
 
 
 def test_eight_threads_lose_nothing(s3: LoopbackS3, tmp_path: Path) -> None:
@@ -386,7 +396,7 @@ def test_what_makes_a_delta_is_removed_first(
 
     monkeypatch.setattr(ObjectStore, "delete", noted)
     prune_run(url, grace_seconds=0)
-    *_, after_first, after_all, _ = left
+    after_first, after_all = [keys for keys in left if len(keys) < 3][:2]
     assert f"runs/a/{first}/rlsparse/delta.safetensors" not in after_first
     assert (len(after_first), after_all) == (2, [])
 
@@ -442,17 +452,54 @@ def test_what_is_pruned_while_it_is_written_is_not_listed(
 def test_uploads_of_killed_writers_are_removed(
     s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = url_of(s3)
+    url, left = url_of(s3), "checkpoint-9.1-0123456789abcdef"
     encode(trained, url)
-    view.put("runs/a/checkpoint-9.1-0123456789abcdef/config.json", b"{}")
+    view.put(f"runs/a/{left}/config.json", b"{}")
     prune_run(url, keep_last=3, grace_seconds=0)
     prune_run(url, grace_seconds=0)
-    assert view.keys("runs/a/checkpoint-9"), "it may be in progress"
-    monkeypatch.setattr(run_bucket, "_ABANDONED_SECONDS", -1.0)
-    prune_run(url, grace_seconds=0)
-    assert prune_run(url, grace_seconds=0).removed == ["checkpoint-9.1-0123456789abcdef"]
-    assert not view.keys("runs/a/checkpoint-9")
+    assert view.keys(f"runs/a/{left}"), "it may be in progress"
+    monkeypatch.setattr(run_bucket, "_DAY", -1.0)
+    prune_run(url)
+    assert view.keys(f"runs/a/.run/abandoned/{left}")
+    prune_run(url)
+    assert view.keys(f"runs/a/{left}"), "it was marked a moment ago"
+    monkeypatch.setattr(run_bucket, "_HOUR", -1.0)
+    prune_run(url)
+    assert not view.keys(f"runs/a/{left}")
+    prune_run(url)
+    assert view.keys("runs/a/.run/") == ["runs/a/.run/clock", "runs/a/.run/conditions"]
     assert len(folders(url)) == 3
+
+
+def test_an_upload_that_a_writer_finishes_is_not_removed(
+    s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was marked while it was listed."""
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    view.put(f"runs/a/.run/abandoned/{first}", b"")
+    monkeypatch.setattr(run_bucket, "_HOUR", -1.0)
+    prune_run(url)
+    assert view.keys(f"runs/a/{first}")
+    assert not view.keys("runs/a/.run/abandoned/")
+    # And the one whose mark came first gets another folder.
+    view.put(f"runs/a/.run/abandoned/{first}", b"")
+    prune_run(url, keep_last=2, grace_seconds=0)
+    assert encode(trained, url)[0] != first
+
+
+def test_a_folder_that_is_removed_is_not_filled_again(
+    s3: LoopbackS3, view: BucketView, trained: Path
+) -> None:
+    """Another pruning may be removing it, too."""
+    url = url_of(s3)
+    first, *_ = encode(trained, url)
+    prune_run(url, keep_last=2)
+    assert prune_run(url, grace_seconds=0).removed == [first]
+    assert prune_run(url, grace_seconds=0).removed == []
+    (again,) = encode(trained, url)
+    assert again.startswith("checkpoint-10.2-")
+    assert not view.keys(f"runs/a/{first}/")
 
 
 def test_a_damaged_index_is_refused(s3: LoopbackS3, view: BucketView, trained: Path) -> None:
@@ -623,6 +670,22 @@ def test_other_writers_that_always_come_first(
     monkeypatch.setattr(Index, "read", overtaken)
     with pytest.raises(OutputError, match="could not be replaced 3 times"):
         encode(trained, url_of(s3), 20)
+
+
+@pytest.mark.parametrize("ignored", [Absent, ObjectVersion])
+def test_a_store_without_conditions_is_refused(
+    s3: LoopbackS3, view: BucketView, trained: Path, monkeypatch: pytest.MonkeyPatch, ignored: type
+) -> None:
+    """Older servers of S3 ignore them."""
+    real = ObjectStore.put
+
+    def put(store: ObjectStore, key: str, data: bytes | Path, *, only_if: Condition = None) -> Any:  # noqa: ANN401 - passed on
+        return real(store, key, data, only_if=None if isinstance(only_if, ignored) else only_if)
+
+    monkeypatch.setattr(ObjectStore, "put", put)
+    with pytest.raises(OutputError, match="ignores the conditions"):
+        encode(trained, url_of(s3), 10)
+    assert not view.keys("runs/a/run.json")
 
 
 def test_objects_of_other_content_are_never_replaced(
