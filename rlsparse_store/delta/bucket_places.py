@@ -97,12 +97,18 @@ def fetch_delta_at(url: BucketUrl, selection: FileSelection) -> Path:
 
 
 def _no_delta(folder: BucketFolder) -> NotFoundError:
+    if not folder.files:
+        return _nothing(folder.url)
     msg = f"is not a delta: there are no objects below {DELTA_FOLDER}/ in it"
     found = folders_with_deltas(folder.files)
     if found:
         more = ", …" if len(found) > _LISTED else ""
         msg += f"; there are deltas in {printable(', '.join(found[:_LISTED]))}{more} (--subfolder)"
     return NotFoundError(msg, file=folder.url)
+
+
+def _nothing(url: BucketUrl) -> NotFoundError:
+    return NotFoundError("there are no objects below this URL; check the name", file=url)
 
 
 def folders_with_deltas(names: Iterable[str]) -> list[str]:
@@ -159,8 +165,7 @@ def _weights(url: BucketUrl) -> tuple[BucketFolder, WeightFiles]:
         return BucketFolder(url._replace(prefix=parent)), WeightFiles([name])
     folder = BucketFolder(url)
     if not folder.files:
-        msg = "there are no objects below this URL; check the name"
-        raise NotFoundError(msg, file=url)
+        raise _nothing(url)
     weights = choose_weight_files(folder, cache_path(url))
     if weights is None and any(name.startswith(f"{DELTA_FOLDER}/") for name in folder.files):
         msg = "is a delta, not a checkpoint; rebuild the checkpoint first (rlsparse apply)"

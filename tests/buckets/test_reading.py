@@ -191,6 +191,8 @@ def test_what_is_no_delta(s3: LoopbackS3) -> None:
             call(f"{s3.url}/base")
         with pytest.raises(NotFoundError, match=r"there are deltas in delta \(--subfolder\)"):
             call(s3.url)
+        with pytest.raises(NotFoundError, match=f"{s3.url}/bas: there are no objects below"):
+            call(f"{s3.url}/bas")
         with pytest.raises(NotFoundError, match="has no revision"):
             call(f"{s3.url}/delta", revision="main")
         with pytest.raises(NotFoundError, match="not read with local_files_only"):
