@@ -227,8 +227,8 @@ class DeltaSwitch:
             raise RlsparseError(msg)
         if self._initial_addresses != _addresses(self._model):
             msg = (
-                "the model's weights were moved, cast or replaced since the switch was created; "
-                "load the base again and create the switch once the model is on its final device"
+                "the model's weights were moved, cast or replaced after the switch was created; "
+                "load the base, move the model to its device, and create the switch"
             )
             raise RlsparseError(msg)
 
