@@ -158,7 +158,9 @@ def float32(root: Path, stage: int, rank: int) -> None:
     if rank == 0:
         for step in (2, 4):
             full = runs.full("masters-plain", step)
-            rounded = {name: tensor.bfloat16() for name, tensor in full.items()}
+            # Tied weights once, as in the base.
+            names = load_file(runs.base / WEIGHTS)
+            rounded = {name: full[name].bfloat16() for name in names}
             runs.require_delta("masters", step, rounded)
     # Exact from any of them, by the state that DeepSpeed saves.
     trainer = runs.train("masters", {"cast": "bf16"}, os.fspath(runs.folder("masters", 2)))

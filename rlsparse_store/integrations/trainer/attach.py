@@ -28,12 +28,15 @@ from rlsparse_store.integrations.trainer.trainer_methods import require_methods
 from rlsparse_store.integrations.trainer.weights import (
     live_weights,
     require_restorable,
+    tied_beside,
     untied_tensors,
 )
 from rlsparse_store.torch.encoder import DeltaEncoder
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = ["store_as_deltas"]
 
@@ -123,11 +126,15 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     require_whole_model(trainer, model)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     path = find_checkpoint(base, "base", access, base_revision)
-    _require_weights_of(trainer, model, path, cast)
+    sources = _require_weights_of(trainer, model, path, cast)
+    # Trainer may save a tied weight twice. Nothing would round the one that the base lacks.
+    left_out = tied_beside(model, sources) if cast else ()
     encoder = DeltaEncoder(path, device="cpu" if background else None, threads=threads)
     # All ranks take part in saving full weights with FSDP: none may decide alone to do that.
     waiting = 0 if trainer.is_fsdp_enabled else queue
-    store = CheckpointStore(encoder, cast=cast, keep=keep, queue=waiting if background else None)
+    store = CheckpointStore(
+        encoder, cast=cast, keep=keep, queue=waiting if background else None, left_out=left_out
+    )
     if trainer.args.should_save:
         require_free(Path(trainer.args.output_dir or "."))
     if trainer.args.should_save and not trainer.is_deepspeed_enabled:
@@ -142,8 +149,17 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     _say_what_resumes(cast, None if trainer.is_deepspeed_enabled else keep)
 
 
-def _require_weights_of(trainer: Any, model: Any, base: Path, cast: str | None) -> None:  # noqa: ANN401 - as above
-    """Require that the weights are the base's, and fit into deltas of it."""
+def _require_weights_of(
+    trainer: Any,  # noqa: ANN401 - as above
+    model: Any,  # noqa: ANN401 - any model
+    base: Path,
+    cast: str | None,
+) -> dict[str, TensorRef]:
+    """Require that the weights are the base's, and fit into deltas of it.
+
+    Returns:
+        The base tensors that they come from, by the weights' names.
+    """
     split = is_split(model)
     weights = first_rows(model) if split else live_weights(model)
     if not trainer.is_deepspeed_enabled:
@@ -157,6 +173,7 @@ def _require_weights_of(trainer: Any, model: Any, base: Path, cast: str | None) 
         dtype = trained_dtype(trainer)
         remedy = "train it in that (bf16=True, with which DeepSpeed keeps float32 masters itself)"
     require_dtypes(weights, sources, cast, in_float32=in_float32, dtype=dtype, remedy=remedy)
+    return sources
 
 
 def _say_what_resumes(cast: str | None, full: int | None) -> None:

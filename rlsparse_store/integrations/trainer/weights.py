@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,9 +19,10 @@ from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.weight_views import views_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from rlsparse_store.delta.open import DeltaCheckpoint
+    from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = [
     "LiveWeights",
@@ -28,6 +30,7 @@ __all__ = [
     "live_weights",
     "require_restorable",
     "restore_weights",
+    "tied_beside",
     "untied_tensors",
 ]
 
@@ -65,6 +68,18 @@ def file_tensors(model: torch.nn.Module, tensors: Tensors) -> Tensors:
         return tensors
     reverted: Tensors = revert_weight_conversion(model, tensors)
     return reverted
+
+
+def tied_beside(model: torch.nn.Module, sources: Mapping[str, TensorRef]) -> set[str]:
+    """The names of weights that the model ties to others and the base does not hold besides.
+
+    Args:
+        model: The model.
+        sources: The base tensors that its weights come from.
+    """
+    uses = Counter(source.name for source in sources.values())
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", None) or ()
+    return {name for name in tied if name not in sources or uses[sources[name].name] > 1}
 
 
 class LiveWeights(NamedTuple):
