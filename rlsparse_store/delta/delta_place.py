@@ -45,7 +45,7 @@ def new_delta_place(out: str | PathLike[str]) -> Iterator[Path]:
     with staging_folder(local_folder("staging")) as folder:
         delta = folder / "delta"
         yield delta
-        # What is there may be from an upload of the same delta that was killed.
+        # A killed upload of the same delta may have left objects.
         foreign = sorted(keys - file_names(delta))
         if foreign:
             msg = f"holds {printable(foreign[0])}, which is not of this delta; choose another place"

@@ -265,7 +265,7 @@ class FoundEntry(NamedTuple):
 
     Attributes:
         folder: Its folder in the run.
-        delta: Its delta, as what takes a delta takes it.
+        delta: The path or the URL of its delta.
     """
 
     folder: str

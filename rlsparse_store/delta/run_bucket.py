@@ -148,7 +148,7 @@ class RunBucket(RunPlace):
     @contextmanager
     def watch(self) -> Iterator[WatcherState]:
         """The watcher's state, as :class:`RunPlace` says, with a lock on this machine."""
-        # The URL itself is no name of a folder.
+        # A URL has slashes.
         name = xxhash.xxh3_128_hexdigest(str(self.root).encode())
         with WriterLock(local_folder("watch") / name, self.root):
             yield _StateObject(self._store)
@@ -265,7 +265,7 @@ class _BucketWriter(RunWriter):
             self._mark(row.folder)
 
         def without_marked(index: Index) -> RunContents:
-            # Marks and pins are read after the index: who changes one changes the index later.
+            # After the index: a writer changes a mark or a pin first, and then the index.
             marks, pins = read_marks(self._store, UNLISTED), read_pins(self._store)
             rows = index.contents().rows
             pinned_since = [r.folder for r in rows if r.folder in marks and r.tuned in pins]
@@ -327,7 +327,7 @@ class _BucketWriter(RunWriter):
             for folder, marked in marks.items()
             if folder not in there and now - marked > _DAY
         ]
-        # A writer that listed one had looked for the mark just before.
+        # Its writer looked for the mark, and listed the entry just after this was written.
         listed = [ABANDONED + folder for folder in abandoned.keys() & self.rows.keys()]
         self._store.delete([*ended, *listed])
 

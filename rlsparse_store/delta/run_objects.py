@@ -122,7 +122,8 @@ def swap_index(store: ObjectStore, change: Callable[[Index], RunContents]) -> Ru
             store.put(INDEX_NAME, text, only_if=index.version)
         except ObjectConflictError:
             refused.append(index.version)
-            # The answer to a put may be lost, and its repetition refused: the next look tells.
+            # Or the first attempt was this writer's own, and its answer was lost: the next
+            # version shows it.
             time.sleep(random.random() * min(0.02 * 2**attempt, 1.0))  # noqa: S311 - no secret
         else:
             return contents

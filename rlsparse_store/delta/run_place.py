@@ -34,7 +34,7 @@ class RunPlace(ABC):
 
     @abstractmethod
     def entry(self, folder: str) -> Path | str:
-        """An entry, as what takes a delta takes it."""
+        """The path or the URL of an entry, for functions that take a delta."""
 
     @abstractmethod
     def is_delta(self) -> bool:

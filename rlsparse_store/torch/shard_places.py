@@ -111,7 +111,7 @@ def new_shards(out: Path | BucketUrl) -> Iterator[NewShards]:
     if others:
         msg = "exists already, or holds something else; remove it or choose another place"
         raise OutputError(msg, file=out)
-    # Of a save that failed. Without the list of shards, it was no delta.
+    # A save that failed left them. Without the list of shards, they are no delta.
     store.delete(keys)
     with staging_folder(local_folder("staging")) as staging:
         folder = staging / "delta" / DELTA_FOLDER
