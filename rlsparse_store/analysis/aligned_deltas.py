@@ -6,7 +6,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from rlsparse_store.analysis.tensor_pairs import SharedTensor, aligned_blocks, overlay
-from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
+from rlsparse_store.delta.resolve import (
+    as_repo_id,
+    find_base,
+    find_delta,
+    find_repo_id,
+    find_run,
+    read_delta,
+)
 from rlsparse_store.delta.run import is_run, place_of
 from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
@@ -147,7 +154,7 @@ def _expand_run(locations: list[Location], access: HubAccess) -> list[Location]:
     """The deltas of a run in natural order, if the only location is a run."""
     if len(locations) != 1 or not is_run(locations[0], access):
         return locations
-    repo = as_repo_id(locations[0])
+    repo = find_repo_id(locations[0])
     if repo is None:
         run = place_of(locations[0])
         return [run.entry(row.folder) for row in run.read().rows]

@@ -17,7 +17,7 @@ from rlsparse_store.cli.options import (
     threads_option,
 )
 from rlsparse_store.cli.output import print_json, progress_bar
-from rlsparse_store.delta.resolve import as_repo_id
+from rlsparse_store.delta.resolve import find_repo_id
 from rlsparse_store.delta.run import is_run
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.delta.verify_run import verify_run
@@ -50,7 +50,7 @@ def verify_command(
     With --base, checks all of the base and that every tensor decodes to what was encoded. With
     --tuned, checks that DELTA stores this checkpoint. The exit code is 3 on a mismatch.
     """
-    if not subfolder and as_repo_id(delta, options["revision"]) is None and is_run(delta):
+    if not subfolder and find_repo_id(delta, options["revision"]) is None and is_run(delta):
         if tuned is not None:
             msg = "--tuned needs one delta: add --subfolder NAME"
             raise click.UsageError(msg)

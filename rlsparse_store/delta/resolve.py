@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.buckets.object_cache import is_cache_path
 from rlsparse_store.delta.bucket_places import (
     as_bucket_url,
@@ -51,6 +52,7 @@ __all__ = [
     "find_base",
     "find_checkpoint",
     "find_delta",
+    "find_repo_id",
     "find_run",
     "open_base",
     "open_reader",
@@ -346,8 +348,13 @@ def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoI
         revision: The revision, if the id does not name one.
 
     Raises:
-        NotFoundError: A revision is given for a local path, or the name is like one.
+        NotFoundError: A revision is given for a local path, or the name is like one. Or it is a
+            URL of object storage, which callers that take one recognize first: a server must not
+            compare it with its folders.
     """
+    if (url := parse_bucket_url(place)) is not None:
+        msg = "is a URL of object storage, which is not taken here; give a folder or an id"
+        raise NotFoundError(msg, file=url)
     repo = parse_repo_id(place) if isinstance(place, str) else None
     is_said = str(place).startswith("hf://")
     if repo is not None and not is_said and (near := near_path(str(place))):
@@ -360,6 +367,19 @@ def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoI
             raise NotFoundError(msg, file=printable(str(place)))
         return None
     return RepoId(repo.repo, revision or repo.revision)
+
+
+def find_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoId | None:
+    """The repository that a name means; ``None`` for a local path, or a URL of object storage.
+
+    Args:
+        place: As for :func:`as_repo_id`, or a URL.
+        revision: As for :func:`as_repo_id`.
+
+    Raises:
+        NotFoundError: As for :func:`as_repo_id`.
+    """
+    return None if parse_bucket_url(place) is not None else as_repo_id(place, revision)
 
 
 def _existing(path: Path) -> Path:

@@ -10,7 +10,7 @@ from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
-from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
+from rlsparse_store.delta.resolve import delta_folders, find_repo_id, read_listed
 from rlsparse_store.delta.run_bucket import RunBucket
 from rlsparse_store.delta.run_files import IndexRow, RunContents, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
@@ -177,7 +177,7 @@ def is_run(
         revision: Its revision on the Hub, if the id does not name one.
     """
     access = access or HubAccess()
-    repo = as_repo_id(run, revision)
+    repo = find_repo_id(run, revision)
     if repo is not None and not access.is_offline:
         found = delta_folders(list_repo(repo, "delta", access))
         return bool(found) and "" not in found
@@ -186,7 +186,7 @@ def is_run(
 
 def _place(run: str | PathLike[str], access: HubAccess, revision: str | None = None) -> RunPlace:
     """The place of a run; offline, what the cache has of its repository."""
-    repo = as_repo_id(run, revision)
+    repo = find_repo_id(run, revision)
     cached = cached_snapshot(repo, "delta", access) if repo is not None else None
     return place_of(run if cached is None else cached.path)
 
@@ -233,7 +233,7 @@ def find_run_report(
         FormatError: A delta is damaged.
         RunError: The index is damaged, or names an entry that is gone.
     """
-    repo = as_repo_id(run, revision)
+    repo = find_repo_id(run, revision)
     if repo is not None and not access.is_offline:
         listing = list_repo(repo, "delta", access)
         found = delta_folders(listing)

@@ -10,7 +10,7 @@ from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans, new_delta
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings, structure_warnings
-from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
+from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint, find_repo_id
 from rlsparse_store.delta.run import RunEntry, RunReport, place_of
 from rlsparse_store.delta.run_files import (
     EntryNote,
@@ -342,7 +342,7 @@ def _is_local(place: str | PathLike[str]) -> bool:
 
 def _remote_name(place: str | PathLike[str]) -> str:
     """The name of a checkpoint in a bucket or on the Hub."""
-    repo = as_repo_id(place)
+    repo = find_repo_id(place)
     if repo is None:
         return str(place).rstrip("/").rpartition("/")[2]
     name = repo.repo.rpartition("/")[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy
-from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
+from rlsparse_store.delta.resolve import find_checkpoint, find_repo_id
 from rlsparse_store.delta.run import RunEntry, place_of
 from rlsparse_store.delta.run_encoder import RunEncoder, is_new, require_one_base
 from rlsparse_store.delta.run_files import natural_order, step_in_name
@@ -220,7 +220,7 @@ def _require_thinnable(
     if cast is not None:
         msg = "deltas with cast are rounded, and give no checkpoint back: do not thin"
         raise CheckpointError(msg)
-    repo = as_repo_id(base, base_revision)
+    repo = find_repo_id(base, base_revision)
     if repo is not None and not repo.is_pinned:
         msg = "may move on: to thin, name its commit (ORG/NAME@COMMIT)"
         raise CheckpointError(msg, file=printable(str(base)))

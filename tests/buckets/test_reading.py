@@ -40,7 +40,9 @@ from rlsparse_store.errors import (
     ObjectConflictError,
     OutputError,
     PickleRefusedError,
+    RlsparseError,
 )
+from rlsparse_store.integrations.serving.places import ServedPlaces
 from rlsparse_store.integrations.transformers import from_delta
 from rlsparse_store.torch import DeltaSwitch, patch_
 
@@ -385,6 +387,15 @@ def test_a_delta_in_a_bucket_leads_to_no_other_place(
     hub.requests.clear()
     assert rlsparse(s3, pair, *commands[0], **env).returncode == 0
     assert hub.requests == []
+
+
+def test_a_server_takes_no_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its roots are folders and repositories: below them, a URL would be any bucket."""
+    monkeypatch.chdir(tmp_path)
+    for roots in ([], ["."], ["/"], [str(tmp_path)], ["s3://bucket"], ["org/name"]):
+        places = ServedPlaces.take("--option", {"roots": roots})
+        with pytest.raises(RlsparseError):
+            places.check("s3://bucket/delta")
 
 
 # --- The cache ----------------------------------------------------------------------------------
