@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from compare_readers import agree, edited, sealed
+from conformance.edits import edited, sealed
 from conformance.mutation import mutants
-from conformance.readers import DECODER, ROOT, is_expected
+from conformance.readers import DECODER, ROOT, agree, is_expected
 from format_vectors.draft import Draft
 from format_vectors.listing import VECTORS
 from mutants import justified
