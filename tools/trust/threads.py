@@ -81,7 +81,7 @@ def try_round(copy: Path, pair: Path, out: Path) -> str:
         "PYTHONPATH": str(copy),
         "TSAN_OPTIONS": f"suppressions={suppressions} report_signal_unsafe=0",
     }
-    command = [sys.executable, "-c", ROUND, str(pair), str(out), str(copy)]
+    command = [sys.executable, "-P", "-c", ROUND, str(pair), str(out), str(copy)]
     ended = subprocess.run(  # noqa: S603 - this project's own
         command, env=environment, capture_output=True, check=False, text=True
     )
