@@ -18,7 +18,7 @@ from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -139,6 +139,10 @@ class ChunkDecoder:
         self._base = base
         self._backend = get_backend()
         self.verify = verify
+
+    def prefetch(self, chunks: Iterable[ChunkRecord]) -> None:
+        """Fetch chunks that will be decoded, as :meth:`DeltaReader.prefetch` does."""
+        self._reader.prefetch(chunks)
 
     def decode(
         self,
