@@ -115,7 +115,7 @@ uint64_t xxh3_short(const uint8_t* data, size_t size) {
     }
     for (size_t i = 0; i < 8; ++i) hash += mix16(data + 16 * i, kSecret + 16 * i);
     hash = avalanche(hash);
-    for (size_t i = 8; i < size / 16; ++i) hash += mix16(data + 16 * i, kSecret + 16 * i - 125);
+    for (size_t i = 8; i < size / 16; ++i) hash += mix16(data + 16 * i, kSecret + (16 * i - 125));
     return avalanche(hash + mix16(data + size - 16, kSecret + 136 - 17));
 }
 
