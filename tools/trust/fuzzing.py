@@ -7,9 +7,9 @@
 A third of the time each: `readers`, atheris on `fuzz_readers.py`, where atheris is installed;
 `kernels`, libFuzzer with address and undefined-behaviour sanitizers on `tools/fuzz`, where clang
 is; `base`, a base file that another thread rewrites while tensors are decoded. Fuzzers start from
-the vectors and from the inputs kept in `corpus/`, to which ``--keep`` adds the new ones, minimized.
-A fault is an input that fails, which is kept in the folder of ``--crashes``, or a tensor that is
-neither the tuned one nor refused.
+the vectors and from the inputs kept in `corpus/`, to which ``--keep`` adds those that reach
+something new, the smallest first. A fault is an input that fails, which is kept in the folder of
+``--crashes``, or a tensor that is neither the tuned one nor refused.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ from rlsparse_store.errors import RlsparseError
 HERE: Final = Path(__file__).resolve().parent
 PARTS: Final = ("base", "readers", "kernels")
 READERS: Final = (sys.executable, str(HERE / "fuzz_readers.py"))
+MOST_KEPT: Final = 1000
+"""Inputs of a corpus."""
+
 LIMITS: Final = ("-timeout=20", "-rss_limit_mb=1024", "-max_len=20000")
 
 
@@ -59,10 +62,7 @@ def fuzz_readers(seconds: int, scratch: Path, crashes: Path, *, keep: bool) -> t
     time = f"-max_total_time={seconds}"
     ended = _run([*READERS, *folders, time, *LIMITS, f"-artifact_prefix={crashes}/"])
     if keep and ended.returncode == 0:
-        merged = scratch / "merged"
-        merged.mkdir()
-        _run([*READERS, "-merge=1", str(merged), *folders, *LIMITS])
-        pack("readers", merged)
+        pack("readers", corpus)
     return _executions(ended.stderr), "" if ended.returncode == 0 else _reason(ended.stderr)
 
 
@@ -113,9 +113,9 @@ def unpacked(name: str, scratch: Path) -> Path:
 
 
 def pack(name: str, folder: Path) -> None:
-    """Keep the inputs in a folder, the smallest first; the same inputs give the same bytes."""
+    """Keep the smallest inputs of a folder; the same inputs give the same bytes."""
     (HERE / "corpus").mkdir(exist_ok=True)
-    files = sorted(folder.iterdir(), key=lambda path: (path.stat().st_size, path.name))
+    files = sorted(folder.iterdir(), key=lambda path: (path.stat().st_size, path.name))[:MOST_KEPT]
     fresh = HERE / "corpus" / f"{name}.new"
     with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
