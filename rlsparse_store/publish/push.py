@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.base_hint import write_named
 from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.output import scratch_folder
 from rlsparse_store.files.side_files import delta_side_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import is_file_name, printable
@@ -235,8 +235,8 @@ def push_pair(
     Example:
         >>> push_pair("Qwen/Qwen2.5-7B", "checkpoint-200", "me/qwen-grpo")  # doctest: +SKIP
     """
-    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
-        delta = Path(scratch, "delta")
+    with scratch_folder() as scratch:
+        delta = scratch / "delta"
         encode_delta(
             base,
             tuned,
@@ -303,7 +303,7 @@ def _named(
     folders: dict[str, Path], base_id: str | None, access: HubAccess
 ) -> Iterator[tuple[dict[str, _Local], PublishedBase]]:
     """The deltas, verified and with their base named, and that base."""
-    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
+    with scratch_folder() as scratch:
         if base_id is None:
             local = {name: _open(folder) for name, folder in folders.items()}
             reports = [delta.report for delta in local.values()]
@@ -316,7 +316,7 @@ def _named(
             raise NotFoundError(msg, file=printable(base_id))
         base = find_published_base(asked, access, must_exist=True)
         local = {
-            name: _open(folder, Path(scratch, str(number)), base, access)
+            name: _open(folder, scratch / str(number), base, access)
             for number, (name, folder) in enumerate(folders.items())
         }
         yield local, base

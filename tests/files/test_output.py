@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -253,3 +254,20 @@ def test_a_file_size_limit_of_the_system(pair: Path, tmp_path: Path) -> None:
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert ran.stdout.count("refused") == 2
     assert names(tmp_path) == []
+
+
+def test_a_scratch_folder_is_removed_after_a_kill_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = tmp_path / f"rlsparse-abc.tmp-{output._HOST}-{dead_process()}"
+    living = tmp_path / f"rlsparse-def.tmp-{output._HOST}-{os.getppid()}"
+    others = tmp_path / f"other-abc.tmp-{output._HOST}-{dead_process()}"
+    for folder in (killed, living, others):
+        folder.mkdir()
+        (folder / "part").touch()
+    with output.scratch_folder() as first, output.scratch_folder() as second:
+        assert first != second
+        (first / "part").touch()
+        assert names(tmp_path) == sorted(p.name for p in (first, second, living, others))
+    assert names(tmp_path) == sorted([living.name, others.name])
