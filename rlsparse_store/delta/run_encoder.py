@@ -164,6 +164,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
                 if added is not None:
                     written[added.row.folder] = added.report
                     issue_warnings(added.report, name)
+            run.publish_missing()
             pinned = pins(out)
             ordered = sorted(run.rows.values(), key=lambda row: natural_order(row.folder))
     return RunReport(

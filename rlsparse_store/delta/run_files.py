@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import xxhash
 
-from rlsparse_store.errors import RunError
+from rlsparse_store.errors import RlsparseError, RunError
 from rlsparse_store.files.output import output_errors, replace_file
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
@@ -35,6 +35,7 @@ __all__ = [
     "note_by_name",
     "note_of",
     "pins",
+    "pins_folder",
     "private_folder",
     "read_index",
     "remove_pin",
@@ -107,7 +108,8 @@ def marks_folder(run: Path) -> Path:
     return private_folder(run) / "unlisted"
 
 
-def _pins_folder(run: Path) -> Path:
+def pins_folder(run: Path) -> Path:
+    """The folder with a file for each digest whose entries pruning keeps."""
     return private_folder(run) / "pins"
 
 
@@ -321,7 +323,7 @@ def write_index(run: Path, rows: Iterable[IndexRow]) -> None:
 
 def pins(run: Path) -> set[str]:
     """The digests that are pinned."""
-    return {name for name in _names_in(_pins_folder(run)) if _is_digest(name)}
+    return {name for name in _names_in(pins_folder(run)) if _is_digest(name)}
 
 
 def write_pin(run: Path, note: EntryNote) -> None:
@@ -330,7 +332,7 @@ def write_pin(run: Path, note: EntryNote) -> None:
     Raises:
         OutputError: The pin cannot be written.
     """
-    folder = _pins_folder(run)
+    folder = pins_folder(run)
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
@@ -343,14 +345,15 @@ def remove_pin(run: Path, tuned: str) -> None:
         OutputError: The pin cannot be removed.
     """
     with output_errors(run):
-        (_pins_folder(run) / tuned).unlink(missing_ok=True)
+        (pins_folder(run) / tuned).unlink(missing_ok=True)
 
 
 def _read(path: Path, largest: int) -> bytes | None:
     """The content of a small file, or ``None`` if there is none.
 
     Raises:
-        RunError: It is too long, or cannot be read.
+        RunError: It is too long.
+        RlsparseError: It cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -359,7 +362,7 @@ def _read(path: Path, largest: int) -> bytes | None:
         return None
     except OSError as error:
         msg = f"cannot be read ({error.strerror})"
-        raise RunError(msg, file=path) from error
+        raise RlsparseError(msg, file=path) from error
     if len(text) > largest:
         msg = f"is longer than the {largest:,} bytes allowed; restore it, or remove it"
         raise RunError(msg, file=path)

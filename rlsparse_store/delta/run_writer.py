@@ -14,12 +14,14 @@ from rlsparse_store.delta.run_files import (
     delta_names,
     marks_folder,
     natural_order,
+    pins_folder,
     private_folder,
     read_index,
     unlisted_names,
     write_index,
 )
 from rlsparse_store.errors import NotFoundError, RunError
+from rlsparse_store.files.output import output_errors, remove_stale
 from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.names import printable
 
@@ -44,6 +46,10 @@ def write_run(run: Path) -> Iterator[RunWriter]:
         RunError: The index is damaged, or names an entry whose folder is gone.
     """
     with WriterLock(private_folder(run), run) as lock:
+        # What killed writers were writing.
+        with output_errors(run):
+            for folder in (run, marks_folder(run), pins_folder(run)):
+                remove_stale(folder)
         yield RunWriter(run, lock)
 
 
@@ -97,6 +103,16 @@ class RunWriter:
         """List an entry whose folder is in place."""
         self.rows[row.folder] = row
         self.publish()
+
+    def publish_missing(self) -> None:
+        """Publish the index if it is behind the entries, as a killed writer leaves it.
+
+        Raises:
+            RunLockedError: Another process took over.
+            OutputError: It cannot be written.
+        """
+        if read_index(self.run) != self.rows:
+            self.publish()
 
     def publish(self) -> None:
         """Publish the index.
