@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             held = parse(file.read(_LARGEST), most_objects=1)
-    except (OSError, StrictJsonError):
+    except (FileNotFoundError, StrictJsonError):
         return {}
     is_whole = isinstance(held, dict) and all(isinstance(value, str) for value in held.values())
     return held if is_whole else {}

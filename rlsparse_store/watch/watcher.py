@@ -28,7 +28,6 @@ from rlsparse_store.errors import (
     RunLockedError,
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.files.output import remove_stale
 from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.files.trainer_folders import step_folder, survey_folder
 from rlsparse_store.files.trainer_state import read_trainer_state
@@ -161,7 +160,9 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
     with ExitStack() as stack:
         stack.enter_context(WriterLock(watch_folder(run), run))
         rows = require_one_base(run)
-        remove_stale(run)
+        if rows:
+            with suppress(RunLockedError), write_run(run) as writer:  # until the next entry
+                writer.publish_missing()
         path = find_checkpoint(base, "base", access, base_revision)
         encoder = RunEncoder(
             stack.enter_context(open_checkpoint(path)),
@@ -304,7 +305,11 @@ class _Watcher:
                 yield from self._say("skipped", path, reason)
                 continue
             # Others were encoded meanwhile: it is listed now.
-            listing = list_checkpoint(path)
+            try:
+                listing = list_checkpoint(path)
+            except OSError as error:
+                yield from self._wait(path, error, f"cannot be listed ({error.strerror})")
+                continue
             if listing is not None:
                 found = FoundCheckpoint(path, step, listing)
                 yield from self._look_at(found)
@@ -348,12 +353,12 @@ class _Watcher:
             with write_run(self._run) as run:
                 added = self._add(run, found)
         except RunLockedError as error:
-            yield from self._wait(found, error)
+            yield from self._wait(found.path, error, error.message)
         except OutputError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL):
                 raise
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            yield from self._wait(found, error)
+            yield from self._wait(found.path, error, error.message)
         except (FormatError, RunError):
             raise
         except (_ChangedError, RlsparseError, OSError) as error:
@@ -401,18 +406,18 @@ class _Watcher:
                 raise _ChangedError
             return self._encoder.add(run, found.name, checkpoint, sides, state, confirm=confirm)
 
-    def _wait(self, found: FoundCheckpoint, error: RlsparseError) -> Iterator[WatchEvent]:
+    def _wait(self, path: Path, error: Exception, message: str) -> Iterator[WatchEvent]:
         """Leave a checkpoint for later, unless nothing comes later."""
         if self._once:
             raise error
         self.is_waiting = True
-        yield from self._say("waiting", found.path, error.message)
+        yield from self._say("waiting", path, message)
 
     def _not_stored(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
         """Say why a checkpoint was not stored, or raise what concerns them all."""
         self._encoder.base.check_unchanged()
         now = list_checkpoint(found.path)
-        if now != found.listing:
+        if now != found.listing or isinstance(error, _ChangedError):
             self.is_waiting = now is not None
             reason = "changed" if now is not None else "was removed"
             yield from self._say("skipped", found.path, f"{reason} while it was read")
