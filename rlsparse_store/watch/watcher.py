@@ -422,6 +422,10 @@ class _Watcher:
             reason = "changed" if now is not None else "was removed"
             yield from self._say("skipped", found.path, f"{reason} while it was read")
             return
+        if _is_unread(error):
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            yield from self._wait(found.path, error, str(error))
+            return
         if not isinstance(error, RlsparseError):
             raise error
         is_of_all = isinstance(error, ImplausibleError | DtypeMismatchError)
@@ -436,6 +440,12 @@ class _Watcher:
         if self._said.get(path) != message:
             self._said[path] = message
             yield WatchEvent(kind=kind, checkpoint=str(path), message=message)
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether a file is there and could not be read, which may be possible later."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _stored(found: FoundCheckpoint, added: Added) -> WatchEvent:

@@ -21,6 +21,7 @@ from rlsparse_store.delta.encode import encode_spans
 from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import (
     BaseMismatchError,
+    CheckpointError,
     DtypeMismatchError,
     ImplausibleError,
     NotFoundError,
@@ -272,6 +273,30 @@ def test_a_checkpoint_that_cannot_be_listed_at_the_end_is_an_error(
         rig.watch()
     assert rig.temporary() == []
     assert kinds(rig.watch()) == ["stored"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlsparse_store.watch.watcher._RETRY_SECONDS", 0)
+    rig.write("Trainer", 1)
+    opened, failures = open_checkpoint, [True]
+
+    def opening(path: Path) -> Any:  # noqa: ANN401
+        if failures and path != rig.base:
+            raise CheckpointError("cannot be opened", file=path) from OSError(errno.EIO, "broken")
+        return opened(path)
+
+    monkeypatch.setattr("rlsparse_store.watch.watcher.open_checkpoint", opening)
+    watching = rig.watching()
+    first = next(watching)
+    failures.clear()
+    assert (first.kind, next(watching).kind) == ("waiting", "stored")
+    watching.close()
+    failures.append(True)
+    rig.write("Trainer", 2)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        rig.watch()
 
 
 def test_a_change_that_is_undone_before_it_is_looked_at(
