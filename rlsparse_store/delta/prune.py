@@ -23,7 +23,7 @@ from rlsparse_store.delta.run_files import (
 from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.output import output_errors, replace_file
-from rlsparse_store.files.rename import flush_folder
+from rlsparse_store.files.rename import flush_folder, make_folder
 from rlsparse_store.files.writer_lock import file_system_time
 from rlsparse_store.format.names import printable
 
@@ -191,7 +191,7 @@ def _mark(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
         return
     marks = marks_folder(writer.run)
     with output_errors(marks):
-        marks.mkdir(parents=True, exist_ok=True)
+        make_folder(marks)
     writer.require_held()
     for row in rows:
         replace_file(marks / row.folder, b"")
@@ -209,24 +209,20 @@ def _due(run: Path, grace_seconds: float) -> list[str]:
 
 def _sweep(writer: RunWriter, folders: Sequence[str]) -> None:
     """Remove unlisted folders: away from their place first, then their files, then the marks."""
-    if not folders:
-        return
     swept = private_folder(writer.run) / "swept"
     with output_errors(writer.run):
-        swept.mkdir(exist_ok=True)
+        if folders:
+            swept.mkdir(exist_ok=True)
+        # What a kill left, or a power cut that took the mark.
+        for left in swept.iterdir() if swept.is_dir() else ():
+            shutil.rmtree(left)
         for name in folders:
             place = writer.run / name
             if place.is_symlink():
                 # What it leads to belongs to someone else.
                 place.unlink()
             elif place.exists():
-                _remove(swept / name)
                 place.rename(swept / name)
                 flush_folder(writer.run)
-            _remove(swept / name)
+                shutil.rmtree(swept / name)
             (marks_folder(writer.run) / name).unlink()
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -14,6 +14,7 @@ import xxhash
 
 from rlsparse_store.errors import RlsparseError, RunError
 from rlsparse_store.files.output import output_errors, replace_file
+from rlsparse_store.files.rename import make_folder
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse, printed
@@ -334,7 +335,7 @@ def write_pin(run: Path, note: EntryNote) -> None:
     """
     folder = pins_folder(run)
     with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
 
 

@@ -25,6 +25,7 @@ from rlsparse_store.errors import OutputError, RlsparseError
 from rlsparse_store.files.rename import (
     can_rename_folders,
     flush_folder,
+    make_folder,
     move_files,
     raise_error,
     rename_folder,
@@ -213,7 +214,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
     require_new(path)
     with draft_of(path) as temporary:
         with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # A killed process of the same number may have left it: containers reuse numbers.
             temporary.unlink(missing_ok=True)
             _require_rename(temporary)
@@ -363,7 +364,7 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         _remove_stale(target)
         _require_free(target)
         is_inside = _is_written_inside(target)

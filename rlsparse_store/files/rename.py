@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "can_rename_folders",
     "flush_folder",
+    "make_folder",
     "move_files",
     "raise_error",
     "rename_folder",
@@ -54,6 +55,22 @@ def flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it that are missing, and flush their names to the disk.
+
+    Otherwise a power cut may take them away again, and with them what was flushed in them.
+
+    Raises:
+        OSError: One cannot be created.
+    """
+    missing = [path, *path.parents]
+    while missing and missing[-1].exists():
+        missing.pop()
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
 
 
 def can_rename_folders(place: Path, target: Path) -> bool:

@@ -25,6 +25,7 @@ from rlsparse_store.files.output import (
     remove_stale,
     replace_file,
 )
+from rlsparse_store.files.rename import make_folder
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse
 
@@ -114,7 +115,7 @@ class WriterLock:
             # First: where no thread can be started, no lock is taken.
             self._toucher.start()
             with output_errors(self._target):
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 remove_stale(self._folder)
                 self._take()
         except BaseException:

@@ -14,7 +14,7 @@ from pairs import bf16_tensor, contents, save_sharded, tune
 
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import OutputError
-from rlsparse_store.files import output
+from rlsparse_store.files import output, rename
 from rlsparse_store.files.output import OutputFile, output_folder, write_new
 
 if TYPE_CHECKING:
@@ -271,3 +271,14 @@ def test_a_scratch_folder_is_removed_after_a_kill_by_the_next_one(
         (first / "part").touch()
         assert names(tmp_path) == sorted(p.name for p in (first, second, living, others))
     assert names(tmp_path) == sorted([living.name, others.name])
+
+
+def test_the_names_of_new_folders_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(rename, "flush_folder", flushed.append)
+    rename.make_folder(tmp_path / "new" / "inner")
+    rename.make_folder(tmp_path / "new" / "inner")
+    assert (tmp_path / "new" / "inner").is_dir()
+    assert flushed == [tmp_path, tmp_path / "new"]
