@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
 from rlsparse_store.format.strict_json import canonical
 
-__all__ = ["COMMANDS", "SUBJECTS", "Bench", "Subject", "Tree", "read_tree"]
+__all__ = [
+    "COMMANDS",
+    "HOME",
+    "SUBJECTS",
+    "Bench",
+    "Subject",
+    "Tree",
+    "normal",
+    "read_tree",
+    "visible",
+]
 
 SUPPORT: Final = Path(__file__).resolve().parents[2] / "tests" / "support"
 
@@ -50,13 +60,17 @@ def read_tree(folder: Path) -> Tree:
         prefix = "" if above == "." else f"{above}/"
         found |= {f"{prefix}{name}/": b"" for name in folders}
         for name in files:
-            data = Path(here, name).read_bytes()
-            found[f"{prefix}{name}"] = _without_parent(data) if name == "entry.json" else data
+            found[f"{prefix}{name}"] = normal(name, Path(here, name).read_bytes())
     return found
 
 
-def _without_parent(note: bytes) -> bytes:
-    """A note without the entry before it, which is another one if that was stored later."""
+def normal(path: str, note: bytes) -> bytes:
+    """The content of a file; of a note, without the entry before it.
+
+    That is another one if an earlier checkpoint was stored later.
+    """
+    if not path.endswith("entry.json"):
+        return note
     try:
         fields = json.loads(note)
         if fields["checksum"] != xxhash.xxh3_64_hexdigest(canonical(fields["entry"])):
@@ -71,11 +85,17 @@ def visible(tree: Tree) -> Tree:
     return {path: data for path, data in tree.items() if not re.search(r"(^|/)\.|^tmp/.", path)}
 
 
-def without_numbers(tree: Tree) -> Tree:
-    """A tree whose lock has the same name and content after any number of commands."""
-    locks = re.compile(r"lock-\d+$")
+def comparable(tree: Tree) -> Tree:
+    """A tree whose lock has the same name and content after any number of commands.
+
+    Python leaves the file by which it tests the folder for temporary ones, if it is killed there;
+    and what was swept from a run leaves an empty folder.
+    """
+    locks, probe = re.compile(r"lock-\d+$"), re.compile(r"tmp/[a-z0-9_]{8}")
     return {
-        locks.sub("lock", path): b"" if locks.search(path) else data for path, data in tree.items()
+        locks.sub("lock", path): b"" if locks.search(path) else data
+        for path, data in tree.items()
+        if not probe.fullmatch(path) and path != "run/.run/swept/"
     }
 
 
@@ -171,7 +191,7 @@ class Bench:
         self.done = read_tree(self.work)
         for _ in range(self.subject.reruns + 1):
             self._run_clean()
-        self.settled = without_numbers(read_tree(self.work))
+        self.settled = comparable(read_tree(self.work))
 
     def reset(self) -> None:
         """Bring the work folder to its start."""
@@ -255,7 +275,7 @@ class Bench:
             is_there = outcome.code == 1 and "exists" in outcome.err
             if outcome.is_hung or (outcome.code and not is_there):
                 return f"the next command fails: {outcome.code} {outcome.err.strip()}"
-        now = without_numbers(read_tree(self.work))
+        now = comparable(read_tree(self.work))
         is_same = _rows(now) == _rows(self.settled)
         if {**now, "run/run.json": b""} != {**self.settled, "run/run.json": b""} or not is_same:
             more, less = sorted(now.keys() - self.settled), sorted(self.settled.keys() - now)
@@ -511,12 +531,16 @@ def _control() -> Subject:
 
     def work(arguments: list[str]) -> int:
         source, target = map(Path, arguments)
-        target.mkdir(exist_ok=True)
-        for name in ("config.json", "model-00001-of-00002.safetensors"):
-            data = (source / name).read_bytes()
-            with (target / name).open("wb", buffering=0) as file:
-                file.write(data[:100])
-                file.write(data[100:])
+        try:
+            target.mkdir(exist_ok=True)
+            for name in ("config.json", "model-00001-of-00002.safetensors"):
+                data = (source / name).read_bytes()
+                with (target / name).open("wb", buffering=0) as file:
+                    file.write(data[:100])
+                    file.write(data[100:])
+        except OSError as error:
+            print(f"rlsparse: {error}", file=sys.stderr)  # noqa: T201 - as the command does
+            return 1
         print("{}", flush=True)  # noqa: T201 - it says that it is done
         return 0
 
