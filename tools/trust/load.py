@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,7 @@ from pairs import Tensor, Tensors, random_tensor, save, tune
 from forked import Died, in_fork
 from result import RESULTS, Fault, Result
 from rlsparse_store.delta import apply_delta, encode_delta, encode_run, inspect_run, open_delta
+from rlsparse_store.errors import ImplausibleWarning
 from rlsparse_store.files.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -304,6 +306,8 @@ def main(
             "checkpoints of a run": 1000,
         },
     )
+    # The tensors of some parts are too small to be worth storing as a delta.
+    warnings.simplefilter("ignore", ImplausibleWarning)
     for seed in result.seeds(seconds):
         name = only or [*PARTS][seed % len(PARTS)]
         work, small, large = PARTS[name]

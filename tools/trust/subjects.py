@@ -7,6 +7,7 @@ deterministic, so bytes decide.
 
 from __future__ import annotations
 
+import gc
 import http.client
 import importlib
 import json
@@ -227,6 +228,9 @@ class Bench:
             if name not in sys.modules and not name.startswith("__"):
                 with suppress(ImportError):
                     importlib.import_module(name)
+        # A collection in a child would copy the pages of everything.
+        gc.collect()
+        gc.freeze()
 
     # --- the oracle ---------------------------------------------------------------------------
 
