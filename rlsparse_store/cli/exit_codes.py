@@ -27,7 +27,6 @@ def run() -> NoReturn:
     # A command makes many records and few cycles: looking for these at every 700 takes longer.
     gc.set_threshold(100_000)
     warnings.showwarning = _show_warning
-    sys.unraisablehook = _show_ignored
     # Commands print these themselves, and in JSON.
     warnings.simplefilter("ignore", ImplausibleWarning)
     name_output()
@@ -80,11 +79,6 @@ def _refuse_empty(arguments: list[str]) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"rlsparse: {message}", err=True)
     sys.exit(code)
-
-
-def _show_ignored(ignored: sys.UnraisableHookArgs) -> None:
-    """Print an error of a finalizer, which nothing can catch, on one line."""
-    click.echo(f"rlsparse: warning: {printable(str(ignored.exc_value), most=500)}", err=True)
 
 
 def _show_warning(

@@ -27,7 +27,7 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import open_bench, rig_folder
+from rig import file_system, open_bench, rig_folder
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def main(
             for number, outcome, wrong in sweep(bench, CASES[case], random.Random(seed)):  # noqa: S311
                 counts["calls failed"] += 1
                 counts[f"calls failed: {name}"] += 1
+                counts[f"calls failed on {file_system(folder)}"] += 1
                 if wrong:
                     what = _described(f"{name}, {case}, {outcome.op.name} {outcome.place}: {wrong}")
                     faults.setdefault(what, Fault(what, f"--reproduce '{name}/{case}/{number}'"))

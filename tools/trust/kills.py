@@ -25,7 +25,7 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import open_bench, rig_folder
+from rig import file_system, open_bench, rig_folder
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def main(
                 is_killed = outcome.code < 0
                 counts["kills"] += is_killed
                 counts[f"kills: {name}"] += is_killed
+                counts[f"kills on {file_system(folder)}"] += is_killed
                 counts["finished before the kill"] += not is_killed
                 if wrong:
                     at = f"{outcome.op.name} {outcome.place}" if outcome.hit else "a random moment"

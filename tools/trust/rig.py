@@ -18,7 +18,7 @@ from subjects import SUBJECTS, Bench, TestHub, prepare_process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["open_bench", "rig_folder"]
+__all__ = ["file_system", "open_bench", "rig_folder"]
 
 _ROOMS: Final = ("cli", "delta", "files", "publish", "watch", "pipeline", "codec", "kernels", "hub")
 _HUBS: list[TestHub] = []
@@ -56,6 +56,17 @@ def rig_folder(root: Path | None) -> Iterator[Path]:
         hub.close()
         shutil.rmtree(folder)
         shutil.rmtree(Path(os.environ["TRUST_INTERPOSER"]).parent)
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on, such as ``tmpfs``, ``ext4`` or ``fuse``."""
+    kinds: dict[int, str] = {}
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, place, kind, *_ = line.split()
+        point = Path(place.replace("\\040", " "))
+        if folder.is_relative_to(point):
+            kinds[len(point.parts)] = kind
+    return kinds[max(kinds)]
 
 
 def open_bench(folder: Path, name: str) -> Bench:
