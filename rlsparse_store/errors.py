@@ -13,6 +13,10 @@ from typing import ClassVar, Final
 __all__ = [
     "BackendError",
     "BaseMismatchError",
+    "BucketError",
+    "BucketPermissionError",
+    "BucketServerError",
+    "BucketTimeoutError",
     "CheckpointError",
     "ChecksumError",
     "DtypeMismatchError",
@@ -32,6 +36,7 @@ __all__ = [
     "MissingFileError",
     "MovedBranchError",
     "NotFoundError",
+    "ObjectConflictError",
     "OutputError",
     "PickleRefusedError",
     "PlaceError",
@@ -228,6 +233,26 @@ class HubTimeoutError(HubError, TimeoutError):
 
 class MovedBranchError(HubError):
     """Another commit reached the branch first."""
+
+
+class BucketError(RlsparseError):
+    """Object storage failed or refused; the leaves say why."""
+
+
+class BucketPermissionError(BucketError, PermissionError):
+    """There are no credentials for the bucket, or they do not permit this."""
+
+
+class BucketServerError(BucketError):
+    """The object storage or the connection failed; retrying later may help."""
+
+
+class BucketTimeoutError(BucketError, TimeoutError):
+    """The object storage did not answer in time."""
+
+
+class ObjectConflictError(BucketError, FileExistsError):
+    """An object is not in the version that a read or a write requires."""
 
 
 class PrivateBaseError(RlsparseError):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loopback_hub import LoopbackHub
+    from loopback_s3 import LoopbackS3
 
 # `python -m pytest` puts the checkout first on the path. What is tested is what was installed, with
 # its native kernels; tests/test_project.py checks that the two are the same.
@@ -59,6 +60,24 @@ def hub() -> Iterator[LoopbackHub]:
 
     with LoopbackHub() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[LoopbackS3]:
+    from loopback_s3 import LoopbackS3  # noqa: PLC0415 - on the path once pytest has set it
+
+    with LoopbackS3() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(s3_server: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackS3:
+    """A server with an empty bucket, of which the environment makes this process a client."""
+    s3_server.bucket = s3_server.make_bucket()
+    for name, value in s3_server.environment(tmp_path).items():
+        if name not in {"HOME", "HF_HOME"}:
+            monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from rlsparse_store import errors
 STANDARD = {
     "BackendError": ValueError,
     "BaseMismatchError": ValueError,
+    "BucketPermissionError": PermissionError,
+    "BucketTimeoutError": TimeoutError,
     "CheckpointError": ValueError,
     "DtypeMismatchError": ValueError,
     "FormatError": ValueError,
@@ -20,6 +22,7 @@ STANDARD = {
     "MissingDependencyError": ImportError,
     "MissingFileError": FileNotFoundError,
     "NotFoundError": FileNotFoundError,
+    "ObjectConflictError": FileExistsError,
     "OutputError": OSError,
     "PlaceError": PermissionError,
     "TensorNotFoundError": KeyError,

@@ -13,7 +13,6 @@ from conformance.readers import load_decoder, second_outcome
 from released import RELEASED, STEPS, digests
 from rlsparse_store import __version__, apply_delta, inspect_run
 from rlsparse_store.delta import verify_run
-from rlsparse_store.errors import UnsupportedVersionError
 from rlsparse_store.format.manifest import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -24,15 +23,6 @@ VERSIONS = {
 }
 
 DECODER = load_decoder()
-
-
-def readable() -> list[str]:
-    """The released versions, and candidates of the format that this version reads."""
-    return [
-        version
-        for version, about in VERSIONS.items()
-        if about["final"] or about["format"] == FORMAT_VERSION
-    ]
 
 
 def test_this_version_has_its_files() -> None:
@@ -52,7 +42,7 @@ def test_files_are_those_that_were_written(version: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("version", readable())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_deltas_are_rebuilt(version: str, step: str, tmp_path: Path) -> None:
     folder, expected = RELEASED / version, VERSIONS[version]["rebuilt"][step]
     apply_delta(folder / "run" / step, tmp_path / "out", base=folder / "base", threads=1)
@@ -62,7 +52,7 @@ def test_deltas_are_rebuilt(version: str, step: str, tmp_path: Path) -> None:
     assert second_outcome(DECODER, folder / "run" / step, base, {}) == weights
 
 
-@pytest.mark.parametrize("version", readable())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_runs_are_read(version: str, tmp_path: Path) -> None:
     shutil.copytree(RELEASED / version / "run", tmp_path / "run")
     report = inspect_run(tmp_path / "run")
@@ -73,7 +63,7 @@ def test_runs_are_read(version: str, tmp_path: Path) -> None:
     verify_run(tmp_path / "run", base=RELEASED / version / "base", threads=1)
 
 
-@pytest.mark.parametrize("version", readable())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_masks_are_read(version: str) -> None:
     pytest.importorskip("torch")
     from rlsparse_store.torch import load_mask  # noqa: PLC0415 - needs torch
@@ -81,15 +71,6 @@ def test_masks_are_read(version: str) -> None:
     mask = load_mask(RELEASED / version / "mask.safetensors")
     counts = {name: mask.count(name) for name in mask}
     assert counts == VERSIONS[version]["mask"]
-
-
-def test_candidates_of_another_format_are_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlsparse_store.format.manifest.FORMAT_VERSION", "1.0-rc.99999")
-    folder = RELEASED / __version__
-    with pytest.raises(UnsupportedVersionError, match=FORMAT_VERSION):
-        apply_delta(folder / "run/step-100", tmp_path / "out", base=folder / "base")
 
 
 def run_tool(out: Path, *options: str) -> int:

@@ -101,7 +101,10 @@ _ENCODING = (
         help="Store tensors whole whose dtype differs from the base's.",
     ),
     click.option(
-        "--device", metavar="DEVICE", help="Encode on a device, such as cuda.  [default: the CPU]"
+        "--device",
+        metavar="DEVICE",
+        help="Encode on a device, such as cuda. Experimental: never run on a GPU.  "
+        "[default: the CPU]",
     ),
     click.option(
         "--include",

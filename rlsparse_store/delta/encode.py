@@ -78,7 +78,7 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
         threads: Threads to work on; all processors by default.
         shard_bytes: Bytes of chunks after which the delta continues in another file.
         coder: Encodes on a device, such as :class:`rlsparse_store.torch.DeviceCoder`; the CPU by
-            default. The bytes are the same.
+            default. The bytes are the same. Experimental: never run on a GPU.
         include: Paths or patterns of more small files of the tuned folder to copy beside the delta,
             such as ``trainer_state.json``. What a model needs to load is copied in any case.
         exclude: Patterns of small files to leave out.

@@ -355,7 +355,8 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
             and 8-bit floats; ``"bits"`` for NumPy arrays of unsigned words, for all dtypes.
         device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
             words of 8, 16 and 32 bits are copied to the device and patched there, with the same
-            checks; other tensors are decoded on the CPU and copied.
+            checks. Experimental: never run on a GPU. Other tensors are decoded on the CPU and
+            copied.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         verify: ``"touched"`` checks every chunk that is decoded (stored bytes, base words, result)
             and dtype and length of all tensors. ``"full"`` first checks all of base and result.

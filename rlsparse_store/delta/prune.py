@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.run import choose_entry
-from rlsparse_store.delta.run_files import (
-    delta_names,
-    is_folder_name,
-    marks_folder,
-    natural_order,
-    pins,
-    private_folder,
-    remove_pin,
-    unlisted_names,
-    write_pin,
-)
-from rlsparse_store.delta.run_writer import write_run
+from rlsparse_store.delta.run import choose_entry, place_of
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import NotFoundError
-from rlsparse_store.files.output import output_errors, replace_file
-from rlsparse_store.files.rename import flush_folder, make_folder
-from rlsparse_store.files.writer_lock import file_system_time
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -33,7 +17,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.run_files import IndexRow
-    from rlsparse_store.delta.run_writer import RunWriter
+    from rlsparse_store.delta.run_place import RunPlace
 
 __all__ = ["GRACE_SECONDS", "PruneReport", "prune_run"]
 
@@ -108,33 +92,25 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
         >>> prune_run("run", keep_last=3, keep_best="reward").kept  # doctest: +SKIP
         ['checkpoint-200', 'checkpoint-280', 'checkpoint-290', 'checkpoint-300']
     """
-    run = Path(run)
-    if not delta_names(run) and not unlisted_names(run):
+    place = place_of(run)
+    if not place.has_removable():
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
-    with write_run(run) as writer:
+    with place.write() as writer:
         rows = list(writer.rows.values())
-        pinned = pins(run)
-        to_pin = [choose_entry(run, rows, name) for name in pin]
-        to_unpin = [choose_entry(run, rows, name) for name in unpin]
+        pinned = place.pins()
+        to_pin = [choose_entry(place, rows, name) for name in pin]
+        to_unpin = [choose_entry(place, rows, name) for name in unpin]
         pinned = (pinned - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
-        chosen = _chosen(run, _current(rows), keep_last, keep_every, keep_best, best)
+        chosen = _chosen(place, _current(rows), keep_last, keep_every, keep_best, best)
         unlisted = [
             row
             for row in rows
             if chosen is not None and row.folder not in chosen and row.tuned not in pinned
         ]
-        removed = _due(run, grace_seconds)
+        removed = writer.due(grace_seconds)
         if not dry_run:
-            for row in to_unpin:
-                remove_pin(run, row.tuned)
-            for row in to_pin:
-                write_pin(run, row)
-            _mark(writer, unlisted)
-            if unlisted or removed:
-                # Also where a killed writer marked folders that the index still names.
-                writer.publish()
-            _sweep(writer, removed)
+            writer.prune(unlisted, removed, to_pin, to_unpin)
         return PruneReport(
             kept=[row.folder for row in rows if row not in unlisted],
             unlisted=[row.folder for row in unlisted],
@@ -145,7 +121,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
 
 
 def _chosen(
-    run: Path,
+    run: RunPlace,
     current: Sequence[IndexRow],
     keep_last: int | None,
     keep_every: int | None,
@@ -173,56 +149,13 @@ def _current(rows: Sequence[IndexRow]) -> list[IndexRow]:
     return sorted(current, key=order) if all(row.step is not None for row in current) else current
 
 
-def _best(run: Path, rows: Sequence[IndexRow], metric: str, best: str) -> IndexRow:
+def _best(run: RunPlace, rows: Sequence[IndexRow], metric: str, best: str) -> IndexRow:
     """The entry with the best value of a metric, the last one of equals."""
     having = [row for row in rows if metric in row.metrics]
     if not having:
         known = sorted({name for row in rows for name in row.metrics})
         listed = ", ".join(map(printable, known)) or "none"
         msg = f"no entry has the metric {printable(metric)}; there are: {listed}"
-        raise NotFoundError(msg, file=run)
+        raise NotFoundError(msg, file=run.root)
     sign = 1 if best == "max" else -1
     return max(reversed(having), key=lambda row: sign * row.metrics[metric])
-
-
-def _mark(writer: RunWriter, rows: Sequence[IndexRow]) -> None:
-    """Mark entries as unlisted, and leave them out of the next index."""
-    if not rows:
-        return
-    marks = marks_folder(writer.run)
-    with output_errors(marks):
-        make_folder(marks)
-    writer.require_held()
-    for row in rows:
-        replace_file(marks / row.folder, b"")
-        del writer.rows[row.folder]
-
-
-def _due(run: Path, grace_seconds: float) -> list[str]:
-    """Unlisted folders whose grace period is over, by the clock of the file system."""
-    marks = {name: marks_folder(run) / name for name in unlisted_names(run) if is_folder_name(name)}
-    with output_errors(marks_folder(run)):
-        now = file_system_time(private_folder(run))
-        due = [n for n, mark in marks.items() if now - mark.stat().st_mtime >= grace_seconds]
-    return sorted(due, key=natural_order)
-
-
-def _sweep(writer: RunWriter, folders: Sequence[str]) -> None:
-    """Remove unlisted folders: away from their place first, then their files, then the marks."""
-    swept = private_folder(writer.run) / "swept"
-    with output_errors(writer.run):
-        if folders:
-            swept.mkdir(exist_ok=True)
-        # What a kill left, or a power cut that took the mark.
-        for left in swept.iterdir() if swept.is_dir() else ():
-            shutil.rmtree(left)
-        for name in folders:
-            place = writer.run / name
-            if place.is_symlink():
-                # What it leads to belongs to someone else.
-                place.unlink()
-            elif place.exists():
-                place.rename(swept / name)
-                flush_folder(writer.run)
-                shutil.rmtree(swept / name)
-            (marks_folder(writer.run) / name).unlink()

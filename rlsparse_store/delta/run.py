@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.inspect import inspect_delta, report_delta
+from rlsparse_store.delta.inspect import report_delta
+from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
-from rlsparse_store.delta.run_files import (
-    INDEX_NAME,
-    EntryNote,
-    IndexRow,
-    delta_names,
-    is_delta,
-    natural_order,
-    note_by_name,
-    note_of,
-    pins,
-    read_index,
-    unlisted_names,
-)
-from rlsparse_store.errors import NotFoundError, RunError
+from rlsparse_store.delta.run_files import IndexRow, natural_order
+from rlsparse_store.delta.run_folder import RunFolder
+from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.calls import map_concurrently
@@ -35,6 +25,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport, EncodeReport, WholeTensor
+    from rlsparse_store.delta.run_place import RunPlace
 
 __all__ = [
     "RunEntry",
@@ -43,10 +34,8 @@ __all__ = [
     "find_entry",
     "inspect_run",
     "is_run",
-    "list_entries",
+    "place_of",
     "read_reports",
-    "read_row",
-    "row_of",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -163,6 +152,15 @@ class RunReport(SummaryRepr):
         yield from ((f"density[{entry.name}]", entry.density) for entry in self.deltas)
 
 
+def place_of(run: str | PathLike[str]) -> RunPlace:
+    """The place of a run.
+
+    Args:
+        run: Folder of the run.
+    """
+    return RunFolder(Path(run))
+
+
 def is_run(
     run: str | PathLike[str], access: HubAccess | None = None, revision: str | None = None
 ) -> bool:
@@ -178,15 +176,14 @@ def is_run(
     if repo is not None and not access.is_offline:
         found = delta_folders(list_repo(repo, "delta", access))
         return bool(found) and "" not in found
-    path = _local(run, access, revision)
-    return not is_delta(path) and path.is_dir() and any(map(is_delta, path.iterdir()))
+    return _place(run, access, revision).is_run()
 
 
-def _local(run: str | PathLike[str], access: HubAccess, revision: str | None = None) -> Path:
-    """A run's folder; offline, what the cache has of its repository."""
+def _place(run: str | PathLike[str], access: HubAccess, revision: str | None = None) -> RunPlace:
+    """The place of a run; offline, what the cache has of its repository."""
     repo = as_repo_id(run, revision)
     cached = cached_snapshot(repo, "delta", access) if repo is not None else None
-    return Path(run) if cached is None else cached.path
+    return place_of(run if cached is None else cached.path)
 
 
 def inspect_run(
@@ -217,17 +214,11 @@ def inspect_run(
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     repo = as_repo_id(run, revision)
     if repo is not None and not access.is_offline:
-        reports = read_reports(list_repo(repo, "delta", access), access)
-        reports.pop("", None)
-        rows = [
-            row_of(name, note_by_name(name, report.tuned_digest), report)
-            for name, report in reports.items()
-        ]
-        pinned: set[str] = set()
+        rows, pinned = _listed(list_repo(repo, "delta", access), access)
     else:
-        path = _local(run, access, revision)
-        rows = [] if is_delta(path) else list_entries(path)
-        pinned = pins(path)
+        place = _place(run, access, revision)
+        rows = [] if place.is_delta() else place.list_entries()
+        pinned = place.pins()
     if not rows:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
@@ -235,30 +226,19 @@ def inspect_run(
     return RunReport(deltas=[RunEntry.of(row, is_pinned=row.tuned in pinned) for row in ordered])
 
 
-def list_entries(run: Path) -> list[IndexRow]:
-    """The entries of a local run: by its index, and what this lacks by the entries themselves.
-
-    Raises:
-        RunError: The index is damaged, or names an entry whose folder is gone.
-        FormatError: A delta that the index lacks is damaged.
-    """
-    rows, folders = read_index(run), delta_names(run)
-    if not rows.keys() <= set(folders):
-        # A writer may have removed entries in between; it published another index before that.
-        rows, folders = read_index(run), delta_names(run)
-    unlisted = unlisted_names(run)
-    gone = sorted(rows.keys() - set(folders) - unlisted)
-    if gone:
-        msg = (
-            f"names {printable(gone[0])}, whose folder is gone; restore it, or run rlsparse runs "
-            "repair"
-        )
-        raise RunError(msg, file=run / INDEX_NAME)
-    return [rows.get(folder) or read_row(run / folder) for folder in folders]
+def _listed(listing: Listing, access: HubAccess) -> tuple[list[IndexRow], set[str]]:
+    """The entries of all runs in a repository, by their folders in it, and what is pinned."""
+    rows: list[IndexRow] = []
+    pinned: set[str] = set()
+    for run in run_folders(listing):
+        found = listed_rows(listing, run, access)
+        rows += [replace(row, folder=within(run, row.folder)) for row in found]
+        pinned |= listed_pins(listing, run)
+    return rows, pinned
 
 
 def find_entry(run: str | PathLike[str], name: str) -> Path:
-    """The folder of an entry of a local run.
+    """The place of an entry of a run.
 
     Args:
         run: Folder of the run.
@@ -268,11 +248,11 @@ def find_entry(run: str | PathLike[str], name: str) -> Path:
         NotFoundError: There is no such run or entry.
         RunError: The index is damaged.
     """
-    path = Path(run)
-    return path / choose_entry(path, list_entries(path), name).folder
+    place = place_of(run)
+    return place.root / choose_entry(place, place.list_entries(), name).folder
 
 
-def choose_entry(run: Path, rows: Sequence[IndexRow], name: str) -> IndexRow:
+def choose_entry(run: RunPlace, rows: Sequence[IndexRow], name: str) -> IndexRow:
     """The entry of a run, by its folder, its name (then the current one) or its tuned digest.
 
     Raises:
@@ -285,36 +265,8 @@ def choose_entry(run: Path, rows: Sequence[IndexRow], name: str) -> IndexRow:
     )
     if not found:
         msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
-        raise NotFoundError(msg, file=printable(str(run)))
+        raise NotFoundError(msg, file=printable(str(run.root)))
     return found[-1]
-
-
-def read_row(delta: Path) -> IndexRow:
-    """The row of an entry, by the entry itself.
-
-    Raises:
-        RunError: Its note is damaged.
-        FormatError: Its delta is damaged.
-    """
-    report = inspect_delta(delta)
-    return row_of(delta.name, note_of(delta, report.tuned_digest), report)
-
-
-def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:
-    """The row of an entry by its note and its delta's report."""
-    return IndexRow(
-        folder=folder,
-        name=note.name,
-        tuned=note.tuned,
-        parent=note.parent,
-        step=note.step,
-        metrics=note.metrics,
-        base=report.base_digest,
-        elements=report.elements,
-        changed=report.changed,
-        delta_bytes=report.delta_bytes,
-        tuned_bytes=report.tuned_bytes,
-    )
 
 
 def read_reports(

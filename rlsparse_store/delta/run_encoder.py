@@ -10,23 +10,19 @@ from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans,
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings, structure_warnings
 from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
-from rlsparse_store.delta.run import RunEntry, RunReport, list_entries, row_of
+from rlsparse_store.delta.run import RunEntry, RunReport, place_of
 from rlsparse_store.delta.run_files import (
     EntryNote,
     IndexRow,
-    is_delta,
     natural_order,
-    pins,
     step_in_name,
     write_note,
 )
-from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
 from rlsparse_store.files.trainer_state import TrainerState, read_trainer_state
-from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.fingerprints import BaseHashes
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
-    from rlsparse_store.delta.run_writer import RunWriter
+    from rlsparse_store.delta.run_place import RunPlace, RunWriter
     from rlsparse_store.files.side_files import SideFiles
     from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.pipeline.coder import SpanCoder
@@ -124,14 +120,14 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     """
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    out = Path(out)
+    place = place_of(out)
     named = _by_name(tuned)
     if metrics and len(named) != 1:
         msg = (
             f"metrics belong to one checkpoint, but {len(named)} are given: encode them one by one"
         )
-        raise CheckpointError(msg, file=out)
-    rows = require_one_base(out)
+        raise CheckpointError(msg, file=place.root)
+    rows = require_one_base(place)
     with open_checkpoint(find_checkpoint(base, "base", access, base_revision)) as base_checkpoint:
         encoder = RunEncoder(
             base_checkpoint,
@@ -142,18 +138,21 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
             force=force,
         )
         held = {row.name: row for row in rows}
-        places = [place for name, place in named.items() if is_new(out, held.get(name), place)]
-        _check_local(base_checkpoint, places, force=force)
-        with write_run(out) as run:
+        _check_local(
+            base_checkpoint,
+            [given for name, given in named.items() if is_new(place, held.get(name), given)],
+            force=force,
+        )
+        with place.write() as run:
             pending = {
-                name: place
-                for name, place in named.items()
-                if is_new(out, run.current(name), place)
+                name: given
+                for name, given in named.items()
+                if is_new(place, run.current(name), given)
             }
             written: dict[str, EncodeReport] = {}
-            for number, (name, place) in enumerate(pending.items()):
+            for number, (name, given) in enumerate(pending.items()):
                 part = _part_of(progress, number, len(pending))
-                path = find_checkpoint(place, "tuned checkpoint", access)
+                path = find_checkpoint(given, "tuned checkpoint", access)
                 with (
                     open_checkpoint(path) as checkpoint,
                     open_side_files(checkpoint, include, exclude) as sides,
@@ -164,8 +163,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
                 if added is not None:
                     written[added.row.folder] = added.report
                     issue_warnings(added.report, name)
-            run.publish_missing()
-            pinned = pins(out)
+            pinned = place.pins()
             ordered = sorted(run.rows.values(), key=lambda row: natural_order(row.folder))
     return RunReport(
         deltas=[
@@ -231,7 +229,7 @@ class RunEncoder:
         """Encode a checkpoint and list its delta as the next entry of this name.
 
         Args:
-            run: The run.
+            run: The writer of the run.
             name: The name of the entry.
             checkpoint: The checkpoint, open.
             sides: Its small files, open.
@@ -249,7 +247,7 @@ class RunEncoder:
         encoder = Encoder(
             self.base, checkpoint, self._policy, self._hashes, sides=sides, force=self._force
         )
-        held, folder = run.current(name), run.free_folder(name)
+        held = run.current(name)
         noted: list[EntryNote] = []
 
         def finish(delta: Path) -> None:
@@ -258,17 +256,17 @@ class RunEncoder:
             run.require_held()
 
         try:
-            with new_delta(encoder, run.run / folder, self._shard_bytes, finish) as sink:
-                nbytes = encode_spans(encoder, sink, self._threads, progress, self._coder)
-                report = encoder.report(nbytes)
-                # Before the delta gets its name: a run has one base.
-                _require_base(run.run, name, report.base_digest, list(run.rows.values()))
-                _require_change(held, report)
-                noted.append(_note(run, name, state, report.tuned_digest))
+            with run.new_entry(name) as delta:
+                with new_delta(encoder, delta, self._shard_bytes, finish) as sink:
+                    nbytes = encode_spans(encoder, sink, self._threads, progress, self._coder)
+                    report = encoder.report(nbytes)
+                    # Before the delta gets its name: a run has one base.
+                    _require_base(run.root, name, report.base_digest, list(run.rows.values()))
+                    _require_change(held, report)
+                    noted.append(_note(run, name, state, report.tuned_digest))
+                row = run.add(delta, noted[0], report)
         except _UnchangedError:
             return None
-        row = row_of(folder, noted[0], report)
-        run.add(row)
         if held is not None:
             note = (
                 f"another entry of the name {printable(name)}, for the checkpoint changed; "
@@ -299,11 +297,11 @@ def _require_change(held: IndexRow | None, report: EncodeReport) -> None:
         raise _UnchangedError
 
 
-def is_new(out: Path, held: IndexRow | None, place: str | PathLike[str]) -> bool:
+def is_new(run: RunPlace, held: IndexRow | None, place: str | PathLike[str]) -> bool:
     """Whether a checkpoint has to be encoded: it has no entry, or is local and newer than that.
 
     Args:
-        out: Folder of the run.
+        run: The place of the run.
         held: The current entry of the checkpoint's name.
         place: The checkpoint.
     """
@@ -311,7 +309,7 @@ def is_new(out: Path, held: IndexRow | None, place: str | PathLike[str]) -> bool
         return True
     if as_repo_id(place) is not None:
         return False
-    return _last_written(Path(place)) > _last_written(out / held.folder / DELTA_FOLDER)
+    return _last_written(Path(place)) > run.last_written(held.folder)
 
 
 def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[str]]:
@@ -348,34 +346,34 @@ def _check_local(base: Checkpoint, places: Iterable[str | PathLike[str]], *, for
                 structure_warnings(base, tuned, find_sources(base, tuned), force=force)
 
 
-def require_one_base(out: Path) -> list[IndexRow]:
+def require_one_base(run: RunPlace) -> list[IndexRow]:
     """The entries of a run to which deltas are added, all of one base; none of a new run.
 
     Args:
-        out: Folder of the run.
+        run: The place of the run.
 
     Raises:
         OutputError: It is a delta.
         BaseMismatchError: The entries have different bases.
         RunError: The index or an entry's note is damaged.
     """
-    if is_delta(out):
+    if run.is_delta():
         msg = (
             "is a delta, not a run; if it stores the run's first checkpoint, move it into a folder "
             "of that name, and start runs with --run"
         )
-        raise OutputError(msg, file=out)
-    rows = list_entries(out) if out.is_dir() else []
+        raise OutputError(msg, file=run.root)
+    rows = run.list_entries()
     for row in rows:
-        _require_base(out, row.folder, row.base, rows)
+        _require_base(run.root, row.folder, row.base, rows)
     return rows
 
 
-def _require_base(out: Path, name: str, digest: str, found: Sequence[IndexRow]) -> None:
+def _require_base(root: Path, name: str, digest: str, found: Sequence[IndexRow]) -> None:
     """Require that a delta of a run has the base of those found there."""
     if found and digest != found[0].base:
         msg = "was made against another base; remove it, or choose another folder for this run"
-        raise BaseMismatchError(msg, file=out / name)
+        raise BaseMismatchError(msg, file=root / name)
 
 
 def _last_written(path: Path) -> float:

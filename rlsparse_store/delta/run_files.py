@@ -1,4 +1,4 @@
-"""What a run holds beside its deltas (``specs/runs.md``): notes, index, pins and marks.
+"""What a run holds beside its deltas (``specs/runs.md``): the names, the notes and the index.
 
 Nothing of it is believed: names are checked before they become paths, and content decides.
 """
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import xxhash
 
 from rlsparse_store.errors import RlsparseError, RunError
-from rlsparse_store.files.output import output_errors, replace_file
-from rlsparse_store.files.rename import make_folder
+from rlsparse_store.files.output import replace_file
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse, printed
@@ -23,35 +22,41 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from rlsparse_store.delta.report import DeltaReport
+
 __all__ = [
     "INDEX_NAME",
+    "LARGEST_INDEX",
+    "LARGEST_NOTE",
     "NOTE_NAME",
     "EntryNote",
     "IndexRow",
     "delta_names",
+    "index_text",
     "is_delta",
+    "is_digest",
     "is_folder_name",
     "marks_folder",
+    "names_in",
     "natural_order",
     "note_by_name",
-    "note_of",
-    "pins",
-    "pins_folder",
+    "parse_index",
+    "parse_note",
     "private_folder",
-    "read_index",
-    "remove_pin",
+    "read_small",
+    "row_of",
     "step_in_name",
     "unlisted_names",
-    "write_index",
     "write_note",
-    "write_pin",
 ]
 
 INDEX_NAME: Final = "run.json"
 NOTE_NAME: Final = "entry.json"
 
-_LARGEST_NOTE: Final = 64 << 10
-_LARGEST_INDEX: Final = 64 << 20
+LARGEST_NOTE: Final = 64 << 10
+LARGEST_INDEX: Final = 64 << 20
+"""Bytes."""
+
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _COUNTS: Final = ("elements", "changed", "delta_bytes", "tuned_bytes")
 
@@ -109,11 +114,6 @@ def marks_folder(run: Path) -> Path:
     return private_folder(run) / "unlisted"
 
 
-def pins_folder(run: Path) -> Path:
-    """The folder with a file for each digest whose entries pruning keeps."""
-    return private_folder(run) / "pins"
-
-
 def is_delta(path: Path) -> bool:
     """Whether a folder holds a delta. Temporary folders of a writer do not count."""
     return (path / DELTA_FOLDER).is_dir() and not path.name.startswith(".")
@@ -130,10 +130,11 @@ def delta_names(run: Path) -> list[str]:
 
 def unlisted_names(run: Path) -> set[str]:
     """The folders that are marked as no entries."""
-    return _names_in(marks_folder(run))
+    return names_in(marks_folder(run))
 
 
-def _names_in(folder: Path) -> set[str]:
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder; none if there is no such folder."""
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
@@ -178,35 +179,35 @@ def write_note(delta: Path, note: EntryNote) -> None:
     replace_file(delta / DELTA_FOLDER / NOTE_NAME, text)
 
 
-def note_of(delta: Path, tuned: str) -> EntryNote:
+def parse_note(text: bytes | None, place: object, name: str, tuned: str) -> EntryNote:
     """The note of an entry, or what its folder's name says where it has none.
 
     Args:
-        delta: Folder of the delta.
-        tuned: State digest of the tuned checkpoint, as its delta says.
+        text: The content of the note, or ``None`` if there is none.
+        place: Where it is, for errors.
+        name: The entry's folder.
+        tuned: State digest of the tuned checkpoint, as the entry's delta says.
 
     Raises:
         RunError: The note is damaged, or another entry's.
     """
-    path = delta / DELTA_FOLDER / NOTE_NAME
-    text = _read(path, _LARGEST_NOTE)
     if text is None:
-        return note_by_name(delta.name, tuned)
+        return note_by_name(name, tuned)
     try:
         held = parse(text, most_objects=8, any_number=True)
         entry = held["entry"]
         if held["checksum"] != _checksum(entry):
             msg = "does not match its checksum; restore it, or remove it to lose its metrics only"
-            raise RunError(msg, file=path)
+            raise RunError(msg, file=place)
         note = EntryNote(**_note_fields(entry))
     except (StrictJsonError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, RunError):
             raise
         msg = f"is not the note of an entry ({printable(str(error), 80)}); restore or remove it"
-        raise RunError(msg, file=path) from error
+        raise RunError(msg, file=place) from error
     if note.tuned != tuned:
         msg = "belongs to another delta than the one beside it; restore or remove it"
-        raise RunError(msg, file=path)
+        raise RunError(msg, file=place)
     return note
 
 
@@ -228,8 +229,8 @@ def _note_fields(value: Mapping[str, Any]) -> dict[str, Any]:
     """
     parent, step = value["parent"], value["step"]
     _require(isinstance(value["name"], str) and 0 < len(value["name"]) <= 1024, "name")
-    _require(_is_digest(value["tuned"]), "tuned")
-    _require(parent is None or _is_digest(parent), "parent")
+    _require(is_digest(value["tuned"]), "tuned")
+    _require(parent is None or is_digest(parent), "parent")
     _require(step is None or _is_count(step), "step")
     return {
         "name": value["name"],
@@ -255,7 +256,8 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - a condition
         raise ValueError(msg)
 
 
-def _is_digest(value: object) -> bool:
+def is_digest(value: object) -> bool:
+    """Whether this is a state digest as text."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
@@ -266,14 +268,16 @@ def _is_count(value: object) -> bool:
 # --- the index --------------------------------------------------------------------------------
 
 
-def read_index(run: Path) -> dict[str, IndexRow]:
+def parse_index(text: bytes | None, place: object) -> dict[str, IndexRow]:
     """The rows of a run's index by folder; none if it has no index.
+
+    Args:
+        text: The content of the index, or ``None`` if there is none.
+        place: Where it is, for errors.
 
     Raises:
         RunError: The index is damaged, or names something other than folders of the run.
     """
-    path = run / INDEX_NAME
-    text = _read(path, _LARGEST_INDEX)
     if text is None:
         return {}
     try:
@@ -285,18 +289,18 @@ def read_index(run: Path) -> dict[str, IndexRow]:
             f"is not an index ({printable(str(error), 80)}); rlsparse runs repair writes it anew "
             "from the entries"
         )
-        raise RunError(msg, file=path) from error
+        raise RunError(msg, file=place) from error
     found = {row.folder: row for row in rows}
     if len(found) != len(rows):
         msg = "names a folder twice; rlsparse runs repair writes it anew from the entries"
-        raise RunError(msg, file=path)
+        raise RunError(msg, file=place)
     return found
 
 
 def _row(value: Mapping[str, Any]) -> IndexRow:
     folder = value["folder"]
     _require(isinstance(folder, str) and is_folder_name(folder), "folder")
-    _require(_is_digest(value["base"]), "base")
+    _require(is_digest(value["base"]), "base")
     for name in _COUNTS:
         _require(_is_count(value[name]), name)
     counts = {name: value[name] for name in _COUNTS}
@@ -308,48 +312,31 @@ def is_folder_name(name: str) -> bool:
     return 0 < len(name) <= 255 and not name.startswith(".") and not re.search(r"[/\\\x00]", name)
 
 
-def write_index(run: Path, rows: Iterable[IndexRow]) -> None:
-    """Publish the index of a run, in natural order of the folders.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+def index_text(rows: Iterable[IndexRow]) -> bytes:
+    """The content of the index of a run: its rows in natural order of the folders."""
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
-    text = printed({"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]})
-    replace_file(run / INDEX_NAME, text + b"\n")
+    entries = [asdict(row) for row in ordered]
+    return printed({"rlsparse_run": 1, "entries": entries}) + b"\n"
 
 
-# --- pins -------------------------------------------------------------------------------------
+def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:
+    """The row of an entry by its note and its delta's report."""
+    return IndexRow(
+        folder=folder,
+        name=note.name,
+        tuned=note.tuned,
+        parent=note.parent,
+        step=note.step,
+        metrics=note.metrics,
+        base=report.base_digest,
+        elements=report.elements,
+        changed=report.changed,
+        delta_bytes=report.delta_bytes,
+        tuned_bytes=report.tuned_bytes,
+    )
 
 
-def pins(run: Path) -> set[str]:
-    """The digests that are pinned."""
-    return {name for name in _names_in(pins_folder(run)) if _is_digest(name)}
-
-
-def write_pin(run: Path, note: EntryNote) -> None:
-    """Pin an entry.
-
-    Raises:
-        OutputError: The pin cannot be written.
-    """
-    folder = pins_folder(run)
-    with output_errors(folder):
-        make_folder(folder)
-    replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
-
-
-def remove_pin(run: Path, tuned: str) -> None:
-    """Remove the pin of an entry, if it has one.
-
-    Raises:
-        OutputError: The pin cannot be removed.
-    """
-    with output_errors(run):
-        (pins_folder(run) / tuned).unlink(missing_ok=True)
-
-
-def _read(path: Path, largest: int) -> bytes | None:
+def read_small(path: Path, largest: int) -> bytes | None:
     """The content of a small file, or ``None`` if there is none.
 
     Raises:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.run import list_entries, read_row
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.delta.run_files import INDEX_NAME
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
 from rlsparse_store.errors import BaseMismatchError, NotFoundError, RunError
@@ -67,20 +66,20 @@ def verify_run(
         >>> len(verify_run("run").entries)  # doctest: +SKIP
         20
     """
-    path = Path(run)
-    rows = list_entries(path) if path.is_dir() else []
+    place = place_of(run)
+    rows = place.list_entries()
     if not rows:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
     found = {}
     for row in rows:
-        delta = path / row.folder
-        if read_row(delta) != row:
+        delta = place.root / row.folder
+        if place.read_row(row.folder) != row:
             msg = (
                 f"disagrees with the entry {printable(row.folder)}; rlsparse runs "
                 "repair writes it anew"
             )
-            raise RunError(msg, file=path / INDEX_NAME)
+            raise RunError(msg, file=place.root / INDEX_NAME)
         if row.base != rows[0].base:
             msg = "was made against another base than the other entries of its run"
             raise BaseMismatchError(msg, file=delta)

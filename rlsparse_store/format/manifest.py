@@ -31,9 +31,12 @@ __all__ = [
     "shard_fields",
 ]
 
-FORMAT_VERSION: Final = "1.0-rc.1"
+FORMAT_VERSION: Final = "1.0"
+"""The version that this library writes. It reads every version of the same MAJOR."""
+
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
+_MAJOR: Final = FORMAT_VERSION.partition(".")[0]
 _NUMBER: Final = "(0|[1-9][0-9]{0,5})"
 _VERSION: Final = re.compile(rf"{_NUMBER}\.{_NUMBER}(-rc\.[1-9][0-9]{{0,5}})?")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -147,7 +150,7 @@ def parse_fields(text: bytes, shard: int) -> dict[str, Any]:
     Raises:
         FormatError: It is not canonical, or lacks something.
         LimitError: It is nested too deeply.
-        UnsupportedVersionError: Another version.
+        UnsupportedVersionError: A version of another MAJOR, or a candidate.
         UnsupportedFeatureError: A feature that is not known here.
     """
     try:
@@ -180,12 +183,14 @@ def _check_version(version: object) -> None:
     if found is None:
         msg = "the manifest has no format version"
         raise FormatError(msg)
-    if version != FORMAT_VERSION:
-        msg = (
-            f"format version {found[0]}; this library reads {FORMAT_VERSION} only, until 1.0 is "
-            "frozen: encode the checkpoint again, or read it with the rlsparse-store that wrote it"
-        )
-        raise UnsupportedVersionError(msg)
+    major, _, candidate = found.groups()
+    if major == _MAJOR and candidate is None:
+        return
+    msg = (
+        f"format version {found[0]}; this library reads versions {_MAJOR}.x: upgrade "
+        "rlsparse-store, or encode the checkpoint again"
+    )
+    raise UnsupportedVersionError(msg)
 
 
 def _check_features(features: object) -> None:

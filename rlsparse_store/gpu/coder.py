@@ -52,6 +52,8 @@ MIN_MEMORY: Final = 1 << 23
 class DeviceCoder:
     """Encodes spans on a device, with the same bytes as the CPU.
 
+    Experimental: never run on a GPU. The tests run the kernels under Triton's interpreter.
+
     The device compares the words, splits chunks into streams and verifies that they decode, many
     chunks at once. CPU threads compress the streams while the device works on the next spans.
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlsparse_store.codec.chunk import may_store_whole
 from rlsparse_store.format.digests import LEAF_BYTES
+from rlsparse_store.gpu.chunk_streams import make_streams
 from rlsparse_store.gpu.chunk_words import CodedWords
-from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkLocation, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
 from rlsparse_store.gpu.memory import words_of
@@ -209,13 +209,13 @@ class Drafter:
     def _draft(self, batch: list[_Chunk]) -> None:
         """Split chunks into streams and verify that they decode to the tuned words."""
         chunks = [chunk.words for chunk in batch]
-        drafts = draft_chunks(self._backend, chunks, self._coding, self._mantissa_bits)
+        made = make_streams(self._backend, chunks, self._coding, self._mantissa_bits)
         coded = [
             CodedWords(words.base, s.bounds, s.rows, s.changed, s.content)
-            for words, s in zip(chunks, drafts, strict=True)
+            for words, s in zip(chunks, made, strict=True)
         ]
         problems = self._backend.verify(coded, [words.tuned for words in chunks], self._coding)
-        for chunk, streams, problem in zip(batch, drafts, problems, strict=True):
+        for chunk, streams, problem in zip(batch, made, problems, strict=True):
             if problem is not None:
                 raise roundtrip_error(chunk.span.span.plan) from problem
             chunk.span.add(chunk, streams)

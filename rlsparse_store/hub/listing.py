@@ -78,7 +78,7 @@ def list_repo(repo: RepoId, what: str, access: HubAccess) -> Listing:
         )
         for sibling in info.siblings
         # Ignore names that are not plain paths on every system.
-        if all(is_file_name(part) for part in sibling.rfilename.lstrip(".").split("/"))
+        if all(is_file_name(part.removeprefix(".")) for part in sibling.rfilename.split("/"))
     }
     card = info.card_data.to_dict() if info.card_data else {}
     return Listing(repo=pinned, files=files, is_private=bool(info.private), card=card)

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Commit", "Published", "create_branch", "create_repo", "is_unchanged", "publish"]
 
+SMALL_FILE: Final = 1 << 20
+"""Bytes of the largest file that is uploaded together with others."""
+
+BATCH_FILES: Final = 64
+"""Files that are uploaded together."""
+
 WHAT: Final = "delta"
 """What the requests are for, in error messages."""
 
@@ -107,10 +113,26 @@ def is_unchanged(content: Path | bytes, published: HubFile | None) -> bool:
     """Return whether a published file has this content."""
     if published is None or not published.content:
         return False
-    nbytes = content.stat().st_size if isinstance(content, Path) else len(content)
     return (
-        nbytes == published.nbytes and content_id(content, published.content) == published.content
+        _nbytes(content) == published.nbytes
+        and content_id(content, published.content) == published.content
     )
+
+
+def _nbytes(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _batches(files: Mapping[str, Path | bytes]) -> list[list[tuple[str, Path | bytes]]]:
+    """Files to upload together: a large one alone, small ones with others.
+
+    The Hub answers for a batch at once. A run has thousands of small files, and a request for each
+    takes longer than their bytes.
+    """
+    sizes = {path: _nbytes(content) for path, content in files.items()}
+    small = [item for item in files.items() if sizes[item[0]] <= SMALL_FILE]
+    large = [[item] for item in files.items() if sizes[item[0]] > SMALL_FILE]
+    return [*large, *(small[k : k + BATCH_FILES] for k in range(0, len(small), BATCH_FILES))]
 
 
 def publish(
@@ -156,11 +178,11 @@ class _Publisher:
 
     def publish(self) -> Published:
         with _no_progress_bars():
-            additions = map_concurrently(self._upload, self._changes.files.items())
+            uploaded = map_concurrently(self._upload, _batches(self._changes.files))
+            additions = [addition for batch in uploaded for addition in batch]
             published = self._commit(additions)
         for addition in additions:
-            if isinstance(addition.path_or_fileobj, _ProgressFile):
-                addition.path_or_fileobj.close()
+            _close(addition.path_or_fileobj)
         commit = RepoId(self._repo.repo, published.commit)
         if not self._is_applied(list_repo(commit, WHAT, self._access)):
             msg = (
@@ -170,26 +192,38 @@ class _Publisher:
             raise HubServerError(msg, file=printable(str(self._repo)))
         return published
 
-    def _upload(self, file: tuple[str, Path | bytes]) -> Any:  # noqa: ANN401 - the client's
-        """Upload a file if the Hub stores it apart from commits."""
+    def _upload(self, batch: list[tuple[str, Path | bytes]]) -> list[Any]:
+        """Upload those files of a batch that the Hub stores apart from commits."""
         from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - only for repository ids
 
-        path, content = file
-        nbytes = content.stat().st_size if isinstance(content, Path) else len(content)
-        deadline = transfer_deadline(self._access, nbytes, reports_progress=not _uses_xet())
+        nbytes = sum(_nbytes(content) for _, content in batch)
+        # A batch of small files would take as many open files.
+        has_progress = len(batch) == 1 and not _uses_xet()
+        deadline = transfer_deadline(self._access, nbytes, reports_progress=has_progress)
 
-        def send() -> Any:  # noqa: ANN401 - the client's
-            # A new operation for each attempt: the client stores its progress in it.
-            addition = CommitOperationAdd(path, _with_progress(content, deadline.renew))
+        def send() -> list[Any]:
+            contents = [
+                _with_progress(content, deadline.renew) if has_progress else content
+                for _, content in batch
+            ]
+            # New operations for each attempt: the client stores its progress in them.
+            additions = [
+                CommitOperationAdd(path, content)
+                for (path, _), content in zip(batch, contents, strict=True)
+            ]
             self._api.preupload_lfs_files(
                 self._repo.repo,
-                [addition],
+                additions,
                 revision=self._repo.revision,
                 create_pr=self._create_pr,
-                free_memory=False,
+                # The client forgets a file that it has uploaded.
+                free_memory=True,
                 gitignore_content="",
             )
-            return addition
+            for content, addition in zip(contents, additions, strict=True):
+                if addition.path_or_fileobj is not content:
+                    _close(content)
+            return additions
 
         return retry(send, WHAT, self._repo, deadline)
 
@@ -230,7 +264,8 @@ class _Publisher:
             return Published(str(info.oid), str(info.pr_url or info.commit_url))
 
         # The commit request itself carries the small files.
-        sent = sum(len(c) for c in self._changes.files.values() if isinstance(c, bytes))
+        small = (_nbytes(content) for content in self._changes.files.values())
+        sent = sum(nbytes for nbytes in small if nbytes <= SMALL_FILE)
         deadline = transfer_deadline(self._access, sent, reports_progress=False)
         return call(commit, WHAT, self._repo, deadline)
 
@@ -287,13 +322,14 @@ def _uses_xet() -> bool:
     return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 
-def _with_progress(
-    content: Path | bytes, renew: Callable[[], None]
-) -> Path | bytes | io.BufferedReader:
+def _with_progress(content: Path | bytes, renew: Callable[[], None]) -> bytes | _ProgressFile:
     """Return content that calls ``renew`` while the client reads it."""
-    if isinstance(content, bytes) or _uses_xet():
-        return content
-    return _ProgressFile(content, renew)
+    return content if isinstance(content, bytes) else _ProgressFile(content, renew)
+
+
+def _close(content: object) -> None:
+    if isinstance(content, _ProgressFile):
+        content.close()
 
 
 class _ProgressFile(io.BufferedReader):

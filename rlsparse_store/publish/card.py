@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.run_files import natural_order
@@ -30,6 +31,10 @@ BEGIN: Final = "<!-- rlsparse: written by rlsparse push; changes between these m
 END: Final = "<!-- rlsparse: end -->"
 
 TAGS: Final = ("rlsparse", "sparse-delta", "rl")
+MOST_ENTRIES: Final = 200
+"""Deltas in the card of a run: the last ones."""
+MOST_METRICS: Final = 6
+"""Metrics in the table of a run."""
 MOST_MODULES: Final = 12
 """Kinds of module in the table of a delta: those with the most weights."""
 
@@ -52,6 +57,7 @@ def write_card(
     repo: RepoId,
     base: PublishedBase,
     reports: Mapping[str, DeltaReport],
+    metrics: Mapping[str, Mapping[str, float]],
     *,
     has_picture: bool,
 ) -> str:
@@ -62,6 +68,7 @@ def write_card(
         repo: The repository.
         base: The base of the deltas.
         reports: The deltas by folder; an empty string for the repository itself.
+        metrics: Metrics of entries of a run, by folder.
         has_picture: Whether the repository has a heat map.
 
     Raises:
@@ -71,7 +78,8 @@ def write_card(
 
     fields, body = _split(old or "", repo)
     _update(fields, base, reports)
-    section = "\n".join([BEGIN, *_section(repo, base, reports, has_picture=has_picture), END])
+    lines = _section(repo, base, reports, metrics, has_picture=has_picture)
+    section = "\n".join([BEGIN, *lines, END])
     if BEGIN in body and END in body.partition(BEGIN)[2]:
         body = _SECTION.sub(lambda _: section, body, count=1)
     elif body.strip():
@@ -124,7 +132,7 @@ def _update(
                 "delta_bytes": report.delta_bytes,
                 "tuned_bytes": report.tuned_bytes,
             }
-            for folder, report in _ordered(reports)
+            for folder, report in _ordered(reports)[-MOST_ENTRIES:]
         ],
     }
 
@@ -134,7 +142,12 @@ def _ordered(reports: Mapping[str, DeltaReport]) -> list[tuple[str, DeltaReport]
 
 
 def _section(
-    repo: RepoId, base: PublishedBase, reports: Mapping[str, DeltaReport], *, has_picture: bool
+    repo: RepoId,
+    base: PublishedBase,
+    reports: Mapping[str, DeltaReport],
+    metrics: Mapping[str, Mapping[str, float]],
+    *,
+    has_picture: bool,
 ) -> list[str]:
     """The lines between the marks."""
     ordered = _ordered(reports)
@@ -165,10 +178,7 @@ def _section(
         "",
         "## What changed",
         "",
-        *_table(
-            ["delta", "weights", "changed", "density", "checkpoint", "stored", "smaller"],
-            [_row(folder or "this repository", report) for folder, report in ordered],
-        ),
+        *_deltas(ordered, metrics),
         "",
     ]
     if len(ordered) > 1:
@@ -183,9 +193,33 @@ def _section(
     return lines
 
 
-def _row(name: str, report: DeltaReport) -> list[str]:
+def _deltas(
+    ordered: list[tuple[str, DeltaReport]], metrics: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """A table of the deltas, with the metrics that most of them have."""
+    shown = ordered[-MOST_ENTRIES:]
+    having = Counter(name for folder, _ in shown for name in metrics.get(folder, {}))
+    columns = sorted(having, key=lambda name: (-having[name], name))[:MOST_METRICS]
+    headings = ["delta", *map(_plain, columns)]
+    headings += ["weights", "changed", "density", "checkpoint", "stored", "smaller"]
+    rows = [
+        [
+            _plain(folder or "this repository"),
+            *(_number(metrics.get(folder, {}).get(name)) for name in columns),
+            *_sizes(report),
+        ]
+        for folder, report in shown
+    ]
+    note = f"The last {len(shown)} of {len(ordered):,} deltas; `run.json` has all."
+    return [*([note, ""] if len(shown) < len(ordered) else []), *_table(headings, rows)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _sizes(report: DeltaReport) -> list[str]:
     return [
-        _plain(name),
         f"{report.elements:,}",
         f"{report.changed:,}",
         format_percent(report.density),

@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rlsparse_store.analysis.plots.heatmap import density_map
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.resolve import subfolder_parts
-from rlsparse_store.delta.run import is_run, read_reports
-from rlsparse_store.delta.run_files import NOTE_NAME, delta_names, natural_order
-from rlsparse_store.delta.verify import check_alone
+from rlsparse_store.delta.run import place_of
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import (
-    BaseMismatchError,
     HubOfflineError,
-    MissingDependencyError,
+    MovedBranchError,
     NotFoundError,
     PrivateBaseError,
 )
-from rlsparse_store.files.base_hint import write_named
-from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.output import scratch_folder
-from rlsparse_store.files.side_files import delta_side_files
-from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.listing import Listing, list_repo
-from rlsparse_store.hub.remote_folder import read_small_file
 from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
-from rlsparse_store.hub.uploads import Commit, create_branch, create_repo, is_unchanged, publish
+from rlsparse_store.hub.uploads import Commit, create_branch, create_repo, publish
 from rlsparse_store.pipeline.progress import no_progress
-from rlsparse_store.pipeline.threads import resolve_threads
-from rlsparse_store.publish.card import CARD, PICTURE, write_card
-from rlsparse_store.publish.published_base import (
-    PublishedBase,
-    find_published_base,
-    recorded_base,
-    require_base,
-)
-from rlsparse_store.publish.repo_layout import require_apart
+from rlsparse_store.publish.local_delta import open_named
+from rlsparse_store.publish.push_plan import Publication, PushPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from os import PathLike
 
     from rlsparse_store.delta.html_table import Rows
-    from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.pipeline.progress import Progress
+    from rlsparse_store.publish.published_base import PublishedBase
 
 __all__ = ["FileUpload", "PushReport", "push_delta", "push_pair"]
 
-LARGEST_CARD: Final = 1 << 20
-"""Bytes: a longer text is no card."""
+ATTEMPTS: Final = 5
+"""Attempts to publish entries on top of what others publish at the same time."""
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form."""
@@ -92,6 +74,8 @@ class PushReport(SummaryRepr):
         base_is_public: Whether the base is public.
         uploads: Files to send.
         deleted: Files to remove.
+        added: Folders of deltas that the repository lacks.
+        pruned: Folders of entries to remove, which the run does not have.
         unchanged: Number of files that the repository had.
         upload_bytes: Bytes of the files to send.
         tuned_bytes: Bytes of the tensors of the stored checkpoints.
@@ -107,6 +91,8 @@ class PushReport(SummaryRepr):
     base_is_public: bool
     uploads: list[FileUpload]
     deleted: list[str]
+    added: list[str]
+    pruned: list[str]
     unchanged: int
     upload_bytes: int
     tuned_bytes: int
@@ -136,14 +122,19 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     create_pr: bool = False,
     commit_message: str | None = None,
     name_private_base: bool = False,
+    prune: bool = False,
     dry_run: bool = False,
     token: str | bool | None = None,
 ) -> PushReport:
-    """Publish a delta, or all deltas of a run, on the Hub in one commit.
+    """Publish a delta, or a run, on the Hub in one commit.
 
-    The repository gets the delta, the tuned model's small files and a model card. Only new files
-    are sent. Of an existing card, only the section that this function writes is replaced. A delta
-    is never put inside the folder of another.
+    The repository gets the deltas, the small files of the tuned models, a model card, and of a run
+    its index and pins. Only new files are sent. Of an existing card, only the section that this
+    function writes is replaced. A delta is never put inside the folder of another.
+
+    Entries that the repository has and the run lacks stay. An entry whose folder has another
+    checkpoint there gets the next number (``checkpoint-100.2``). If another push comes first, the
+    entries are published on top of it.
 
     Args:
         delta: Folder of the delta, or of a run of deltas of one base.
@@ -156,6 +147,8 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
         create_pr: Open a pull request to the default branch instead of committing to it.
         commit_message: One line.
         name_private_base: Publish the name of a base that is not public.
+        prune: Also remove the entries from the branch that the run does not have and that are not
+            pinned there. Earlier commits keep them.
         dry_run: Report what would be sent, and send nothing.
         token: Access token for the Hub; by default the stored one.
 
@@ -169,7 +162,8 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
         BaseMismatchError: ``base_id`` is not its base, or the repository has deltas of another one.
         PrivateBaseError: The base is not public, and ``name_private_base`` is not set.
         OutputError: The folder holds a run, or lies inside that of another delta.
-        MovedBranchError: Another commit reached the branch first.
+        RunError: The index of the run or the note of an entry is damaged.
+        MovedBranchError: Another commit reached the branch first, several times for a run.
         HubError: The Hub failed or refused.
 
     Example:
@@ -177,24 +171,127 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     """
     access = HubAccess(token=token)
     asked = _target(repo, revision, access, create_pr=create_pr)
-    folders = _local_deltas(Path(delta), subfolder)
-    with _named(folders, base_id, access) as (local, base):
-        target = _Target(asked, access)
-        if target.head is not None:
-            require_apart(RepoId(asked.repo), local, target.head)
-        if not (name_private_base or target.is_private(private=private)):
-            _require_public(base)
-        plan = _Plan(asked, base, local, target)
-        report = plan.report()
+    place = _place(Path(delta), subfolder)
+    if prune and not place.is_run:
+        msg = "is a delta, and prune=True removes entries of a run"
+        raise ValueError(msg)
+    with open_named(place.folders, base_id, access) as (local, base):
+        publication = Publication(
+            base=base,
+            deltas=local,
+            run=place.run,
+            is_run=place.is_run,
+            pins=frozenset(place_of(delta).pins() if place.is_run else ()),
+            prune=prune,
+        )
+        push = _Push(
+            asked,
+            publication,
+            access,
+            message=commit_message or f"Publish {_described(place)} of {base.repo.repo}",
+            private=private,
+            create_pr=create_pr,
+            name_private_base=name_private_base,
+            dry_run=dry_run,
+        )
+        return push.publish()
+
+
+class _Push:
+    """One push, which goes on top of what others publish at the same time."""
+
+    def __init__(
+        self,
+        asked: RepoId,
+        publication: Publication,
+        access: HubAccess,
+        *,
+        message: str,
+        private: bool | None,
+        create_pr: bool,
+        name_private_base: bool,
+        dry_run: bool,
+    ) -> None:
+        self._asked = asked
+        self._publication = publication
+        self._access = access
+        self._message = message
+        self._private = private
+        self._create_pr = create_pr
+        self._name_private_base = name_private_base
+        self._dry_run = dry_run
+        self._verified: set[Path] = set()
+
+    def publish(self) -> PushReport:
+        for _ in range(ATTEMPTS - 1):
+            target = _Target(self._asked, self._access)
+            try:
+                return self._attempt(target)
+            except MovedBranchError:
+                if not (self._publication.is_mergeable and target.has_moved()):
+                    raise
+        return self._attempt(_Target(self._asked, self._access))
+
+    def _attempt(self, target: _Target) -> PushReport:
+        if not (self._name_private_base or target.is_private(private=self._private)):
+            _require_public(self._publication.base)
+        plan = self._plan(target.head)
+        self._verify(plan)
+        report = _report(self._asked, plan)
         if plan.is_empty:
             return replace(report, commit=target.head.repo.revision if target.head else None)
-        if dry_run:
+        if self._dry_run:
             return report
-        head = target.ready(private=private)
-        message = commit_message or f"Publish {_described(local)} of {base.repo.repo}"
-        changes = Commit(files=plan.files, deleted=plan.deleted, message=message)
-        published = publish(head, asked.revision, changes, access, create_pr=create_pr)
+        seen, head = target.head, target.ready(private=self._private)
+        if head != seen:
+            # The plan is for the commit that the new one follows, or it would undo that.
+            plan = self._plan(head)
+            report = _report(self._asked, plan)
+        changes = Commit(files=plan.files, deleted=plan.deleted, message=self._message)
+        published = publish(
+            head, self._asked.revision, changes, self._access, create_pr=self._create_pr
+        )
         return replace(report, commit=published.commit, url=published.url)
+
+    def _plan(self, head: Listing | None) -> PushPlan:
+        return PushPlan(self._asked, self._publication, head, self._access)
+
+    def _verify(self, plan: PushPlan) -> None:
+        """Verify what is sent, once."""
+        for delta in plan.changed:
+            if delta.folder not in self._verified:
+                delta.verify()
+                self._verified.add(delta.folder)
+
+
+def _report(asked: RepoId, plan: PushPlan) -> PushReport:
+    uploads = [
+        FileUpload(path=path, nbytes=len(c) if isinstance(c, bytes) else c.stat().st_size)
+        for path, c in sorted(plan.files.items())
+    ]
+    base = plan.publication.base
+    return PushReport(
+        repo=asked.repo,
+        branch=asked.revision,
+        commit=None,
+        url=None,
+        base_repo=base.repo.repo,
+        base_revision=str(base.repo.revision),
+        base_is_public=base.is_public,
+        uploads=uploads,
+        deleted=sorted(plan.deleted),
+        added=sorted(plan.added, key=natural_order),
+        pruned=plan.pruned,
+        unchanged=plan.unchanged,
+        upload_bytes=sum(upload.nbytes for upload in uploads),
+        tuned_bytes=plan.tuned_bytes,
+        has_picture=plan.has_picture,
+    )
+
+
+def _described(place: _Place) -> str:
+    count = len(place.folders)
+    return f"a run of {count:,} sparse deltas" if place.is_run else "a sparse delta"
 
 
 def push_pair(
@@ -269,91 +366,33 @@ def _target(repo: str, revision: str | None, access: HubAccess, *, create_pr: bo
     return asked
 
 
-def _local_deltas(delta: Path, subfolder: str) -> dict[str, Path]:
-    """The local folders of the deltas, by their folders in the repository."""
-    inside = subfolder_parts(subfolder)
-    folders = {"": delta}
-    if is_run(delta):
-        folders = {name: delta / name for name in delta_names(delta)}
-    named = {"/".join([*inside, *([name] if name else [])]): p for name, p in folders.items()}
-    for name in named:
-        if not all(is_file_name(part) for part in name.split("/") if part):
-            msg = "cannot be a folder's name on every system: rename it"
-            raise NotFoundError(msg, file=printable(name))
-    return named
-
-
-@dataclass(frozen=True, slots=True)
-class _Local:
-    """A delta to publish: its report, and its files by their paths in its folder.
+class _Place(NamedTuple):
+    """What to publish, and where.
 
     Attributes:
-        report: Its report.
-        files: Its files.
-        card: The text that a trainer wrote for the model card, if there is one.
+        run: Folder of the repository that the deltas' folders are in.
+        folders: Local folders of the deltas by their folders in ``run``.
+        is_run: Whether they are the entries of a run.
     """
 
-    report: DeltaReport
-    files: dict[str, Path]
-    card: str | None = None
+    run: str
+    folders: dict[str, Path]
+    is_run: bool
 
 
-@contextmanager
-def _named(
-    folders: dict[str, Path], base_id: str | None, access: HubAccess
-) -> Iterator[tuple[dict[str, _Local], PublishedBase]]:
-    """The deltas, verified and with their base named, and that base."""
-    with scratch_folder() as scratch:
-        if base_id is None:
-            local = {name: _open(folder) for name, folder in folders.items()}
-            reports = [delta.report for delta in local.values()]
-            repo = recorded_base(reports, next(iter(folders.values())))
-            yield local, find_published_base(repo, access, must_exist=False)
-            return
-        asked = parse_repo_id(base_id)
-        if asked is None:
-            msg = "is not a repository id: give ORG/BASE or ORG/BASE@COMMIT"
-            raise NotFoundError(msg, file=printable(base_id))
-        base = find_published_base(asked, access, must_exist=True)
-        local = {
-            name: _open(folder, scratch / str(number), base, access)
-            for number, (name, folder) in enumerate(folders.items())
-        }
-        yield local, base
-
-
-def _open(
-    folder: Path,
-    scratch: Path | None = None,
-    base: PublishedBase | None = None,
-    access: HubAccess | None = None,
-) -> _Local:
-    """A delta and its files. A given base is compared, and named in a copy of the last file."""
-    with DeltaReader(folder) as reader:
-        check_alone(reader, resolve_threads(None))
-        report = report_delta(reader)
-        files = {f"{DELTA_FOLDER}/{name}": folder / DELTA_FOLDER / name for name in reader.names}
-        if (note := folder / DELTA_FOLDER / NOTE_NAME).is_file():
-            files[f"{DELTA_FOLDER}/{NOTE_NAME}"] = note
-        weights = {f"{DELTA_FOLDER}/", CARD}
-        files |= {name: folder / name for name in delta_side_files(folder, weights)}
-        if base is None or base.listing is None or scratch is None or access is None:
-            return _Local(report, files, _trainer_card(folder))
-        repo, revision = base.repo.repo, str(base.repo.revision)
-        if (report.base_repo, report.base_revision) == (repo, revision):
-            return _Local(report, files, _trainer_card(folder))
-        require_base(reader, base.listing, access)
-        write_named(reader, scratch, repo, revision)
-        files[f"{DELTA_FOLDER}/{reader.shards[-1].source.path.name}"] = scratch
-    named = replace(report, base_repo=repo, base_revision=revision)
-    return _Local(named, files, _trainer_card(folder))
-
-
-def _trainer_card(folder: Path) -> str | None:
-    """The card that encoding copied from the checkpoint."""
-    card = folder / CARD
-    is_own = card.is_file() and not card.is_symlink() and card.stat().st_size <= LARGEST_CARD
-    return card.read_text(errors="replace") if is_own else None
+def _place(delta: Path, subfolder: str) -> _Place:
+    inside = subfolder_parts(subfolder)
+    if (run := place_of(delta)).is_run():
+        folders = {row.folder: run.root / row.folder for row in run.list_entries()}
+        place = _Place("/".join(inside), folders, is_run=True)
+    else:
+        name = inside.pop() if inside else ""
+        place = _Place("/".join(inside), {name: delta}, is_run=False)
+    for name in [*place.run.split("/"), *place.folders]:
+        if name and not is_file_name(name):
+            msg = "cannot be a folder's name on every system: rename it"
+            raise NotFoundError(msg, file=printable(name))
+    return place
 
 
 def _require_public(base: PublishedBase) -> None:
@@ -390,6 +429,11 @@ class _Target:
         except NotFoundError:
             return None
 
+    def has_moved(self) -> bool:
+        """Whether the branch has another commit than the head."""
+        now = self._list(self.asked)
+        return now is not None and self.head is not None and now.repo != self.head.repo
+
     def is_private(self, *, private: bool | None) -> bool:
         """Whether the repository is private, or will be."""
         return bool(private) if self._default is None else self._default.is_private
@@ -406,115 +450,5 @@ class _Target:
         if self._branch is None:
             create_branch(self._default.repo, str(self.asked.revision), self.access)
             self._branch = list_repo(self.asked, "delta", self.access)
+        self.head = self._branch
         return self._branch
-
-
-class _Plan:
-    """The changes of a commit."""
-
-    def __init__(
-        self,
-        asked: RepoId,
-        base: PublishedBase,
-        local: dict[str, _Local],
-        target: _Target,
-    ) -> None:
-        self._repo = asked
-        self._base = base
-        self._local = local
-        self._target = target
-        self._there = target.head.files if target.head else {}
-        wanted: dict[str, Path] = {
-            f"{name}/{path}".lstrip("/"): file
-            for name, delta in local.items()
-            for path, file in delta.files.items()
-        }
-        self.files: dict[str, Path | bytes] = {
-            path: file
-            for path, file in wanted.items()
-            if not is_unchanged(file, self._there.get(path))
-        }
-        self.deleted = self._stale(wanted)
-        self.unchanged = len(wanted) - len(self.files)
-        self.has_picture = PICTURE in self._there
-        # Other versions of this package or of matplotlib write card and picture differently: leave
-        # them alone unless a delta changed.
-        if not self.is_empty or CARD not in self._there:
-            self._add_card()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to change."""
-        return not self.files and not self.deleted
-
-    def _stale(self, wanted: dict[str, Path]) -> list[str]:
-        """Files of an earlier delta in the same folder."""
-        folders = [f"{name}/{DELTA_FOLDER}/".lstrip("/") for name in self._local]
-        return [
-            path
-            for path in self._there
-            if path not in wanted and any(path.startswith(folder) for folder in folders)
-        ]
-
-    def _add_card(self) -> None:
-        reports = self._reports()
-        last = max(reports, key=natural_order)
-        try:
-            picture = density_map(reports[last])
-        except MissingDependencyError:
-            picture = None
-        self.has_picture = picture is not None
-        if picture is None and PICTURE in self._there:
-            self.deleted.append(PICTURE)
-        if picture is not None and not is_unchanged(picture, self._there.get(PICTURE)):
-            self.files[PICTURE] = picture
-        card = write_card(
-            self._old_card(), self._repo, self._base, reports, has_picture=self.has_picture
-        ).encode()
-        if not is_unchanged(card, self._there.get(CARD)):
-            self.files[CARD] = card
-
-    def _reports(self) -> dict[str, DeltaReport]:
-        """All deltas of the repository after the commit, which must have one base."""
-        found: dict[str, DeltaReport] = {}
-        if self._target.head is not None:
-            found = read_reports(self._target.head, self._target.access, skip=self._local)
-        found |= {name: delta.report for name, delta in self._local.items()}
-        if len({report.base_digest for report in found.values()}) > 1:
-            msg = "has deltas of another base: publish this one in another repository"
-            raise BaseMismatchError(msg, file=printable(str(self._repo)))
-        return found
-
-    def _old_card(self) -> str | None:
-        if self._target.head is None or CARD not in self._there:
-            # The first text of a new card is the trainer's own.
-            return next((delta.card for delta in self._local.values() if delta.card), None)
-        return read_small_file(self._target.head, CARD, self._target.access).decode(
-            errors="replace"
-        )
-
-    def report(self) -> PushReport:
-        """The report of this plan."""
-        uploads = [
-            FileUpload(path=path, nbytes=len(c) if isinstance(c, bytes) else c.stat().st_size)
-            for path, c in sorted(self.files.items())
-        ]
-        return PushReport(
-            repo=self._repo.repo,
-            branch=self._repo.revision,
-            commit=None,
-            url=None,
-            base_repo=self._base.repo.repo,
-            base_revision=str(self._base.repo.revision),
-            base_is_public=self._base.is_public,
-            uploads=uploads,
-            deleted=sorted(self.deleted),
-            unchanged=self.unchanged,
-            upload_bytes=sum(upload.nbytes for upload in uploads),
-            tuned_bytes=sum(delta.report.tuned_bytes for delta in self._local.values()),
-            has_picture=self.has_picture,
-        )
-
-
-def _described(local: dict[str, _Local]) -> str:
-    return "a sparse delta" if len(local) == 1 else f"{len(local)} sparse deltas"

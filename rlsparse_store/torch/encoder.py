@@ -57,7 +57,7 @@ class DeltaEncoder(Closeable):
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
         device: The device that encodes: a CUDA device or ``"cpu"``; defaults to the current CUDA
-            device if there is one.
+            device if there is one. Experimental: never run on a GPU.
         keep: Where the base is kept between deltas: ``"files"`` reads it each time, ``"host"``
             keeps it in main memory (pinned if possible), ``"device"`` keeps it on the device.
         memory: Bytes of device memory to use in addition to the base and the model.

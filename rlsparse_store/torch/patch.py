@@ -52,7 +52,8 @@ def patch_(
     Args:
         model: A module, a transformers model (its weights may be fused or renamed), or a state dict
             with the checkpoint's names. It must hold the base's weights in the base's dtype, whole
-            and in memory, on any device.
+            and in memory, on any device. With Triton, tensors on a CUDA device are patched there.
+            Experimental: never run on a GPU.
         delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Number of threads; defaults to all processors.

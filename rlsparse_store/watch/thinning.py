@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.apply import rebuild_files
-from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import (
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlsparse_store.delta.run_files import IndexRow
+    from rlsparse_store.delta.run_place import RunPlace
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.watch.completeness import FoundCheckpoint, Listing
     from rlsparse_store.watch.event import Kind
@@ -56,7 +56,7 @@ class Thinner:
     """Removes the weights of older checkpoints that a run stores.
 
     Args:
-        run: Folder of the run.
+        run: The place of the run.
         base: The base, open.
         keep: Newest checkpoints that stay full; one in any case.
         is_confirmed: Whether weights are removed, and not only said to be removable.
@@ -64,7 +64,7 @@ class Thinner:
     """
 
     def __init__(
-        self, run: Path, base: Checkpoint, keep: int, threads: int | None, *, is_confirmed: bool
+        self, run: RunPlace, base: Checkpoint, keep: int, threads: int | None, *, is_confirmed: bool
     ) -> None:
         self._run = run
         self._base = base
@@ -130,7 +130,7 @@ class Thinner:
     def _thin(self, found: FoundCheckpoint) -> WatchEvent:
         self._decided[found.path] = found.listing
         try:
-            with write_run(self._run) as run:
+            with self._run.write() as run:
                 row = run.current(found.name)
                 if row is None:
                     return _event("kept", found.path, "has no entry in the run")
@@ -156,7 +156,7 @@ class Thinner:
             RlsparseError: It does not, or they are not to be removed.
         """
         _require_own(found, self._base)
-        delta = self._run / row.folder
+        delta = self._run.root / row.folder
         report = verify_delta(delta, base=self._base.path, tuned=found.path, threads=self._threads)
         if report.cast is not None:
             msg = f"its delta was rounded to {report.cast}"
@@ -177,7 +177,7 @@ class Thinner:
         return names
 
     def _note(self, found: FoundCheckpoint, row: IndexRow, names: Sequence[str]) -> dict[str, Any]:
-        delta = str((self._run / row.folder).absolute())
+        delta = str((self._run.root / row.folder).absolute())
         base = str(self._base.path.absolute())
         stamps = {name: found.listing.files[name] for name in names}
         return {
@@ -193,7 +193,7 @@ class Thinner:
     def _finish(self, path: Path, note: dict[str, Any]) -> WatchEvent:
         """Finish what a killed call began."""
         try:
-            with write_run(self._run) as run:
+            with self._run.write() as run:
                 if all(row.tuned != note["tuned"] for row in run.rows.values()):
                     return _event("kept", path, "its weights are gone in part, and its entry, too")
                 freed = _remove(path, note)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy
 from rlsparse_store.delta.resolve import as_repo_id, find_checkpoint
-from rlsparse_store.delta.run import RunEntry
+from rlsparse_store.delta.run import RunEntry, place_of
 from rlsparse_store.delta.run_encoder import RunEncoder, is_new, require_one_base
 from rlsparse_store.delta.run_files import natural_order, step_in_name
-from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import (
     CheckpointError,
@@ -31,12 +30,11 @@ from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.files.trainer_folders import step_folder, survey_folder
 from rlsparse_store.files.trainer_state import read_trainer_state
-from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.watch.completeness import FoundCheckpoint, Settling, has_marker, list_checkpoint
 from rlsparse_store.watch.event import WatchEvent
-from rlsparse_store.watch.seen import SeenCheckpoints, watch_folder
+from rlsparse_store.watch.seen import SeenCheckpoints
 from rlsparse_store.watch.thinning import Thinner
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.run_encoder import Added
     from rlsparse_store.delta.run_files import IndexRow
-    from rlsparse_store.delta.run_writer import RunWriter
+    from rlsparse_store.delta.run_place import RunPlace, RunWriter
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.watch.completeness import Listing
     from rlsparse_store.watch.event import Kind
@@ -148,7 +146,7 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         >>> for event in watch_checkpoints("out", "qwen-base", "run", once=True):  # doctest: +SKIP
         ...     print(event.message)
     """
-    folder, run = Path(folder), Path(out)
+    folder, run = Path(folder), place_of(out)
     _require_places(folder, run)
     if settle_seconds < 0:
         msg = f"settle_seconds={settle_seconds}: give seconds, at least 0"
@@ -158,11 +156,8 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     with ExitStack() as stack:
-        stack.enter_context(WriterLock(watch_folder(run), run))
+        seen = SeenCheckpoints(stack.enter_context(run.watch()))
         rows = require_one_base(run)
-        if rows:
-            with suppress(RunLockedError), write_run(run) as writer:  # until the next entry
-                writer.publish_missing()
         path = find_checkpoint(base, "base", access, base_revision)
         encoder = RunEncoder(
             stack.enter_context(open_checkpoint(path)),
@@ -177,7 +172,7 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         if thin is not None:
             thinner = Thinner(run, encoder.base, thin, threads, is_confirmed=yes)
         held = {row.name: row for row in rows}
-        watcher = _Watcher(folder, run, encoder, held, sides, settling, thinner, once=once)
+        watcher = _Watcher(folder, run, encoder, held, seen, sides, settling, thinner, once=once)
         yield from watcher.look()
         if once:
             if watcher.is_waiting and not _is_stopped(stop, settle_seconds):
@@ -196,7 +191,7 @@ def _is_stopped(stop: Event | None, seconds: float) -> bool:
     return False
 
 
-def _require_places(folder: Path, run: Path) -> None:
+def _require_places(folder: Path, run: RunPlace) -> None:
     """Require a folder to watch and a run outside of it.
 
     Raises:
@@ -206,10 +201,9 @@ def _require_places(folder: Path, run: Path) -> None:
     if not folder.is_dir():
         msg = "no such folder; give the one in which the trainer saves its checkpoints"
         raise NotFoundError(msg, file=printable(str(folder)))
-    watched, written = folder.resolve(), run.resolve()
-    if written == watched or watched in written.parents:
+    if run.is_inside(folder):
         msg = f"is inside {printable(str(folder))}, which is watched; choose a folder outside of it"
-        raise OutputError(msg, file=run)
+        raise OutputError(msg, file=run.root)
 
 
 def _require_thinnable(
@@ -244,9 +238,10 @@ class _Watcher:
 
     Args:
         folder: The folder.
-        run: Folder of the run.
+        run: The place of the run.
         encoder: Adds checkpoints to the run.
         held: The entries that the run has, by name.
+        seen: The checkpoints that were stored.
         sides: Which small files travel.
         settling: Says which checkpoints have settled.
         thinner: Removes weights that are stored, if asked for.
@@ -256,12 +251,13 @@ class _Watcher:
         is_waiting: Whether the last look left a checkpoint for later.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what looking takes
         self,
         folder: Path,
-        run: Path,
+        run: RunPlace,
         encoder: RunEncoder,
         held: Mapping[str, IndexRow],
+        seen: SeenCheckpoints,
         sides: _SideFileOptions,
         settling: Settling,
         thinner: Thinner | None,
@@ -276,7 +272,7 @@ class _Watcher:
         self._settling = settling
         self._thinner = thinner
         self._once = once
-        self._seen = SeenCheckpoints(run)
+        self._seen = seen
         self._refused: dict[Path, Listing] = {}
         self._said: dict[Path, str] = {}
         self._has_stored = False
@@ -350,7 +346,7 @@ class _Watcher:
 
     def _store(self, found: FoundCheckpoint) -> Iterator[WatchEvent]:
         try:
-            with write_run(self._run) as run:
+            with self._run.write() as run:
                 added = self._add(run, found)
         except RunLockedError as error:
             yield from self._wait(found.path, error, error.message)

@@ -546,7 +546,7 @@ def read_manifest(text: str, number: int, *, last: bool) -> dict[str, Any]:
     version, features = value.get("format"), value.get("features")
     pattern = r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})(-rc\.[1-9][0-9]{0,5})?"
     need(matches(pattern, version), "header", "the manifest has no format version")
-    need(version == "1.0-rc.1", "version", f"format {version}")
+    need(version.startswith("1.") and "-" not in version, "version", f"format {version}")
     need(isinstance(features, list), "header", "`features` is no list")
     names = all(matches(BLOCK_NAME, item) for item in features)
     need(names and features == sorted(set(features)), "header", "`features` does not ascend")

@@ -23,8 +23,8 @@ from rlsparse_store.errors import StreamError
 from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.gpu import kernels, launch
+from rlsparse_store.gpu.chunk_streams import make_streams
 from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
-from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.hashing import hash_on_device
 from rlsparse_store.kernels import interface
 from rlsparse_store.kernels.dispatch import get_backend
@@ -111,7 +111,7 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
         for base, tuned, row in chunks
     ]
     mantissa = {8: 3, 16: 7, 32: 23}[coding.width]
-    drafts = draft_chunks(GPU, placed, coding, mantissa)
+    drafts = make_streams(GPU, placed, coding, mantissa)
     for (base, tuned, row), draft in zip(chunks, drafts, strict=True):
         row_words, first = row or (None, 0)
         changes = CPU.changed_words(base, tuned, coding)
@@ -197,7 +197,7 @@ def test_wherever_torch_makes_tensors_by_default() -> None:
     changes = CPU.compare(base, tuned, coding, ChangeList())
     with torch.device("meta"):
         leaves = hash_on_device(new.view(torch.uint8))
-        (draft,) = draft_chunks(GPU, [ChunkWords(old, new, None, changes)], coding, None)
+        (draft,) = make_streams(GPU, [ChunkWords(old, new, None, changes)], coding, None)
         coded = CodedWords(old, draft.bounds, None, draft.changed, draft.content)
         assert GPU.join([coded], coding) == [None]
     assert np.array_equal(leaves, leaf_hashes(tuned.view(np.uint8)))
@@ -266,7 +266,7 @@ def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.Monke
             )
             for a, b in pairs
         ]
-        drafts = draft_chunks(GPU, placed, coding, 7)
+        drafts = make_streams(GPU, placed, coding, 7)
         coded = [
             CodedWords(words.base, d.bounds, d.rows, d.changed, d.content)
             for words, d in zip(placed, drafts, strict=True)

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,88 +13,27 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from forks import Forks
+from hub_clients import clients, home, hub, run  # noqa: F401 - fixtures
+from hub_commands import fail, succeed
 from loopback_hub import (
     NAMED,
     READER,
     TOKEN,
     LoopbackHub,
-    client_environment,
     rlsparse,
-    rlsparse_forked,
 )
 from models import move_weights, small_llama
 from pairs import bf16_tensor, contents, save, tune
 
 import make_pair
-from rlsparse_store.delta import encode_delta, encode_run
+from rlsparse_store.delta import encode_delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def succeed(
-    hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str
-) -> subprocess.CompletedProcess[str]:
-    result = rlsparse_forked(hub, home, *arguments, **more)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def fail(code: int, hub: LoopbackHub, home: Path, *arguments: str | Path, **more: str) -> str:
-    result = rlsparse_forked(hub, home, *arguments, RLSPARSE_HUB_TIMEOUT="3", **more)
-    assert (result.returncode, result.stderr.count("\n")) == (code, 1), result.stderr
-    return result.stderr
-
-
-class Clients(NamedTuple):
-    """A factory of clients, the port of their Hub, and the folder of their caches."""
-
-    forks: Forks
-    port: int
-    home: Path
-
-
-@pytest.fixture(scope="module")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
-    home = tmp_path_factory.mktemp("home")
-    modules = ["huggingface_hub.hf_api", "rlsparse_store.cli.exit_codes", "rlsparse_store.publish"]
-    with socket.socket() as kept:
-        # Bound, so that nobody is given the port between two tests; each Hub listens there.
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        port: int = kept.getsockname()[1]
-        env = {"PATH": os.defpath, **client_environment(port, home)}
-        with Forks(modules, env) as forks:
-            yield Clients(forks, port, home)
-
-
-@pytest.fixture
-def hub(clients: Clients) -> Iterator[LoopbackHub]:
-    with LoopbackHub(clients.port, clients.forks) as running:
-        yield running
-
-
-@pytest.fixture
-def home(clients: Clients) -> Path:
-    shutil.rmtree(clients.home, ignore_errors=True)
-    return clients.home
-
-
-@pytest.fixture
-def run(pair: Path) -> Path:
-    """A run of three deltas against the base on the Hub."""
-    (base,) = pair.glob("models--org--base/snapshots/*")
-    for step in (1, 2, 10):
-        tuned = {"a": tune(bf16_tensor(0, 300, 200), step), "still": bf16_tensor(1, 200, 100)}
-        save(pair / f"step-{step}", tuned)
-    steps = [pair / f"step-{step}" for step in (1, 2, 10)]
-    encode_run(base, steps, pair / "run")
-    return pair / "run"
 
 
 # --- There and back -----------------------------------------------------------------------------
@@ -251,7 +189,7 @@ def test_run_is_one_commit(run: Path, hub: LoopbackHub, home: Path) -> None:
     assert one["changed"] == listed["deltas"][1]["changed"]
     succeed(hub, home, "pull", "me/run", "-o", run / "../again")
     pulled = contents(run / "../again")
-    published = {n: d for n, d in contents(run).items() if n.startswith("step-")}
+    published = {n: d for n, d in contents(run).items() if n.startswith(("step-", "run.json"))}
     assert {n: d for n, d in pulled.items() if n != "README.md"} == published
     stderr = fail(4, hub, home, "apply", "me/run", "-o", run / "../none")
     assert "there are deltas in step-1, step-10, step-2 (--subfolder)" in stderr
@@ -294,7 +232,7 @@ def test_a_folder_may_be_named_like_that_of_a_delta(
     for name in ("my-rlsparse", "rlsparse-2"):
         succeed(hub, home, "push", run / "step-1", "me/run", "--subfolder", name)
     listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
-    assert [d["name"] for d in listed["deltas"]] == ["my-rlsparse", "rlsparse-2"]
+    assert [d["folder"] for d in listed["deltas"]] == ["my-rlsparse", "rlsparse-2"]
 
 
 @pytest.mark.parametrize("extra", [[], ["--dry-run"], ["--create-pr"], ["--revision", "new"]])
@@ -312,7 +250,7 @@ def test_no_delta_at_the_root_of_a_run(
     assert hub.repos["me/run"].refs.keys() == {"main"}
     succeed(hub, home, "push", run / "step-2", "me/run", "--subfolder", "again")
     listed = json.loads(succeed(hub, home, "inspect", "me/run", "--json").stdout)
-    assert [d["name"] for d in listed["deltas"]] == ["again", "step-1", "step-2", "step-10"]
+    assert [d["folder"] for d in listed["deltas"]] == ["again", "step-1", "step-2", "step-10"]
 
 
 def test_no_run_in_the_repository_of_a_delta(run: Path, hub: LoopbackHub, home: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from forks import Forks
@@ -87,6 +88,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.closing = threading.Event()
         self.changing = threading.Lock()
+        self.before_commit: Callable[[], object] = lambda: None
         hub = self
 
         class Handler(_Handler):
@@ -383,6 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.require_writer()
         repo = self.repo(name)
         ref = unquote(revision)
+        self.store.before_commit()
         if ref not in repo.refs:
             raise Refused(404, "RevisionNotFound")
         files = dict(repo.commits[repo.refs[ref]])

@@ -6,13 +6,19 @@ import re
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from drawings import IMAGES, draw_all
-from rlsparse_store import errors
+from rlsparse_store import encode_delta, errors, from_delta, open_delta
+from rlsparse_store.cli.encode import encode_command
+from rlsparse_store.cli.watch import watch_command
+from rlsparse_store.integrations.trainer import store_as_deltas
+from rlsparse_store.torch import DeltaEncoder, DeviceCoder, patch_
 from size_tables import PLACES, with_table
 
 ROOT = Path(__file__).parents[2]
+GUIDES = sorted(path.stem for path in (ROOT / "specs/guides").glob("*.md"))
 
 
 def rows(page: str) -> list[list[str]]:
@@ -61,3 +67,32 @@ def test_the_readme_is_short() -> None:
     assert len(lines) <= 100
     # The two commands that set up an environment are one line each, to be copied.
     assert [line for line in lines if len(line) > 100 and "-m venv" not in line] == []
+
+
+LABEL = "experimental: never run on a gpu"
+"""No GPU was ever at hand: users read this where a device can be named (specs/quickstart.md)."""
+
+
+def folded(text: str) -> str:
+    return " ".join(text.split()).lower()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"specs/guides/{p}.md" for p in GUIDES)])
+def test_pages_that_name_a_device_say_that_it_is_experimental(page: str) -> None:
+    text = folded((ROOT / page).read_text(encoding="utf-8"))
+    assert LABEL in text or not re.search(r"--device|device(_map)?=\S*cuda|devicecoder", text)
+
+
+@pytest.mark.parametrize("command", [encode_command, watch_command])
+def test_the_help_of_device_says_that_it_is_experimental(command: click.Command) -> None:
+    (option,) = (option for option in command.params if option.name == "device")
+    assert isinstance(option, click.Option)
+    assert LABEL in folded(option.help or "")
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [open_delta, encode_delta, from_delta, DeltaEncoder, DeviceCoder, patch_, store_as_deltas],
+)
+def test_docstrings_of_devices_say_that_they_are_experimental(documented: object) -> None:
+    assert LABEL in folded(documented.__doc__ or "")

@@ -15,6 +15,7 @@ from trainer_writes import TRAINERS, write_all
 from watch_rig import Rig, float32, kinds, new_rig
 
 from rlsparse_store.delta import apply_delta, encode_run, prune_run
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.checkpoint import open_checkpoint
@@ -320,7 +321,7 @@ def thin_only(rig: Rig) -> list[WatchEvent]:
         assert listing is not None
         found.append(FoundCheckpoint(path, path, listing))
     with open_checkpoint(rig.base) as base:
-        thinner = thinning.Thinner(rig.run, base, 1, 1, is_confirmed=True)
+        thinner = thinning.Thinner(place_of(rig.run), base, 1, 1, is_confirmed=True)
         return list(thinner.thin(rig.folder, found, []))
 
 

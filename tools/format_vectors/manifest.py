@@ -106,11 +106,14 @@ MANIFEST: Final = (
     Invalid(
         "feature-unknown", "feature", "a feature that nobody knows", with_manifest(features=["lz9"])
     ),
+    Invalid("version-before", "version", "the MAJOR before", with_manifest(format="0.9")),
+    Invalid("version-candidate", "version", "a candidate of 1.0", with_manifest(format="1.0-rc.1")),
     Invalid(
-        "version-before", "version", "the version before this one", with_manifest(format="1.0")
+        "version-candidate-next", "version", "a later candidate", with_manifest(format="1.1-rc.2")
     ),
-    Invalid("version-next", "version", "a higher MINOR", with_manifest(format="1.1")),
-    Invalid("version-candidate", "version", "another candidate", with_manifest(format="1.0-rc.2")),
+    Invalid(
+        "version-major-digits", "version", "a MAJOR that starts alike", with_manifest(format="10.0")
+    ),
     Invalid(
         "version-major-rc",
         "version",

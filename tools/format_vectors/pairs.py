@@ -594,6 +594,16 @@ def _optional_blocks() -> Pair:
     return replace(_bitmap(), about="optional blocks that no reader knows", edit=edit)
 
 
+def _minor() -> Pair:
+    def edit(draft: Draft) -> bytes:
+        index = replace(draft.index, blocks=BLOCKS)
+        more = {"format": "1.999999", "later": {"key": "and its value"}}
+        return replace(draft, index=index).sealed(manifest=lambda fields: fields | more)
+
+    about = "the highest MINOR, with a manifest key and optional blocks that no reader knows"
+    return replace(_bitmap(), about=about, edit=edit)
+
+
 def _feature() -> Pair:
     def edit(draft: Draft) -> bytes:
         index = replace(draft.index, features={FEATURE: b"\x01\x02"}, blocks={"zz": b"z"})
@@ -714,6 +724,7 @@ PAIRS: Final[dict[str, Callable[[], Pair]]] = {
     "hints": _hints,
     "manifest-keys": _manifest_keys,
     "optional-blocks": _optional_blocks,
+    "minor": _minor,
     "feature": _feature,
     "base-delta-path": lambda: _hint_delta(
         "a base that is the result of a delta beside this one", {"path": "../keyframes/step-100"}

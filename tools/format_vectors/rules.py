@@ -59,7 +59,8 @@ RULES: Final[dict[str, str]] = {
     "manifest-code-units manifest-slash manifest-tab",
     "M2": "manifest-no-format manifest-odd-format manifest-format-long manifest-format-suffix "
     "manifest-format-number",
-    "M3": "version-major version-before version-next version-candidate version-major-rc",
+    "M3": "version-major version-before version-candidate "
+    "version-candidate-next version-major-digits version-major-rc",
     "M4": "manifest-no-features manifest-features-order manifest-features-type "
     "manifest-features-item manifest-features-name manifest-features-twice",
     "M5": "feature-unknown",

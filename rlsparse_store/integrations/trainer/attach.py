@@ -72,7 +72,7 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
         keep: Number of the newest checkpoints that stay full until there are newer ones; defaults
             to 0, and with ``cast`` to 1, which is the least.
         background: Whether a thread encodes. Otherwise training waits for the delta, which is
-            encoded on the CUDA device, if there is one.
+            encoded on the CUDA device, if there is one. Experimental: never run on a GPU.
         queue: Number of full checkpoints that may wait for the thread before training does; 0 with
             FSDP.
         threads: Number of the encoder's own threads; defaults to all processors.

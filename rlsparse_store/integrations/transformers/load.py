@@ -53,7 +53,7 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
 
     Tensors are decoded when transformers reads them, so that loading takes the memory of one model.
     If the whole model goes to one CUDA device, they are decoded there (see
-    :func:`rlsparse_store.open_delta`).
+    :func:`rlsparse_store.open_delta`). Experimental: never run on a GPU.
 
     The configuration, the generation configuration and the model's code come from the delta's
     folder: they belong to the tuned model.

@@ -10,11 +10,11 @@ import torch
 from device.weights import ROW, bits_of
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.gpu.backend import GpuBackend
+from rlsparse_store.gpu.chunk_streams import make_streams
 from rlsparse_store.gpu.chunk_words import CodedWords
 from rlsparse_store.gpu.coder import BATCH_BYTES, BATCH_MEMORY, RESIDENT_WEIGHT
 from rlsparse_store.gpu.context_map import ContextMap
 from rlsparse_store.gpu.diff import table_of
-from rlsparse_store.gpu.draft_chunks import draft_chunks
 from rlsparse_store.gpu.drafter import draft_memory
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.split import scatter
@@ -85,7 +85,7 @@ class Group:
         hash_all_on_device([bits_of(tensor) for pair in self._pairs for tensor in pair])
 
     def _draft(self, batch: list[DiffWords]) -> list[Streams]:
-        return draft_chunks(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
+        return make_streams(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
 
     def _batches(self) -> list[list[DiffWords]]:
         """Compare the tensors, and cut them into batches of chunks."""

@@ -1,4 +1,4 @@
-"""Splitting batches of chunks: the choices of the CPU, with one launch per step for all chunks."""
+"""The streams of chunks on a device: the choices of the CPU, one launch per step for all chunks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.kernels.interface import Histogram, Rows, Streams
 
-__all__ = ["draft_chunks"]
+__all__ = ["make_streams"]
 
 
-def draft_chunks(
+def make_streams(
     backend: GpuBackend,
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
