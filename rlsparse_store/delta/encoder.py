@@ -145,7 +145,7 @@ class Encoder:
         self._digests.add(coded)
         for chunk in coded.chunks:
             record, number = chunk.record, chunk.record.tensor
-            place = sink.add(chunk.stored)
+            place = sink.add(chunk.stored, record.check)
             self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
             self._counts[number].add(chunk, self._codings[number])
 

@@ -215,7 +215,8 @@ class SlabEncoder:
         counts = ChunkCounts()
         chunks = []
         for chunk in (chunk for coded in self._coded for chunk in coded.chunks):
-            place, record = shard.add(chunk.stored), chunk.record
+            record = chunk.record
+            place = shard.add(chunk.stored, record.check)
             first = coding.num_words(start // scale) + record.first
             chunks.append(
                 record._replace(tensor=0, first=first, shard=place.shard, offset=place.offset)

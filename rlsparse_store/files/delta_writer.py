@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from rlsparse_store.errors import CheckpointError, LimitError
+from rlsparse_store.errors import CheckpointError, LimitError, ResultMismatchError
 from rlsparse_store.files.output import OutputFile, close_all, output_errors
-from rlsparse_store.format.digests import checksum
+from rlsparse_store.format.digests import bytes_check, checksum
 from rlsparse_store.format.file_names import INDEX_FILE, entry_name, shard_name
 from rlsparse_store.format.frames import compress_bytes
 from rlsparse_store.format.header import frame_header
@@ -58,8 +58,8 @@ class IndexSink(Protocol):
 class ChunkSink(IndexSink, Protocol):
     """Takes chunks in the order of the index, then the index."""
 
-    def add(self, stored: bytes) -> ChunkLocation:
-        """Store a chunk."""
+    def add(self, stored: bytes, check: int) -> ChunkLocation:
+        """Store a chunk, whose bytes have this check."""
 
 
 def pack_index(index: Index, manifest_texts: list[bytes]) -> bytes:
@@ -120,12 +120,12 @@ class _Shard:
         self.file = OutputFile(path)
         self.data = 0
         self._reserved = reserved
-        self._pending: list[bytes] = []
+        self._pending: list[tuple[bytes, int]] = []
         self._written = 0
 
-    def add(self, stored: bytes) -> int:
+    def add(self, stored: bytes, check: int) -> int:
         offset = self.data
-        self._pending.append(stored)
+        self._pending.append((stored, check))
         self.data += len(stored)
         if self.data - self._written >= PIECE_BYTES:
             self._write_pending()
@@ -134,7 +134,11 @@ class _Shard:
     def _write_pending(self) -> None:
         """Write chunks that were too small to be written one by one."""
         pending, self._pending = self._pending, []
-        content = pending[0] if len(pending) == 1 else b"".join(pending)
+        # What the proof accepted may have waited in memory for a while.
+        if any(bytes_check(stored) != check for stored, check in pending):
+            msg = "a chunk changed after it was encoded; the memory may be faulty"
+            raise ResultMismatchError(msg, file=self.file.path)
+        content = pending[0][0] if len(pending) == 1 else b"".join(stored for stored, _ in pending)
         self.file.write(content, self._reserved + self._written)
         self._written += len(content)
 
@@ -174,18 +178,19 @@ class DeltaWriter:
         path = self._folder / f"shard-{number}"
         self._shards.append(_Shard(path, number, self._reserved))
 
-    def add(self, stored: bytes) -> ChunkLocation:
-        """Store a chunk.
+    def add(self, stored: bytes, check: int) -> ChunkLocation:
+        """Store a chunk, whose bytes have this check.
 
         Raises:
             OutputError: It cannot be written.
+            ResultMismatchError: A chunk changed in memory before it was written.
             LimitError: There are too many shards.
         """
         shard = self._shards[-1]
         if shard.data and shard.data + len(stored) > self._shard_bytes:
             self._open_shard()
             shard = self._shards[-1]
-        return ChunkLocation(shard.number - 1, shard.add(stored))
+        return ChunkLocation(shard.number - 1, shard.add(stored, check))
 
     def finish(self, index: Index, manifest: Manifest) -> int:
         """Store the index, write the headers, give the files their names.
@@ -246,13 +251,14 @@ class RankShard:
         reserved = _reserved_header_bytes(self._text)
         self._shard = _Shard(folder / shard_name(number, count), number, reserved)
 
-    def add(self, stored: bytes) -> ChunkLocation:
-        """Store a chunk.
+    def add(self, stored: bytes, check: int) -> ChunkLocation:
+        """Store a chunk, whose bytes have this check.
 
         Raises:
             OutputError: It cannot be written.
+            ResultMismatchError: A chunk changed in memory before it was written.
         """
-        return ChunkLocation(self._shard.number - 1, self._shard.add(stored))
+        return ChunkLocation(self._shard.number - 1, self._shard.add(stored, check))
 
     def finish(self) -> int:
         """Write the header, flush the file, and return its length.
@@ -317,7 +323,7 @@ class CountingSink:
         self._header = _reserved_header_bytes(largest.text(MAX_FILES))
         self._data = 0
 
-    def add(self, stored: bytes) -> ChunkLocation:
+    def add(self, stored: bytes, check: int) -> ChunkLocation:  # noqa: ARG002 - as ChunkSink
         """Count a chunk."""
         offset = self._data
         self._data += len(stored)

@@ -411,6 +411,7 @@ def _encode_plain_block(
     width, changes = span.coding.width, scratch.changes
     changes.clear()
     if backend.compare(as_words(old, width), as_words(new, width), span.coding, changes).count == 0:
+        _require_base_leaves(backend, span, new, base_leaves)
         return CodedSpan(span, [], base_leaves, base_leaves)
     leaves = backend.leaf_hashes(new)
     chunk = span.chunk_words(start, old, new, changes)
@@ -428,6 +429,7 @@ def _encode_words(
 ) -> EncodedChunk:
     """Encode a chunk, and prove that it decodes to its words. Overwrites the base words."""
     encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    _require_base_leaves(backend, span, to_bytes(chunk.base, span.coding.width), base_leaves)
     # Decoded in place: the base words are not needed again.
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
@@ -465,6 +467,17 @@ def with_checks(
         base=0 if base_leaves is None else leaves_check(base_leaves),
     )
     return encoded._replace(record=record)
+
+
+def _require_base_leaves(
+    backend: CpuBackend, span: Span, data: NDArray[np.uint8], leaves: NDArray[np.uint64]
+) -> None:
+    """Require that bytes have the leaf hashes of the base.
+
+    With a base that changed in memory, a chunk decodes to the tuned words here alone.
+    """
+    if backend.leaf_hashes(data).tobytes() != leaves.tobytes():
+        raise changed_error(span.plan)
 
 
 def _prove(
@@ -517,7 +530,9 @@ class _SpanEncoder:
             if shared > start:
                 changes = self._changes(old[: shared - start], new[: shared - start])
             same = changes.count == 0 and shared == stop and old.size == new.size
-            new_leaves = old_leaves if same else hash_leaves(new)
+            new_leaves = hash_leaves(new)
+            if same and new_leaves.tobytes() != old_leaves.tobytes():
+                raise changed_error(self._plan)
             self._tuned_leaves.append(new_leaves if wide is None else hash_leaves(wide))
             if shared < start + old.size:
                 old_leaves = hash_leaves(old[: shared - start])
@@ -591,6 +606,12 @@ class _SpanEncoder:
         self._chunks.append(
             _encode_words(self._backend, self._span, words, base_leaves, tuned_leaves)
         )
+
+
+def changed_error(plan: TensorPlan) -> ResultMismatchError:
+    """Return the error for words that changed after they were hashed."""
+    msg = "the base's words changed after they were hashed; the file changed, or memory is faulty"
+    return ResultMismatchError(msg, tensor=plan.tuned.name)
 
 
 def roundtrip_error(plan: TensorPlan) -> ResultMismatchError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.codec.chunk import EncodedChunk
     from rlsparse_store.format.words import Words
-    from rlsparse_store.kernels.interface import ChunkWords
+    from rlsparse_store.kernels.interface import Changes, ChunkWords
 
 LEAF_WORDS = 8192
 BASE: Tensors = {
@@ -59,6 +59,44 @@ def test_words_that_change_after_hashing_are_noticed(
 
     monkeypatch.setattr(spans, "encode_chunk", encode_altered)
     with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):
+        encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+@every_size
+@pytest.mark.parametrize("altered", ["another word", "the only changed word"])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_base_that_changes_before_it_is_compared_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, altered: str
+) -> None:
+    backend = type(get_backend())
+    compare = backend.compare
+
+    def compare_altered(self: Any, base: Words, tuned: Words, *arguments: Any) -> Changes:  # noqa: ANN401
+        if altered == "another word":
+            flip(base)
+        else:
+            base[:] = tuned
+        return compare(self, base, tuned, *arguments)
+
+    monkeypatch.setattr(backend, "compare", compare_altered)
+    with pytest.raises(ResultMismatchError, match="changed after they were hashed"):
+        encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+@every_size
+def test_a_chunk_that_changes_before_it_is_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with_checks = spans.with_checks
+
+    def altered(*arguments: Any) -> EncodedChunk:  # noqa: ANN401 - as with_checks has them
+        chunk = with_checks(*arguments)
+        return chunk._replace(stored=chunk.stored[:-1] + bytes([chunk.stored[-1] ^ 1]))
+
+    monkeypatch.setattr(spans, "with_checks", altered)
+    with pytest.raises(ResultMismatchError, match="changed after it was encoded"):
         encode(tmp_path, name)
     assert not (tmp_path / "delta").exists()
 

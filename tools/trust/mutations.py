@@ -9,8 +9,8 @@ Subjects are the valid vectors, deltas of generated pairs and, with ``--pair``, 
 of a real pair. Every other mutation is sealed again: what checksums and checks guard is edited, and
 they are made anew, so that what they hide sees the edit. Both readers refuse with one code, or with
 two of those that a rule of one step allows, or give the same bytes. A fault is: anything else, an
-error of no type of the library's, a death, more than ``ROOM`` bytes of address space beyond what
-the process had, more than ``PATIENCE`` seconds for a batch.
+error of no type of the library's, a death, more than ``ROOM`` bytes of memory or ``ADDRESSES`` of
+address space beyond what the process had, more than ``PATIENCE`` seconds for a batch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ BATCH: Final = 1000
 """Mutations of a seed."""
 
 ROOM: Final = 64 << 20
-"""Bytes of address space that a reader may take beyond those of the process before."""
+"""Bytes that the readers may hold beyond those of the process before."""
+
+ADDRESSES: Final = 1 << 30
+"""Bytes of address space that they may take. A thread's heap alone reserves 128 MiB, and Python
+waits forever for one that cannot start."""
 
 MOST_TUNED: Final = 16 << 20
 """Bytes of tensors that the readers accept: more are refused."""
@@ -226,12 +230,15 @@ class Rig:
     def batch(self, seed: int, place: Place) -> tuple[Counter[str], list[tuple[str, str]]]:
         """Counts of all mutations of a seed, and what was wrong with which."""
         limit_memory()
+        before = peak()
         counts: Counter[str] = Counter()
         faults = []
         for number in range(BATCH):
             place.set(number)
             subject, files, seal = self.mutant(seed, number)
             problem = self.problem(subject, files, counts)
+            if peak() - before > ROOM:
+                problem, before = f"took {(peak() - before) >> 20} MiB", peak()
             counts.update({"mutations": 1, "sealed again": int(seal), f"of {subject.origin}": 1})
             if problem:
                 faults.append((problem, f"{seed}/{number} of {subject.name}"))
@@ -252,21 +259,28 @@ def write(delta: Path, files: dict[str, bytes]) -> None:
 
 
 def limit_memory() -> None:
-    """Refuse more address space than there is now and ``ROOM``."""
+    """Refuse more address space than there is now and ``ADDRESSES``."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * mmap.PAGESIZE + ROOM
+    most = pages * mmap.PAGESIZE + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def room_is_refused() -> bool:
-    """Whether more than ``ROOM`` cannot be had: the control, without which the bound is none."""
+def peak() -> int:
+    """The most memory that this process held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def bounds_hold() -> bool:
+    """Whether more memory is noticed: the control, without which the bounds are none."""
 
     def work(_: Place) -> bool:
         limit_memory()
+        before = peak()
+        bytearray(2 * ROOM)
         try:
-            bytearray(2 * ROOM)
+            bytearray(2 * ADDRESSES)
         except MemoryError:
-            return True
+            return peak() - before > ROOM
         return False
 
     return in_fork(work, PATIENCE) is True
@@ -332,8 +346,8 @@ def main(
         if case is not None:
             reproduce(rig, case, keep)
             return
-        if not room_is_refused():
-            raise click.ClickException("this system does not limit address space")
+        if not bounds_hold():
+            raise click.ClickException("this system does not tell or limit memory")
         result = Result.read("mutations", results)
         result.describe(
             "Mutates deltas, half of them sealed again: the library and the second decoder refuse "

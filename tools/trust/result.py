@@ -27,7 +27,7 @@ The fields of ``results/RIG.json``:
                       what      one line
                       case      what makes it happen again: a seed, a call, a command
                       commit    where it was found
-                      mended    the test that holds it mended, by hand; empty until then
+                      mended    by hand: the test that holds it mended, or why it is no fault
 """
 
 from __future__ import annotations
