@@ -61,6 +61,9 @@ _CACHED: Final = re.compile(
 )
 """A snapshot in the Hub's cache, which users know by the id of its repository."""
 
+_OBJECT: Final = re.compile(r"\A.*/objects/[0-9a-f]{64}/(s3|gs)/", re.DOTALL)
+"""A path in the cache of buckets, which users know by its URL."""
+
 
 class RlsparseError(Exception):
     """Root of all errors of this package.
@@ -85,7 +88,8 @@ class RlsparseError(Exception):
         """Return ``file: tensor 'x': message``."""
         place = []
         if self.file is not None:
-            place.append(_CACHED.sub(r"\1/\2@\3", str(self.file)))
+            file = _OBJECT.sub(r"\1://", str(self.file))
+            place.append(_CACHED.sub(r"\1/\2@\3", file))
         if self.tensor is not None:
             place.append(f"tensor {self.tensor!r}")
         return ": ".join([*place, self.message])
@@ -264,7 +268,7 @@ class OutputError(RlsparseError, OSError):
 
 
 class RunLockedError(OutputError):
-    """Another process is writing the run."""
+    """Another process is writing the run, or trains into the folder."""
 
 
 class RunError(RlsparseError, ValueError):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from click.testing import CliRunner
 from grpo_trainers import SHAPE, grpo_settings, ones, prompts
+from loopback_s3 import LoopbackS3, upload
 from models import move_weights, small_llama
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -83,7 +84,7 @@ _BLOCK = re.compile(
     r"(?:^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?P<indented>(?:^    [^\n]*\n)+))",
     re.MULTILINE | re.DOTALL,
 )
-_COMMAND = re.compile(r"^(?:(?:rlsparse|pip|python|vllm|hf) |VLLM_\w+=)", re.MULTILINE)
+_COMMAND = re.compile(r"^(?:(?:rlsparse|pip|python|vllm|hf) |(?:VLLM|RLSPARSE)_\w+=)", re.MULTILINE)
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
@@ -130,18 +131,28 @@ RUN_BELOW = {
     *(f"specs/{name}.md" for name in ("quickstart",)),
     *(
         f"specs/guides/{name}.md"
-        for name in ("checkpoints", "inspection", "loading", "runs", "subnetworks", "training")
+        for name in (
+            "buckets",
+            "checkpoints",
+            "inspection",
+            "loading",
+            "runs",
+            "subnetworks",
+            "training",
+        )
     ),
 }
-RUN_ELSEWHERE = {
-    f"specs/guides/{name}.md" for name in ("distributed", "serving", "serving-sglang", "watching")
-}
-"""Run by the tests of their rooms and by ``tools/engines``, in the environment of the engine."""
+RUN_ELSEWHERE = {f"specs/guides/{name}.md" for name in ("distributed", "publishing", "watching")}
+"""Run by tests below that choose among their blocks, and by those of their rooms."""
+RUN_BY_ENGINES = {f"specs/guides/{name}.md" for name in ("serving", "serving-sglang")}
+"""``tools/engines`` runs their Python, in the environment of the engine; CI does for vLLM."""
 
 
 @pytest.mark.parametrize("page", sorted(PAGES - RUN_BELOW - RUN_ELSEWHERE))
 def test_code_that_is_not_run_says_why(page: str) -> None:
-    silent = [block.text for block in blocks_of(ROOT / page) if block.reason is None]
+    kinds = {"shell"} if page in RUN_BY_ENGINES else {"shell", "python"}
+    blocks = (block for block in blocks_of(ROOT / page) if block.kind in kinds)
+    silent = [block.text for block in blocks if block.reason is None]
     assert not silent, f"{page}: run it here, or write <!-- not run: REASON --> above it"
 
 
@@ -337,6 +348,27 @@ def test_runs_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(ROOT / "specs/guides/runs.md", {})
     tuned = Path("out/checkpoint-200/model.safetensors").read_bytes()
     assert Path("rebuilt/checkpoint-200/model.safetensors").read_bytes() == tuned
+
+
+def test_buckets_guide(s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_llama()
+    model.save_pretrained("base")
+    upload(f"{s3.url}/weights", Path("base"))
+    for step in (100, 200, 300):
+        move_weights(model, seed=step, density=0.05)
+        model.save_pretrained(f"out/checkpoint-{step}")
+    page = (ROOT / "specs/guides/buckets.md").read_text(encoding="utf-8")
+    Path("buckets.md").write_text(page.replace("s3://bucket", s3.url), encoding="utf-8")
+    names: dict[str, Any] = {}
+    run_page(Path("buckets.md"), names)
+    tuned = Path("out/checkpoint-100/model.safetensors").read_bytes()
+    assert Path("rebuilt/model.safetensors").read_bytes() == tuned
+    expected = LlamaForCausalLM.from_pretrained("out/checkpoint-100").state_dict()
+    assert torch.equal(names["rows"], expected["model.embed_tokens.weight"][:10])
+    for name, tensor in names["model"].state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    verify_delta("delta-200", base="base", tuned="out/checkpoint-200")
 
 
 def test_inspection_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from rlsparse_store.analysis.tensor_pairs import SharedTensor, aligned_blocks, overlay
 from rlsparse_store.delta.resolve import as_repo_id, find_base, find_delta, find_run, read_delta
-from rlsparse_store.delta.run import is_run
-from rlsparse_store.delta.run_files import delta_names, natural_order
+from rlsparse_store.delta.run import is_run, place_of
+from rlsparse_store.delta.run_files import natural_order
 from rlsparse_store.errors import BaseMismatchError, NotFoundError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.closeable import Closeable
@@ -150,7 +149,8 @@ def _expand_run(locations: list[Location], access: HubAccess) -> list[Location]:
         return locations
     repo = as_repo_id(locations[0])
     if repo is None:
-        return [Path(locations[0], name) for name in delta_names(Path(locations[0]))]
+        run = place_of(locations[0])
+        return [run.entry(row.folder) for row in run.read().rows]
     folders = find_run(repo, access)
     return [folders[name] for name in sorted(folders, key=natural_order)]
 

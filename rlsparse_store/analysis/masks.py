@@ -128,8 +128,8 @@ def write_mask(  # noqa: PLR0913 - options of the mask, and access to the Hub
             (``"intersection"``), or by more than half (``"majority"``).
         tolerance: Largest difference of floats that counts as unchanged; 0 compares bits.
         complement: Whether to invert the mask.
-        control: Replaces the mask by a random one with the same number of ones in each tensor
-            (``"random"``), or in each tensor at each exponent of the base (``"magnitude"``).
+        control: Replaces the mask by a random one. ``"random"`` keeps the number of ones in each
+            tensor, ``"magnitude"`` also that at each exponent of the base.
         seed: Seed of the control, below 2**63. The same seed gives the same mask.
         threads: Number of threads; by default one per processor.
         progress: Called with the bytes done and the bytes in total.

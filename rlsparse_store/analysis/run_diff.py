@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.analysis.series import measure_series
 from rlsparse_store.delta.html_table import SummaryRepr
+from rlsparse_store.delta.resolve import read_delta
 from rlsparse_store.delta.run import find_entry
 from rlsparse_store.errors import BaseMismatchError
-from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def diff_entries(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> DiffReport:
-    """Compare two entries of a local run.
+    """Compare two entries of a run.
 
     The digests in the deltas tell which tensors differ. With the base, both deltas are decoded
     block by block, and differing words are counted; no checkpoint is rebuilt.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
         a: Name or folder of an entry.
         b: The same of another one.
         base: Their base, to count words.
@@ -83,10 +84,14 @@ def diff_entries(
         146
     """
     first, second = find_entry(run, a), find_entry(run, b)
-    with DeltaReader(first) as reader, DeltaReader(second) as other:
+    access = HubAccess()
+    with (
+        read_delta(first.delta, None, "", access) as reader,
+        read_delta(second.delta, None, "", access) as other,
+    ):
         if reader.manifest.base_digest != other.manifest.base_digest:
             msg = "has another base than the entry it is compared with"
-            raise BaseMismatchError(msg, file=second)
+            raise BaseMismatchError(msg, file=second.delta)
         before, after = (
             {t.name: t for t in opened.index.tuned_identities()} for opened in (reader, other)
         )
@@ -95,11 +100,13 @@ def diff_entries(
     if base is not None and first == second:
         words = moved = 0
     elif base is not None:
-        series = measure_series([first, second], base=base, threads=threads, progress=progress)
+        series = measure_series(
+            [first.delta, second.delta], base=base, threads=threads, progress=progress
+        )
         words, moved = series.words, series.steps[1].moved
     return DiffReport(
-        a=first.name,
-        b=second.name,
+        a=first.folder,
+        b=second.folder,
         equal=sum(before[name] == after[name] for name in both),
         differing=sorted(name for name in both if before[name] != after[name]),
         only_a=sorted(before.keys() - both),

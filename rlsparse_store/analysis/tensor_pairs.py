@@ -245,8 +245,8 @@ def aligned_blocks(
         views: The tuned versions.
 
     Yields:
-        The first word of the block, the words of the source, and those of each version: the
-        source's words themselves where a delta has no chunk.
+        The first word of the block, the words of the source, and those of each version. Where a
+        delta has no chunk, these are the source's words themselves.
     """
     source, coding = base.tensors[tensor.source], tensor.dtype.coding
     # Allocating per block would cost more than the comparison.

@@ -40,6 +40,9 @@ Condition = ObjectVersion | Absent | None
 PART_BYTES: Final = 16 << 20
 """Bytes of the parts in which large files are sent. A smaller file is sent by one request."""
 
+MOST_LISTED: Final = 500_000
+"""Objects of the longest listing."""
+
 MOST_READ: Final = 64 << 20
 """Bytes of the largest object that is read in one piece."""
 
@@ -172,8 +175,13 @@ class ObstoreConnection:
         """
 
         def request() -> list[ObjectStat]:
-            pages = self._obstore.list(self._store, prefix or None, chunk_size=1000)
-            return [self._stat(meta) for page in pages for meta in page]
+            found: list[ObjectStat] = []
+            for page in self._obstore.list(self._store, prefix or None, chunk_size=1000):
+                found += map(self._stat, page)
+                if len(found) > MOST_LISTED:
+                    msg = f"more than {MOST_LISTED} objects are below it; give a place within"
+                    raise BucketError(msg, file=self._place(prefix))
+            return found
 
         return sorted(self._call(request, prefix))
 

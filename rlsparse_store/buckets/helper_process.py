@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -30,30 +31,21 @@ _LENGTHS: Final = struct.Struct("<QQ")
 
 
 class HelperConnection:
-    """A connection by obstore in another process, which is started for it.
+    """A connection by obstore in another process, which the first request starts.
+
+    Every method raises what that of :class:`ObstoreConnection` raises, and :class:`BucketError` if
+    the process cannot be started or ends.
 
     Args:
         scheme: ``s3`` or ``gs``.
         bucket: Name of the bucket.
-
-    Raises:
-        BucketError: The process cannot be started.
     """
 
     def __init__(self, scheme: str, bucket: str) -> None:
-        self._bucket = f"{scheme}://{bucket}"
+        self._place = scheme, bucket
         # One request at a time.
         self._lock = threading.Lock()
-        command = [sys.executable, "-P", "-m", __name__, scheme, bucket]
-        # The process imports what this one does.
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - this module
-                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-        except OSError as error:
-            msg = f"a process for obstore cannot be started ({error.strerror})"
-            raise errors.BucketError(msg, file=self._bucket) from error
+        self._process: subprocess.Popen[bytes] | None = None
 
     def get(self, key: str) -> tuple[bytes, ObjectVersion]:
         """Read a small object, as :class:`ObstoreConnection` does."""
@@ -93,22 +85,56 @@ class HelperConnection:
         self._ask({"verb": "delete", "keys": list(keys)})
 
     def _ask(self, fields: dict[str, Any], data: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        to, out = self._process.stdin, self._process.stdout
-        assert to is not None  # noqa: S101 - both are pipes
-        assert out is not None  # noqa: S101 - as above
         with self._lock:
             try:
-                _send(to, fields, data)
-                answer = _receive(out)
-            except (OSError, ValueError):
-                answer = None
-        if answer is None:
-            msg = "the process that calls obstore ended; try again"
-            raise errors.BucketError(msg, file=self._bucket)
+                answer = self._exchange(fields, data)
+            except OSError as error:
+                self._end()
+                msg = f"a process for obstore cannot be started or ended ({error}); try again"
+                raise errors.BucketError(msg, file="://".join(self._place)) from None
+            except BaseException:
+                # An interrupt: what is left of the answer must not be taken for the next one.
+                self._end()
+                raise
         if "error" in answer[0]:
             kind = getattr(errors, answer[0]["error"])
             raise kind(answer[0]["message"], file=answer[0]["file"])
         return answer
+
+    def _exchange(self, fields: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101 - as above
+        _send(process.stdin, fields, data)
+        answer = _receive(process.stdout)
+        if answer is None:
+            msg = "it ended"
+            raise OSError(msg)
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # The process imports what this one does, and leaves Ctrl-C to this one.
+        process = subprocess.Popen(  # noqa: S603 - this module
+            [sys.executable, "-P", "-m", __name__, *self._place],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        weakref.finalize(self, _kill, process, os.getpid())
+        return process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            _kill(self._process, os.getpid())
+            self._process = None
+
+
+def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
+    """End a process, unless this one was forked from the one that started it."""
+    if os.getpid() == owner:
+        process.kill()
+        process.communicate()
 
 
 def _stat(fields: list[Any]) -> ObjectStat:

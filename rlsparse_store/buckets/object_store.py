@@ -6,12 +6,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from rlsparse_store.buckets.bucket_url import check_key
+from rlsparse_store.buckets.bucket_url import HUB_SCHEME, check_key
 from rlsparse_store.buckets.connection import ObstoreConnection
 from rlsparse_store.buckets.helper_process import HelperConnection
+from rlsparse_store.buckets.hub_connection import HubConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from rlsparse_store.buckets.bucket_url import BucketUrl
@@ -43,9 +44,14 @@ class _Connections:
         key = url.scheme, url.bucket, hash(tuple(sorted(filter(_is_setting, os.environ.items()))))
         found = self._opened.get(key)
         if found is None:
-            kind = HelperConnection if self._is_threadless else ObstoreConnection
+            kind = self._kind(url.scheme)
             found = self._opened.setdefault(key, kind(url.scheme, url.bucket))
         return found
+
+    def _kind(self, scheme: str) -> Callable[[str, str], Connection]:
+        if scheme == HUB_SCHEME:
+            return HubConnection
+        return HelperConnection if self._is_threadless else ObstoreConnection
 
 
 def _is_setting(variable: tuple[str, str]) -> bool:

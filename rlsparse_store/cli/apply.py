@@ -54,10 +54,10 @@ def apply_command(
     quiet: bool,  # noqa: FBT001
     **options: Any,  # noqa: ANN401 - those of apply_delta, by their names
 ) -> None:
-    """Rebuild the tuned checkpoint that DELTA stores, or those of a local run with --only.
+    """Rebuild the tuned checkpoint that DELTA stores, or those of a run with --only.
 
-    DELTA is a folder, or ORG/NAME[@REVISION] on the Hub. Without --base, the base is the commit
-    that DELTA names, else a snapshot in the Hub's cache with its content.
+    DELTA is a folder, a URL (s3://…), or ORG/NAME[@REVISION] on the Hub. Without --base, the base
+    is the commit that DELTA names, else a snapshot in the Hub's cache with its content.
 
     Everything is checked. Tensors come back bit for bit, and files byte for byte.
     """
@@ -86,13 +86,13 @@ def _apply_entries(
 ) -> None:
     """Rebuild entries of a run. All are found before the first is rebuilt."""
     reports = {}
-    folders = list(dict.fromkeys(find_entry(run, name) for name in names))
-    for folder in folders:
-        with progress_bar(f"apply {folder.name}", quiet=quiet) as progress:
-            place = Path(out, folder.name)
-            reports[folder.name] = apply_delta(folder, place, progress=progress, **options)
+    entries = dict(find_entry(run, name) for name in names)
+    for folder, delta in entries.items():
+        with progress_bar(f"apply {folder}", quiet=quiet) as progress:
+            place = Path(out, folder)
+            reports[folder] = apply_delta(delta, place, progress=progress, **options)
         if not as_json:
-            _print(str(place), reports[folder.name])
+            _print(str(place), reports[folder])
     if as_json:
         print_json({"entries": {name: asdict(report) for name, report in reports.items()}})
 

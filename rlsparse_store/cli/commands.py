@@ -25,12 +25,13 @@ _COMMANDS: Final = {
     "prune": "Remove entries of a run, and keep the wanted ones.",
     "pull": "Download a delta or a run from the Hub.",
     "push": "Publish a delta or a run on the Hub.",
+    "rebase-hint": "Record where the base of a delta is now.",
     "runs": "Maintain runs: repair an index.",
     "series": "Follow a run over its deltas.",
     "verify": "Verify DELTA, its base and its tuned checkpoint.",
     "watch": "Store every checkpoint that a trainer writes below DIR.",
 }
-"""Short help of each command, by the name of its module."""
+"""Short help of each command, by its name, which is that of its module with dashes."""
 
 
 _WITHOUT_LINEAR_ALGEBRA: Final = frozenset({"apply", "encode", "verify", "watch"})
@@ -60,8 +61,9 @@ class _Group(click.Group):
         if command is not None:
             if command.name in _WITHOUT_LINEAR_ALGEBRA:
                 _import_numpy()
-            module = importlib.import_module(f"rlsparse_store.cli.{command.name}")
-            command = getattr(module, f"{command.name}_command")
+            module_name = str(command.name).replace("-", "_")
+            module = importlib.import_module(f"rlsparse_store.cli.{module_name}")
+            command = getattr(module, f"{module_name}_command")
         # From now on the command may leave temporary files to clean up.
         end_in_order()
         return name, command, rest

@@ -42,7 +42,7 @@ __all__ = ["device_coder", "encode_command", "print_encoded", "print_names", "pr
     "-o",
     required=True,
     metavar="OUT",
-    help="Folder of the delta or run to write.",
+    help="Folder of the delta or run to write, or its URL (s3://, gs://).",
 )
 @click.option("--run", "as_run", is_flag=True, help="Write a run, even of one checkpoint.")
 @click.option(
@@ -70,7 +70,7 @@ def encode_command(
 ) -> None:
     """Store the checkpoint TUNED as a delta against BASE.
 
-    Each is a Hugging Face folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub. Every
+    Each is a Hugging Face folder, a .safetensors file, a URL, or ORG/NAME[@REVISION] (Hub). Every
     tensor comes back bit for bit, and the files of TUNED byte for byte.
 
     Several checkpoints, the output folder of a trainer, or --run, make a run: OUT gets one delta
@@ -87,7 +87,7 @@ def encode_command(
     report: EncodeReport | RunReport
     with progress_bar("encode", quiet=quiet) as progress:
         finds_several = bool(find_checkpoints(Path(tuned[0])))
-        if as_run or len(tuned) > 1 or is_run(Path(out)) or finds_several:
+        if as_run or len(tuned) > 1 or is_run(out) or finds_several:
             if options.pop("tuned_revision") is not None:
                 msg = "--tuned-revision is for one checkpoint: give ORG/NAME@REVISION"
                 raise click.UsageError(msg)

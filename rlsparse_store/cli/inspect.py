@@ -24,7 +24,7 @@ from rlsparse_store.cli.value_tables import print_csv, print_values
 from rlsparse_store.delta.encode import measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.report import STEP_LABELS, EncodeReport
-from rlsparse_store.delta.run import inspect_run, is_run
+from rlsparse_store.delta.run import find_run_report
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.files.output import require_new
 from rlsparse_store.format.names import printable
@@ -97,9 +97,9 @@ def inspect_command(
 ) -> None:
     """Show how sparse an update is: of a DELTA, of each delta of a RUN, or of a pair BASE TUNED.
 
-    DELTA and RUN are folders, or ORG/NAME[@REVISION] on the Hub. Only the index of a delta is
-    read: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and columns
-    need the base: they are measured for a pair, and for a delta with --base or --values.
+    DELTA and RUN are folders, URLs (s3://…), or ORG/NAME[@REVISION] on the Hub. Only the index of a
+    delta is read: no base is needed and nothing is decoded. Tolerances, magnitudes, norms, rows and
+    columns need the base: they are measured for a pair, and for a delta with --base or --values.
     """
     if len(paths) > 2:
         msg = "give one DELTA or RUN, or BASE and TUNED"
@@ -110,8 +110,8 @@ def inspect_command(
     hub = {name: options[name] for name in _HUB}
     revision = options["revision"]
     of_run = len(paths) == 1 and not options["subfolder"]
-    if of_run and is_run(paths[0], HubAccess(**hub), revision):
-        run = inspect_run(paths[0], revision=revision, **hub)
+    run = find_run_report(paths[0], HubAccess(**hub), revision) if of_run else None
+    if run is not None:
         _show_run(paths[0], run, options, as_json=as_json)
         return
     if options["summary"]:

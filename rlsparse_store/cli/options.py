@@ -28,7 +28,7 @@ base_option = click.option(
     "--base",
     "-b",
     metavar="BASE",
-    help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
+    help="The base: a folder, a .safetensors file, a URL (s3://…), or ORG/NAME[@REVISION] (Hub).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 max_tuned_bytes_option = click.option(

@@ -45,8 +45,8 @@ def end_at_once() -> None:
 def end_in_order() -> None:
     """Make signals exit through an exception, so that temporary folders are removed.
 
-    Where Python cannot raise it, as in the callback of a weak reference or in `__del__`, the
-    exception would be lost and the command would continue.
+    Python cannot raise it in the callback of a weak reference or in `__del__`. There, the exception
+    would be lost and the command would continue.
     """
     sys.unraisablehook = _raise_again
     _handle(_end)

@@ -45,7 +45,7 @@ def verify_command(
     quiet: bool,  # noqa: FBT001
     **options: Any,  # noqa: ANN401 - those of verify_delta, by their names
 ) -> None:
-    """Verify DELTA, or each entry of a local run: its own bytes, and its base and tuned checkpoint.
+    """Verify DELTA, or each entry of a run: its own bytes, and its base and tuned checkpoint.
 
     With --base, checks all of the base and that every tensor decodes to what was encoded. With
     --tuned, checks that DELTA stores this checkpoint. The exit code is 3 on a mismatch.

@@ -26,9 +26,11 @@ __all__ = ["watch_command"]
     "-b",
     required=True,
     metavar="BASE",
-    help="The base: a folder, a .safetensors file, or ORG/NAME[@REVISION] on the Hub.",
+    help="The base: a folder, a .safetensors file, a URL, or ORG/NAME[@REVISION] (Hub).",
 )
-@click.option("--out", "-o", required=True, metavar="RUN", help="Folder of the run to write.")
+@click.option(
+    "--out", "-o", required=True, metavar="RUN", help="Folder of the run to write, or its URL."
+)
 @click.option("--once", is_flag=True, help="Store what is complete, and end.")
 @click.option(
     "--settle",
@@ -62,19 +64,19 @@ def watch_command(
 ) -> None:
     """Store every checkpoint that a trainer writes below DIR as a delta against BASE.
 
-    A checkpoint is stored once it is complete: its trainer wrote a marker after its weights
-    (trainer_state.json, STABLE, .complete, latest_checkpointed_iteration.txt), or no file of it
-    changed for the settle time. RUN gets a delta for each, named after its step, with step and
-    metrics from trainer_state.json.
+    A checkpoint is complete, and stored, once its trainer wrote a marker after its weights
+    (trainer_state.json, STABLE, .complete, latest_checkpointed_iteration.txt). Without a marker, it
+    is complete once no file of it changed for the settle time. RUN gets a delta for each, named
+    after its step, with step and metrics from trainer_state.json.
 
     Runs until it is interrupted or terminated. What is being encoded then is abandoned, and the
     same command continues; a second signal ends at once. With --once it ends by itself, with exit
     code 1 if a checkpoint was refused: for cron.
 
-    Nothing is written to DIR, unless --thin and --yes say so. Then the weights of full checkpoints
-    are removed that their delta gives back byte for byte, as is verified just before; never those
-    of the newest KEEP, of the best one, or of the one that the trainer resumes from. Optimizer
-    state is not stored: training cannot be resumed from a delta.
+    Nothing is written to DIR, unless --thin and --yes say so. They remove the weights of full
+    checkpoints that their delta gives back byte for byte, as they verify just before. They keep the
+    newest KEEP, the best one, and the one that the trainer resumes from. Optimizer state is not
+    stored: training cannot be resumed from a delta.
     """
     if options["yes"] and options["thin"] is None:
         msg = "--yes confirms --thin KEEP: give both, or neither"
@@ -82,6 +84,9 @@ def watch_command(
     end_at_second()
     if device is not None:
         options["coder"] = device_coder(device, options["threads"])
+    if not (quiet or options["once"]):
+        into = f"each complete checkpoint becomes a delta in {printable(out, 500)}"
+        click.echo(f"watching {printable(folder, 500)}: {into}", err=True)
     is_refused = False
     said: set[str] = set()
     for event in watch_checkpoints(folder, base, out, **options):

@@ -36,7 +36,9 @@ from rlsparse_store.kernels.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 __all__ = [
     "EncodedChunk",
@@ -44,6 +46,7 @@ __all__ = [
     "compress_draft",
     "decode_chunk",
     "decode_whole",
+    "decoded_leaves",
     "encode_chunk",
     "encode_whole",
     "estimate_bits",
@@ -114,7 +117,9 @@ def encode_chunk(
         )
     if draft is None:
         draft = lay_out(backend, split_chunk(backend, chunk, coding, mantissa_bits, rows))
-    return compress_draft(backend, draft, coding, chunk.first, len(chunk.base), chunk.tuned)
+    return compress_draft(
+        backend, draft, coding, chunk.first, len(chunk.base), lambda: chunk.tuned(backend)
+    )
 
 
 def sampling_stride(changes: int) -> int:
@@ -176,7 +181,12 @@ def lay_out(backend: CpuBackend, streams: Streams) -> Draft:
 
 
 def compress_draft(
-    backend: CpuBackend, draft: Draft, coding: WordCoding, first: int, words: int, tuned: Words
+    backend: CpuBackend,
+    draft: Draft,
+    coding: WordCoding,
+    first: int,
+    words: int,
+    tuned: Callable[[], Words],
 ) -> EncodedChunk:
     """Compress a chunk, or store it whole if that is smaller.
 
@@ -186,12 +196,12 @@ def compress_draft(
         coding: Width and order map of its words.
         first: Its first word.
         words: Number of its words.
-        tuned: Its tuned words; unused if :func:`may_store_whole` is false.
+        tuned: Returns its tuned words; not called if :func:`may_store_whole` is false.
     """
     stored = compress(draft.content, draft.blocks)
     changes = sum(draft.changed)
     if len(stored) * WHOLE_TRIAL_RATIO > coding.nbytes(words):
-        whole = encode_whole(backend, first, tuned, coding)
+        whole = encode_whole(backend, first, tuned(), coding)
         if len(whole.stored) < len(stored):
             return whole._replace(changes=changes)
     kind = ChunkCoding.DELTA_WITH_ROWS if draft.has_row_flags else ChunkCoding.DELTA
@@ -342,6 +352,38 @@ def decode_chunk(
     bounds = np.array(record.bounds, np.uint64)
     backend.apply(base, coding, bounds, rows, list(record.changed), content, out)
     return out
+
+
+def decoded_leaves(
+    backend: CpuBackend,
+    record: ChunkRecord,
+    stored: bytes,
+    coding: WordCoding,
+    row_words: int | None,
+    base: Words,
+) -> NDArray[np.uint64]:
+    """Decode a chunk, as :func:`decode_chunk` does, only to hash the bytes of its tuned words.
+
+    Args:
+        backend: Runs the loops.
+        record: Its record.
+        stored: Its verified stored bytes.
+        coding: Width and order map of the words.
+        row_words: Words per row of its tensor; ``None`` if the tensor has no rows.
+        base: Verified base words. Ignored for a chunk that is stored whole.
+
+    Returns:
+        The leaf hashes.
+
+    Raises:
+        StreamError: The chunk breaks the format.
+    """
+    if record.coding is ChunkCoding.WHOLE:
+        words = decode_whole(stored, record.length, coding)
+        return backend.leaf_hashes(to_bytes(words, coding.width))
+    rows, content = open_chunk(record, stored, coding, row_words)
+    bounds, changed = np.array(record.bounds, np.uint64), list(record.changed)
+    return backend.apply_hashed(base, coding, bounds, rows, changed, content, None)
 
 
 def open_chunk(

@@ -5,6 +5,7 @@ from rlsparse_store.delta.encode import encode_delta, measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.open import DeltaCheckpoint, DeltaSlice, open_delta
 from rlsparse_store.delta.prune import PruneReport, prune_run
+from rlsparse_store.delta.rebase_hint import RebaseHintReport, rebase_hint
 from rlsparse_store.delta.report import (
     DeltaReport,
     EncodeReport,
@@ -28,6 +29,7 @@ __all__ = [
     "EncodeReport",
     "Group",
     "PruneReport",
+    "RebaseHintReport",
     "RepairReport",
     "RunEntry",
     "RunReport",
@@ -43,6 +45,7 @@ __all__ = [
     "measure_pair",
     "open_delta",
     "prune_run",
+    "rebase_hint",
     "repair_run",
     "verify_delta",
     "verify_run",

@@ -103,10 +103,12 @@ def apply_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     appears under its name only when all of it is correct.
 
     Args:
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
+            Hub.
         out: Folder to write, which must not exist or must be empty.
-        base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
-            the commit that the delta names, else a snapshot in the Hub's cache with its content.
+        base: The base: a folder, a ``.safetensors`` file, a URL or ``org/name[@revision]``. By
+            default the commit that the delta names, else a snapshot in the Hub's cache with its
+            content. A delta in object storage leads to no other place: give its base.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to work on; all processors by default.
         max_tuned_bytes: Bytes of all tuned tensors to accept. A small delta may store a large

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from rlsparse_store.delta.delta_place import new_delta_place
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.resolve import find_checkpoint
@@ -23,6 +23,7 @@ from rlsparse_store.pipeline.threads import Batch, batched, ordered_map, resolve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
+    from pathlib import Path
 
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.pipeline.spans import CodedSpan, Span
@@ -71,7 +72,8 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
         tuned: The tuned checkpoint, likewise. It may be sharded differently.
-        out: Folder of the delta, which must not exist or must be empty.
+        out: Folder of the delta, which must not exist or must be empty, or its URL in object
+            storage, such as ``s3://bucket/delta``.
         cast: ``"bf16"`` first rounds float32 tensors of a bfloat16 base to bfloat16. This is lossy,
             and the delta records it.
         keep_dtype: Store tensors whole whose dtype does not match the base's, instead of raising.
@@ -117,7 +119,8 @@ def encode_delta(  # noqa: PLR0913 - each option is one of the command line's
         open_side_files(checkpoint, include, exclude) as sides,
     ):
         encoder = Encoder(base_checkpoint, checkpoint, policy, sides=sides, force=force)
-        report = encode_open(encoder, Path(out), threads, shard_bytes, progress, coder)
+        with new_delta_place(out) as folder:
+            report = encode_open(encoder, folder, threads, shard_bytes, progress, coder)
     issue_warnings(report)
     return report
 

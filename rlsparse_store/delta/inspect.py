@@ -27,10 +27,11 @@ def inspect_delta(
 ) -> DeltaReport:
     """Report what a delta holds. Needs no base and decodes nothing.
 
-    Of a delta on the Hub, only manifest and index are downloaded.
+    Of a delta on the Hub or in object storage, only manifest and index are read.
 
     Args:
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
+            Hub.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         token: Access token for the Hub; by default the stored one.

@@ -74,10 +74,10 @@ class Described:
 class JoinedDelta:
     """Plans a delta by the names, dtypes and shapes of its tensors, and joins its slabs.
 
-    What only content tells is not looked for: tensors that were renamed beyond recognition are
-    stored whole, equal tensors are aliases only if they share their memory, integers are coded in
-    words of their dtype, and a float32 tensor over a narrower source is taken for its exact
-    widening, which the process that holds it proves or refuses.
+    The plan does not look at content. It stores tensors whole that were renamed beyond recognition.
+    Equal tensors are aliases only if they share their memory. Integers are coded in words of their
+    dtype. A float32 tensor over a narrower source counts as its exact widening; the process that
+    holds it proves this or refuses it.
 
     Args:
         base: The base.

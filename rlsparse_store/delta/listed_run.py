@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.inspect import report_delta
@@ -91,24 +92,27 @@ def listed_rows(listing: Listing, run: str, access: HubAccess) -> list[IndexRow]
     """
     path = index_path(run)
     text = read_small_file(listing, path, access) if path in listing.files else None
-    indexed = parse_index(text, f"{listing.repo}/{path}")
-    folders = entry_folders(listing, run)
-    known = {f: indexed[f] for f in folders if f in indexed and _agrees(listing, run, indexed[f])}
+    indexed = {row.folder: row for row in parse_index(text, f"{listing.repo}/{path}").rows}
+    folders, nbytes = entry_folders(listing, run), _delta_bytes(listing)
+    known = {
+        folder: indexed[folder]
+        for folder in folders
+        if folder in indexed and indexed[folder].delta_bytes == nbytes.get(within(run, folder))
+    }
     missing = [folder for folder in folders if folder not in known]
     read = map_concurrently(lambda folder: read_listed_row(listing, run, folder, access), missing)
     known |= {row.folder: row for row in read}
     return [known[folder] for folder in folders]
 
 
-def _agrees(listing: Listing, run: str, row: IndexRow) -> bool:
-    """Whether the files of an entry have the bytes that the index says."""
-    prefix = within(run, f"{row.folder}/{DELTA_FOLDER}/")
-    files = (
-        file.nbytes
-        for path, file in listing.files.items()
-        if path.startswith(prefix) and path != prefix + NOTE_NAME
-    )
-    return sum(files) == row.delta_bytes
+def _delta_bytes(listing: Listing) -> Counter[str]:
+    """The bytes of each delta's files, without its note, by its folder."""
+    found: Counter[str] = Counter()
+    for path, file in listing.files.items():
+        folder, inside, name = path.rpartition(f"/{DELTA_FOLDER}/")
+        if inside and name != NOTE_NAME:
+            found[folder] += file.nbytes
+    return found
 
 
 def read_listed_row(listing: Listing, run: str, folder: str, access: HubAccess) -> IndexRow:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlsparse_store.delta.apply import rebuild_files
 from rlsparse_store.delta.html_table import html_table
-from rlsparse_store.delta.resolve import find_base, find_delta
+from rlsparse_store.delta.resolve import find_base, open_base, open_reader
 from rlsparse_store.delta.slicing import read_selection, select
 from rlsparse_store.delta.verify import check_base
 from rlsparse_store.errors import IndexFormatError, TensorNotFoundError, UnsupportedDtypeError
@@ -253,7 +253,9 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
             data = self._mappings.take(t)
         if data is None:
             data = np.empty(t.nbytes, np.uint8)
-            self._overlay(t).read_into(0, data)
+            overlay = self._overlay(t)
+            overlay.prefetch(0, overlay.nbytes)
+            overlay.read_into(0, data)
         return self._framework.array(data, t.dtype, t.shape)
 
     def _made_on_device(self, t: TensorRecord) -> Any:  # noqa: ANN401 - a torch tensor
@@ -268,7 +270,9 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         if stored.kind is Kind.DELTA and stored.coding and not memory.supports(stored.coding.width):
             return None
         try:
-            return read_on_device(self._overlay(t), self._decoder, memory, resolve_threads(None))
+            overlay = self._overlay(t)
+            overlay.prefetch(0, overlay.nbytes)
+            return read_on_device(overlay, self._decoder, memory, resolve_threads(None))
         except MemoryError:
             msg = f"no memory left on {memory.name}: a tensor is decoded on the CPU, more slowly"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
@@ -281,7 +285,12 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         if t.dtype.bits < 8:
             msg = f"{t.dtype.code} is smaller than a byte and cannot be sliced; use get_tensor"
             raise UnsupportedDtypeError(msg, file=self.path, tensor=printable(t.name))
-        read = self._overlay(t).read_into
+        overlay = self._overlay(t)
+
+        def read(start: int, out: NDArray[np.uint8]) -> None:
+            overlay.prefetch(start, start + out.size)
+            overlay.read_into(start, out)
+
         data = read_selection(read, t.shape, selection, t.dtype.bits // 8)
         return self._framework.array(data, t.dtype, selection.shape)
 
@@ -293,7 +302,7 @@ def _close(reader: DeltaReader, base: Checkpoint, mappings: _Mappings) -> None:
 
 
 class _Mappings:
-    """Memory mappings of the base's files, of which each tensor is returned once.
+    """Memory mappings of the base's files; each tensor is returned once.
 
     A caller may write to a mapped tensor, and later callers would see it: so only the first gets
     the mapping, and others read the file. ``setdefault`` is atomic; a lock could be held when the
@@ -348,9 +357,11 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
     Nothing is decoded until a tensor, or a slice of one, is read.
 
     Args:
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``. By default
-            the commit that the delta names, else a snapshot in the Hub's cache with its content.
+        delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
+            Hub. From object storage, only what is read is fetched.
+        base: The base: a folder, a ``.safetensors`` file, a URL or ``org/name[@revision]``. By
+            default the commit that the delta names, else a snapshot in the Hub's cache with its
+            content. A delta in object storage leads to no other place: give its base.
         framework: ``"pt"`` for torch tensors; ``"np"`` for NumPy arrays, which cannot hold bfloat16
             and 8-bit floats; ``"bits"`` for NumPy arrays of unsigned words, for all dtypes.
         device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
@@ -385,11 +396,34 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
         ...     tuned.get_slice("lm_head.weight")[:1000]
     """
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    folder = find_delta(delta, revision, subfolder, access)
     array_maker = get_framework(framework, device)
-    return open_local(
-        folder, base, base_revision, access, array_maker, verify, max_tuned_bytes=max_tuned_bytes
-    )
+    _require_verify(verify)
+    with ExitStack() as stack:
+        reader = stack.enter_context(
+            open_reader(delta, revision, subfolder, access, max_tuned_bytes)
+        )
+        checkpoint = stack.enter_context(open_base(reader, base, base_revision, access))
+        opened = _open(reader, checkpoint, array_maker, verify, is_whole=False)
+        stack.pop_all()
+        return opened
+
+
+def _require_verify(verify: str) -> None:
+    if verify not in get_args(Verify):
+        msg = f"verify={verify!r}: choose one of {', '.join(get_args(Verify))}"
+        raise ValueError(msg)
+
+
+def _open(
+    reader: DeltaReader, base: Checkpoint, framework: Framework, verify: str, *, is_whole: bool
+) -> DeltaCheckpoint:
+    check_sources(reader, base)
+    if verify == "touched" and is_whole:
+        check_origins(reader, base, resolve_threads(None), include_covered=False)
+    opened = DeltaCheckpoint(reader, base, framework, verify)
+    if verify == "full":
+        opened.verify()
+    return opened
 
 
 def open_local(
@@ -417,18 +451,11 @@ def open_local(
             download may be damaged.
         max_tuned_bytes: As for :func:`open_delta`.
     """
-    if verify not in get_args(Verify):
-        msg = f"verify={verify!r}: choose one of {', '.join(get_args(Verify))}"
-        raise ValueError(msg)
+    _require_verify(verify)
     with ExitStack() as stack:
         reader = stack.enter_context(DeltaReader(delta, max_tuned_bytes=max_tuned_bytes))
         found = find_base(reader, base, base_revision, access)
         checkpoint = stack.enter_context(open_checkpoint(found))
-        check_sources(reader, checkpoint)
-        if verify == "touched" and is_whole:
-            check_origins(reader, checkpoint, resolve_threads(None), include_covered=False)
-        opened = DeltaCheckpoint(reader, checkpoint, framework, verify)
-        if verify == "full":
-            opened.verify()
+        opened = _open(reader, checkpoint, framework, verify, is_whole=is_whole)
         stack.pop_all()
         return opened

@@ -72,7 +72,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
     pin.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
         keep_last: How many of the last entries are kept, in the order of their steps.
         keep_every: Entries whose step is a multiple of this are kept.
         keep_best: The metric whose best entry is kept.
@@ -87,6 +87,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
         RunLockedError: Another process is writing.
         RunError: The run's index or an entry's note is damaged.
         OutputError: A file cannot be written or removed.
+        BucketError: The object storage failed.
 
     Example:
         >>> prune_run("run", keep_last=3, keep_best="reward").kept  # doctest: +SKIP
@@ -98,10 +99,9 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
         raise NotFoundError(msg, file=printable(str(run)))
     with place.write() as writer:
         rows = list(writer.rows.values())
-        pinned = place.pins()
         to_pin = [choose_entry(place, rows, name) for name in pin]
         to_unpin = [choose_entry(place, rows, name) for name in unpin]
-        pinned = (pinned - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
+        pinned = (writer.pins - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
         chosen = _chosen(place, _current(rows), keep_last, keep_every, keep_best, best)
         unlisted = [
             row
@@ -110,7 +110,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
         ]
         removed = writer.due(grace_seconds)
         if not dry_run:
-            writer.prune(unlisted, removed, to_pin, to_unpin)
+            unlisted = writer.prune(unlisted, removed, to_pin, to_unpin)
         return PruneReport(
             kept=[row.folder for row in rows if row not in unlisted],
             unlisted=[row.folder for row in unlisted],

@@ -94,7 +94,7 @@ class Group(SummaryRepr):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WholeTensor(SummaryRepr):
-    """A tensor of which all or a part is stored whole.
+    """A tensor with words that are stored whole.
 
     Attributes:
         name: Its name.
@@ -186,7 +186,7 @@ class EncodeReport(DeltaReport):
 
     Attributes:
         base_bytes: Bytes of the base's tensors.
-        whole: Tensors of which all or a part is stored whole, and why.
+        whole: Tensors with words that are stored whole, and why.
         carried_files: Small files copied beside the delta.
         carried_bytes: Their bytes.
         skipped_files: Files of the tuned folder that were not read or copied.

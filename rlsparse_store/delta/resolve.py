@@ -1,10 +1,19 @@
-"""What a name means: a local path, a repository on the Hub, or the base of a delta."""
+"""What a name means: a local path, a repository on the Hub, a URL, or the base of a delta."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rlsparse_store.buckets.object_cache import is_cache_path
+from rlsparse_store.delta.bucket_places import (
+    as_bucket_url,
+    fetch_checkpoint_at,
+    fetch_delta_at,
+    folders_with_deltas,
+    open_checkpoint_at,
+    read_delta_at,
+)
 from rlsparse_store.errors import CheckpointError, FormatError, HubOfflineError, NotFoundError
 from rlsparse_store.files.checkpoint import open_checkpoint, open_files
 from rlsparse_store.files.delta_reader import DeltaReader
@@ -29,9 +38,10 @@ from rlsparse_store.pipeline.fingerprints import check_origins
 from rlsparse_store.pipeline.threads import resolve_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from os import PathLike
 
+    from rlsparse_store.buckets.bucket_url import BucketUrl
+    from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.hub.access import HubAccess
 
 __all__ = [
@@ -42,6 +52,8 @@ __all__ = [
     "find_checkpoint",
     "find_delta",
     "find_run",
+    "open_base",
+    "open_reader",
     "read_delta",
     "read_listed",
     "subfolder_parts",
@@ -54,10 +66,10 @@ _BASE_SIDES: Final = tuple(pattern for pattern in SIDES if pattern != CARD)
 def find_delta(
     delta: str | PathLike[str], revision: str | None, subfolder: str, access: HubAccess
 ) -> Path:
-    """The local folder of a delta, which is downloaded if it is on the Hub.
+    """The local folder of a delta, which is downloaded if it is on the Hub or in a bucket.
 
     Args:
-        delta: A local folder, or ``org/name[@revision]``.
+        delta: A local folder, ``org/name[@revision]``, or a URL in object storage.
         revision: The revision, if the id does not name one.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         access: How to reach the Hub.
@@ -66,12 +78,18 @@ def find_delta(
         NotFoundError: There is no such delta.
     """
     inside = subfolder_parts(subfolder)
+    if (url := as_bucket_url(delta, revision, access)) is not None:
+        return fetch_delta_at(_below(url, inside), _selection([]))
     repo = as_repo_id(delta, revision)
     if repo is None:
         return _existing(Path(delta, *inside))
     if access.is_offline:
         return fetch_snapshot(repo, _selection(inside), access).path.joinpath(*inside)
     return fetch_delta(list_repo(repo, "delta", access), subfolder, access)
+
+
+def _below(url: BucketUrl, inside: list[str]) -> BucketUrl:
+    return url / "/".join(inside) if inside else url
 
 
 def fetch_delta(listing: Listing, subfolder: str, access: HubAccess) -> Path:
@@ -100,27 +118,41 @@ def find_run(repo: RepoId, access: HubAccess) -> dict[str, Path]:
         NotFoundError: There are none.
     """
     snapshot = fetch_snapshot(repo, FileSelection("delta", [f"*/{DELTA_FOLDER}/*"]), access)
-    return {folder: snapshot.path / folder for folder in _folders(snapshot.names)}
+    return {folder: snapshot.path / folder for folder in folders_with_deltas(snapshot.names)}
 
 
 def delta_folders(listing: Listing) -> list[str]:
     """Folders of a repository that hold deltas; an empty string for the repository itself."""
-    return _folders(listing.files)
+    return folders_with_deltas(listing.files)
 
 
-def _folders(names: Iterable[str]) -> list[str]:
-    # With a slash in front: another folder's name may end in the same letters.
-    parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in names)
-    return sorted({folder[1:] for folder, inside, _ in parts if inside})
+def open_reader(
+    delta: str | PathLike[str],
+    revision: str | None,
+    subfolder: str,
+    access: HubAccess,
+    max_tuned_bytes: int | None,
+) -> DeltaReader:
+    """Open a delta whose chunks are read. From the Hub it is downloaded; from a bucket, parts are.
+
+    Raises:
+        NotFoundError: There is no such delta.
+        FormatError: It is damaged.
+        TooLargeError: Its tuned checkpoint has more than ``max_tuned_bytes``.
+    """
+    if (url := as_bucket_url(delta, revision, access)) is not None:
+        return read_delta_at(_below(url, subfolder_parts(subfolder)), max_tuned_bytes)
+    folder = find_delta(delta, revision, subfolder, access)
+    return DeltaReader(folder, max_tuned_bytes=max_tuned_bytes)
 
 
 def read_delta(
     delta: str | PathLike[str], revision: str | None, subfolder: str, access: HubAccess
 ) -> DeltaReader:
-    """Open a delta for its manifest and index. On the Hub, its chunks are not downloaded.
+    """Open a delta for its manifest and index. Elsewhere, its chunks are not downloaded.
 
     Args:
-        delta: A local folder, or ``org/name[@revision]``.
+        delta: A local folder, ``org/name[@revision]``, or a URL in object storage.
         revision: The revision, if the id does not name one.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         access: How to reach the Hub.
@@ -129,6 +161,8 @@ def read_delta(
         NotFoundError: There is no such delta.
         FormatError: It is damaged.
     """
+    if (url := as_bucket_url(delta, revision, access)) is not None:
+        return read_delta_at(_below(url, subfolder_parts(subfolder)))
     repo = as_repo_id(delta, revision)
     if repo is None or access.is_offline:
         return DeltaReader(find_delta(delta, revision, subfolder, access))
@@ -171,13 +205,13 @@ def _require_delta(listing: Listing, folder: str) -> None:
 def find_checkpoint(
     place: str | PathLike[str], what: str, access: HubAccess, revision: str | None = None
 ) -> Path:
-    """The local path of a checkpoint to encode, which is downloaded if it is on the Hub.
+    """The local path of a checkpoint to encode, which is downloaded if it is elsewhere.
 
-    Every downloaded file is compared with the Hub's checksum: no delta exists yet whose digests
+    Every file from the Hub is compared with the Hub's checksum: no delta exists yet whose digests
     would show damage.
 
     Args:
-        place: A local folder or file, or ``org/name[@revision]``.
+        place: A local folder or file, ``org/name[@revision]``, or a URL in object storage.
         what: What it is, for errors.
         access: How to reach the Hub.
         revision: The revision, if the id does not name one.
@@ -187,6 +221,9 @@ def find_checkpoint(
         CheckpointError: It is a delta.
         ChecksumError: It is damaged.
     """
+    url = as_bucket_url(place, revision, access)
+    if url is not None:
+        return fetch_checkpoint_at(url, what, () if what == "base" else SIDES)
     repo = as_repo_id(place, revision)
     if repo is None:
         path = _existing(Path(place))
@@ -205,12 +242,12 @@ def find_base(
     revision: str | None,
     access: HubAccess,
 ) -> Path:
-    """The local path of a delta's base, which is downloaded if it is on the Hub.
+    """The local path of a delta's base, which is downloaded if it is elsewhere.
 
     Args:
         reader: The delta.
-        base: A local folder or file, or ``org/name[@revision]``; by default the base that the
-            delta names.
+        base: A local folder or file, ``org/name[@revision]``, or a URL in object storage; by
+            default the base that the delta names.
         revision: The revision, if the id does not name one.
         access: How to reach the Hub.
 
@@ -220,13 +257,49 @@ def find_base(
     """
     recorded = _recorded(reader)
     if base is None:
+        if is_cache_path(reader.path):
+            return _base_of_bucket(reader, recorded, access)
         return _named_base(reader, recorded, access)
+    if (url := as_bucket_url(base, revision, access)) is not None:
+        return fetch_checkpoint_at(url, "base", _BASE_SIDES)
     repo = as_repo_id(base, revision)
     if repo is None:
         return _existing(Path(base))
     if recorded and repo == RepoId(recorded.repo):
         return _named_base(reader, recorded, access)
     return _fetch_base(repo, access)
+
+
+def open_base(
+    reader: DeltaReader,
+    base: str | PathLike[str] | None,
+    revision: str | None,
+    access: HubAccess,
+) -> Checkpoint:
+    """Open a delta's base, as :func:`find_base` finds it. From a bucket, only parts are read."""
+    url = None if base is None else as_bucket_url(base, revision, access)
+    if url is not None:
+        return open_checkpoint_at(url)
+    return open_checkpoint(find_base(reader, base, revision, access))
+
+
+def _base_of_bucket(reader: DeltaReader, recorded: BaseHint | None, access: HubAccess) -> Path:
+    """A cached snapshot with the base's content. A delta in a bucket never leads to the Hub.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    repo = recorded.repo if recorded else None
+    for snapshot in cached_snapshots(access, repo):
+        if snapshot.hints and snapshot.hints.repo == repo and _is_base(reader, snapshot.path):
+            return snapshot.path
+    named = "does not name its base"
+    remedy = "--base BASE, or base="
+    if recorded is not None:
+        named = f"names {recorded.repo} at commit {recorded.revision} on the Hub as its base"
+        remedy = f"--base {recorded.repo}@{recorded.revision}"
+    msg = f"{named}, and a delta in a bucket leads to no other place; give the base ({remedy})"
+    raise NotFoundError(printable(msg, 400), file=reader.path)
 
 
 def _fetch_base(repo: RepoId, access: HubAccess) -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
 from rlsparse_store.delta.resolve import as_repo_id, delta_folders, read_listed
-from rlsparse_store.delta.run_files import IndexRow, natural_order
+from rlsparse_store.delta.run_bucket import RunBucket
+from rlsparse_store.delta.run_files import IndexRow, RunContents, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.run_place import RunPlace
 
 __all__ = [
+    "FoundEntry",
     "RunEntry",
     "RunReport",
     "choose_entry",
     "find_entry",
+    "find_run_report",
     "inspect_run",
     "is_run",
     "place_of",
@@ -156,9 +160,10 @@ def place_of(run: str | PathLike[str]) -> RunPlace:
     """The place of a run.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
     """
-    return RunFolder(Path(run))
+    url = parse_bucket_url(run)
+    return RunFolder(Path(run)) if url is None else RunBucket(url)
 
 
 def is_run(
@@ -167,7 +172,7 @@ def is_run(
     """Whether a folder, or a repository on the Hub, holds deltas but is not itself one.
 
     Args:
-        run: The folder, or ``org/name[@revision]``.
+        run: The folder, its URL in object storage, or ``org/name[@revision]``.
         access: How to reach the Hub.
         revision: Its revision on the Hub, if the id does not name one.
     """
@@ -197,7 +202,7 @@ def inspect_run(
     """List the deltas of a run. Needs no base and decodes nothing.
 
     Args:
-        run: Folder of the run, or ``org/name[@revision]`` on the Hub.
+        run: Folder of the run, its URL in object storage, or ``org/name[@revision]`` on the Hub.
         revision: Branch, tag or commit of the run on the Hub, if the id does not name one.
         token: Access token for the Hub; by default the stored one.
         cache_dir: Cache of the Hub's files; by default the Hub client's.
@@ -212,21 +217,33 @@ def inspect_run(
         ['checkpoint-100', 'checkpoint-200']
     """
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    repo = as_repo_id(run, revision)
-    if repo is not None and not access.is_offline:
-        rows, pinned = _listed(list_repo(repo, "delta", access), access)
-    else:
-        place = _place(run, access, revision)
-        rows = [] if place.is_delta() else place.list_entries()
-        pinned = place.pins()
-    if not rows:
+    report = find_run_report(run, access, revision)
+    if report is None:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
-    ordered = sorted(rows, key=lambda row: natural_order(row.folder))
-    return RunReport(deltas=[RunEntry.of(row, is_pinned=row.tuned in pinned) for row in ordered])
+    return report
 
 
-def _listed(listing: Listing, access: HubAccess) -> tuple[list[IndexRow], set[str]]:
+def find_run_report(
+    run: str | PathLike[str], access: HubAccess, revision: str | None
+) -> RunReport | None:
+    """The deltas of a run, or ``None`` if it is none.
+
+    Raises:
+        FormatError: A delta is damaged.
+        RunError: The index is damaged, or names an entry that is gone.
+    """
+    repo = as_repo_id(run, revision)
+    if repo is not None and not access.is_offline:
+        listing = list_repo(repo, "delta", access)
+        found = delta_folders(listing)
+        contents = _listed(listing, access) if found and "" not in found else None
+    else:
+        contents = _place(run, access, revision).find()
+    return None if contents is None else _report(contents)
+
+
+def _listed(listing: Listing, access: HubAccess) -> RunContents:
     """The entries of all runs in a repository, by their folders in it, and what is pinned."""
     rows: list[IndexRow] = []
     pinned: set[str] = set()
@@ -234,14 +251,32 @@ def _listed(listing: Listing, access: HubAccess) -> tuple[list[IndexRow], set[st
         found = listed_rows(listing, run, access)
         rows += [replace(row, folder=within(run, row.folder)) for row in found]
         pinned |= listed_pins(listing, run)
-    return rows, pinned
+    return RunContents(rows, pinned)
 
 
-def find_entry(run: str | PathLike[str], name: str) -> Path:
-    """The place of an entry of a run.
+def _report(contents: RunContents) -> RunReport:
+    ordered = sorted(contents.rows, key=lambda row: natural_order(row.folder))
+    entries = [RunEntry.of(row, is_pinned=row.tuned in contents.pins) for row in ordered]
+    return RunReport(deltas=entries)
+
+
+class FoundEntry(NamedTuple):
+    """An entry of a run.
+
+    Attributes:
+        folder: Its folder in the run.
+        delta: The path or the URL of its delta.
+    """
+
+    folder: str
+    delta: Path | str
+
+
+def find_entry(run: str | PathLike[str], name: str) -> FoundEntry:
+    """Find an entry of a run.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
         name: Its folder, its name (then the current one of this name), or its tuned digest.
 
     Raises:
@@ -249,7 +284,8 @@ def find_entry(run: str | PathLike[str], name: str) -> Path:
         RunError: The index is damaged.
     """
     place = place_of(run)
-    return place.root / choose_entry(place, place.list_entries(), name).folder
+    folder = choose_entry(place, place.read().rows, name).folder
+    return FoundEntry(folder, place.entry(folder))
 
 
 def choose_entry(run: RunPlace, rows: Sequence[IndexRow], name: str) -> IndexRow:

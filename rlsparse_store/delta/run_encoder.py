@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_spans, new_delta
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.plausibility import issue_warnings, structure_warnings
@@ -18,7 +19,8 @@ from rlsparse_store.delta.run_files import (
     step_in_name,
     write_note,
 )
-from rlsparse_store.errors import BaseMismatchError, CheckpointError, OutputError
+from rlsparse_store.delta.run_place import require_base
+from rlsparse_store.errors import CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
 from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.delta.run_place import RunPlace, RunWriter
     from rlsparse_store.files.side_files import SideFiles
-    from rlsparse_store.hub.repo_id import RepoId
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.pipeline.tensor_matching import DtypePolicy
 
@@ -72,7 +73,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     name until one is pruned. The base is hashed once.
 
     A delta's step and metrics are read from the ``trainer_state.json`` of its checkpoint and kept
-    with it. One process writes at a time.
+    with it. In a folder, one process writes at a time; in object storage, several may.
 
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
@@ -80,7 +81,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
             the checkpoints in it. A delta takes the name of its folder, file or repository,
             followed by the revision if the id names one; of the step that its folder belongs to
             (``global_step_10/actor/huggingface``); or of the parts in which the paths differ.
-        out: Folder of the run.
+        out: Folder of the run, or its URL in object storage.
         cast: As for :func:`encode_delta`.
         keep_dtype: As for :func:`encode_delta`.
         threads: Threads to work on; all processors by default.
@@ -109,6 +110,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         DtypeMismatchError: A dtype does not match the base's, and neither option says what to do.
         BaseMismatchError: The run has a delta of another base.
         OutputError: A delta cannot be written.
+        BucketError: The object storage failed.
         RunLockedError: Another process is writing the run.
         RunError: The run's index or an entry's note is damaged.
 
@@ -163,11 +165,10 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
                 if added is not None:
                     written[added.row.folder] = added.report
                     issue_warnings(added.report, name)
-            pinned = place.pins()
             ordered = sorted(run.rows.values(), key=lambda row: natural_order(row.folder))
     return RunReport(
         deltas=[
-            RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in pinned)
+            RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in run.pins)
             for row in ordered
         ]
     )
@@ -261,11 +262,13 @@ class RunEncoder:
                     nbytes = encode_spans(encoder, sink, self._threads, progress, self._coder)
                     report = encoder.report(nbytes)
                     # Before the delta gets its name: a run has one base.
-                    _require_base(run.root, name, report.base_digest, list(run.rows.values()))
+                    require_base(run.root, name, report.base_digest, list(run.rows.values()))
                     _require_change(held, report)
                     noted.append(_note(run, name, state, report.tuned_digest))
                 row = run.add(delta, noted[0], report)
         except _UnchangedError:
+            return None
+        if row is None:
             return None
         if held is not None:
             note = (
@@ -307,7 +310,7 @@ def is_new(run: RunPlace, held: IndexRow | None, place: str | PathLike[str]) -> 
     """
     if held is None:
         return True
-    if as_repo_id(place) is not None:
+    if not _is_local(place):
         return False
     return _last_written(Path(place)) > run.last_written(held.folder)
 
@@ -317,23 +320,31 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
     local: list[str | PathLike[str]] = []
     named: dict[str, str | PathLike[str]] = {}
     for place in tuned:
-        repo = as_repo_id(place)
-        if repo is None:
+        if _is_local(place):
             local += find_checkpoints(Path(place)) or [place]
-        elif _repo_name(repo) in named:
+            continue
+        name = _remote_name(place)
+        if name in named:
             raise CheckpointError("is given twice", file=printable(str(place)))
-        else:
-            named[_repo_name(repo)] = place
+        named[name] = place
     for name, path in zip(checkpoint_names(local), local, strict=True):
         if name in named:
-            msg = f"a repository is named {printable(name)} too; store it in a run of its own"
+            msg = f"a remote one is named {printable(name)} too; store it in a run of its own"
             raise CheckpointError(msg, file=printable(str(path)))
         named[name] = path
     # In the order of training, so that each finds its parent.
     return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
 
 
-def _repo_name(repo: RepoId) -> str:
+def _is_local(place: str | PathLike[str]) -> bool:
+    return parse_bucket_url(place) is None and as_repo_id(place) is None
+
+
+def _remote_name(place: str | PathLike[str]) -> str:
+    """The name of a checkpoint in a bucket or on the Hub."""
+    repo = as_repo_id(place)
+    if repo is None:
+        return str(place).rstrip("/").rpartition("/")[2]
     name = repo.repo.rpartition("/")[2]
     return name if repo.revision is None else f"{name}-{repo.revision.replace('/', '-')}"
 
@@ -341,7 +352,7 @@ def _repo_name(repo: RepoId) -> str:
 def _check_local(base: Checkpoint, places: Iterable[str | PathLike[str]], *, force: bool) -> None:
     """Look at each local checkpoint once, so that a wrong one is found before any is encoded."""
     for place in places:
-        if as_repo_id(place) is None:
+        if _is_local(place):
             with open_checkpoint(find_checkpoint(place, "tuned checkpoint", HubAccess())) as tuned:
                 structure_warnings(base, tuned, find_sources(base, tuned), force=force)
 
@@ -363,17 +374,10 @@ def require_one_base(run: RunPlace) -> list[IndexRow]:
             "of that name, and start runs with --run"
         )
         raise OutputError(msg, file=run.root)
-    rows = run.list_entries()
+    rows = run.read().rows
     for row in rows:
-        _require_base(run.root, row.folder, row.base, rows)
+        require_base(run.root, row.folder, row.base, rows)
     return rows
-
-
-def _require_base(root: Path, name: str, digest: str, found: Sequence[IndexRow]) -> None:
-    """Require that a delta of a run has the base of those found there."""
-    if found and digest != found[0].base:
-        msg = "was made against another base; remove it, or choose another folder for this run"
-        raise BaseMismatchError(msg, file=root / name)
 
 
 def _last_written(path: Path) -> float:

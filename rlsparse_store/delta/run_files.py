@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import xxhash
 
@@ -31,6 +31,7 @@ __all__ = [
     "NOTE_NAME",
     "EntryNote",
     "IndexRow",
+    "RunContents",
     "delta_names",
     "index_text",
     "is_delta",
@@ -99,6 +100,18 @@ class IndexRow(EntryNote):
     changed: int
     delta_bytes: int
     tuned_bytes: int
+
+
+class RunContents(NamedTuple):
+    """What a run holds.
+
+    Attributes:
+        rows: Its entries, in natural order of their folders.
+        pins: The tuned digests that are pinned.
+    """
+
+    rows: list[IndexRow]
+    pins: set[str]
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -268,8 +281,8 @@ def _is_count(value: object) -> bool:
 # --- the index --------------------------------------------------------------------------------
 
 
-def parse_index(text: bytes | None, place: object) -> dict[str, IndexRow]:
-    """The rows of a run's index by folder; none if it has no index.
+def parse_index(text: bytes | None, place: object) -> RunContents:
+    """What a run's index lists; nothing if it has no index.
 
     Args:
         text: The content of the index, or ``None`` if there is none.
@@ -279,22 +292,24 @@ def parse_index(text: bytes | None, place: object) -> dict[str, IndexRow]:
         RunError: The index is damaged, or names something other than folders of the run.
     """
     if text is None:
-        return {}
+        return RunContents([], set())
     try:
         held = parse(text, most_objects=len(text) // 64 + 2, any_number=True)
         _require(isinstance(held, dict) and held["rlsparse_run"] == 1, "version")
         rows = [_row(value) for value in held["entries"]]
+        # Only the index of a run in a bucket has it.
+        pins = set(held.get("pins", ()))
+        _require(all(map(is_digest, pins)), "pins")
     except (StrictJsonError, KeyError, TypeError, ValueError) as error:
         msg = (
             f"is not an index ({printable(str(error), 80)}); rlsparse runs repair writes it anew "
             "from the entries"
         )
         raise RunError(msg, file=place) from error
-    found = {row.folder: row for row in rows}
-    if len(found) != len(rows):
+    if len({row.folder for row in rows}) != len(rows):
         msg = "names a folder twice; rlsparse runs repair writes it anew from the entries"
         raise RunError(msg, file=place)
-    return found
+    return RunContents(rows, pins)
 
 
 def _row(value: Mapping[str, Any]) -> IndexRow:
@@ -312,11 +327,18 @@ def is_folder_name(name: str) -> bool:
     return 0 < len(name) <= 255 and not name.startswith(".") and not re.search(r"[/\\\x00]", name)
 
 
-def index_text(rows: Iterable[IndexRow]) -> bytes:
-    """The content of the index of a run: its rows in natural order of the folders."""
+def index_text(rows: Iterable[IndexRow], pins: Iterable[str] | None = None) -> bytes:
+    """The content of the index of a run.
+
+    Args:
+        rows: Its rows, which are listed in natural order of the folders.
+        pins: The pinned digests, which the index of a run in a bucket lists.
+    """
     ordered = sorted(rows, key=lambda row: natural_order(row.folder))
-    entries = [asdict(row) for row in ordered]
-    return printed({"rlsparse_run": 1, "entries": entries}) + b"\n"
+    index: dict[str, object] = {"rlsparse_run": 1, "entries": [asdict(row) for row in ordered]}
+    if pins is not None:
+        index["pins"] = sorted(pins)
+    return printed(index) + b"\n"
 
 
 def row_of(folder: str, note: EntryNote, report: DeltaReport) -> IndexRow:

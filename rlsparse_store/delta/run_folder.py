@@ -12,6 +12,7 @@ from rlsparse_store.delta.run_files import (
     LARGEST_INDEX,
     LARGEST_NOTE,
     NOTE_NAME,
+    RunContents,
     delta_names,
     index_text,
     is_delta,
@@ -52,8 +53,14 @@ class RunFolder(RunPlace):
         root: The folder.
     """
 
+    root: Path
+
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def entry(self, folder: str) -> Path:
+        """The folder of an entry."""
+        return self.root / folder
 
     def is_delta(self) -> bool:
         """Whether this is a delta, as :class:`RunPlace` says."""
@@ -70,8 +77,16 @@ class RunFolder(RunPlace):
         outer, inner = folder.resolve(), self.root.resolve()
         return inner == outer or outer in inner.parents
 
-    def list_entries(self) -> list[IndexRow]:
-        """The entries: by the index, and what this lacks by the entries themselves."""
+    def read(self) -> RunContents:
+        """What the run holds: by the index, and what this lacks by the entries themselves."""
+        return RunContents(self._list_entries(), self.pins())
+
+    def find(self) -> RunContents | None:
+        """What the run holds, as :class:`RunPlace` says."""
+        contents = self.read()
+        return contents if contents.rows and not self.is_delta() else None
+
+    def _list_entries(self) -> list[IndexRow]:
         if not self.root.is_dir():
             return []
         rows, folders = self._read_index(), delta_names(self.root)
@@ -96,7 +111,7 @@ class RunFolder(RunPlace):
         return row_of(folder, parse_note(text, path, folder, report.tuned_digest), report)
 
     def pins(self) -> set[str]:
-        """The pinned digests, as :class:`RunPlace` says."""
+        """The tuned digests that are pinned."""
         return {name for name in names_in(_pins_folder(self.root)) if is_digest(name)}
 
     def last_written(self, folder: str) -> float:
@@ -117,7 +132,7 @@ class RunFolder(RunPlace):
                 for folder in (self.root, marks_folder(self.root), _pins_folder(self.root)):
                     remove_stale(folder)
             # A killed writer may have left an entry without a row: this finds it.
-            writer = _FolderWriter(self.root, lock, self.list_entries())
+            writer = _FolderWriter(self.root, lock, self.read())
             yield writer
             writer.publish_missing(self._read_index())
 
@@ -150,7 +165,8 @@ class RunFolder(RunPlace):
 
     def _read_index(self) -> dict[str, IndexRow]:
         path = self.root / INDEX_NAME
-        return parse_index(read_small(path, LARGEST_INDEX), path)
+        contents = parse_index(read_small(path, LARGEST_INDEX), path)
+        return {row.folder: row for row in contents.rows}
 
 
 class _FolderWriter(RunWriter):
@@ -159,11 +175,12 @@ class _FolderWriter(RunWriter):
     Args:
         root: Folder of the run.
         lock: Its lock, held.
-        rows: The entries.
+        contents: What it holds.
     """
 
-    def __init__(self, root: Path, lock: WriterLock, rows: Sequence[IndexRow]) -> None:
-        super().__init__(root, rows)
+    def __init__(self, root: Path, lock: WriterLock, contents: RunContents) -> None:
+        super().__init__(root, contents)
+        self._root = root
         self._lock = lock
 
     def require_held(self) -> None:
@@ -174,10 +191,10 @@ class _FolderWriter(RunWriter):
     def new_entry(self, name: str) -> Iterator[Path]:
         """The entry's own folder: the name, with a number if it is taken."""
         folder, number = name, 1
-        while (self.root / folder).exists() or (marks_folder(self.root) / folder).exists():
+        while (self._root / folder).exists() or (marks_folder(self._root) / folder).exists():
             number += 1
             folder = f"{name}.{number}"
-        yield self.root / folder
+        yield self._root / folder
 
     def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow:
         """List an entry whose folder is in place, as :class:`RunWriter` says."""
@@ -192,24 +209,25 @@ class _FolderWriter(RunWriter):
         removed: Sequence[str],
         pinned: Sequence[IndexRow],
         unpinned: Sequence[IndexRow],
-    ) -> None:
+    ) -> list[IndexRow]:
         """Unlist and remove entries, as :class:`RunWriter` says."""
         for row in unpinned:
-            _remove_pin(self.root, row.tuned)
+            _remove_pin(self._root, row.tuned)
         for row in pinned:
-            _write_pin(self.root, row)
+            _write_pin(self._root, row)
         self._mark(unlisted)
         if unlisted or removed:
             # Also where a killed writer marked folders that the index still names.
             self._publish()
         self._sweep(removed)
+        return list(unlisted)
 
     def due(self, grace_seconds: float) -> list[str]:
         """Folders whose grace period is over, by the clock of the file system."""
-        folder = marks_folder(self.root)
+        folder = marks_folder(self._root)
         marks = {name: folder / name for name in names_in(folder) if is_folder_name(name)}
         with output_errors(folder):
-            now = file_system_time(private_folder(self.root))
+            now = file_system_time(private_folder(self._root))
             due = [n for n, mark in marks.items() if now - mark.stat().st_mtime >= grace_seconds]
         return sorted(due, key=natural_order)
 
@@ -217,7 +235,7 @@ class _FolderWriter(RunWriter):
         """Mark entries as unlisted, and leave them out of the next index."""
         if not rows:
             return
-        marks = marks_folder(self.root)
+        marks = marks_folder(self._root)
         with output_errors(marks):
             make_folder(marks)
         self.require_held()
@@ -232,27 +250,27 @@ class _FolderWriter(RunWriter):
 
     def _publish(self) -> None:
         self.require_held()
-        _write_index(self.root, self.rows.values())
+        _write_index(self._root, self.rows.values())
 
     def _sweep(self, folders: Sequence[str]) -> None:
         """Remove unlisted folders: away from their place first, their files, then the marks."""
-        swept = private_folder(self.root) / "swept"
-        with output_errors(self.root):
+        swept = private_folder(self._root) / "swept"
+        with output_errors(self._root):
             if folders:
                 swept.mkdir(exist_ok=True)
             # What a kill left, or a power cut that took the mark.
             for left in swept.iterdir() if swept.is_dir() else ():
                 shutil.rmtree(left)
             for name in folders:
-                place = self.root / name
+                place = self._root / name
                 if place.is_symlink():
                     # What it leads to belongs to someone else.
                     place.unlink()
                 elif place.exists():
                     place.rename(swept / name)
-                    flush_folder(self.root)
+                    flush_folder(self._root)
                     shutil.rmtree(swept / name)
-                (marks_folder(self.root) / name).unlink()
+                (marks_folder(self._root) / name).unlink()
 
 
 class _StateFile(WatcherState):

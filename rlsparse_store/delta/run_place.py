@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run_files import natural_order
+from rlsparse_store.errors import BaseMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from rlsparse_store.buckets.bucket_url import BucketUrl
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport
-    from rlsparse_store.delta.run_files import EntryNote, IndexRow
+    from rlsparse_store.delta.run_files import EntryNote, IndexRow, RunContents
 
-__all__ = ["RepairReport", "RunPlace", "RunWriter", "WatcherState"]
+__all__ = ["RepairReport", "RunPlace", "RunWriter", "WatcherState", "require_base"]
 
 
 class RunPlace(ABC):
     """Where a run is kept.
 
     Attributes:
-        root: The run itself. ``root / folder`` is an entry, as commands take it.
+        root: The run itself.
     """
 
-    root: Path
+    root: Path | BucketUrl
+
+    @abstractmethod
+    def entry(self, folder: str) -> Path | str:
+        """The path or the URL of an entry, for functions that take a delta."""
 
     @abstractmethod
     def is_delta(self) -> bool:
@@ -43,12 +49,21 @@ class RunPlace(ABC):
         """Whether this is a local folder or inside it."""
 
     @abstractmethod
-    def list_entries(self) -> list[IndexRow]:
-        """The entries; none of a run that does not exist.
+    def read(self) -> RunContents:
+        """What the run holds; nothing if there is no run.
 
         Raises:
             RunError: The index is damaged, or names an entry that is gone.
             FormatError: A delta that the index lacks is damaged.
+        """
+
+    @abstractmethod
+    def find(self) -> RunContents | None:
+        """What the run holds, or ``None`` if this is no run.
+
+        Raises:
+            RunError: As for :meth:`read`.
+            FormatError: As for :meth:`read`.
         """
 
     @abstractmethod
@@ -59,10 +74,6 @@ class RunPlace(ABC):
             RunError: Its note is damaged.
             FormatError: Its delta is damaged.
         """
-
-    @abstractmethod
-    def pins(self) -> set[str]:
-        """The tuned digests that are pinned."""
 
     @abstractmethod
     def last_written(self, folder: str) -> float:
@@ -106,16 +117,18 @@ class RunWriter(ABC):
 
     Args:
         root: The run.
-        rows: The entries.
+        contents: What it holds.
 
     Attributes:
         root: The run.
-        rows: The entries by folder, in natural order.
+        rows: Its entries by folder, in natural order.
+        pins: The tuned digests that are pinned.
     """
 
-    def __init__(self, root: Path, rows: Sequence[IndexRow]) -> None:
+    def __init__(self, root: Path | BucketUrl, contents: RunContents) -> None:
         self.root = root
-        self.rows = {row.folder: row for row in rows}
+        self.rows = {row.folder: row for row in contents.rows}
+        self.pins = contents.pins
 
     def current(self, name: str) -> IndexRow | None:
         """The last entry of a name."""
@@ -143,7 +156,7 @@ class RunWriter(ABC):
         """A folder for the delta of another entry of this name, for the ``with`` statement."""
 
     @abstractmethod
-    def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow:
+    def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow | None:
         """List the delta in a folder of :meth:`new_entry` as an entry.
 
         Args:
@@ -152,10 +165,11 @@ class RunWriter(ABC):
             report: What the delta holds.
 
         Returns:
-            The entry's row.
+            The entry's row; ``None`` if another writer has listed the same meanwhile.
 
         Raises:
             RunLockedError: Another process took over.
+            BaseMismatchError: Another writer has listed a delta of another base meanwhile.
             OutputError: It cannot be written.
         """
 
@@ -166,7 +180,7 @@ class RunWriter(ABC):
         removed: Sequence[str],
         pinned: Sequence[IndexRow],
         unpinned: Sequence[IndexRow],
-    ) -> None:
+    ) -> list[IndexRow]:
         """Unlist entries, remove what was unlisted before, and set pins.
 
         Args:
@@ -174,6 +188,9 @@ class RunWriter(ABC):
             removed: Folders to remove, of :meth:`due`.
             pinned: Entries to pin.
             unpinned: Entries to unpin.
+
+        Returns:
+            The entries that were unlisted: not those that another process has pinned meanwhile.
 
         Raises:
             RunLockedError: Another process took over.
@@ -187,6 +204,17 @@ class RunWriter(ABC):
         Args:
             grace_seconds: Seconds from unlisting to removing, by the clock of the place.
         """
+
+
+def require_base(root: Path | BucketUrl, name: str, digest: str, found: Sequence[IndexRow]) -> None:
+    """Require that a delta of a run has the base of those found there.
+
+    Raises:
+        BaseMismatchError: It has another one.
+    """
+    if found and digest != found[0].base:
+        msg = "was made against another base; remove it, or choose another folder for this run"
+        raise BaseMismatchError(msg, file=root / name)
 
 
 class WatcherState(ABC):

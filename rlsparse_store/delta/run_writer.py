@@ -19,7 +19,7 @@ def write_run(run: str | PathLike[str]) -> AbstractContextManager[RunWriter]:
     """The writer of a run, for the ``with`` statement.
 
     Args:
-        run: Folder of the run, which is created if there is none.
+        run: Folder of the run, which is created if there is none, or its URL in object storage.
 
     Raises:
         RunLockedError: Another process is writing.
@@ -32,13 +32,14 @@ def repair_run(run: str | PathLike[str]) -> RepairReport:
     """Make the index of a run again from its entries. Removes nothing.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
 
     Raises:
-        NotFoundError: There is no such folder, or it holds no deltas.
+        NotFoundError: There is no such run, or it holds no deltas.
         RunLockedError: Another process is writing.
         RunError: An entry's note is damaged.
         FormatError: A delta is damaged.
+        BucketError: The object storage failed.
 
     Example:
         >>> repair_run("run").added  # doctest: +SKIP

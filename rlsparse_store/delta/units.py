@@ -22,7 +22,7 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A percentage with three significant digits, or as many as tell it from 100 %.
+    """A percentage with three significant digits, or with enough of them to differ from 100 %.
 
     Example:
         >>> format_percent(0.01234), format_percent(0.99987), format_percent(1)

@@ -76,8 +76,10 @@ def verify_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, thre
     tensor and every decoded tensor. With a tuned checkpoint, also that the delta stores it.
 
     Args:
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
-        base: The base to verify: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
+        delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
+            Hub.
+        base: The base to verify: a folder, a ``.safetensors`` file, a URL or
+            ``org/name[@revision]``.
         tuned: The tuned checkpoint to compare with, likewise.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Threads to decode on; all processors by default.

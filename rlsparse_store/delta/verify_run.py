@@ -47,10 +47,10 @@ def verify_run(
     progress: Progress = no_progress,
     **options: Any,  # noqa: ANN401 - those of verify_delta
 ) -> VerifyRunReport:
-    """Verify a local run: every delta, every note, and that the index says the same.
+    """Verify a run: every delta, every note, and that the index says the same.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or its URL in object storage.
         base: The base, to decode every delta.
         threads: Threads to decode on; all processors by default.
         progress: Called with bytes done and bytes in all, of one entry after another.
@@ -67,13 +67,12 @@ def verify_run(
         20
     """
     place = place_of(run)
-    rows = place.list_entries()
+    rows = place.read().rows
     if not rows:
         msg = "holds no deltas"
         raise NotFoundError(msg, file=printable(str(run)))
     found = {}
     for row in rows:
-        delta = place.root / row.folder
         if place.read_row(row.folder) != row:
             msg = (
                 f"disagrees with the entry {printable(row.folder)}; rlsparse runs "
@@ -82,8 +81,8 @@ def verify_run(
             raise RunError(msg, file=place.root / INDEX_NAME)
         if row.base != rows[0].base:
             msg = "was made against another base than the other entries of its run"
-            raise BaseMismatchError(msg, file=delta)
+            raise BaseMismatchError(msg, file=place.root / row.folder)
         found[row.folder] = verify_delta(
-            delta, base=base, threads=threads, progress=progress, **options
+            place.entry(row.folder), base=base, threads=threads, progress=progress, **options
         )
     return VerifyRunReport(entries=found)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -43,6 +44,10 @@ __all__ = [
 ]
 
 _PROGRESS_LINES = 4
+
+# transformers 5.24 renamed the cache of keys and values.
+_IS_RENAMED = "cache" in signature(LlamaForCausalLM.forward).parameters
+_CACHE: Final = "cache" if _IS_RENAMED else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +261,7 @@ def _answer(
     """
     # One forward pass per prompt serves all of its answers.
     output = policy(input_ids=prompts, logits_to_keep=1, use_cache=True)
-    cache = output.past_key_values
+    cache = getattr(output, _CACHE)
     cache.batch_repeat_interleave(samples)
     logits = output.logits[:, -1].repeat_interleave(samples, dim=0)
     tokens: list[Tensor] = []
@@ -268,4 +273,4 @@ def _answer(
         chosen_log_probs.append(log_probs.gather(-1, token))
         if len(tokens) == ANSWER_LENGTH:
             return Rollouts(torch.cat(tokens, dim=1), torch.cat(chosen_log_probs, dim=1))
-        logits = policy(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = policy(input_ids=token, **{_CACHE: cache}, use_cache=True).logits[:, -1]

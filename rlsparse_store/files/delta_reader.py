@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlsparse_store.errors import (
@@ -45,6 +46,7 @@ from rlsparse_store.format.strict_json import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from rlsparse_store.files.folder import Folder
@@ -140,6 +142,15 @@ class DeltaReader(Closeable):
         if self.manifest.tuned_digest != self.index.tuned_state():
             msg = "the manifest's digest of the tuned checkpoint is not that of the index"
             raise IndexFormatError(msg, file=self.path)
+
+    def prefetch(self, chunks: Iterable[ChunkRecord]) -> None:
+        """Fetch the stored bytes of chunks that will be read, as :meth:`Source.prefetch` does."""
+        ranges: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for chunk in chunks:
+            start = self.shards[chunk.shard].data_start + chunk.offset
+            ranges[chunk.shard].append((start, start + chunk.stored))
+        for shard, some in ranges.items():
+            self.shards[shard].source.prefetch(some)
 
     def stored(self, chunk: ChunkRecord, *, checked: bool = True) -> bytes:
         """The stored bytes of a chunk.

@@ -45,8 +45,10 @@ __all__ = [
     "output_folder",
     "remove_stale",
     "replace_file",
+    "replacing_file",
     "require_new",
     "scratch_folder",
+    "staging_folder",
     "write_new",
 ]
 
@@ -62,7 +64,7 @@ _SCRATCH: Final = "rlsparse-"
 
 
 @contextmanager
-def output_errors(place: Path) -> Iterator[None]:
+def output_errors(place: object) -> Iterator[None]:
     """Turn errors of the file system into :class:`OutputError`, which names the place."""
     try:
         yield
@@ -210,6 +212,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
     Raises:
         OutputError: It exists or cannot be written.
     """
+    _require_local(path)
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
     with draft_of(path) as temporary:
@@ -259,16 +262,53 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    with replacing_file(path) as file:
+        file.write(content, 0)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[OutputFile]:
+    """A file that replaces an earlier one when the block ends without an error.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     with output_errors(path), draft_of(path) as temporary:
         _remove_stale(path)
         try:
             with OutputFile(temporary) as file:
-                file.write(content, 0)
+                yield file
             temporary.replace(path)
             flush_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """A folder for files that go elsewhere, removed at the end.
+
+    What processes of this host that are gone left in the parent is removed, too.
+
+    Args:
+        parent: A folder that is this package's own, which is created if there is none.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+    with output_errors(parent):
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _NAMING:
+            remove_stale(parent)
+            suffix = f".tmp-{_HOST}-{os.getpid()}"
+            folder = Path(tempfile.mkdtemp(suffix, ".staging-", parent))
+            _LIVE.add(folder)
+    try:
+        yield folder
+    finally:
+        _LIVE.discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(process: int) -> bool:
@@ -335,6 +375,17 @@ def _remove_ended(temporary: list[Path]) -> None:
                 found.unlink(missing_ok=True)
 
 
+def _require_local(target: Path) -> None:
+    """Require that a URL is not taken for a folder named after its scheme.
+
+    Raises:
+        OutputError: It is one.
+    """
+    if re.match(r"(s3|gs|gcs|az|abfss?|hf|https?):/", str(target)):
+        msg = "is a URL; only deltas and runs are written to one: choose a folder or a file here"
+        raise OutputError(msg, file=target)
+
+
 def _require_free(target: Path) -> None:
     if target.is_symlink():
         msg = "exists and is a link; give the folder that it leads to, or choose another place"
@@ -362,6 +413,7 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: The place is taken, cannot be written, or has too little room.
     """
+    _require_local(target)
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
         make_folder(target.parent)

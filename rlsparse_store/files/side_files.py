@@ -172,8 +172,8 @@ def open_side_files(
 ) -> SideFiles:
     """Open the small files of a checkpoint, so that they outlive the folder as its weights do.
 
-    Links out of the folder are not followed, except those of the Hub's cache: what a stranger's
-    folder links to could be any file of the user.
+    Links out of the folder are not followed, except those of the Hub's cache. A stranger's folder
+    could link to any file of the user.
 
     Args:
         checkpoint: The open checkpoint.

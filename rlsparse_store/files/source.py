@@ -16,6 +16,7 @@ from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.format.header import HeaderError, HeaderLimitError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -84,6 +85,16 @@ class Source(Closeable):
         out = np.empty(nbytes, np.uint8)
         self.read_into(out, offset)
         return out.tobytes()
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetch ranges that will be read, where reading them one by one would be slow.
+
+        Args:
+            ranges: First byte and the byte after the last one of each.
+
+        Raises:
+            RlsparseError: They cannot be fetched.
+        """
 
     def check_unchanged(self) -> None:
         """Require that the bytes have not changed since they were opened.

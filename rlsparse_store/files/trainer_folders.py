@@ -82,7 +82,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 def survey_folder(folder: Path) -> TrainerFolder:
     """The checkpoints below the folder of a trainer, and what else holds safetensors files there.
 
-    A checkpoint lies below a folder that is named after its step: ``checkpoint-100/``,
+    A checkpoint is below a folder that is named after its step: ``checkpoint-100/``,
     ``global_step_100/actor/huggingface/``. Adapters are none, and neither is what verl keeps of
     other models than the policy. Deltas, and weights in the folder itself, are left out.
 

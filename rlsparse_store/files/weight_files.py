@@ -89,9 +89,9 @@ def is_index(name: str) -> bool:
 def choose_weight_files(folder: Folder, place: Path) -> WeightFiles | None:
     """Choose the files that the loader of a folder reads.
 
-    transformers and diffusers take the file or the index of their own name before any other;
-    without these, the only index or the only file counts. What macOS leaves beside files
-    (``._model.safetensors``) never does.
+    transformers and diffusers take the file or the index of their own name before any other.
+    Without these, the only index or the only file counts. Files of macOS beside others
+    (``._model.safetensors``) never count.
 
     Args:
         folder: The files.

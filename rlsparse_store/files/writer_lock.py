@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,17 @@ class _Found:
     age: float
 
     @property
+    def is_here(self) -> bool:
+        """Whether its writer runs, or ran, on this machine, where it can be looked for."""
+        return self.fields.get("space") == _space()
+
+    @property
     def is_free(self) -> bool:
         """Whether its writer released it or is gone."""
         if self.fields.get("released") is True:
             return True
         process = self.fields.get("process")
-        if self.fields.get("space") == _space() and isinstance(process, int):
+        if self.is_here and isinstance(process, int):
             started = self.fields.get("started")
             if not is_running(process) or _start_of(process) != started:
                 return True
@@ -96,15 +102,18 @@ class WriterLock:
     Args:
         folder: The folder for the lock's files, which is created if there is none.
         target: What is written, for messages.
+        patience: Seconds to wait for a lock of another machine, whose process may be gone: it is
+            stale after :data:`STALE_SECONDS`.
 
     Raises:
         RunLockedError: Another process is writing.
         OutputError: The lock cannot be written.
     """
 
-    def __init__(self, folder: Path, target: Path) -> None:
+    def __init__(self, folder: Path, target: object, *, patience: float = 0) -> None:
         self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - a name that stays the same
         self._target = target
+        self._patience = patience
         self._number = 0
         self._ended = threading.Event()
         self._toucher = threading.Thread(target=self._touch, name="writer lock", daemon=True)
@@ -153,9 +162,13 @@ class WriterLock:
                 raise RunLockedError(msg, file=self._target)
 
     def _take(self) -> None:
+        deadline = time.monotonic() + self._patience
         while True:
             found = self._find()
             if found is not None and not found.is_free:
+                if not found.is_here and time.monotonic() < deadline:
+                    time.sleep(1)
+                    continue
                 raise RunLockedError(_in_use(found.fields), file=self._target)
             number = 1 if found is None else found.number + 1
             with _TAKING:

@@ -120,7 +120,7 @@ def parse(text: bytes, *, most_objects: int, any_number: bool = False) -> Any:  
 
 
 def parse_document(text: bytes, *, any_number: bool = False) -> Any:  # noqa: ANN401 - as parse
-    """Parse a JSON text of a delta, all of which is checked, whether it is used or not.
+    """Parse a JSON text of a delta, and check all of it, used or not.
 
     Args:
         text: UTF-8 without a byte-order mark, whose length the caller has bounded.

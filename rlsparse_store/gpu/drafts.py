@@ -81,8 +81,15 @@ class ChunkDraft:
     def store(self) -> EncodedChunk:
         """Compress the chunk and verify that it decompresses to what the device verified."""
         location, span, backend = self.location, self.location.span, get_backend()
-        tuned, draft = as_words(self.tuned, span.coding.width), lay_out(backend, self.streams)
-        chunk = compress_draft(backend, draft, span.coding, location.first, location.words, tuned)
+        draft = lay_out(backend, self.streams)
+        chunk = compress_draft(
+            backend,
+            draft,
+            span.coding,
+            location.first,
+            location.words,
+            lambda: as_words(self.tuned, span.coding.width),
+        )
         if chunk.record.coding is ChunkCoding.WHOLE:
             _verify_whole(chunk, span, self.leaves)
             return with_checks(chunk, span, None, self.leaves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rlsparse_store.files.source import Source
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.calls import retry, transfer_deadline
 from rlsparse_store.hub.listing import content_id
+from rlsparse_store.hub.ranges import request_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,30 +126,9 @@ class RemoteSource(Source):
 
     def _request(self, start: int, end: int) -> bytes:
         import huggingface_hub  # noqa: PLC0415 - only for repository ids
-        from huggingface_hub import utils as exported  # noqa: PLC0415 - as above
-
-        utils: Any = exported  # the functions below are not in its __all__
 
         url = huggingface_hub.hf_hub_url(self._repo.repo, self._name, revision=self._repo.revision)
-        headers = utils.build_hf_headers(token=self._access.token, library_name="rlsparse-store")
-        headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        parts, received = [], 0
-        with utils.get_session().stream(
-            "GET", url, headers=headers, follow_redirects=True
-        ) as response:
-            utils.hf_raise_for_status(response)
-            # A server may ignore the range and send the whole file: skip and stop early.
-            skip = start if response.status_code == 200 else 0
-            for part in response.iter_bytes(1 << 16):
-                parts.append(part[max(0, skip - received) :] if received < skip else part)
-                received += len(part)
-                if received >= skip + end - start:
-                    break
-        data = b"".join(parts)[: end - start]
-        if len(data) != end - start:
-            msg = f"the Hub sent {len(data)} of {end - start} bytes; try again later"
-            raise HubServerError(msg, file=self.path)
-        return data
+        return request_range(url, start, end, self.path, self._access).data
 
     def close(self) -> None:
         """Do nothing: no connection stays open."""

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 __all__ = ["RepoId", "parse_repo_id"]
 
 _ID: Final = re.compile(
-    r"(?:hf://)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?", re.ASCII
+    r"(?:hf://(?!buckets/))?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?",
+    re.ASCII,
 )
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -36,6 +37,8 @@ class RepoId(NamedTuple):
 
 def parse_repo_id(text: str) -> RepoId | None:
     """Parse ``[hf://]org/name[@revision]``; return ``None`` if the text is not an id.
+
+    ``hf://buckets/`` begins the URL of a bucket.
 
     Example:
         >>> parse_repo_id("hf://org/name@main")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from rlsparse_store.format.words import to_bytes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -194,14 +196,12 @@ class ChunkWords:
     Attributes:
         first: Number of the first word in its tensor.
         base: Base words.
-        tuned: Tuned words.
         row_words: Words per row of the tensor; ``None`` if the tensor has no rows.
         changes: Its changed words.
     """
 
     first: int
     base: Words
-    tuned: Words
     row_words: int | None
     changes: ChangedWords
 
@@ -209,6 +209,12 @@ class ChunkWords:
     def place(self) -> tuple[int, int] | None:
         """Words per row, and the position of the first word in its row; ``None`` without rows."""
         return place_in_row(self.first, self.row_words)
+
+    def tuned(self, backend: CpuBackend) -> Words:
+        """Return the tuned words: the base words, with the changes made."""
+        words = self.base.copy()
+        backend.exchange(words, self.changes.mask, self.changes.after.copy())
+        return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +370,37 @@ class CpuBackend(ABC):
             StreamError: The streams break the format, a flagged row has no change, or the base
                 words changed during the call.
         """
+
+    def apply_hashed(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes | memoryview,
+        out: Words | None,
+    ) -> NDArray[np.uint64]:
+        """Decode the streams as :meth:`apply` does, and hash the bytes of the tuned words.
+
+        Args:
+            base: As for :meth:`apply`, as are the others but ``out``.
+            coding: Likewise.
+            bounds: Likewise.
+            rows: Likewise.
+            changed: Likewise.
+            content: Likewise.
+            out: Memory for the tuned words; ``None`` if only the hashes are needed.
+
+        Returns:
+            The leaf hashes.
+
+        Raises:
+            StreamError: As for :meth:`apply`.
+        """
+        tuned = np.empty_like(base) if out is None else out
+        self.apply(base, coding, bounds, rows, changed, content, tuned)
+        return self.leaf_hashes(to_bytes(tuned, coding.width))
 
     @abstractmethod
     def block_ends(self, content: bytes | memoryview, ends: list[int]) -> list[int]:

@@ -18,7 +18,7 @@ from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -140,6 +140,10 @@ class ChunkDecoder:
         self._backend = get_backend()
         self.verify = verify
 
+    def prefetch(self, chunks: Iterable[ChunkRecord]) -> None:
+        """Fetch chunks that will be decoded, as :meth:`DeltaReader.prefetch` does."""
+        self._reader.prefetch(chunks)
+
     def decode(
         self,
         t: TensorRecord,
@@ -166,29 +170,34 @@ class ChunkDecoder:
             FormatError: The delta is damaged, or ``base`` is from a wrong base.
         """
         opened = self.open(t, chunk)
-        data = opened.whole
-        if data is None:
+        if opened.whole is not None:
+            data = opened.whole
+            leaves = self._backend.leaf_hashes(data) if self.verify else None
+        else:
             if self.verify:
-                leaves = self._backend.leaf_hashes(base) if base_leaves is None else base_leaves
-                self.check_base(t, chunk, leaves)
-            data = self._join(opened, base, out)
-        if not self.verify:
-            return data, None
-        leaves = self._backend.leaf_hashes(data)
-        self.check_result(t, chunk, leaves)
+                expected = self._backend.leaf_hashes(base) if base_leaves is None else base_leaves
+                self.check_base(t, chunk, expected)
+            data, leaves = self._join(opened, base, out)
+        if leaves is not None:
+            self.check_result(t, chunk, leaves)
         return data, leaves
 
     def _join(
         self, opened: OpenChunk, base: NDArray[np.uint8], out: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        """Decode the streams of a chunk against its base words."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64] | None]:
+        """Decode the streams of a chunk against its base words, and hash the result to verify."""
         chunk, coding = opened.chunk, opened.coding
         words = as_words(base, coding.width)
         tuned = words if out is base or coding.width == 4 else as_words(out, coding.width)
         bounds, changed = np.array(chunk.bounds, np.uint64), list(chunk.changed)
+        streams = (words, coding, bounds, opened.rows, changed, opened.content)
+        leaves = None
         with self.error_context(opened.tensor):
-            self._backend.apply(words, coding, bounds, opened.rows, changed, opened.content, tuned)
-        return to_bytes(tuned, coding.width)
+            if self.verify:
+                leaves = self._backend.apply_hashed(*streams, tuned)
+            else:
+                self._backend.apply(*streams, tuned)
+        return to_bytes(tuned, coding.width), leaves
 
     def open(self, t: TensorRecord, chunk: ChunkRecord) -> OpenChunk:
         """Read and decompress the stored bytes of a chunk.

@@ -131,7 +131,7 @@ def decode_tensors(
 ) -> None:
     """Decode and check all tensors except aliases.
 
-    Checks stored bytes, base words and result of each chunk before it calls ``write``, and the
+    Checks stored bytes, base words and result of each chunk before it calls ``write``. Checks the
     digests of each source and each tensor at its end.
 
     Args:

@@ -43,6 +43,9 @@ class TensorReader(Protocol):
             RlsparseError: The bytes cannot be read, or decoded.
         """
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Fetch bytes of the tensor that will be read, as :meth:`Source.prefetch` does."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTensor:
@@ -68,6 +71,11 @@ class CheckpointTensor:
             RlsparseError: The file is truncated or unreadable.
         """
         self.checkpoint.read_into(self.tensor, start, out)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Fetch bytes of the tensor that will be read, as :meth:`Source.prefetch` does."""
+        source, first = self.checkpoint.files[self.tensor.file].source, self.tensor.offset
+        source.prefetch([(first + start, first + stop)])
 
 
 def find_source(t: TensorRecord, base: Checkpoint) -> CheckpointTensor | None:
@@ -217,6 +225,26 @@ class Overlay:
                     part[:] = data
             else:
                 part[:] = self.widen(self.view(begin, end))
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Fetch what reading a range of the tensor needs: chunks, and the source below them.
+
+        Args:
+            start: First byte of the range.
+            stop: The byte after the last one.
+        """
+        segments = list(self.segments(start // self._scale, stop // self._scale))
+        self._decoder.prefetch(s.chunk for s in segments if s.chunk is not None)
+        below: list[list[int]] = []
+        for segment in segments:
+            if segment.chunk is None or segment.chunk.coding is not ChunkCoding.WHOLE:
+                if below and below[-1][1] == segment.start:
+                    below[-1][1] = segment.stop
+                else:
+                    below.append([segment.start, segment.stop])
+        for first, last in below:
+            assert self.source is not None  # noqa: S101 - the index was checked
+            self.source.prefetch(first, last)
 
     def view(
         self, start: int, stop: int, base: NDArray[np.uint8] | None = None

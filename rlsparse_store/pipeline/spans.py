@@ -15,7 +15,7 @@ import numpy as np
 
 from rlsparse_store.codec.chunk import (
     EncodedChunk,
-    decode_chunk,
+    decoded_leaves,
     encode_chunk,
     encode_whole,
     estimate_bits,
@@ -128,22 +128,18 @@ class Span(NamedTuple):
         words = self.coding.num_words(self.plan.coded_nbytes)
         return row_words(self.plan.tuned.shape, words)
 
-    def chunk_words(
-        self, start: int, base: NDArray[np.uint8], tuned: NDArray[np.uint8], changes: ChangeList
-    ) -> ChunkWords:
+    def chunk_words(self, start: int, base: NDArray[np.uint8], changes: ChangeList) -> ChunkWords:
         """Return the words of a chunk.
 
         Args:
             start: Its first byte.
             base: Its base bytes.
-            tuned: Its tuned bytes.
             changes: Its changed words; no later word has changed.
         """
         words, width = self.coding.num_words(len(base)), self.coding.width
         return ChunkWords(
             self.coding.num_words(start),
             as_words(base, width),
-            as_words(tuned, width),
             self.row_words,
             changes.first(words),
         )
@@ -414,7 +410,7 @@ def _encode_plain_block(
         _require_base_leaves(backend, span, new, base_leaves)
         return CodedSpan(span, [], base_leaves, base_leaves)
     leaves = backend.leaf_hashes(new)
-    chunk = span.chunk_words(start, old, new, changes)
+    chunk = span.chunk_words(start, old, changes)
     return CodedSpan(
         span, [_encode_words(backend, span, chunk, base_leaves, leaves)], leaves, base_leaves
     )
@@ -427,10 +423,9 @@ def _encode_words(
     base_leaves: NDArray[np.uint64],
     tuned_leaves: NDArray[np.uint64],
 ) -> EncodedChunk:
-    """Encode a chunk, and prove that it decodes to its words. Overwrites the base words."""
+    """Encode a chunk, and prove that it decodes to its words."""
     encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
     _require_base_leaves(backend, span, to_bytes(chunk.base, span.coding.width), base_leaves)
-    # Decoded in place: the base words are not needed again.
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
     return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
@@ -487,11 +482,10 @@ def _prove(
     base: Words,
     leaves: NDArray[np.uint64],
 ) -> None:
-    """Require that a chunk decodes to words with these leaf hashes. May overwrite the base."""
-    decoded = decode_chunk(
-        backend, encoded.record, encoded.stored, span.coding, span.row_words, base, base
+    """Require that a chunk decodes to words with these leaf hashes."""
+    found = decoded_leaves(
+        backend, encoded.record, encoded.stored, span.coding, span.row_words, base
     )
-    found = backend.leaf_hashes(to_bytes(decoded, span.coding.width))
     # Faster than comparing arrays, where there are few.
     if found.tobytes() != leaves.tobytes():
         raise roundtrip_error(span.plan)
@@ -509,8 +503,10 @@ class _SpanEncoder:
         self._coding = span.coding
         self._base = BaseWindow(backend, base, span, scratch.base)
         self._tuned = tuned
-        self._bytes = scratch.tuned.take(span.tuned_stop - span.start)
-        self._buffer_start = span.start
+        # Memory for the tuned bytes of one block. The changed words say what a chunk needs of them.
+        self._block = scratch.tuned.take(
+            min(span.tuned_stop - span.start, self._coding.nbytes(BLOCK_WORDS))
+        )
         self._chunker = Chunker()
         self._changed = scratch.changes
         self._open_leaves: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
@@ -541,11 +537,10 @@ class _SpanEncoder:
                 self._add_block(start, shared, changes, old_leaves, leaves)
             if shared < stop:
                 self._close()
-                data = self._view(shared, stop)
+                data = new[shared - start :]
                 self._chunks.append(_encode_tail(self._backend, span, shared, data))
             if not self._chunker.is_open:
                 self._base.reset()
-                self._buffer_start = stop
         self._close()
         empty = np.zeros(0, np.uint64)
         tuned_leaves = np.concatenate([*self._tuned_leaves, empty])
@@ -555,7 +550,7 @@ class _SpanEncoder:
         self, start: int, stop: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Read tuned bytes; return them in the coded dtype, and as read if decoding widens them."""
-        plan, new = self._plan, self._view(start, stop)
+        plan, new = self._plan, self._block[: stop - start]
         if not (plan.widening or plan.is_cast):
             self._tuned.read_into(plan.tuned, start, new)
             return new, None
@@ -567,9 +562,6 @@ class _SpanEncoder:
             return new, wide
         new[:] = cast_to_bf16(wide.view(np.uint32)).view(np.uint8)
         return new, None
-
-    def _view(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._bytes[start - self._buffer_start : stop - self._buffer_start]
 
     def _changes(self, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> Changes:
         """Compare a block, and append its changed words to those of the open chunk."""
@@ -599,8 +591,8 @@ class _SpanEncoder:
         if chunk is None:
             return
         leaves, self._open_leaves = self._open_leaves[: chunk.blocks], []
-        base, tuned = self._base.view(chunk.start, chunk.stop), self._view(chunk.start, chunk.stop)
-        words = self._span.chunk_words(chunk.start, base, tuned, self._changed)
+        base = self._base.view(chunk.start, chunk.stop)
+        words = self._span.chunk_words(chunk.start, base, self._changed)
         base_leaves = np.concatenate([base for base, _ in leaves])
         tuned_leaves = np.concatenate([tuned for _, tuned in leaves])
         self._chunks.append(

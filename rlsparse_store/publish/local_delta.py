@@ -12,7 +12,7 @@ from rlsparse_store.delta.verify import check_alone
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.base_hint import write_named
 from rlsparse_store.files.delta_reader import DeltaReader
-from rlsparse_store.files.output import scratch_folder
+from rlsparse_store.files.output import OutputFile, scratch_folder
 from rlsparse_store.files.side_files import CARD, delta_side_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
@@ -119,7 +119,8 @@ def _open_as(
         if base.listing is None or named:
             return delta
         require_base(reader, base.listing, access)
-        write_named(reader, scratch, repo, revision)
+        with OutputFile(scratch) as copy:
+            write_named(reader, copy, repo, revision)
         nbytes = reader.nbytes - reader.shards[-1].source.nbytes + scratch.stat().st_size
         last = f"{DELTA_FOLDER}/{reader.shards[-1].source.path.name}"
     return replace(

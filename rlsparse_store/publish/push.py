@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rlsparse_store.delta.bucket_places import require_local
 from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.resolve import subfolder_parts
@@ -169,6 +170,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
     Example:
         >>> push_delta("qwen-grpo-delta", "me/qwen2.5-7b-grpo")  # doctest: +SKIP
     """
+    require_local(delta)
     access = HubAccess(token=token)
     asked = _target(repo, revision, access, create_pr=create_pr)
     place = _place(Path(delta), subfolder)
@@ -181,7 +183,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
             deltas=local,
             run=place.run,
             is_run=place.is_run,
-            pins=frozenset(place_of(delta).pins() if place.is_run else ()),
+            pins=frozenset(place_of(delta).read().pins if place.is_run else ()),
             prune=prune,
         )
         push = _Push(
@@ -383,7 +385,7 @@ class _Place(NamedTuple):
 def _place(delta: Path, subfolder: str) -> _Place:
     inside = subfolder_parts(subfolder)
     if (run := place_of(delta)).is_run():
-        folders = {row.folder: run.root / row.folder for row in run.list_entries()}
+        folders = {row.folder: delta / row.folder for row in run.read().rows}
         place = _Place("/".join(inside), folders, is_run=True)
     else:
         name = inside.pop() if inside else ""

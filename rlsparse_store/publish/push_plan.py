@@ -28,7 +28,7 @@ from rlsparse_store.publish.entry_folders import choose_folders
 from rlsparse_store.publish.repo_layout import require_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from rlsparse_store.delta.report import DeltaReport
@@ -100,6 +100,7 @@ class PushPlan:
         self._head = head
         self._access = access
         self._there = head.files if head else {}
+        self._deltas = _by_delta(self._there)
         self._run = publication.run
         self._held = self._held_rows()
         self._local = self._placed()
@@ -110,7 +111,7 @@ class PushPlan:
         self.changed: list[LocalDelta] = []
         self.unchanged = 0
         self._add_deltas()
-        self.added = [folder for folder in self._local if self._lacks(folder)]
+        self.added = [folder for folder in self._local if folder not in self._deltas]
         self.pruned = self._prune()
         self._add_index()
         self.has_picture = PICTURE in self._there
@@ -178,12 +179,7 @@ class PushPlan:
             self.files |= changed
             self.unchanged += len(wanted) - len(changed)
             # Files of an earlier delta in the same folder.
-            inside = within(folder, f"{DELTA_FOLDER}/")
-            self.deleted += [p for p in self._there if p.startswith(inside) and p not in wanted]
-
-    def _lacks(self, folder: str) -> bool:
-        inside = within(folder, f"{DELTA_FOLDER}/")
-        return not any(path.startswith(inside) for path in self._there)
+            self.deleted += [path for path in self._deltas.get(folder, ()) if path not in wanted]
 
     def _prune(self) -> list[str]:
         """Remove the entries that the run does not have, and what it unpinned."""
@@ -265,3 +261,14 @@ class PushPlan:
             # The first text of a new card is the trainer's own.
             return next((delta.card for delta in self._local.values() if delta.card), None)
         return read_small_file(self._head, CARD, self._access).decode(errors="replace")
+
+
+def _by_delta(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The files of deltas by the folders of the deltas, without the small files beside them."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        # With a slash in front: a folder's name may end in the same letters.
+        folder, inside, _ = f"/{path}".partition(f"/{DELTA_FOLDER}/")
+        if inside:
+            found.setdefault(folder[1:], []).append(path)
+    return found

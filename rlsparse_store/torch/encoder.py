@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
+from rlsparse_store.delta.delta_place import new_delta_place
 from rlsparse_store.delta.encode import SHARD_BYTES, dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.delta.kept_hashes import KeptHashes
@@ -132,15 +134,16 @@ class DeltaEncoder(Closeable):
         rank calls this method with its state dict, and encodes the rows that it holds into a file
         of its own; the first rank adds the index. Nothing is gathered. Tensors that are split by
         columns are redistributed to rows first, which takes memory for a rank's part of them. All
-        ranks need the base, and ``out`` on a file system that they share. Plans are made from
-        names, dtypes and shapes, as
+        ranks need the base, and a folder ``out`` on a file system that they share. Plans are made
+        from names, dtypes and shapes, as
         :class:`~rlsparse_store.integrations.dcp.DeltaStorageWriter` does. If one rank fails, all
         ranks raise and no output remains; a rank that dies is noticed after the process group's
         timeout at the latest.
 
         Args:
             model: A state dict or a module. Tensors may be on any device, whole or DTensors.
-            out: Folder of the delta; it must be empty or not exist.
+            out: Folder of the delta, which must be empty or not exist, or its URL in object
+                storage.
             cast: ``"bf16"`` rounds float32 tensors of a bfloat16 base. Lossy, and recorded.
             keep_dtype: Store a tensor whole if its dtype does not fit the base's.
             shard_bytes: Bytes of chunks per file. With DTensors, each rank writes one file.
@@ -154,6 +157,7 @@ class DeltaEncoder(Closeable):
             UnsupportedDtypeError: A checkpoint cannot hold a tensor of this type or dtype.
             DtypeMismatchError: A dtype does not fit the base's; pass ``cast`` or ``keep_dtype``.
             OutputError: The delta cannot be written.
+            BucketError: The object storage failed.
             CheckpointError: The ranks hold different state dicts.
             RlsparseError: Another rank failed.
 
@@ -162,26 +166,27 @@ class DeltaEncoder(Closeable):
         """
         policy = dtype_policy(cast, keep=keep_dtype)
         if isinstance(model, torch.nn.Module) and any(map(is_dtensor, model.parameters())):
-            return self._encode_sharded(model, Path(out), policy, progress, group)
+            return self._encode_sharded(model, out, policy, progress, group)
         tensors = named_tensors(model)
         require_unfused(tensors, self._base.tensors)
         # The trainer's work on any stream must be complete.
         synchronize(tensors.values())
         if any(map(is_dtensor, tensors.values())):
-            return self._encode_sharded(tensors, Path(out), policy, progress, group)
+            return self._encode_sharded(tensors, out, policy, progress, group)
         tuned = live_checkpoint(tensors)
         # Copies of non-contiguous tensors must be complete: other streams read them.
         synchronize(tensors.values())
         # What looks wrong is a warning: storing a checkpoint never ends a training job.
         encoder = Encoder(self._base, tuned, policy, self._hashes.tensors, force=True)
-        report = encode_open(encoder, Path(out), self._threads, shard_bytes, progress, self._coder)
+        with new_delta_place(out) as folder:
+            report = encode_open(encoder, folder, self._threads, shard_bytes, progress, self._coder)
         issue_warnings(report)
         return report
 
     def _encode_sharded(
         self,
         model: torch.nn.Module | dict[str, torch.Tensor],
-        out: Path,
+        out: str | PathLike[str],
         policy: DtypePolicy,
         progress: Progress,
         group: Any,  # noqa: ANN401 - as above
@@ -200,7 +205,7 @@ class DeltaEncoder(Closeable):
 
         writer = SlabWriter(
             lambda: nullcontext(self._base),
-            out,
+            parse_bucket_url(out) or Path(out),
             policy,
             parts_of=parts_of,
             coder=self._coder,

@@ -24,7 +24,8 @@ class RankTask(NamedTuple):
     """What the coordinator tells a rank.
 
     Attributes:
-        folder: The ``rlsparse`` folder, in the temporary folder of the delta.
+        place: Where shards are written: the ``rlsparse`` folder in the temporary folder of the
+            delta, or the delta's URL.
         number: Number of the rank's shard, from 1.
         shards: Number of shards with the last one.
         parts: The tensors that each key of the state dict is saved as.
@@ -33,7 +34,7 @@ class RankTask(NamedTuple):
         base: Identity of the coordinator's base.
     """
 
-    folder: str
+    place: str
     number: int
     shards: int
     parts: dict[str, list[Part]]

@@ -149,8 +149,8 @@ class Frozen:
         unknown = set(mask).difference(buffers, trainable.found)
         if unknown:
             msg = (
-                "is in the mask but is not a parameter of the model, nor a part that transformers "
-                "saves of one; pass the unwrapped model that the mask was made for"
+                "is in the mask, but is not a parameter of the model or a saved part of one; "
+                "pass the unwrapped model of the mask"
             )
             raise CheckpointError(msg, tensor=printable(min(unknown)))
         self._hooks: list[Any] = []

@@ -54,7 +54,8 @@ def patch_(
             with the checkpoint's names. It must hold the base's weights in the base's dtype, whole
             and in memory, on any device. With Triton, tensors on a CUDA device are patched there.
             Experimental: never run on a GPU.
-        delta: Folder of the delta, or ``org/name[@revision]`` on the Hub.
+        delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
+            Hub.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         threads: Number of threads; defaults to all processors.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.

@@ -2,7 +2,8 @@
 
 Each rank encodes the rows that it holds into a shard of its own. The coordinator plans by names,
 dtypes and shapes, joins the digests, and writes the last shard, with the index. Then the delta gets
-its name. Planning, deduplication and errors of ranks are torch's.
+its name, or in a bucket its list of shards. Planning, deduplication and errors of ranks are those
+of torch.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ import torch
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.joined_delta import JoinedDelta, Tie
 from rlsparse_store.delta.kept_hashes import KeptHashes, kept_hashes
 from rlsparse_store.delta.plausibility import issue_warnings
 from rlsparse_store.delta.slab_encoder import HeldSlab, SlabEncoder, SlabRecord, base_identity
-from rlsparse_store.errors import CheckpointError, OutputError, RlsparseError
-from rlsparse_store.files.delta_writer import LastShard, RankShard
+from rlsparse_store.errors import CheckpointError, RlsparseError
+from rlsparse_store.files.delta_writer import LastShard
 from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
-from rlsparse_store.files.output import output_errors, output_folder
-from rlsparse_store.format.file_names import DELTA_FOLDER, shard_name
+from rlsparse_store.format.file_names import shard_name
 from rlsparse_store.pipeline.coder import CpuCoder
 from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.threads import resolve_threads
 from rlsparse_store.torch.held_slabs import HeldSlabs, RankTask
 from rlsparse_store.torch.live_names import require_unfused
+from rlsparse_store.torch.shard_places import new_shards, rank_shard
 from rlsparse_store.torch.slab_plans import describe, put_together
 from rlsparse_store.torch.state_dict import synchronize
 
@@ -42,10 +44,12 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
+    from rlsparse_store.buckets.bucket_url import BucketUrl
     from rlsparse_store.delta.report import EncodeReport
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.pipeline.coder import SpanCoder
     from rlsparse_store.pipeline.tensor_matching import DtypePolicy
+    from rlsparse_store.torch.shard_places import NewShards
     from rlsparse_store.torch.slab_plans import PartsOf
 
 __all__ = ["SlabWriter"]
@@ -58,7 +62,7 @@ class _Save:
         self.stack = ExitStack()
         self.base = self.stack.enter_context(open_base())
         self.joined: JoinedDelta | None = None
-        self.folder = Path()
+        self.new: NewShards | None = None
         self.shards = 0
 
 
@@ -81,7 +85,7 @@ class SlabWriter(StorageWriter):
 
     Args:
         open_base: Opens the base, at every save, on every rank.
-        path: Folder of the delta, unless ``checkpoint_id`` names one at the save.
+        path: Folder of the delta, or its URL, unless ``checkpoint_id`` names one at the save.
         policy: What to do where dtypes do not match.
         parts_of: Returns the tensors that keys of a state dict are saved as, given their shapes.
         coder: Encodes the spans; the CPU by default.
@@ -96,7 +100,7 @@ class SlabWriter(StorageWriter):
     def __init__(
         self,
         open_base: Callable[[], AbstractContextManager[Checkpoint]],
-        path: Path | None,
+        path: Path | BucketUrl | None,
         policy: DtypePolicy,
         *,
         parts_of: PartsOf,
@@ -129,7 +133,7 @@ class SlabWriter(StorageWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Take the path of the next save."""
         if checkpoint_id is not None:
-            self._path = Path(checkpoint_id)
+            self._path = parse_bucket_url(checkpoint_id) or Path(checkpoint_id)
 
     def abandon(self) -> None:
         """Close the files of a save that failed, and remove what this rank manages of it."""
@@ -170,14 +174,12 @@ class SlabWriter(StorageWriter):
         parts, tensors = describe(plans, self._parts_of)
         require_unfused(tensors, save.base.tensors)
         hashes = self._kept(save.base).tensors
-        save.joined = JoinedDelta(save.base, tensors.values(), self._policy, hashes, path)
+        shown = path if isinstance(path, Path) else Path(path.name)
+        save.joined = JoinedDelta(save.base, tensors.values(), self._policy, hashes, shown)
         strange = save.joined.unmatched()
         is_strange = {key for key, of_key in parts.items() if strange & {p.name for p in of_key}}
         plans = put_together(plans, is_strange)
-        temporary = save.stack.enter_context(output_folder(path))
-        save.folder = temporary / DELTA_FOLDER
-        with output_errors(path):
-            save.folder.mkdir()
+        save.new = save.stack.enter_context(new_shards(path))
         orders = save.joined.orders()
         writing = [number for number, plan in enumerate(plans) if plan.items]
         save.shards = len(writing) + 1
@@ -185,7 +187,7 @@ class SlabWriter(StorageWriter):
         for number, rank in enumerate(writing, 1):
             held = {item.index.fqn: parts[item.index.fqn] for item in plans[rank].items}
             tasks[rank] = RankTask(
-                str(save.folder),
+                save.new.place,
                 number,
                 save.shards,
                 held,
@@ -223,9 +225,6 @@ class SlabWriter(StorageWriter):
         if base_identity(save.base) != task.base:
             msg = "is not the base of the coordinator: give every rank the same revision"
             raise CheckpointError(msg, file=save.base.path)
-        if not Path(task.folder).is_dir():
-            msg = "is not on this rank: all ranks need the delta's folder on a shared file system"
-            raise OutputError(msg, file=Path(task.folder).parent)
         held = HeldSlabs(task)
         for item in plan.items:
             if item.tensor_data is not None and item.tensor_data.chunk.sizes.numel():
@@ -241,7 +240,7 @@ class SlabWriter(StorageWriter):
         ]
         kept = self._kept(save.base)
         encoder = SlabEncoder(save.base, tuned, slabs, kept.slabs, task.known_sources)
-        with RankShard(Path(task.folder), task.number, task.shards) as shard:
+        with rank_shard(task.place, task.number, task.shards) as shard:
             coder = self._coder or CpuCoder()
             records = encoder.encode(shard, coder, _threads_of_rank(self._threads), self._progress)
             nbytes = shard.finish()
@@ -257,14 +256,16 @@ class SlabWriter(StorageWriter):
             results: Results of all ranks.
         """
         save = self._save
-        assert save is not None and save.joined is not None  # noqa: S101, PT018 - as above
+        assert save is not None  # noqa: S101 - as above
+        assert save.joined is not None and save.new is not None  # noqa: S101, PT018 - as above
         found = [result for results_of_rank in results for result in results_of_rank]
         slabs: list[SlabRecord] = [slab for result in found for slab in result.storage_data[0]]
         ties: list[Tie] = [tie for result in found for tie in result.storage_data[1]]
         names = [shard_name(number, save.shards) for number in range(1, save.shards)]
-        written = sum((save.folder / name).stat().st_size for name in names)
         try:
-            report = save.joined.join(slabs, ties, LastShard(save.folder, save.shards, written))
+            written = save.new.count(names, sum(result.size_in_bytes for result in found))
+            last = LastShard(save.new.folder, save.shards, written)
+            report = save.joined.join(slabs, ties, last)
             self._finalizer.detach()
             save.stack.close()
         except BaseException:

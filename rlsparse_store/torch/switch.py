@@ -62,9 +62,9 @@ def _synchronize(batches: list[SwapBatch]) -> None:
 class DeltaSwitch:
     """Turns a loaded base into tuned models and back, in place and bit for bit.
 
-    The first switch to a delta decodes it and keeps the replaced words: a mask of one bit per
-    weight and the words themselves, together about 11 % of a bfloat16 model at 5 % density. Later
-    switches exchange these words without decoding.
+    The first switch to a delta decodes it and keeps the replaced words, with a mask of one bit per
+    weight. Together they take about 11 % of a bfloat16 model at 5 % density. Later switches
+    exchange these words without decoding.
 
     Create the switch after the model is on its final device and before it is wrapped (FSDP,
     torch.compile), and use it from one thread. Only weights change: the configuration stays the
@@ -227,8 +227,8 @@ class DeltaSwitch:
             raise RlsparseError(msg)
         if self._initial_addresses != _addresses(self._model):
             msg = (
-                "the model's weights were moved, cast or replaced since the switch was created; "
-                "load the base again and create the switch once the model is on its final device"
+                "the model's weights were moved, cast or replaced after the switch was created; "
+                "load the base, move the model to its device, and create the switch"
             )
             raise RlsparseError(msg)
 

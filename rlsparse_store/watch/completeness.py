@@ -95,7 +95,7 @@ class Listing:
         """Whether names show that the trainer has not finished.
 
         A weight file has the name of one in progress, or Trainer has not written its state, which
-        comes last: there may be nothing to see for minutes while it gathers the optimizer's.
+        comes last. While it gathers the optimizer's state, no file may change for minutes.
         """
         is_trainers = _ARGUMENTS in self.files and STATE_NAME not in self.files
         return is_trainers or any(map(_DRAFT.fullmatch, self.weights))

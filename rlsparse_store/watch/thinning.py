@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from rlsparse_store.delta.apply import rebuild_files
+from rlsparse_store.delta.resolve import read_delta
 from rlsparse_store.delta.units import format_bytes
 from rlsparse_store.delta.verify import verify_delta
 from rlsparse_store.errors import (
@@ -22,12 +23,12 @@ from rlsparse_store.errors import (
     VerificationError,
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.folder import walk_files
 from rlsparse_store.files.output import output_errors, replace_file
 from rlsparse_store.files.trainer_folders import UP
 from rlsparse_store.files.trainer_state import STATE_NAME, read_trainer_state
 from rlsparse_store.format.strict_json import StrictJsonError, parse, printed
+from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.watch.completeness import FileStamp, has_marker, list_checkpoint, tracked_step
 from rlsparse_store.watch.event import WatchEvent
 
@@ -156,12 +157,13 @@ class Thinner:
             RlsparseError: It does not, or they are not to be removed.
         """
         _require_own(found, self._base)
-        delta = self._run.root / row.folder
+        delta = self._run.entry(row.folder)
         report = verify_delta(delta, base=self._base.path, tuned=found.path, threads=self._threads)
         if report.cast is not None:
             msg = f"its delta was rounded to {report.cast}"
             raise VerificationError(msg, file=delta)
-        with DeltaReader(delta) as reader, open_checkpoint(found.path) as checkpoint:
+        opened = read_delta(delta, None, "", HubAccess())
+        with opened as reader, open_checkpoint(found.path) as checkpoint:
             files, index_text = rebuild_files(reader)
             headers = {file.name: file.framed_header for file in files}
             is_same = index_text == checkpoint.index_text and headers == {
@@ -177,7 +179,8 @@ class Thinner:
         return names
 
     def _note(self, found: FoundCheckpoint, row: IndexRow, names: Sequence[str]) -> dict[str, Any]:
-        delta = str((self._run.root / row.folder).absolute())
+        delta = self._run.entry(row.folder)
+        delta = delta if isinstance(delta, str) else str(delta.absolute())
         base = str(self._base.path.absolute())
         stamps = {name: found.listing.files[name] for name in names}
         return {

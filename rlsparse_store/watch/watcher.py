@@ -16,6 +16,7 @@ from rlsparse_store.delta.run_encoder import RunEncoder, is_new, require_one_bas
 from rlsparse_store.delta.run_files import natural_order, step_in_name
 from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import (
+    BucketError,
     CheckpointError,
     DtypeMismatchError,
     FormatError,
@@ -58,7 +59,7 @@ _MOST_POLL_SECONDS: Final = 5.0
 _LEAST_POLL_SECONDS: Final = 0.05
 
 _RETRY_SECONDS: Final = 30.0
-"""Between two tries on a full disk: each may write gigabytes."""
+"""Between two tries on a full disk, or where object storage fails: each may write gigabytes."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -102,7 +103,7 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
     Args:
         folder: The folder of the trainer. Its own weights, the final model, are not stored.
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
-        out: Folder of the run, outside of ``folder``.
+        out: Folder of the run, outside of ``folder``, or its URL in object storage.
         settle_seconds: Seconds without a change after which a checkpoint without a marker is
             complete.
         once: Store what is complete, and end. Otherwise the iterator waits for more, until it is
@@ -132,6 +133,8 @@ def watch_checkpoints(  # noqa: PLR0913 - each option is one of the command line
         NotFoundError: There is no such folder or base, or the folder was removed.
         OutputError: The run is inside the folder, or cannot be written. Where the disk is full,
             the iterator yields an event and tries again, unless ``once``.
+        BucketError: The object storage failed when watching began. Later failures are waited for
+            like a full disk.
         RunLockedError: Another watcher is watching for this run. Another writer of the run is
             waited for, unless ``once``.
         ImplausibleError: The first checkpoint is not one of this base, as names and shapes show.
@@ -324,6 +327,12 @@ class _Watcher:
         return sorted(checkpoints, key=order)
 
     def _look_at(self, found: FoundCheckpoint) -> Iterator[WatchEvent]:
+        try:
+            yield from self._examine(found)
+        except BucketError as error:
+            yield from self._retry_later(found, error)
+
+    def _examine(self, found: FoundCheckpoint) -> Iterator[WatchEvent]:
         if self._seen.has(found.name, found.listing):
             return
         if self._refused.get(found.path) == found.listing:
@@ -353,9 +362,8 @@ class _Watcher:
         except OutputError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL):
                 raise
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            yield from self._wait(found.path, error, error.message)
-        except (FormatError, RunError):
+            yield from self._retry_later(found, error)
+        except (BucketError, FormatError, RunError):
             raise
         except (_ChangedError, RlsparseError, OSError) as error:
             yield from self._not_stored(found, error)
@@ -374,12 +382,14 @@ class _Watcher:
             return False
         try:
             return not is_new(self._run, held, found.path)
+        except BucketError:
+            raise
         except OSError:  # It is being removed.
             return False
 
     def _remember(self, found: FoundCheckpoint) -> None:
         # It only saves work: the entry tells the next watcher, too.
-        with suppress(OutputError):
+        with suppress(OutputError, BucketError):
             self._seen.add(found.name, found.listing)
 
     def _add(self, run: RunWriter, found: FoundCheckpoint) -> Added | None:
@@ -402,6 +412,12 @@ class _Watcher:
                 raise _ChangedError
             return self._encoder.add(run, found.name, checkpoint, sides, state, confirm=confirm)
 
+    def _retry_later(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
+        """Leave a checkpoint for some seconds later."""
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        message = error.message if isinstance(error, RlsparseError) else str(error)
+        yield from self._wait(found.path, error, message)
+
     def _wait(self, path: Path, error: Exception, message: str) -> Iterator[WatchEvent]:
         """Leave a checkpoint for later, unless nothing comes later."""
         if self._once:
@@ -419,8 +435,7 @@ class _Watcher:
             yield from self._say("skipped", found.path, f"{reason} while it was read")
             return
         if _is_unread(error):
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            yield from self._wait(found.path, error, str(error))
+            yield from self._retry_later(found, error)
             return
         if not isinstance(error, RlsparseError):
             raise error

@@ -9,14 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from loopback_s3 import _SIGNED, SECRETS, LoopbackS3
+from loopback_s3 import _SIGNED, SECRETS, LoopbackS3, store_at
 
-from rlsparse_store.buckets.bucket_url import parse_bucket_url
-from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.buckets.objects import ABSENT, ObjectVersion
 from rlsparse_store.errors import (
     BucketError,
@@ -31,12 +28,9 @@ from rlsparse_store.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-
-def store_at(place: str) -> ObjectStore:
-    url = parse_bucket_url(place)
-    assert url is not None
-    return ObjectStore(url)
+    from rlsparse_store.buckets.object_store import ObjectStore
 
 
 @pytest.fixture
@@ -326,7 +320,7 @@ def test_an_interrupt_is_heard_while_the_server_is_silent(
     store: ObjectStore, s3: LoopbackS3, tmp_path: Path
 ) -> None:
     s3.fail("silence", "")
-    script = "import sys; from test_object_store import store_at; store_at(sys.argv[1]).get('k')"
+    script = "import sys; from loopback_s3 import store_at; store_at(sys.argv[1]).get('k')"
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(store.url)],
         env={
@@ -334,7 +328,6 @@ def test_an_interrupt_is_heard_while_the_server_is_silent(
             "PYTHONPATH": os.pathsep.join(sys.path),
             **s3.environment(tmp_path),
         },
-        cwd=Path(__file__).parent,
         stderr=subprocess.PIPE,
     )
     while s3.faults[0].times:
@@ -412,6 +405,59 @@ def test_forked_processes_open_connections_of_their_own(
         timeout=100,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from loopback_s3 import store_at
+from rlsparse_store.errors import BucketError
+
+store = store_at(sys.argv[1])
+store.put("k", b"0123456789")
+store.put("silent", b"")
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    assert store.get("k")[0] == b"0123456789"
+    print("ready", flush=True)
+    try:
+        store.get("silent")
+    except KeyboardInterrupt:
+        assert store.get("k")[0] == b"0123456789"
+        from rlsparse_store.buckets import object_store
+        (connection,) = object_store._connections._opened.values()
+        connection._process.kill()
+        try:
+            store.get("k")
+        except BucketError as error:
+            assert "try again" in str(error)
+        assert store.get("k")[0] == b"0123456789"
+        print("heard", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_an_interrupted_child_reads_on(s3: LoopbackS3, tmp_path: Path) -> None:
+    s3.fail("silence", "GET /silent")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", INTERRUPTED, s3.url],
+        env={
+            "PATH": os.defpath,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **s3.environment(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while s3.faults[0].times:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (out, errors) == (b"ready\nheard\n", b"")
 
 
 def test_every_error_is_of_this_package(store: ObjectStore, s3: LoopbackS3) -> None:

@@ -106,14 +106,16 @@ def test_errors_can_be_pickled() -> None:
 
 def test_help_lists_all_commands() -> None:
     folder = Path(rlsparse_store.__path__[0], "cli")
-    modules = sorted(
-        path.stem for path in folder.glob("*.py") if f"def {path.stem}_command(" in path.read_text()
+    names = sorted(
+        path.stem.replace("_", "-")
+        for path in folder.glob("*.py")
+        if f"def {path.stem}_command(" in path.read_text()
     )
     listed = run(*MODULE, "--help").stdout.partition("Commands:\n")[2].splitlines()
-    lines = [re.fullmatch(r"  (\w+)  +([A-Z].*\.)", line) for line in listed]
-    assert [line[1] for line in lines if line] == modules
-    assert len(lines) == len(modules), "each has one whole line"
-    for name in modules:
+    lines = [re.fullmatch(r"  ([\w-]+)  +([A-Z].*\.)", line) for line in listed]
+    assert [line[1] for line in lines if line] == names
+    assert len(lines) == len(names), "each has one whole line"
+    for name in names:
         assert run(*MODULE, name, "--help").stdout.startswith(f"Usage: rlsparse {name} ")
 
 

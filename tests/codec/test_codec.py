@@ -196,7 +196,7 @@ def encode(
 ) -> EncodedChunk:
     changes = BACKEND.changed_words(base, tuned, coding)
     row_words, first = row or (None, 0)
-    chunk = ChunkWords(first, base, tuned, row_words, changes)
+    chunk = ChunkWords(first, base, row_words, changes)
     return encode_chunk(BACKEND, chunk, coding, mantissa)
 
 
@@ -248,7 +248,7 @@ def test_drafts_in_one_call_equal_those_in_steps(
         base = (values.view(np.uint32) >> 16).astype(np.uint16)
     tuned = changed_words(base, coding, density, seed)
     backend = load_native(name)
-    chunk = ChunkWords(0, base, tuned, None, backend.changed_words(base, tuned, coding))
+    chunk = ChunkWords(0, base, None, backend.changed_words(base, tuned, coding))
     in_one_call = encode_chunk(backend, chunk, coding, mantissa)
     in_steps = encode_chunk(NumpyBackend(), chunk, coding, mantissa)
     assert in_one_call == in_steps

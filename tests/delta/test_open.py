@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from descriptors import open_files
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -723,7 +724,7 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
 
     def count() -> int:
         gc.collect()
-        return len(list(Path("/proc/self/fd").iterdir()))
+        return len(open_files())
 
     del opened
     before = count()

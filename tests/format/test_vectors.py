@@ -26,6 +26,7 @@ from rlsparse_store.delta import apply_delta, verify_delta
 from rlsparse_store.errors import FormatError, UnsupportedFeatureError
 from rlsparse_store.files.base_hint import write_named
 from rlsparse_store.files.delta_reader import DeltaReader
+from rlsparse_store.files.output import OutputFile
 from rlsparse_store.format import manifest
 from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.format.index.records import ChunkCoding, Kind
@@ -356,8 +357,9 @@ def test_a_hint_of_a_delta_is_written_as_it_was_read() -> None:
 
 def test_naming_the_base_keeps_keys_that_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "rlsparse").mkdir()
-    with opened("manifest-keys") as reader:
-        write_named(reader, tmp_path / "rlsparse" / "delta.safetensors", "me/base", COMMIT)
+    out = tmp_path / "rlsparse" / "delta.safetensors"
+    with opened("manifest-keys") as reader, OutputFile(out) as file:
+        write_named(reader, file, "me/base", COMMIT)
         expected = json.loads(reader.shards[-1].manifest_text)
     expected["base"] |= {"repo": "me/base", "revision": COMMIT}
     with DeltaReader(tmp_path) as reader:

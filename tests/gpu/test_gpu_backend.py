@@ -115,7 +115,7 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
     for (base, tuned, row), draft in zip(chunks, drafts, strict=True):
         row_words, first = row or (None, 0)
         changes = CPU.changed_words(base, tuned, coding)
-        one = interface.ChunkWords(first, base, tuned, row_words, changes)
+        one = interface.ChunkWords(first, base, row_words, changes)
         expected = split_chunk(CPU, one, coding, mantissa, candidate_rows(CPU, one))
         assert np.array_equal(draft.bounds, expected.bounds)
         assert numbers(draft) == numbers(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from bucket_view import BucketView
 from models import small_llama
 from rank_scripts import DONE, forks_of, run_on_ranks
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from forks import Forks
+    from loopback_s3 import LoopbackS3
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,7 @@ raises(
 class Elsewhere(DeltaStorageWriter):
     def write_data(self, plan, planner):
         if rank == 1:
-            task = plan.storage_data._replace(folder="/nowhere/rlsparse")
+            task = plan.storage_data._replace(place="/nowhere/rlsparse")
             plan = dataclasses.replace(plan, storage_data=task)
         return super().write_data(plan, planner)
 
@@ -377,3 +379,55 @@ def test_saving_in_the_background(forks: Forks, tmp_path: Path) -> None:
     run_on_ranks(forks, tmp_path, ASYNC + DONE)
     for name in ("thread-0", "thread-1", "process-0", "process-1"):
         require_equal(tmp_path / name, tmp_path)
+
+
+BUCKET = """
+url = os.environ["DELTA_URL"]
+model = small_llama()
+move_weights(model, seed=1, density=0.05)
+keep(model.state_dict())
+if rank == 0:
+    DeltaEncoder(base, device="cpu").encode(model, f"{url}/whole")
+fully_shard(model.model.layers[0], mesh=mesh)
+fully_shard(model, mesh=mesh)
+state = model.state_dict()
+DeltaEncoder(base, device="cpu").encode(state, f"{url}/sharded")
+# A rank fails after another one has uploaded its shard.
+fails = DeltaStorageWriter(base, f"{url}/delta")
+write = fails.write_data
+def write_data(plan, planner):
+    result = write(plan, planner)
+    if rank == 1:
+        raise RlsparseError("this rank fails")
+    return result
+fails.write_data = write_data
+refused(lambda: dcp.save(state, storage_writer=fails), RlsparseError, "this rank fails")
+dist.barrier()
+del fails
+done = dcp.save(state, storage_writer=DeltaStorageWriter(base, f"{url}/delta", threads=2))
+assert done.storage_data.changed > 0
+dcp.save(state, storage_writer=DeltaStorageWriter(base), checkpoint_id=f"{url}/again")
+# Any number of ranks reads it.
+loaded = {name: torch.zeros_like(t) for name, t in state.items()}
+dcp.load(loaded, storage_reader=DeltaStorageReader(f"{url}/again", base))
+assert all(torch.equal(loaded[n].to_local(), state[n].to_local()) for n in state)
+again = DeltaStorageWriter(base, f"{url}/again")
+refused(lambda: dcp.save(state, storage_writer=again), OutputError, "exists already")
+"""
+
+
+def test_a_delta_in_a_bucket(
+    forks: Forks, tmp_path: Path, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks share no file system: each uploads its shard, and rank 0 the list last."""
+    monkeypatch.setenv("DELTA_URL", s3.url)
+    small_llama().save_pretrained(tmp_path / "base")
+    run_on_ranks(forks, tmp_path, BUCKET + DONE, ranks=3)
+    view = BucketView(s3.bucket)
+    for name, objects in {"delta": 5, "again": 5, "sharded": 5, "whole": 1}.items():
+        view.copy(name, tmp_path / name)
+        require_equal(tmp_path / name, tmp_path)
+        assert len(view.keys(f"{name}/")) == objects
+    puts = [request.key for request in s3.requests if request.method == "PUT"]
+    assert puts[-1] == "again/rlsparse/delta.safetensors.index.json"
+    assert not list((tmp_path / "cache" / "staging").iterdir())

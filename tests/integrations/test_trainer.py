@@ -20,9 +20,10 @@ from trainers import STEPS, make_trainer
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from rlsparse_store import apply_delta, encode_delta, from_delta, open_delta, verify_delta
-from rlsparse_store.errors import CheckpointError, DtypeMismatchError, OutputError
+from rlsparse_store.errors import CheckpointError, DtypeMismatchError, OutputError, RunLockedError
 from rlsparse_store.integrations.trainer import store_as_deltas
 from rlsparse_store.integrations.trainer.checkpoint_folders import (
+    DRAFTS,
     has_delta,
     is_finished,
     place_delta,
@@ -102,7 +103,7 @@ def test_checkpoints_are_the_full_saves_bit_for_bit(
         verify_delta(mine, base=base, tuned=full)
         for name in ("optimizer.pt", "scheduler.pt", "config.json"):
             assert (mine / name).read_bytes() == (full / name).read_bytes(), name
-    assert names(tmp_path / "out") == names(plain)
+    assert names(tmp_path / "out") == names(plain) | {DRAFTS}
     loaded = from_delta(base, checkpoint(tmp_path / "out", 6)).state_dict()
     require_equal(loaded, trainer.model.state_dict())
 
@@ -137,7 +138,7 @@ def test_rotation_removes_the_oldest(base: Path, tmp_path: Path, background: boo
     out = tmp_path / "out"
     settings = {"save_steps": 1, "save_total_limit": 2, "background": background}
     trained(base, out, **settings)
-    assert names(out) == {"checkpoint-5", "checkpoint-6"}
+    assert names(out) == {"checkpoint-5", "checkpoint-6", DRAFTS}
     for step in (5, 6):
         verify_delta(checkpoint(out, step), base=base)
 
@@ -158,7 +159,7 @@ def test_the_best_model_is_loaded_from_its_delta(base: Path, tmp_path: Path) -> 
     best = Path(trainer.state.best_model_checkpoint)
     assert best.name == "checkpoint-1"
     require_equal(trainer.model.state_dict(), from_delta(base, best).state_dict())
-    assert names(tmp_path / "out") == {"checkpoint-1", "checkpoint-5", "checkpoint-6"}
+    assert names(tmp_path / "out") == {"checkpoint-1", "checkpoint-5", "checkpoint-6", DRAFTS}
 
 
 def test_a_save_by_the_user_is_full(base: Path, tmp_path: Path) -> None:
@@ -311,13 +312,16 @@ trained(Path(sys.argv[1]), Path(sys.argv[2]), callbacks=[OnSave(wait)])
 """
 
 
+def script_of(text: str, base: Path, out: Path) -> tuple[dict[str, str], list[str]]:
+    """The environment and the command of a script that imports this module."""
+    here = Path(__file__).parent
+    path = os.pathsep.join((str(here), str(here.parent / "support")))
+    return os.environ | {"PYTHONPATH": path}, [sys.executable, "-c", text, str(base), str(out)]
+
+
 def test_sigterm_completes_the_delta_first(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(here), str(here.parent / "support")))
-    }
-    command = [sys.executable, "-c", UNTIL_SIGTERM, str(base), str(out)]
+    environment, command = script_of(UNTIL_SIGTERM, base, out)
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.stdout.readline() != "saved\n":
@@ -327,7 +331,9 @@ def test_sigterm_completes_the_delta_first(base: Path, tmp_path: Path) -> None:
         assert process.wait(30) == -signal.SIGTERM
     assert is_finished(checkpoint(out, 2))
     verify_delta(checkpoint(out, 2), base=base)
-    assert names(out) == {"checkpoint-2"}
+    assert names(out) == {"checkpoint-2", DRAFTS}
+    # The process is gone, and its lock with it.
+    trained(base, out, resume=True)
 
 
 def test_an_earlier_handler_of_sigterm_is_called_after() -> None:
@@ -400,6 +406,27 @@ def test_training_outside_the_main_thread(base: Path, tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert kinds(tmp_path / "out", (2, 4, 6)) == ["delta"] * 3
+
+
+def test_a_second_process_is_refused(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    environment, command = script_of(UNTIL_SIGTERM, base, out)
+    attached = make_trainer(base, out)
+    store_as_deltas(attached, base)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "saved\n":
+            assert process.poll() is None
+        message = f"{out}: process {process.pid} on .* is writing to it; wait until it ends"
+        with pytest.raises(RunLockedError, match=message):
+            store_as_deltas(make_trainer(base, out), base)
+        # One that was attached before.
+        with pytest.raises(RunLockedError, match=message):
+            attached.train()
+        assert names(out) == {"checkpoint-2", DRAFTS}
+        process.kill()
+    attached.train()
+    assert kinds(out, (2, 4, 6)) == ["delta"] * 3
 
 
 def test_kills_lose_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -275,10 +276,28 @@ def test_models_that_are_not_whole_are_refused(
         store_as_deltas(trainer, base)
 
 
-def test_deepspeed_is_refused(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 3}},
+            '"stage3_gather_16bit_weights_on_model_save" to true',
+        ),
+        ({"zero_optimization": {"stage": 2}, "tensor_parallel": {"autotp_size": 2}}, "leave"),
+    ],
+)
+def test_settings_of_deepspeed_that_do_not_work_are_refused(
+    base: Path, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
     trainer = make_trainer(base, tmp_path / "out")
     trainer.is_deepspeed_enabled = True
-    with pytest.raises(UnsupportedModelError, match="split over ranks by DeepSpeed"):
+    plugin = SimpleNamespace(
+        deepspeed_config=config, zero_stage=config["zero_optimization"]["stage"]
+    )
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    # accelerate has none without DeepSpeed.
+    trainer.accelerator = SimpleNamespace(state=state, unwrap_model=lambda model, **_: model)
+    with pytest.raises(UnsupportedModelError, match=message):
         store_as_deltas(trainer, base)
 
 
@@ -371,10 +390,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "masters"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "masters", "grpo"])
 def test_two_ranks(tmp_path: Path, kind: str) -> None:
-    make = tied_experts if kind == "fsdp" else llama
-    make(tmp_path / "base")
+    if kind == "grpo":
+        pytest.importorskip("trl")
+    else:
+        # With FSDP, Trainer saves two copies of tied weights.
+        make = {"ddp": llama, "fsdp": tied_experts, "masters": tied}[kind]
+        make(tmp_path / "base")
     script = Path(__file__).parents[1] / "support" / "trainer_ranks.py"
     command = [sys.executable, str(script), str(tmp_path), kind, str(free_port())]
     subprocess.run(command, check=True, timeout=300)

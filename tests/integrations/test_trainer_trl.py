@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from grpo_trainers import SHAPE, grpo_trainer
+from grpo_trainers import SHAPE, grpo_settings, grpo_trainer
 from safetensors.torch import load_file
 
 from rlsparse_store import apply_delta, from_delta, verify_delta
@@ -44,9 +44,9 @@ def require_equal(found: Any, expected: Any) -> None:  # noqa: ANN401
 def test_grpo(tmp_path: Path) -> None:
     base = tmp_path / "base"
     save(new_policy(SHAPE, seed=1), base)
-    plain = grpo_trainer(base, tmp_path / "plain", 4)
+    plain = grpo_trainer(base, grpo_settings(tmp_path / "plain", 4))
     plain.train()
-    trainer = grpo_trainer(base, tmp_path / "out", 4)
+    trainer = grpo_trainer(base, grpo_settings(tmp_path / "out", 4))
     store_as_deltas(trainer, base)
     trainer.train()
     # Training is the same.
@@ -62,7 +62,7 @@ def test_grpo(tmp_path: Path) -> None:
         again = tmp_path / f"again-{step}" / "model.safetensors"
         assert again.read_bytes() == (full / "model.safetensors").read_bytes()
     # Resuming is the same.
-    resumed = grpo_trainer(base, tmp_path / "out", 4)
+    resumed = grpo_trainer(base, grpo_settings(tmp_path / "out", 4))
     store_as_deltas(resumed, base)
     resumed.train(resume_from_checkpoint=os.fspath(tmp_path / "out" / "checkpoint-2"))
     last = load_file(tmp_path / "plain" / "checkpoint-4" / "model.safetensors")

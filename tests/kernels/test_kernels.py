@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.errors import BackendError, StreamError
+from rlsparse_store.format.digests import LEAF_BYTES, leaf_hashes
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.words import as_words, to_bytes
@@ -186,6 +187,29 @@ def array(words: list[int], coding: WordCoding) -> Words:
     return result
 
 
+def check_leaf_hashes(
+    backend: CpuBackend,
+    base: Words,
+    coding: WordCoding,
+    bounds: NDArray[np.uint64],
+    rows: Rows | None,
+    changed: list[int],
+    content: bytes | memoryview,
+) -> None:
+    """Assert that decoding with and without an output gives the leaf hashes of the words."""
+    if coding.width == 4 and base.size % 2:
+        return  # such words fill no whole number of bytes
+    arguments = (coding, bounds, rows, changed, content)
+    decoded = np.empty_like(base)
+    BACKEND.apply(base, *arguments, decoded)
+    expected = leaf_hashes(to_bytes(decoded, coding.width)).tolist()
+    apart, in_place = np.empty_like(base), base.copy()
+    assert backend.apply_hashed(base, *arguments, None).tolist() == expected, backend.name
+    assert backend.apply_hashed(base, *arguments, apart).tolist() == expected, backend.name
+    assert backend.apply_hashed(in_place, *arguments, in_place).tolist() == expected, backend.name
+    assert apart.tolist() == in_place.tolist() == decoded.tolist(), backend.name
+
+
 def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
     """Assert that each backend gives the model's streams and decodes them to the tuned words."""
     live, active = [True] * len(case.base), None
@@ -217,6 +241,7 @@ def check(case: Case, coding: WordCoding, *backends: CpuBackend) -> None:
         backend.apply(base, coding, bounds, rows, streams.changed, content, decoded)
         assert decoded.tolist() == case.tuned, backend.name
         assert base.tolist() == case.base, backend.name
+        check_leaf_hashes(backend, base, coding, bounds, rows, streams.changed, content)
         backend.apply(base, coding, bounds, rows, streams.changed, content, base)
         assert base.tolist() == case.tuned, backend.name
 
@@ -474,6 +499,21 @@ def test_large_inputs_equal_the_numpy_backend(
             assert numbers(streams) == numbers(expected_streams)
             arguments = (coding, cut, rows, streams.changed, bytes(streams.content))
             assert decode_or_none(backend, base, *arguments) == tuned.tolist()
+            check_leaf_hashes(backend, base, *arguments)
+
+
+@every_backend
+@every_coding
+@pytest.mark.parametrize("tail", [0, 2, 4096])
+def test_results_of_several_leaves_are_hashed(
+    coding: WordCoding, tail: int, backend: CpuBackend
+) -> None:
+    count = 2 * LEAF_BYTES * 8 // coding.width + tail
+    base, tuned = many_words(coding, count, 0.02, tail)
+    top = np.array([2**coding.key_bits - 1], np.uint64)
+    changes = BACKEND.changed_words(base, tuned, coding)
+    streams = BACKEND.partition(base, changes, coding, top, None)
+    check_leaf_hashes(backend, base, coding, top, None, streams.changed, streams.content)
 
 
 def _on_exponents(bounds: NDArray[np.uint64], coding: WordCoding) -> NDArray[np.uint64]:
@@ -735,6 +775,7 @@ def test_empty_arrays(coding: WordCoding, name: str) -> None:
         )
         assert (streams.counts, streams.changed, streams.content) == ([0], [0], b"")
         backend.apply(empty, coding, top, rows, [0], b"", empty)
+        assert backend.apply_hashed(empty, coding, top, rows, [0], b"", None).size == 0
 
 
 @pytest.mark.parametrize("name", instruction_sets())
@@ -743,6 +784,7 @@ def test_mismatched_arrays_are_rejected(name: str) -> None:
     words, bounds = np.zeros(64, np.uint16), np.array([0xFFFF], np.uint64)
     backend = load_native(name)
     fewer = words[:-1]
+    nibbles, low = np.zeros(3, np.uint8), np.array([15], np.uint64)
     flags = Rows(np.zeros(3, np.bool_), 64, 0)
     descending = np.array([9, 5], np.uint64)
     many = np.arange(17, dtype=np.uint64)
@@ -772,6 +814,9 @@ def test_mismatched_arrays_are_rejected(name: str) -> None:
         ),
         lambda: backend.apply(words, coding, bounds, None, [1, 2], b"", words),
         lambda: backend.apply(words, coding, bounds, None, [1], b"", fewer),
+        lambda: backend.apply_hashed(
+            nibbles, WordCoding(4, coding.order), low, None, [0], b"", None
+        ),
         lambda: backend.compare(words, fewer, coding, ChangeList()),
         lambda: backend.block_ends(b"abc", [1, 4]),
         lambda: backend.block_ends(b"abc", [2, 2]),

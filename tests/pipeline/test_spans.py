@@ -122,7 +122,7 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
     broken: Callable[..., EncodedChunk],
 ) -> None:
     def encode_wrong(backend: Any, chunk: Any, coding: Any, bits: int | None) -> EncodedChunk:  # noqa: ANN401
-        return broken(encode_chunk(backend, chunk, coding, bits), chunk.tuned, coding)
+        return broken(encode_chunk(backend, chunk, coding, bits), chunk.tuned(backend), coding)
 
     monkeypatch.setattr(spans, "encode_chunk", encode_wrong)
     with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):

@@ -31,30 +31,28 @@ def grpo_settings(out: Path, steps: int, **more: Any) -> Any:  # noqa: ANN401 - 
     """Settings that save every two steps."""
     from trl import GRPOConfig  # noqa: PLC0415 - see above
 
-    return GRPOConfig(
-        str(out),
-        max_steps=steps,
-        save_steps=2,
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=3,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        seed=7,
-        **more,
-    )
+    given = {
+        "max_steps": steps,
+        "save_steps": 2,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 3,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return GRPOConfig(str(out), **given | more)
 
 
-def grpo_trainer(base: Path, out: Path, steps: int) -> Any:  # noqa: ANN401 - theirs
+def grpo_trainer(base: Path, settings: Any) -> Any:  # noqa: ANN401 - theirs
     """A trainer of a model in the base's dtype."""
     from trl import GRPOTrainer  # noqa: PLC0415 - see above
 
     tokenizer = new_tokenizer()
     tokenizer.eos_token = tokenizer.pad_token = "="  # noqa: S105 - not a password
     model = LlamaForCausalLM.from_pretrained(base)
-    settings = grpo_settings(out, steps)
     return GRPOTrainer(model, ones, settings, train_dataset=prompts(), processing_class=tokenizer)

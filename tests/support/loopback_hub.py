@@ -26,6 +26,9 @@ TOKEN = "hf_canaryWriter0123456789abcdef"  # noqa: S105 - made up; tests search 
 READER = "hf_canaryReader0123456789abcdef"
 SIGNATURE = "canarySignature0123456789"
 
+UPLOADED = "2026-11-28T12:00:00.000Z"
+"""When files of a bucket were uploaded."""
+
 NAMED = "org/delta"
 """Id of the delta on the Hub."""
 
@@ -63,6 +66,14 @@ class Repo:
 
 
 @dataclass
+class Bucket:
+    """A bucket: the files that it has now."""
+
+    files: Files = field(default_factory=dict)
+    private: bool = False
+
+
+@dataclass
 class Fault:
     """A fault of the next requests whose ``METHOD /path`` matches."""
 
@@ -82,6 +93,7 @@ class LoopbackHub:
     def __init__(self, port: int = 0, forks: Forks | None = None) -> None:
         self.forks = forks
         self.repos: dict[str, Repo] = {}
+        self.buckets: dict[str, Bucket] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.leaks: list[str] = []
@@ -205,6 +217,13 @@ def tree_item(name: str, data: bytes) -> dict[str, Any]:
     return {"type": "file", "path": name, "size": len(data), "oid": entry["blobId"], **lfs}
 
 
+def bucket_item(name: str, data: bytes) -> dict[str, Any]:
+    """Return the Hub's description of a file in a bucket."""
+    content = hashlib.sha256(b"xet" + data).hexdigest()
+    entry = {"type": "file", "path": name, "size": len(data), "xetHash": content}
+    return {**entry, "mtime": UPLOADED, "uploadedAt": UPLOADED}
+
+
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
@@ -222,6 +241,11 @@ _ROUTES = [
     ("GET", r"/api/models/([^/]+/[^/]+)", "describe"),
     ("GET", r"/([^/]+/[^/]+)/resolve/((?:refs/[^/]+/)?[^/]+)/(.+)", "resolve"),
     ("GET", r"/large/([^/]+/[^/]+)/resolve/[^/]+/(.+)", "send_large"),
+    ("GET", r"/api/buckets/([^/]+/[^/]+)", "bucket_info"),
+    ("GET", r"/api/buckets/([^/]+/[^/]+)/tree(?:/(.*))?", "bucket_tree"),
+    ("POST", r"/api/buckets/([^/]+/[^/]+)/paths-info", "bucket_paths"),
+    ("GET", r"/buckets/([^/]+/[^/]+)/resolve/(.+)", "bucket_resolve"),
+    ("GET", r"/xet/([^/]+/[^/]+)/([0-9a-f]{64})/(.+)", "send_xet"),
 ]
 
 
@@ -480,6 +504,54 @@ class _Handler(BaseHTTPRequestHandler):
         sha = urlsplit(self.path).path.split("/resolve/")[1].partition("/")[0]
         data = self.store.repos[name].commits[sha][path]
         self.send_data(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+
+    def bucket(self, name: str) -> Files:
+        """Return the files of a bucket that this client may read."""
+        found = self.store.buckets.get(name)
+        if found is None or (found.private and self.token != TOKEN):
+            raise Refused(404, "RepoNotFound", "Bucket not found")
+        return found.files
+
+    def bucket_info(self, name: str) -> Answer:
+        files = self.bucket(name)
+        size = sum(map(len, files.values()))
+        created = {"createdAt": UPLOADED, "private": self.store.buckets[name].private}
+        return {"id": name, "size": size, "totalFiles": len(files), **created}
+
+    def bucket_tree(self, name: str, prefix: str | None) -> Answer:
+        files = self.bucket(name)
+        if "recursive=true" not in self.path.lower():
+            raise Refused(400, message="only whole trees are imitated")
+        folder = f"{prefix}/" if prefix else ""
+        found = [bucket_item(*file) for file in files.items() if file[0].startswith(folder)]
+        folders = {path["path"].rpartition("/")[0] for path in found} - {""}
+        return [*({"type": "directory", "path": path} for path in folders), *found]
+
+    def bucket_paths(self, name: str) -> Answer:
+        files = self.bucket(name)
+        asked = json.loads(self.body)["paths"]
+        return [bucket_item(path, files[path]) for path in asked if path in files]
+
+    def bucket_resolve(self, name: str, path: str) -> None:
+        files = self.bucket(name)
+        if path not in files:
+            raise Refused(404, "EntryNotFound")
+        content = bucket_item(path, files[path])["xetHash"]
+        # The bytes are on another host, at a signed URL.
+        place = f"http://localhost:{self.store.port}/xet/{name}/{content}/{path}"
+        headers = {
+            "X-Xet-Hash": content,
+            "X-Linked-Size": str(len(files[path])),
+            "Location": f"{place}?X-Amz-Signature={SIGNATURE}",
+        }
+        self.answer(302, b"", headers)
+
+    def send_xet(self, name: str, content: str, path: str) -> None:
+        self.check_foreign()
+        data = self.store.buckets[name].files[path]
+        if bucket_item(path, data)["xetHash"] != content:
+            raise Refused(404)
+        self.send_data(data, {})
 
     def check_foreign(self) -> None:
         """Require a signed URL and no token: this is another host."""

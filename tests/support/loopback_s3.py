@@ -15,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
+from rlsparse_store.buckets.object_store import ObjectStore
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -266,3 +269,18 @@ def refusal(status: int) -> bytes:
     code = {403: "AccessDenied", 404: "NoSuchKey", 412: "PreconditionFailed"}.get(status, "Failed")
     secrets = " ".join(SECRETS)
     return f"<Error><Code>{code}</Code><Message>{secrets}</Message></Error>".encode()
+
+
+def store_at(place: str) -> ObjectStore:
+    """The objects below a URL."""
+    url = parse_bucket_url(place)
+    assert url is not None
+    return ObjectStore(url)
+
+
+def upload(place: str, folder: Path) -> None:
+    """Upload the files of a folder, and of those in it."""
+    store = store_at(place)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put(path.relative_to(folder).as_posix(), path)

@@ -22,7 +22,7 @@ def move_weights(model: PreTrainedModel, seed: int, density: float) -> None:
         words ^= (torch.rand(words.shape) < density).to(torch.int16)
 
 
-def small_llama() -> LlamaForCausalLM:
+def small_llama(*, tied: bool = False) -> LlamaForCausalLM:
     """Return a bfloat16 model with one layer."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -31,6 +31,7 @@ def small_llama() -> LlamaForCausalLM:
         intermediate_size=96,
         num_hidden_layers=1,
         num_attention_heads=4,
+        tie_word_embeddings=tied,
     )
     model: Any = LlamaForCausalLM(config)
     return model.to(torch.bfloat16)  # type: ignore[no-any-return]

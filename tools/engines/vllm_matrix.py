@@ -11,6 +11,8 @@ Each check starts real engines in processes of their own. The full matrix writes
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import click
 from safetensors.torch import load_file, save_file
@@ -28,11 +31,13 @@ from rlsparse_store import encode_delta
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 
 from loopback_hub import LoopbackHub
+from loopback_s3 import LoopbackS3, upload
 
 from comparison import Checks, Seen, make_cases, write_result
 from server import VllmServer, vllm_environment
 
 HERE: Final = Path(__file__).parent
+GUIDE: Final = HERE.parents[1] / "specs" / "guides" / "serving.md"
 LIMIT: Final = 600
 """Seconds that an engine may take."""
 
@@ -343,6 +348,27 @@ def check_hub(engines: Engines, case: Path) -> None:
     engines.check("Hub: the run is listed once", passed=sum(run.values()) == 1, detail=f"{run}")
 
 
+def check_bucket(engines: Engines, case: Path) -> None:
+    """A server starts with a step of a run in object storage, and goes to another one."""
+    with LoopbackS3() as s3, tempfile.TemporaryDirectory() as home:
+        s3.bucket = s3.make_bucket()
+        run, places = f"{s3.url}/run", s3.environment(Path(home))
+        with mock.patch.dict(os.environ, places):
+            upload(run, case / "run")
+        options = serving(case, delta=f"{run}/step-1", base=str(case / "base"))
+        options["model_loader_extra_config"]["roots"] = [run]
+        with VllmServer(engines.python, str(case / "base"), options, places) as server:
+            texts, codes = [server.complete()], []
+            for place in (f"{run}/step-2", f"{s3.url}/run2/step-1", str(case / "base")):
+                codes.append(server.update(place))
+                texts.append(server.complete())
+    engines.check(
+        "bucket: an update, one outside the roots, the base", passed=codes == [200, 500, 200]
+    )
+    whole = [engines.served(case / name) for name in ("step-1", "step-2", "step-2", "base")]
+    engines.check("bucket: the steps of the run, and the base", passed=texts == whole)
+
+
 def measure_switch(engines: Engines, case: Path) -> None:
     """Seconds to load a step into a running engine: the whole checkpoint, or its delta.
 
@@ -399,6 +425,37 @@ def check_server(engines: Engines, case: Path) -> None:
     engines.check("server: then a good one", passed=codes[3] == 200 and texts[3] == whole["step-2"])
 
 
+def check_guide(engines: Engines, case: Path) -> None:
+    """The guide's Python goes through a run, in a folder with the guide's names."""
+    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    small = (
+        "import functools, vllm; vllm.LLM = functools.partial("
+        "vllm.LLM, enforce_eager=True, dtype='bfloat16', max_model_len=128)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, target in (("models/base", case / "base"), ("runs/grpo", case / "run")):
+            Path(folder, name).parent.mkdir()
+            Path(folder, name).symlink_to(target)
+        done = subprocess.run(
+            [engines.python, "-c", "\n".join([small, *code])],
+            env=vllm_environment(engines.python) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=LIMIT,
+        )
+    names = [path.name for path in sorted((case / "run").glob("step-*"), key=_step)]
+    printed = [x.split()[0] for x in done.stdout.splitlines() if x.startswith("step-")]
+    passed = done.returncode == 0 and printed == names
+    detail = "" if passed else (done.stdout + done.stderr)[-2000:]
+    engines.check("guide: its Python runs", passed=passed, detail=detail)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
 def make_headed(case: Path) -> None:
     """Make a delta whose tuned checkpoint has an output layer that its configuration ties."""
     out = case / "bad" / "headed"
@@ -429,6 +486,7 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
     if quick:
         check_loading(engines, llama, 1)
         check_live(engines, llama, 1, 3)
+        check_guide(engines, llama)
     else:
         for name in ("llama", "qwen3-tied", "qwen3-moe"):
             for ranks in (1, 2):
@@ -443,6 +501,8 @@ def main(cases: Path, python: str, *, quick: bool) -> None:
         check_adapters(engines, llama)
         check_server(engines, llama)
         check_hub(engines, llama)
+        check_bucket(engines, llama)
+        check_guide(engines, llama)
         measure_switch(engines, cases / "llama-large")
         write_result("vllm", engines, python)
     click.echo(f"{len(engines.lines)} checks, {len(engines.wrong)} failed")

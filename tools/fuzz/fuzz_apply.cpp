@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "leaves.hpp"
 
 using namespace rlsparse;
 
@@ -371,25 +372,58 @@ Bytes count(const Kernels& path, const Case& c, const Chunk& chunk, const Listed
     return found;
 }
 
-// The result, or nothing if the content is refused.
+// The result and its leaf hashes, or nothing if the content is refused.
 struct Applied {
     std::string problem;
-    Bytes out;
+    Bytes out, leaves;
 
     bool operator==(const Applied& other) const {
-        return problem.empty() == other.problem.empty() && (!problem.empty() || out == other.out);
+        return problem.empty() == other.problem.empty() &&
+               (!problem.empty() || (out == other.out && leaves == other.leaves));
     }
 };
+
+// The bytes of words: two words of 4 bits share one.
+Bytes stored_bytes(const Case& c, const Bytes& words) {
+    if (c.width != 4) return words;
+    Bytes packed(words.size() / 2);
+    for (size_t i = 0; i < packed.size(); ++i) {
+        packed[i] = uint8_t(words[2 * i] | words[2 * i + 1] << 4);
+    }
+    return packed;
+}
 
 Applied apply(const Kernels& path, const Case& c, const Chunk& chunk, const Block& base,
               const std::vector<uint64_t>& changed, const Bytes& content) {
     const Numbers bounds(c.bounds), numbers(changed);
     const Block given(content), apart(c.base.size());
     const Block& out = c.flags & kInPlace ? base : apart;
-    Scratch scratch;
-    const char* problem =
-        path.apply(chunk, out.data(), bounds.bounds(), numbers.data(), given.span(), scratch);
-    return {problem ? problem : "", out.bytes()};
+    const bool whole_bytes = c.width != 4 || c.words % 2 == 0;
+    const size_t size = stored_bytes(c, c.base).size();
+    const Xxh3 xxh3 = find_xxh3(path.name);
+    const auto decode = [&](void* words, const Block& leaves) {
+        Scratch scratch;
+        uint64_t* hashes = whole_bytes ? reinterpret_cast<uint64_t*>(leaves.data()) : nullptr;
+        const char* problem = path.apply(chunk, {words, hashes, xxh3}, bounds.bounds(),
+                                         numbers.data(), given.span(), scratch);
+        return std::string(problem ? problem : "");
+    };
+    const size_t room = whole_bytes ? leaves_of(size) * sizeof(uint64_t) : 0;
+    const Block alone(room), beside(room);
+    const std::string unwritten = whole_bytes ? decode(nullptr, alone) : "";
+    const std::string problem = decode(out.data(), beside);
+    if (!(c.flags & kChanging) && whole_bytes) {
+        if (unwritten != problem) fail(path.name, "decoding without an output disagrees");
+        if (problem.empty()) {
+            const Bytes bytes = stored_bytes(c, out.bytes());
+            const Numbers expected{std::vector<uint64_t>(leaves_of(size))};
+            hash_leaves(xxh3, bytes.data(), size, expected.data());
+            if (alone.bytes() != expected.bytes() || beside.bytes() != expected.bytes()) {
+                fail(path.name, "leaf hashes disagree with the words");
+            }
+        }
+    }
+    return {problem, out.bytes(), beside.bytes()};
 }
 
 // Everything that a path says of a case, in a base of its own.

@@ -114,7 +114,7 @@ def check_chunks(tensors: list[TensorRecord], chunks: list[ChunkRecord]) -> None
     for number, t in enumerate(tensors):
         if t.kind is Kind.DELTA:
             agree = sum(t.steps) == changed[number]
-            require(agree, "its steps are not as many as its chunks have changes", t.name)
+            require(agree, "its number of steps differs from the changes of its chunks", t.name)
             room = sum(max(0, min(c.length, t.shared - c.first)) for c in whole.get(number, ()))
             require(t.moved <= room, "more words changed than its whole chunks share", t.name)
         if t.kind is Kind.WHOLE or t.tail:

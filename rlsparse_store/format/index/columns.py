@@ -109,7 +109,7 @@ class ColumnReader:
         return values
 
     def numbers(self, count: int) -> list[int]:
-        """The next integer column, of which nothing is known yet.
+        """The next integer column, not checked yet.
 
         Raises:
             IndexFormatError: It is broken.

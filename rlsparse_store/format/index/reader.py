@@ -1,4 +1,4 @@
-"""Reading the index of a delta, none of which is believed (``specs/format.md`` section 10)."""
+"""Reading the index of a delta and checking all of it (``specs/format.md`` section 10)."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def _offsets(shards: list[int], stored: list[int], shard_bytes: Sequence[int]) -
     """Where each chunk starts in its shard, which the chunks must fill."""
     require(min(stored, default=MIN_CHUNK_STORED) >= MIN_CHUNK_STORED, "a chunk of too few bytes")
     last = max(shards, default=0)
-    require(last < len(shard_bytes), f"a chunk lies in shard {last + 1} of {len(shard_bytes)}")
+    require(last < len(shard_bytes), f"a chunk names shard {last + 1} of {len(shard_bytes)}")
     ends = [0] * len(shard_bytes)
     offsets = []
     for shard, nbytes in zip(shards, stored, strict=True):

@@ -48,7 +48,7 @@ class ChunkCoding(IntEnum):
 
 
 def row_words(shape: tuple[int, ...], words: int) -> int | None:
-    """Words of a row of a tensor of so many words, or ``None`` where rows mean nothing."""
+    """Words per row of a tensor, or ``None`` where rows mean nothing."""
     rows = math.prod(shape[:-1])
     if len(shape) < 2 or not words or words % rows:
         return None

@@ -58,8 +58,8 @@ def load_part(address, start, words, position, WIDTH: tl.constexpr, PART: tl.con
 def row_of(chunk, start, position, PART: tl.constexpr):
     """Return the row of each word of a part, relative to the chunk's first row.
 
-    A part touches at most two long rows, and row numbers of short rows are small, so that no word
-    needs a 64-bit division, which GPUs emulate.
+    A part touches at most two long rows, and row numbers of short rows are small. So no word needs
+    a 64-bit division, which GPUs emulate.
     """
     length = tl.load(chunk + 4)
     begun = start + tl.load(chunk + 5)

@@ -38,8 +38,8 @@ class DeltaStorageReader(StorageReader):
     loaded, not only one that :class:`DeltaStorageWriter` wrote.
 
     Args:
-        delta: The delta: a folder or ``org/name[@revision]``. ``checkpoint_id`` of the load
-            replaces it.
+        delta: The delta: a folder, its URL in object storage, or ``org/name[@revision]``.
+            ``checkpoint_id`` of the load replaces it.
         base: The base; by default the one that the delta names.
         prefix: What all keys of the state dict begin with, and the checkpoint's names do not.
         names: The checkpoint's names by the rest of the key, where they differ.

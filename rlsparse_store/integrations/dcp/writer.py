@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.encode import dtype_policy
 from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.files.checkpoint import open_checkpoint
@@ -30,8 +31,8 @@ class DeltaStorageWriter(SlabWriter):
 
     The state dict holds a model's weights and nothing else, as whole tensors or as DTensors that
     are split by rows (FSDP2, HSDP, column-wise parallel layers). For those split by columns
-    (row-wise parallel layers), save ``by_rows(state_dict)``. All ranks need the base and the
-    folder of the delta, on a file system that they share.
+    (row-wise parallel layers), save ``by_rows(state_dict)``. All ranks need the base, and the
+    folder of the delta on a file system that they share, or its URL in object storage.
 
     Plans are made from names, dtypes and shapes. So a tensor that was renamed beyond recognition
     is stored whole; a float32 tensor over a bfloat16 base has to be its exact widening, unless
@@ -39,8 +40,8 @@ class DeltaStorageWriter(SlabWriter):
 
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
-        path: Folder of the delta, which must not exist or must be empty. ``checkpoint_id`` of
-            the save replaces it.
+        path: Folder of the delta, which must not exist or must be empty, or its URL in object
+            storage. ``checkpoint_id`` of the save replaces it.
         prefix: What all keys of the state dict begin with, and the checkpoint's names do not.
         names: The checkpoint's names by the rest of the key, where they differ.
         model: The model of transformers that the state dict is of, if it renames weights or fuses
@@ -88,7 +89,7 @@ class DeltaStorageWriter(SlabWriter):
         parts = None if model is None else saved_parts(model)
         super().__init__(
             partial(open_checkpoint, place),
-            None if path is None else Path(path),
+            None if path is None else parse_bucket_url(path) or Path(path),
             dtype_policy(cast, keep=keep_dtype),
             parts_of=Keys(prefix, names or {}, parts).parts_of,
             threads=threads,

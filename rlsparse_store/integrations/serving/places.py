@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.resolve import as_repo_id
 from rlsparse_store.errors import PlaceError
 from rlsparse_store.format.names import printable
@@ -30,8 +31,8 @@ class ServedPlaces:
         delta: The delta to load over the model that is served, if that is the base.
         delta_revision: Its revision on the Hub.
         subfolder: Its folder within a repository or folder of several deltas.
-        roots: Folders and repositories that a running server may load from. What it is started
-            with belongs to them.
+        roots: Folders, repositories and URLs in object storage that a running server may load
+            from. What it is started with belongs to them.
     """
 
     option: str
@@ -73,7 +74,7 @@ class ServedPlaces:
         """Require that a place lies under a root.
 
         Args:
-            place: A local path, or ``org/name[@revision]``.
+            place: A local path, ``org/name[@revision]``, or a URL in object storage.
 
         Raises:
             PlaceError: It does not.
@@ -87,7 +88,10 @@ class ServedPlaces:
 
 
 def _is_within(place: str, root: str) -> bool:
-    """Whether a place is a root, or lies below it; links are followed first."""
+    """Whether a place is a root, or below it; links are followed first."""
+    url, url_above = parse_bucket_url(place), parse_bucket_url(root)
+    if url is not None or url_above is not None:
+        return url is not None and url_above is not None and url.is_within(url_above)
     repo, above = as_repo_id(place), parse_repo_id(root)
     if repo is not None:
         return above is not None and above.repo == repo.repo and as_repo_id(root) is not None

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.delta.open import open_local
 from rlsparse_store.delta.resolve import find_delta
-from rlsparse_store.errors import RlsparseError
+from rlsparse_store.errors import PlaceError, RlsparseError
 from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.integrations.serving.configuration import check_configuration
-from rlsparse_store.integrations.serving.detection import is_delta
+from rlsparse_store.integrations.serving.detection import detect_delta
 from rlsparse_store.integrations.sglang.settings import configured_places, is_configured
 from rlsparse_store.integrations.sglang.unsupported import check_engine
 
@@ -194,7 +195,7 @@ class DeltaHooks:
         if (place, revision) == (start.place, start.revision):
             return start.is_delta
         try:
-            return is_delta(place, revision, "", self._access)
+            return detect_delta(place, revision, ("",), self._access) is not None
         except RlsparseError as error:
             # SGLang may know better what this is, and where to find it.
             logger.warning("not known to be a delta: %s", error)
@@ -210,11 +211,17 @@ class DeltaHooks:
             RlsparseError: The engine must not load this.
         """
         revision = self._revision(place)
+        if self._serves_deltas:
+            # Before anything of the place is read, be it a listing.
+            self._places.check(place)
         found = self._is_delta(place, revision)
         if not (found or self._serves_deltas):
             return None
         self._places.check(place)
         if not found:
+            if parse_bucket_url(place) is not None:
+                msg = "holds no delta; give a full checkpoint by its folder or repository"
+                raise PlaceError(msg, file=place)
             check_configuration(self._configuration(model_config), Path(place))
             return _Update([place], None)
         check_engine(model_config, load_format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Trainer
@@ -13,20 +14,29 @@ from rlsparse_store.delta.resolve import find_checkpoint
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.hub.access import HubAccess
+from rlsparse_store.integrations.trainer.deepspeed import first_rows, is_split, trained_dtype
+from rlsparse_store.integrations.trainer.folder_lock import require_free
 from rlsparse_store.integrations.trainer.hooks import DeltaHooks
 from rlsparse_store.integrations.trainer.refusals import (
     require_base,
     require_dtypes,
-    require_hooks,
     require_settings,
     require_whole_model,
 )
 from rlsparse_store.integrations.trainer.store import CheckpointStore
-from rlsparse_store.integrations.trainer.weights import restorable_tensors, untied_tensors
+from rlsparse_store.integrations.trainer.trainer_methods import require_methods
+from rlsparse_store.integrations.trainer.weights import (
+    live_weights,
+    require_restorable,
+    tied_beside,
+    untied_tensors,
+)
 from rlsparse_store.torch.encoder import DeltaEncoder
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from rlsparse_store.files.checkpoint import TensorRef
 
 __all__ = ["store_as_deltas"]
 
@@ -61,16 +71,17 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     At SIGTERM, the delta in work is completed first.
 
     Resuming is exact: a delta restores every bit, and Trainer's own files the rest. With ``cast``,
-    it is exact only from the newest ``keep`` checkpoints, which stay full.
+    it is exact only from the newest ``keep`` checkpoints, which stay full. With DeepSpeed, it is
+    exact from all of them: training resumes from a state that DeepSpeed saves besides.
 
     Args:
-        trainer: A trainer of transformers or TRL. Its model is whole on each rank, or split by
-            FSDP2 with ``FULL_STATE_DICT``.
+        trainer: A trainer of transformers or TRL. Its model is whole on each rank, split by FSDP2
+            with ``FULL_STATE_DICT``, or trained by DeepSpeed. All ranks call this function.
         base: The checkpoint that the model was loaded from: a folder, a ``.safetensors`` file or
             ``org/name[@revision]``.
         cast: ``"bf16"`` rounds float32 weights over a bfloat16 base. Lossy, and recorded.
         keep: Number of the newest checkpoints that stay full until there are newer ones; defaults
-            to 0, and with ``cast`` to 1, which is the least.
+            to 0, and with ``cast`` to 1, which is the least. With DeepSpeed, to 0 in any case.
         background: Whether a thread encodes. Otherwise training waits for the delta, which is
             encoded on the CUDA device, if there is one. Experimental: never run on a GPU.
         queue: Number of full checkpoints that may wait for the thread before training does; 0 with
@@ -89,7 +100,8 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
         DtypeMismatchError: The model is trained in another dtype than the base's, without ``cast``.
         UnsupportedModelError: The model is an adapter, quantised or split over ranks in another
             way.
-        RlsparseError: A setting of the trainer does not work with deltas.
+        RunLockedError: Another process trains into the trainer's folder.
+        RlsparseError: A setting of the trainer, or an installed release, does not work with deltas.
 
     Example:
         >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", ...)  # doctest: +SKIP
@@ -102,29 +114,30 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     if isinstance(trainer, DeltaHooks):
         msg = "this trainer stores its checkpoints as deltas already"
         raise RlsparseError(msg)
-    least = 1 if cast else 0
+    # Of its own state, DeepSpeed rounds nothing.
+    least = 1 if cast and not trainer.is_deepspeed_enabled else 0
     keep = least if keep is None else keep
     if keep < least or queue < 0:
         msg = f"keep={keep}, queue={queue}: keep is at least {least} here, and queue at least 0"
         raise ValueError(msg)
-    require_hooks()
+    require_methods(type(trainer))
     require_settings(trainer.args, keep=keep, background=background)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     require_whole_model(trainer, model)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     path = find_checkpoint(base, "base", access, base_revision)
-    tensors = restorable_tensors(model)
-    with open_checkpoint(path) as opened:
-        sources = require_base(opened, tensors)
-    is_sharded = trainer.is_fsdp_enabled
-    # FSDP with mixed precision trains float32 masters of any model.
-    in_float32 = is_sharded and trainer.accelerator.mixed_precision != "no"
-    require_dtypes(model, tensors, sources, cast, in_float32=in_float32)
+    sources = _require_weights_of(trainer, model, path, cast)
+    # Trainer may save a tied weight twice. Nothing would round the one that the base lacks.
+    left_out = tied_beside(model, sources) if cast else ()
     encoder = DeltaEncoder(path, device="cpu" if background else None, threads=threads)
-    # All ranks take part in saving full weights: none may decide alone to do that.
-    waiting = 0 if is_sharded else queue
-    store = CheckpointStore(encoder, cast=cast, keep=keep, queue=waiting if background else None)
+    # All ranks take part in saving full weights with FSDP: none may decide alone to do that.
+    waiting = 0 if trainer.is_fsdp_enabled else queue
+    store = CheckpointStore(
+        encoder, cast=cast, keep=keep, queue=waiting if background else None, left_out=left_out
+    )
     if trainer.args.should_save:
+        require_free(Path(trainer.args.output_dir or "."))
+    if trainer.args.should_save and not trainer.is_deepspeed_enabled:
         store.prepare(untied_tensors(model, model.state_dict()))
     own = type(trainer)
     # TRL and model cards use the names of classes.
@@ -133,15 +146,54 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     hooked.__class__ = type(own.__name__, (DeltaHooks, own), names)
     hooked.delta_store = store
     hooked.open_delta = partial(open_delta, base=path)
-    _say_what_resumes(cast, keep)
+    _say_what_resumes(cast, None if trainer.is_deepspeed_enabled else keep)
 
 
-def _say_what_resumes(cast: str | None, keep: int) -> None:
+def _require_weights_of(
+    trainer: Any,  # noqa: ANN401 - as above
+    model: Any,  # noqa: ANN401 - any model
+    base: Path,
+    cast: str | None,
+) -> dict[str, TensorRef]:
+    """Require that the weights are the base's, and fit into deltas of it.
+
+    Returns:
+        The base tensors that they come from, by the weights' names.
+    """
+    split = is_split(model)
+    weights = first_rows(model) if split else live_weights(model)
+    if not trainer.is_deepspeed_enabled:
+        require_restorable(model, weights.tensors)
+    with open_checkpoint(base) as opened:
+        sources = require_base(opened, weights.tensors, are_whole=not split)
+    # FSDP with mixed precision trains float32 masters of any model.
+    in_float32 = trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"
+    dtype, remedy = None, 'load it with dtype="auto"'
+    if trainer.is_deepspeed_enabled:
+        dtype = trained_dtype(trainer)
+        remedy = "train it in that (bf16=True, with which DeepSpeed keeps float32 masters itself)"
+    require_dtypes(weights, sources, cast, in_float32=in_float32, dtype=dtype, remedy=remedy)
+    return sources
+
+
+def _say_what_resumes(cast: str | None, full: int | None) -> None:
+    """Log from which checkpoints resuming is exact.
+
+    Args:
+        cast: What rounds the weights.
+        full: Number of the newest checkpoints that stay full; None if training resumes from a state
+            that DeepSpeed saves besides.
+    """
     if cast is None:
         _LOG.info("checkpoints become deltas; resuming from any of them is exact")
-        return
-    _LOG.warning(
-        "checkpoints become deltas of weights rounded to bfloat16; resuming is exact from the "
-        "newest %d, which stay full, and not from older ones",
-        keep,
-    )
+    elif full is None:
+        _LOG.warning(
+            "checkpoints become deltas of weights rounded to bfloat16; resuming is exact, from the "
+            "state that DeepSpeed saves beside them"
+        )
+    else:
+        _LOG.warning(
+            "checkpoints become deltas of weights rounded to bfloat16; resuming is exact from the "
+            "newest %d, which stay full, and not from older ones",
+            full,
+        )

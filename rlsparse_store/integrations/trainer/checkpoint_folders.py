@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "DRAFTS",
     "clear_checkpoint",
     "draft_of",
     "full_weights",
+    "has_deepspeed_state",
     "has_delta",
     "is_finished",
+    "last_checkpoint",
     "last_finished",
     "place_delta",
     "remove_drafts",
@@ -42,8 +45,8 @@ _OTHER_WEIGHTS: Final = re.compile(r"(pytorch_model|adapter_model).*")
 """What Trainer resumes from besides: files of earlier versions, adapters, and shards of FSDP."""
 
 DRAFTS: Final = "_rlsparse"
-"""The folder, beside the checkpoints, of deltas that are being written. Trainer does not push names
-that begin with an underscore to the Hub."""
+"""The folder, beside the checkpoints, of deltas that are being written, and of the lock of the
+process that writes them. Trainer does not push names that begin with an underscore to the Hub."""
 
 OTHER_FILES: Final = ".others"
 """The folder, in a checkpoint, where Trainer writes what is not weights."""
@@ -61,26 +64,44 @@ def has_delta(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Whether training can resume from a checkpoint, or was killed while it was being written."""
+    return _has_state(folder) and (
+        has_delta(folder)
+        or any(
+            _FULL.fullmatch(path.name) or _OTHER_WEIGHTS.fullmatch(path.name)
+            for path in folder.iterdir()
+        )
+    )
+
+
+def has_deepspeed_state(folder: Path) -> bool:
+    """Whether training with DeepSpeed can resume from a checkpoint, whatever weights it has."""
+    return _has_state(folder) and any(folder.glob("global_step*"))
+
+
+def _has_state(folder: Path) -> bool:
     try:
-        if read_trainer_state(folder).step is None:
-            return False
+        return read_trainer_state(folder).step is not None
     except CheckpointError:
         return False
-    return has_delta(folder) or any(
-        _FULL.fullmatch(path.name) or _OTHER_WEIGHTS.fullmatch(path.name)
-        for path in folder.iterdir()
-    )
 
 
 def last_finished(folder: Path) -> Path | None:
     """The finished checkpoint of the highest step in a trainer's folder, if there is one."""
+    return next(filter(is_finished, _newest_first(folder)), None)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a trainer's folder, finished or not."""
+    return next(iter(_newest_first(folder)), None)
+
+
+def _newest_first(folder: Path) -> list[Path]:
     steps = {
         int(match[1]): path
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
     }
-    found = (steps[step] for step in sorted(steps, reverse=True) if is_finished(steps[step]))
-    return next(found, None)
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def clear_checkpoint(folder: Path) -> None:
@@ -105,7 +126,8 @@ def draft_of(folder: Path) -> Path:
 
 def remove_drafts(folder: Path) -> None:
     """Remove what a killed process left unfinished in a trainer's folder."""
-    shutil.rmtree(folder / DRAFTS, ignore_errors=True)
+    for draft in (folder / DRAFTS).glob("[0-9]*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def place_delta(draft: Path, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,14 @@ from rlsparse_store.integrations.trainer.checkpoint_folders import (
     OTHER_FILES,
     clear_checkpoint,
     full_weights,
+    has_deepspeed_state,
     has_delta,
     is_finished,
+    last_checkpoint,
     last_finished,
     remove_drafts,
 )
+from rlsparse_store.integrations.trainer.folder_lock import FolderLock
 from rlsparse_store.integrations.trainer.weights import restore_weights, untied_tensors
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from rlsparse_store.integrations.trainer.store import CheckpointStore
 
 __all__ = ["DeltaHooks"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class DeltaHooks(Trainer):
@@ -53,11 +59,24 @@ class DeltaHooks(Trainer):
     ) -> Any:  # noqa: ANN401 - Trainer's
         """Train. ``resume_from_checkpoint=True`` takes the last checkpoint that is finished."""
         folder = Path(self.args.output_dir or ".")
-        if self.args.should_save:
-            remove_drafts(folder)
+        with FolderLock(folder) if self.args.should_save else nullcontext():
+            if self.args.should_save:
+                remove_drafts(folder)
+            return self._train(folder, resume_from_checkpoint, *args, **kwargs)
+
+    def _train(
+        self,
+        folder: Path,
+        resume_from_checkpoint: str | bool | None,  # noqa: FBT001 - Trainer's
+        *args: Any,  # noqa: ANN401 - as above
+        **kwargs: Any,  # noqa: ANN401 - as above
+    ) -> Any:  # noqa: ANN401 - Trainer's
         if resume_from_checkpoint is True:
-            found = last_finished(folder)
-            resume_from_checkpoint = True if found is None else str(found)
+            # What is not finished is refused below, and Trainer says if there is none.
+            last = last_finished(folder) or last_checkpoint(folder)
+            resume_from_checkpoint = True if last is None else str(last)
+        if isinstance(resume_from_checkpoint, str):
+            self._require_finished(Path(resume_from_checkpoint))
         with self.delta_store.training():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -66,7 +85,11 @@ class DeltaHooks(Trainer):
         # Without a folder, push_to_hub() calls it, and pushes full weights.
         self._is_checkpoint = _internal_call and output_dir is not None
         try:
-            super().save_model(output_dir, _internal_call)
+            if self._is_checkpoint and self.is_deepspeed_enabled:
+                # As Trainer does, which takes an error of storing for a setting of DeepSpeed.
+                self._save(output_dir, self.accelerator.get_state_dict(self.deepspeed))
+            else:
+                super().save_model(output_dir, _internal_call)
         finally:
             self._is_checkpoint = False
 
@@ -109,11 +132,6 @@ class DeltaHooks(Trainer):
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
-        if folder.is_dir() and not is_finished(folder):
-            last = last_finished(folder.parent)
-            remedy = "start again" if last is None else f"resume from {last.name}"
-            msg = f"is not finished: training was ended while it was being written; {remedy}"
-            raise CheckpointError(msg, file=folder)
         if has_delta(folder):
             self._restore(folder)
         else:
@@ -123,10 +141,22 @@ class DeltaHooks(Trainer):
         self.delta_store.finish()
         self.accelerator.wait_for_everyone()
         best = Path(self.state.best_model_checkpoint or "")
-        if has_delta(best):
+        # DeepSpeed loads its own state.
+        if has_delta(best) and not self.is_deepspeed_enabled:
             self._restore(best)
         else:
             super()._load_best_model()
+
+    def _require_finished(self, folder: Path) -> None:
+        if not folder.is_dir() or is_finished(folder):
+            return
+        if self.is_deepspeed_enabled and has_deepspeed_state(folder):
+            _LOG.warning("%s has no weights but DeepSpeed's, and gets no delta", folder)
+            return
+        last = last_finished(folder.parent)
+        remedy = "start again" if last is None else f"resume from {last.name}"
+        msg = f"is not finished: training was ended while it was being written; {remedy}"
+        raise CheckpointError(msg, file=folder)
 
     def _restore(self, folder: Path) -> None:
         with self.open_delta(folder) as checkpoint:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from rlsparse_store.delta.plausibility import structure_warnings
@@ -16,51 +14,30 @@ from rlsparse_store.errors import (
     RlsparseError,
     UnsupportedModelError,
 )
+from rlsparse_store.files.memory_checkpoint import checkpoint_in_memory
 from rlsparse_store.format.names import printable
-from rlsparse_store.frameworks.torch import Torch, code_of
+from rlsparse_store.frameworks.torch import LiveTensor, Torch, code_of
+from rlsparse_store.integrations.trainer.deepspeed import deepspeed_problem
 from rlsparse_store.pipeline.tensor_matching import find_sources
-from rlsparse_store.torch.state_dict import live_checkpoint
+from rlsparse_store.torch.state_dict import dtype_and_shape, live_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from transformers import Trainer
+
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.integrations.trainer.weights import LiveWeights
 
 __all__ = [
     "require_base",
     "require_dtypes",
-    "require_hooks",
     "require_settings",
     "require_whole_model",
 ]
 
-_HOOKS: Final = {
-    "save_model": ("output_dir", "_internal_call"),
-    "_save": ("output_dir", "state_dict"),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "_load_best_model": (),
-}
-"""Methods of Trainer, of which some are private, and their arguments."""
-
 _DIFFERENT: Final = 0.98
 """Share of changed weights that tuning reaches rarely, and another base always."""
-
-
-def require_hooks() -> None:
-    """Require that this version of transformers has the methods that deltas need.
-
-    Raises:
-        RlsparseError: One is missing or takes other arguments.
-    """
-    for name, expected in _HOOKS.items():
-        method = getattr(Trainer, name, None)
-        names = () if method is None else tuple(inspect.signature(method).parameters)[1:]
-        if method is None or names != expected:
-            msg = (
-                f"this version of transformers has no Trainer.{name}({', '.join(expected)}): store "
-                "finished checkpoints with rlsparse watch instead"
-            )
-            raise RlsparseError(msg)
 
 
 def require_settings(args: Any, *, keep: int, background: bool) -> None:  # noqa: ANN401 - TrainingArguments
@@ -108,18 +85,25 @@ def require_whole_model(trainer: Trainer, model: torch.nn.Module) -> None:
         UnsupportedModelError: The model is another.
     """
     problem = None
-    if trainer.is_deepspeed_enabled:
-        problem = "its weights are split over ranks by DeepSpeed"
+    if trainer.is_deepspeed_enabled and deepspeed_problem(trainer):
+        problem = deepspeed_problem(trainer)
     elif trainer.is_fsdp_enabled and not _gathers(trainer):
         problem = (
             'FSDP saves the parts of the ranks: set "version": 2 and "state_dict_type": '
             '"FULL_STATE_DICT" in fsdp_config'
         )
+    elif trainer.is_fsdp_enabled and trainer.args.save_on_each_node:
+        problem = "FSDP gathers its weights on one rank: use save_on_each_node=False"
     elif getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         problem = "only its adapter (PEFT) is trained and saved, which is small"
     elif getattr(model, "hf_quantizer", None) is not None:
         problem = "it is quantised"
-    elif getattr(model, "_tp_size", None) or trainer.is_distributed_loading_by_transformers:
+    elif getattr(model, "_tp_size", None) or getattr(
+        # 5.0 has none.
+        trainer,
+        "is_distributed_loading_by_transformers",
+        False,
+    ):
         problem = "its weights are split over ranks (distributed_config, tp_plan)"
     if problem:
         msg = f"the model cannot be stored as deltas: {problem}; save checkpoints as they are"
@@ -132,12 +116,15 @@ def _gathers(trainer: Trainer) -> bool:
     return trainer.accelerator.is_fsdp2 and "FULL_STATE_DICT" in str(plugin.state_dict_type)
 
 
-def require_base(base: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:
+def require_base(
+    base: Checkpoint, tensors: Mapping[str, torch.Tensor], *, are_whole: bool
+) -> dict[str, TensorRef]:
     """Require that a model was probably loaded from its base.
 
     Args:
         base: The base.
         tensors: The model's weights, by their names in a checkpoint.
+        are_whole: Whether more of them can be read than shape, dtype and first row.
 
     Returns:
         The base tensors that the weights come from, by the weights' names.
@@ -145,8 +132,8 @@ def require_base(base: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[
     Raises:
         ImplausibleError: The model is not one of this base, as names, shapes or values show.
     """
-    tuned = live_checkpoint(tensors)
-    sources = find_sources(base, tuned)
+    tuned = live_checkpoint(tensors) if are_whole else _outline(tensors)
+    sources = find_sources(base, tuned, by_content=are_whole)
     problems = structure_warnings(base, tuned, sources, force=True)
     if problems:
         msg = f"the model {problems[0].removesuffix(': is it the base that this was tuned from?')}"
@@ -160,6 +147,15 @@ def require_base(base: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[
         )
         raise ImplausibleError(msg, file=base.path)
     return sources
+
+
+def _outline(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """A checkpoint of these tensors of which nothing is read but names, shapes and dtypes."""
+    unread = torch.empty(0, dtype=torch.uint8)
+    shapes = {name: dtype_and_shape(name, tensor) for name, tensor in tensors.items()}
+    return checkpoint_in_memory(
+        {name: LiveTensor(unread, *found) for name, found in shapes.items()}
+    )
 
 
 def _compare_rows(
@@ -191,39 +187,38 @@ def _words(row: torch.Tensor) -> torch.Tensor:
 
 
 def require_dtypes(
-    model: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
+    weights: LiveWeights,
     sources: Mapping[str, TensorRef],
     cast: str | None,
     *,
     in_float32: bool,
+    dtype: torch.dtype | None,
+    remedy: str,
 ) -> None:
     """Require that weights which are trained have the base's dtype, or that they are rounded to it.
 
     Weights that are not trained may be exact copies in float32.
 
     Args:
-        model: The model.
-        tensors: Its weights, by their names in a checkpoint.
+        weights: The model's weights.
         sources: The base tensors that they come from.
         cast: As for :meth:`DeltaEncoder.encode`.
         in_float32: Whether the trainer converts trained weights to float32 later.
+        dtype: The dtype to which it converts all weights later, if it does.
+        remedy: What gives the weights another dtype, for messages.
 
     Raises:
         DtypeMismatchError: A weight has another dtype.
     """
-    trained = {
-        p.untyped_storage().data_ptr() for p in model.parameters() if p.requires_grad and p.numel()
-    }
     for name, source in sources.items():
-        tensor, code = tensors[name], source.dtype.code
-        is_frozen = tensor.untyped_storage().data_ptr() not in trained
+        tensor, code = weights.tensors[name], source.dtype.code
+        is_frozen = name not in weights.trained
         own = "F32" if in_float32 and not is_frozen else code_of(tensor.dtype)
+        if dtype is not None and tensor.is_floating_point():
+            own = code_of(dtype)
         is_widened = own == "F32" and code in {"BF16", "F16"}
         if own == code or (is_widened and (is_frozen or (cast and code == "BF16"))):
             continue
-        remedy = 'load it with dtype="auto"'
-        if is_widened and code == "BF16":
-            remedy += ', or pass cast="bf16", which rounds it and keeps the newest checkpoints full'
-        msg = f"is trained in {own}, and {code} in the base: {remedy}"
+        rounding = ', or pass cast="bf16", which rounds it' if is_widened and code == "BF16" else ""
+        msg = f"is trained in {own}, and {code} in the base: {remedy}{rounding}"
         raise DtypeMismatchError(msg, tensor=printable(name))

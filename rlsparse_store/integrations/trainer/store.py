@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,7 +22,7 @@ from rlsparse_store.integrations.trainer.staging import Staging
 from rlsparse_store.integrations.trainer.weights import file_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -48,18 +48,26 @@ class CheckpointStore:
         keep: Number of the newest checkpoints that stay full.
         queue: Number of full checkpoints that may wait for the thread; ``None`` encodes while
             training waits.
+        left_out: Names of tensors that are not stored.
 
     Attributes:
         keep: As given.
     """
 
     def __init__(
-        self, encoder: DeltaEncoder, *, cast: Literal["bf16"] | None, keep: int, queue: int | None
+        self,
+        encoder: DeltaEncoder,
+        *,
+        cast: Literal["bf16"] | None,
+        keep: int,
+        queue: int | None,
+        left_out: Collection[str] = (),
     ) -> None:
         self._encoder = encoder
         self._cast = cast
         self.keep = keep
         self._queue = queue
+        self._left_out = frozenset(left_out)
         self._full: list[Path] = []
         self._staging = Staging()
         self._thread = EncodingThread()
@@ -153,12 +161,11 @@ class CheckpointStore:
         draft = draft_of(folder)
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            self._encoder.encode(read(), draft, cast=self._cast)
+            tensors = {n: t for n, t in read().items() if n not in self._left_out}
+            self._encoder.encode(tensors, draft, cast=self._cast)
             self._place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            with suppress(OSError):
-                draft.parent.rmdir()
 
     def _place(self, draft: Path, folder: Path) -> None:
         with self._changing(), output_errors(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,11 +19,20 @@ from rlsparse_store.torch.model_tensors import named_tensors
 from rlsparse_store.torch.weight_views import views_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from rlsparse_store.delta.open import DeltaCheckpoint
+    from rlsparse_store.files.checkpoint import TensorRef
 
-__all__ = ["file_tensors", "restorable_tensors", "restore_weights", "untied_tensors"]
+__all__ = [
+    "LiveWeights",
+    "file_tensors",
+    "live_weights",
+    "require_restorable",
+    "restore_weights",
+    "tied_beside",
+    "untied_tensors",
+]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,14 +70,51 @@ def file_tensors(model: torch.nn.Module, tensors: Tensors) -> Tensors:
     return reverted
 
 
-def restorable_tensors(model: torch.nn.Module) -> Tensors:
-    """The model's weights by their names in a checkpoint, as views of the model's memory.
+def tied_beside(model: torch.nn.Module, sources: Mapping[str, TensorRef]) -> set[str]:
+    """The names of weights that the model ties to others and the base does not hold besides.
+
+    Args:
+        model: The model.
+        sources: The base tensors that its weights come from.
+    """
+    uses = Counter(source.name for source in sources.values())
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", None) or ()
+    return {name for name in tied if name not in sources or uses[sources[name].name] > 1}
+
+
+class LiveWeights(NamedTuple):
+    """A model's weights by their names in a checkpoint.
+
+    Attributes:
+        tensors: The weights.
+        trained: Names of those that are trained.
+    """
+
+    tensors: Tensors
+    trained: Collection[str]
+
+
+def live_weights(model: torch.nn.Module) -> LiveWeights:
+    """A model's weights, as views of its memory.
 
     Raises:
-        UnsupportedModelError: A weight has no view, so that it could not be restored.
         RlsparseError: The model is wrapped or holds an adapter.
     """
     views = named_tensors(model)
+    trained = {_memory(p) for p in model.parameters() if p.requires_grad and _own_part(p).numel()}
+    return LiveWeights(views, {name for name, view in views.items() if _memory(view) in trained})
+
+
+def require_restorable(model: torch.nn.Module, views: Mapping[str, torch.Tensor]) -> None:
+    """Require that all of a model's weights can be restored from a delta.
+
+    Args:
+        model: The model.
+        views: Its weights, of :func:`live_weights`.
+
+    Raises:
+        UnsupportedModelError: A weight has no view.
+    """
     covered = {_memory(view) for view in views.values()}
     for name, weight in model.state_dict().items():
         is_part = isinstance(weight, torch.Tensor) and _own_part(weight).numel()
@@ -77,7 +124,6 @@ def restorable_tensors(model: torch.nn.Module) -> Tensors:
                 "restored from a delta: save full checkpoints, and encode them with rlsparse encode"
             )
             raise UnsupportedModelError(msg, tensor=printable(name))
-    return views
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: DeltaCheckpoint) -> None:

@@ -42,7 +42,7 @@ def enable_transformers() -> None:
     """Let ``from_pretrained`` of transformers load deltas by name.
 
     Afterwards ``AutoModelForCausalLM.from_pretrained("me/delta")``, ``pipeline`` and other loaders
-    accept a delta in place of a checkpoint: if they find no weights, they look for a delta, and for
+    accept a delta in place of a checkpoint. If they find no weights, they look for a delta, and for
     its base as ``from_delta(None, …)`` does. The change lasts until the process ends. A second call
     has no effect.
 

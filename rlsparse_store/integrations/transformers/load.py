@@ -59,9 +59,10 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     folder: they belong to the tuned model.
 
     Args:
-        base_id: The base: a folder or ``org/name[@revision]``. ``None`` uses the commit that the
-            delta names, else any snapshot in the cache with the same content.
-        delta_id: The delta: a folder or ``org/name[@revision]``.
+        base_id: The base: a folder, a URL in object storage or ``org/name[@revision]``. ``None``
+            uses the commit that the delta names, else any snapshot in the cache with the same
+            content.
+        delta_id: The delta: a folder, a URL or ``org/name[@revision]``.
         base_revision: Branch, tag or commit of the base on the Hub, if the id does not name one.
         revision: Branch, tag or commit of the delta on the Hub, if the id does not name one.
         subfolder: Folder of the delta in its repository or folder.

@@ -6,28 +6,18 @@ import copy
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from rlsparse_store.delta.open import DeltaCheckpoint, open_local
-from rlsparse_store.delta.resolve import (
-    as_repo_id,
-    delta_folders,
-    fetch_delta,
-    find_checkpoint,
-    find_delta,
-    subfolder_parts,
-)
+from rlsparse_store.delta.resolve import find_checkpoint, subfolder_parts
 from rlsparse_store.files.checkpoint import open_checkpoint
-from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.frameworks.framework import get_framework
 from rlsparse_store.hub.access import HubAccess
-from rlsparse_store.hub.listing import list_repo
-from rlsparse_store.hub.snapshots import cached_snapshot
 from rlsparse_store.integrations.serving.configuration import check_configuration
+from rlsparse_store.integrations.serving.detection import detect_delta
 from rlsparse_store.integrations.serving.places import ServedPlaces
 from rlsparse_store.integrations.vllm.unsupported import (
     check_live_update,
@@ -39,6 +29,7 @@ from rlsparse_store.integrations.vllm.verified import verify_once
 if TYPE_CHECKING:
     from collections.abc import Generator
     from concurrent.futures import Future
+    from pathlib import Path
 
     import torch
     from torch import nn
@@ -185,19 +176,8 @@ class DeltaModelLoader(DefaultModelLoader):
 
     def _find_delta(self, place: str, revision: str | None) -> Path | None:
         inside, access = "/".join(subfolder_parts(self._places.subfolder)), self._access()
-        if Path(place).is_dir():
-            return next((Path(place, s) for s in (inside, "") if _holds_delta(place, s)), None)
-        repo = as_repo_id(place, revision)
-        if repo is None:
-            return None
-        if access.is_offline:
-            found = cached_snapshot(repo, "model", access)
-            deltas = [s for s in (inside, "") if found is not None and _holds_delta(found.path, s)]
-            return find_delta(place, revision, deltas[0], access) if deltas else None
-        listing = list_repo(repo, "model", access)
-        folders = delta_folders(listing)
-        deltas = [s for s in (inside, "") if s in folders]
-        return fetch_delta(listing, deltas[0], access) if deltas else None
+        found = detect_delta(place, revision, (inside, ""), access)
+        return None if found is None else found.fetch(access)
 
     def _begin(self, model_config: ModelConfig) -> None:
         """Note what the engine is started with. From now on, its delta is its model."""
@@ -249,7 +229,3 @@ class DeltaModelLoader(DefaultModelLoader):
             places.roots.append(places.base)
             self.note()
         return tuned
-
-
-def _holds_delta(place: str | Path, subfolder: str) -> bool:
-    return Path(place, subfolder, DELTA_FOLDER).is_dir()

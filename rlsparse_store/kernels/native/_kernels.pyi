@@ -54,7 +54,7 @@ def partition(
 def apply(
     path: str,
     base: Buffer,
-    out: Buffer,
+    out: Buffer | None,
     width: int,
     order: int,
     bounds: Buffer,
@@ -63,6 +63,7 @@ def apply(
     row_offset: int,
     changed: Buffer,
     content: Buffer,
+    leaves: Buffer | None,
     /,
 ) -> str | None: ...
 def record(

@@ -135,6 +135,38 @@ class NativeBackend(CpuBackend):
         Raises:
             StreamError: The streams break the format, or a flagged row has no change.
         """
+        self._apply(base, coding, bounds, rows, changed, content, out, None)
+
+    def apply_hashed(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes | memoryview,
+        out: Words | None,
+    ) -> NDArray[np.uint64]:
+        """Decode the streams, and return the leaf hashes of the tuned words' bytes.
+
+        Raises:
+            StreamError: The streams break the format, or a flagged row has no change.
+        """
+        leaves = np.empty(-(-coding.nbytes(base.size) // LEAF_BYTES), np.uint64)
+        self._apply(base, coding, bounds, rows, changed, content, out, leaves)
+        return leaves
+
+    def _apply(
+        self,
+        base: Words,
+        coding: WordCoding,
+        bounds: NDArray[np.uint64],
+        rows: Rows | None,
+        changed: list[int],
+        content: bytes | memoryview,
+        out: Words | None,
+        leaves: NDArray[np.uint64] | None,
+    ) -> None:
         problem = _kernels.apply(
             self.name,
             base,
@@ -145,6 +177,7 @@ class NativeBackend(CpuBackend):
             *_row_arguments(rows),
             np.array(changed, np.uint64),
             content,
+            leaves,
         )
         if problem is not None:
             raise StreamError(problem)

@@ -61,7 +61,7 @@ class Ours(Codec[Chunks]):
         before, after = base.reshape(-1), tuned.reshape(-1)
         for place, changes in self._cut(before, after):
             row_words = _row_words(base)
-            words = ChunkWords(place.start, before[place], after[place], row_words, changes)
+            words = ChunkWords(place.start, before[place], row_words, changes)
             yield encode_chunk(self._backend, words, BF16.coding, BF16.mantissa_bits)
 
     def _cut(self, before: Tensor, after: Tensor) -> Iterator[tuple[slice, ChangedWords]]:

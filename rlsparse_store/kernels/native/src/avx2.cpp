@@ -1,5 +1,6 @@
 // The kernels for x86 processors with AVX2 and fast BMI2.
 #include "kernels.hpp"
+#include "leaves.hpp"
 
 #if defined(RLSPARSE_X86)
 #include <immintrin.h>

@@ -1,5 +1,6 @@
 // The kernels for x86 processors with AVX-512, its byte and word instructions included.
 #include "kernels.hpp"
+#include "leaves.hpp"
 
 #if defined(RLSPARSE_X86)
 #include <immintrin.h>

@@ -8,6 +8,7 @@
 #include "compare.hpp"
 #include "histogram.hpp"
 #include "encode.hpp"
+#include "result.hpp"
 #include "decode.hpp"
 #include "exchange.hpp"
 
@@ -40,7 +41,7 @@ inline void partition(const Chunk& chunk, const Changed& changed, const Bounds& 
     RLSPARSE_BY_WIDTH(chunk.width, partition_words, chunk, changed, bounds, out, scratch)
 }
 
-inline const char* apply(const Chunk& chunk, void* out, const Bounds& bounds,
+inline const char* apply(const Chunk& chunk, const Output& out, const Bounds& bounds,
                          const uint64_t* changed, Span content, Scratch& scratch) {
     RLSPARSE_BY_WIDTH(chunk.width, apply_words, chunk, out, bounds, changed, content, scratch)
 }

@@ -150,7 +150,7 @@ class Decoder {
         has_rest_ = populous_.named > populous_.most;
     }
 
-    const char* run(Span content, W* out) {
+    const char* run(Span content, Result<W>& out) {
         count();
         if (const char* problem = read(content)) return problem;
         if constexpr (Simd::kByWord) return write_by_word(out);
@@ -260,7 +260,7 @@ class Decoder {
     }
 
     // Looks at the words in contexts one by one.
-    const char* write_by_word(W* out) {
+    const char* write_by_word(Result<W>& out) {
         uint8_t names[kTile + 1];
         uint16_t places[kTile + 1];
         int8_t steps[kTile + 64];
@@ -280,13 +280,14 @@ class Decoder {
             }
             Simd::take_steps(names, found, populous_.named, steps_.near, places_.near, steps);
             const W* base = static_cast<const W*>(chunk_.base) + start;
-            W* result = out + start;
+            W* result = out.tile(start);
             if (result != base) std::memcpy(result, base, words * sizeof(W));
             const WordMap<W> map = map_;
             for (size_t i = 0; i < found; ++i) {
                 result[places[i]] = map.moved(result[places[i]], Signed<W>(steps[i]));
             }
             move_wide(names, steps, found, changed, result);
+            out.end_tile(start + words);
             check_rows(rows, changed, words);
         }
         return end_rows(rows);
@@ -294,7 +295,7 @@ class Decoder {
 
     // Moves the words that changed. Where few did, the others are not even read; all are asked for,
     // because that is faster than to wait for some of them.
-    const char* write_sparse(W* out) {
+    const char* write_sparse(Result<W>& out) {
         uint64_t* changed = find_changed();
         const uint8_t* names = changed_names();
         int8_t* steps = scratch_.array<int8_t>(total_ + 128);
@@ -303,7 +304,7 @@ class Decoder {
         for (size_t start = 0; start < chunk_.words; start += kTile) {
             const size_t words = tile_words(chunk_, start);
             const W* base = static_cast<const W*>(chunk_.base) + start;
-            W* result = out + start;
+            W* result = out.tile(start);
             prefetch<1>(base, chunk_.words - start, words);
             size_t found = 0;
             for (size_t g = 0; g < groups_of(words); ++g) {
@@ -312,6 +313,7 @@ class Decoder {
             Simd::move_words(base, words, changed, steps, found, map_, result);
             move_wide(names, steps, found, changed, result);
             names += found, steps += found;
+            out.end_tile(start + words);
             check_rows(rows, changed, words);
             changed += kGroups;
         }
@@ -340,7 +342,7 @@ class Decoder {
         return names;
     }
 
-    const char* write_dense(W* out) {
+    const char* write_dense(Result<W>& out) {
         alignas(64) uint8_t names[kTile + 64];  // of changed words
         alignas(64) int8_t steps[kTile + 64];
         uint64_t changed[kGroups];
@@ -355,13 +357,14 @@ class Decoder {
             std::memset(names + found, 0, 64);
             Simd::take_steps(names, found, populous_.named, steps_.near, places_.near, steps);
             const W* base = static_cast<const W*>(chunk_.base) + tiles.start();
-            W* result = out + tiles.start();
+            W* result = out.tile(tiles.start());
             if (found) {
                 Simd::move_words(base, tiles.words(), changed, steps, found, map_, result);
                 move_wide(names, steps, found, changed, result);
             } else if (result != base) {
                 std::memcpy(result, base, tiles.words() * sizeof(W));
             }
+            out.end_tile(tiles.start() + tiles.words());
             check_rows(rows, changed, tiles.words());
         }
         return end_rows(rows);
@@ -422,7 +425,8 @@ class Decoder {
 };
 
 template <class W>
-const char* apply_words(const Chunk& chunk, void* out, const Bounds& bounds,
+const char* apply_words(const Chunk& chunk, const Output& out, const Bounds& bounds,
                         const uint64_t* numbers, Span content, Scratch& scratch) {
-    return Decoder<W>(chunk, bounds, numbers, scratch).run(content, static_cast<W*>(out));
+    Result<W> result(chunk, out, scratch);
+    return Decoder<W>(chunk, bounds, numbers, scratch).run(content, result);
 }

@@ -90,6 +90,16 @@ struct Streams {
     Span signs, classes, exponents, low_bits;
 };
 
+// XXH3-64 of a byte string of any size.
+using Xxh3 = uint64_t (*)(const uint8_t* data, size_t size);
+
+// What decoding gives: the tuned words, or the leaf hashes of their bytes, or both.
+struct Output {
+    void* words = nullptr;       // may be the base itself; nullptr where only the hashes are wanted
+    uint64_t* leaves = nullptr;  // one hash per leaf; nullptr where none is wanted
+    Xxh3 xxh3 = nullptr;
+};
+
 // One implementation of the kernels. None of them reads past what it is given, whatever is in it.
 struct Kernels {
     const char* name;
@@ -103,10 +113,10 @@ struct Kernels {
     void (*histogram)(const Chunk&, const Changed&, const Bounds& bins, size_t every,
                       int64_t* words, int64_t* magnitudes, Scratch&);
     void (*partition)(const Chunk&, const Changed&, const Bounds& bounds, Streams&, Scratch&);
-    // Writes the tuned words to out, which may be the base itself. Returns what is wrong with the
-    // content, or nullptr; then out holds anything.
-    const char* (*apply)(const Chunk&, void* out, const Bounds& bounds, const uint64_t* changed,
-                         Span content, Scratch&);
+    // Decodes the tuned words. Returns what is wrong with the content, or nullptr; where something
+    // is wrong, the output is anything.
+    const char* (*apply)(const Chunk&, const Output& out, const Bounds& bounds,
+                         const uint64_t* changed, Span content, Scratch&);
     // Writes a bit per word that tells whether it differs, and those of `before` that do to
     // `values`, which has room for all words. Returns how many do.
     size_t (*record)(const void* before, const void* after, size_t words, int width, uint8_t* mask,

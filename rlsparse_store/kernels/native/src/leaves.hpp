@@ -4,14 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.hpp"
+
 namespace rlsparse {
 
 constexpr size_t kLeafBytes = 16384;
 
 inline size_t leaves_of(size_t size) { return size / kLeafBytes + (size % kLeafBytes != 0); }
-
-// XXH3-64 of one byte string of any size.
-using Xxh3 = uint64_t (*)(const uint8_t* data, size_t size);
 
 // The implementation for the instruction set of this name, which must run here.
 Xxh3 find_xxh3(const char* name);

@@ -33,6 +33,12 @@ class Buffer {
     Py_buffer view_ = {};
 };
 
+// A converter of PyArg_ParseTuple: fills a Buffer that may be written; None leaves it empty.
+int writable_or_none(PyObject* object, void* buffer) {
+    if (object == Py_None) return 1;
+    return PyObject_GetBuffer(object, static_cast<Buffer*>(buffer)->view(), PyBUF_WRITABLE) == 0;
+}
+
 // Where the kernels run without the interpreter's lock.
 class Unlocked {
   public:
@@ -293,10 +299,11 @@ PyObject* partition(PyObject*, PyObject* args) {
 
 PyObject* apply(PyObject*, PyObject* args) {
     Arguments a;
-    Buffer changed, content;
-    if (!PyArg_ParseTuple(args, "sy*w*iiy*z*KKy*y*", &a.path, a.base.view(), a.other.view(),
-                          &a.width, &a.order, a.bounds.view(), a.rows.view(), &a.row_length,
-                          &a.row_offset, changed.view(), content.view())) {
+    Buffer changed, content, leaves;
+    if (!PyArg_ParseTuple(args, "sy*O&iiy*z*KKy*y*O&", &a.path, a.base.view(), writable_or_none,
+                          &a.other, &a.width, &a.order, a.bounds.view(), a.rows.view(),
+                          &a.row_length, &a.row_offset, changed.view(), content.view(),
+                          writable_or_none, &leaves)) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
@@ -306,13 +313,26 @@ PyObject* apply(PyObject*, PyObject* args) {
         refuse("too many contexts, or not one number of changes for each");
         return nullptr;
     }
+    const Chunk chunk = a.chunk();
+    if (!a.other.given() && !leaves.given()) {
+        refuse("nothing to write to");
+        return nullptr;
+    }
+    const size_t bytes = a.width == 4 ? chunk.words / 2 : a.base.size();
+    if (leaves.given() && (leaves.size() != leaves_of(bytes) * 8 || !aligned(leaves, 8) ||
+                           (a.width == 4 && chunk.words % 2))) {
+        refuse("not one hash per leaf");
+        return nullptr;
+    }
+    const Output out = {a.other.data(), static_cast<uint64_t*>(leaves.data()),
+                        find_xxh3(kernels->name)};
     const char* problem;
     try {
         Unlocked unlocked;
         Scratch scratch;
-        problem = kernels->apply(
-            a.chunk(), a.other.data(), a.limits(), static_cast<const uint64_t*>(changed.data()),
-            {static_cast<const uint8_t*>(content.data()), content.size()}, scratch);
+        problem =
+            kernels->apply(chunk, out, a.limits(), static_cast<const uint64_t*>(changed.data()),
+                           {static_cast<const uint8_t*>(content.data()), content.size()}, scratch);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "leaves.hpp"
 
 namespace rlsparse {
 namespace portable {

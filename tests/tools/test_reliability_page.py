@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from report import PAGE, with_tables
+from reliability_page import PAGE, with_tables
 from result import Fault, Result
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def test_the_page_is_what_was_counted_last() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert "| mutations |" in text
-    assert text == with_tables(text), "run `python tools/trust/report.py`"
+    assert text == with_tables(text), "run `python tools/trust/reliability_page.py`"
 
 
 def test_tables_tell_goals_totals_and_faults(tmp_path: Path) -> None:

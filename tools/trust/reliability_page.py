@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the tables of ``specs/reliability.md`` from the files of the rigs.
 
-python tools/trust/report.py
+python tools/trust/reliability_page.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["PAGE", "with_tables"]
 
 PAGE: Final = ROOT / "specs" / "reliability.md"
 _MARKED: Final = re.compile(
-    r"(<!-- (rigs|faults): tools/trust/report\.py -->\n).*?(<!-- end of table -->)", re.DOTALL
+    r"(<!-- (rigs|faults): tools/trust/reliability_page\.py -->\n).*?(<!-- end of table -->)",
+    re.DOTALL,
 )
 
 

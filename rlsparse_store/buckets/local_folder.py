@@ -1,0 +1,24 @@
+"""Folders of this package on this machine: parts of objects, deltas to upload, locks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+__all__ = ["local_folder"]
+
+CACHE: Final = "RLSPARSE_CACHE"
+"""Environment variable: the folder that holds them all."""
+
+
+def local_folder(name: str) -> Path:
+    """The folder for one purpose, which may not exist.
+
+    Args:
+        name: The purpose.
+    """
+    given = os.environ.get(CACHE)
+    above = os.environ.get("XDG_CACHE_HOME")
+    root = Path(given) if given else Path(above or Path.home() / ".cache") / "rlsparse_store"
+    return root / name
