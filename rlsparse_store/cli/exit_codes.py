@@ -46,8 +46,8 @@ def run() -> NoReturn:
         _fail(printable(str(error), most=2000), error.exit_code)
     except click.Abort:
         _fail("aborted: confirmation required", 1)
-    except MemoryError:
-        _fail("not enough memory: try --threads 1", 1)
+    except (MemoryError, RuntimeError) as error:
+        _fail(_exhausted(error), 1)
     except BrokenPipeError:
         # The reader closed the pipe, as `head` does.
         silence_output()
@@ -57,6 +57,15 @@ def run() -> NoReturn:
         place = "" if error.filename is None else f"{printable(str(error.filename), most=500)}: "
         _fail(f"{place}{error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exhausted(error: MemoryError | RuntimeError) -> str:
+    """A message for an error that says that memory or threads are used up. Raises another one."""
+    if isinstance(error, MemoryError):
+        return "not enough memory: try --threads 1"
+    if str(error) == "can't start new thread":
+        return "no more threads can be started: raise the limit of processes, or try --threads 1"
+    raise error
 
 
 def _refuse_empty(arguments: list[str]) -> None:

@@ -92,8 +92,14 @@ def _end_or_leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise_again(lost: UnraisableHookArgs) -> None:
-    """Raise a lost exit again after a moment; print any other lost exception."""
+    """Raise a lost exit again after a moment; print any other lost exception.
+
+    Finalizers of libraries fail where the disk does: these errors take one line.
+    """
     ended = lost.exc_value
+    if isinstance(ended, OSError):
+        os.write(2, f"rlsparse: warning: {ended}\n".encode(errors="backslashreplace"))
+        return
     if not isinstance(ended, _Ended):
         sys.__unraisablehook__(lost)
         return

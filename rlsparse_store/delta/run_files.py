@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import xxhash
 
-from rlsparse_store.errors import RunError
+from rlsparse_store.errors import RlsparseError, RunError
 from rlsparse_store.files.output import replace_file
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
@@ -362,7 +362,8 @@ def read_small(path: Path, largest: int) -> bytes | None:
     """The content of a small file, or ``None`` if there is none.
 
     Raises:
-        RunError: It is too long, or cannot be read.
+        RunError: It is too long.
+        RlsparseError: It cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -371,7 +372,7 @@ def read_small(path: Path, largest: int) -> bytes | None:
         return None
     except OSError as error:
         msg = f"cannot be read ({error.strerror})"
-        raise RunError(msg, file=path) from error
+        raise RlsparseError(msg, file=path) from error
     if len(text) > largest:
         msg = f"is longer than the {largest:,} bytes allowed; restore it, or remove it"
         raise RunError(msg, file=path)

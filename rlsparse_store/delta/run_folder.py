@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.inspect import inspect_delta
@@ -29,9 +29,9 @@ from rlsparse_store.delta.run_files import (
     unlisted_names,
 )
 from rlsparse_store.delta.run_place import RepairReport, RunPlace, RunWriter, WatcherState
-from rlsparse_store.errors import NotFoundError, RunError
+from rlsparse_store.errors import NotFoundError, RunError, RunLockedError
 from rlsparse_store.files.output import output_errors, remove_stale, replace_file
-from rlsparse_store.files.rename import flush_folder
+from rlsparse_store.files.rename import flush_folder, make_folder
 from rlsparse_store.files.writer_lock import WriterLock, file_system_time
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
@@ -127,15 +127,24 @@ class RunFolder(RunPlace):
     def write(self) -> Iterator[RunWriter]:
         """The writer, as :class:`RunPlace` says. It holds the run's lock."""
         with WriterLock(private_folder(self.root), self.root) as lock:
+            # What killed writers were writing.
+            with output_errors(self.root):
+                for folder in (self.root, marks_folder(self.root), _pins_folder(self.root)):
+                    remove_stale(folder)
             # A killed writer may have left an entry without a row: this finds it.
-            yield _FolderWriter(self.root, lock, self.read())
+            writer = _FolderWriter(self.root, lock, self.read())
+            yield writer
+            writer.publish_missing(self._read_index())
 
     @contextmanager
     def watch(self) -> Iterator[WatcherState]:
         """The watcher's state, as :class:`RunPlace` says, with a lock of its own."""
         folder = private_folder(self.root) / "watch"
         with WriterLock(folder, self.root):
-            remove_stale(self.root)
+            if delta_names(self.root):
+                # Finishes what a killed writer began, unless another one does.
+                with suppress(RunLockedError), self.write():
+                    pass
             yield _StateFile(folder / "seen.json")
 
     def repair(self) -> RepairReport:
@@ -228,11 +237,16 @@ class _FolderWriter(RunWriter):
             return
         marks = marks_folder(self._root)
         with output_errors(marks):
-            marks.mkdir(parents=True, exist_ok=True)
+            make_folder(marks)
         self.require_held()
         for row in rows:
             replace_file(marks / row.folder, b"")
             del self.rows[row.folder]
+
+    def publish_missing(self, indexed: dict[str, IndexRow]) -> None:
+        """Publish the index if it is behind the entries, as a killed writer leaves it."""
+        if indexed != self.rows:
+            self._publish()
 
     def _publish(self) -> None:
         self.require_held()
@@ -240,21 +254,22 @@ class _FolderWriter(RunWriter):
 
     def _sweep(self, folders: Sequence[str]) -> None:
         """Remove unlisted folders: away from their place first, their files, then the marks."""
-        if not folders:
-            return
         swept = private_folder(self._root) / "swept"
         with output_errors(self._root):
-            swept.mkdir(exist_ok=True)
+            if folders:
+                swept.mkdir(exist_ok=True)
+            # What a kill left, or a power cut that took the mark.
+            for left in swept.iterdir() if swept.is_dir() else ():
+                shutil.rmtree(left)
             for name in folders:
                 place = self._root / name
                 if place.is_symlink():
                     # What it leads to belongs to someone else.
                     place.unlink()
                 elif place.exists():
-                    _remove(swept / name)
                     place.rename(swept / name)
                     flush_folder(self._root)
-                _remove(swept / name)
+                    shutil.rmtree(swept / name)
                 (marks_folder(self._root) / name).unlink()
 
 
@@ -273,7 +288,7 @@ class _StateFile(WatcherState):
         try:
             with self._path.open("rb") as file:
                 return file.read(largest)
-        except OSError:
+        except FileNotFoundError:
             return None
 
     def write(self, text: bytes) -> None:
@@ -292,15 +307,10 @@ def _pins_folder(root: Path) -> Path:
 def _write_pin(root: Path, note: EntryNote) -> None:
     folder = _pins_folder(root)
     with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
 
 
 def _remove_pin(root: Path, tuned: str) -> None:
     with output_errors(root):
         (_pins_folder(root) / tuned).unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -76,16 +76,25 @@ def files_below(folder: Path, depth: int = DEPTH) -> list[str]:
 def walk_files(folder: Path, depth: int) -> Iterator[str]:
     """Paths of the files in a folder and the folders in it, down to a depth.
 
-    Hidden folders are left out. Links to folders are not followed: they may lead in circles.
+    Hidden folders are left out, and so are those that may not be read or vanish meanwhile. Links to
+    folders are not followed: they may lead in circles.
 
     Args:
         folder: The folder.
         depth: Levels of folders to search, the folder itself included.
+
+    Raises:
+        OSError: A folder cannot be listed for another reason.
     """
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=_require_listed):
         inside = os.path.relpath(here, folder)
         prefix = "" if inside == "." else inside.replace(os.sep, "/") + "/"
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if prefix.count("/") + 1 >= depth:
             folders.clear()
         yield from (prefix + name for name in sorted(files))
+
+
+def _require_listed(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        raise error

@@ -25,7 +25,9 @@ from rlsparse_store.errors import OutputError, RlsparseError
 from rlsparse_store.files.rename import (
     can_rename_folders,
     flush_folder,
+    make_folder,
     move_files,
+    raise_error,
     rename_folder,
 )
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputFile",
     "close_all",
+    "draft_of",
     "is_running",
     "new_file",
     "output_errors",
@@ -44,6 +47,7 @@ __all__ = [
     "replace_file",
     "replacing_file",
     "require_new",
+    "scratch_folder",
     "staging_folder",
     "write_new",
 ]
@@ -55,6 +59,8 @@ _LIVE: Final[set[Path]] = set()
 """Temporary folders and files that this process is writing."""
 
 _NAMING: Final = threading.Lock()
+
+_SCRATCH: Final = "rlsparse-"
 
 
 @contextmanager
@@ -173,8 +179,11 @@ def require_new(path: Path) -> None:
 
 
 @contextmanager
-def _temporary(target: Path, *, is_inside: bool = False) -> Iterator[Path]:
+def draft_of(target: Path, *, is_inside: bool = False) -> Iterator[Path]:
     """The temporary name of ``target`` while this process writes it.
+
+    It tells :func:`remove_stale` who was writing. Its file or folder is the caller's to make and
+    to remove.
 
     Args:
         target: The final name.
@@ -206,9 +215,9 @@ def new_file(path: Path) -> Iterator[OutputFile]:
     _require_local(path)
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
-    with _temporary(path) as temporary:
+    with draft_of(path) as temporary:
         with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # A killed process of the same number may have left it: containers reuse numbers.
             temporary.unlink(missing_ok=True)
             _require_rename(temporary)
@@ -264,7 +273,7 @@ def replacing_file(path: Path) -> Iterator[OutputFile]:
     Raises:
         OutputError: It cannot be written.
     """
-    with output_errors(path), _temporary(path) as temporary:
+    with output_errors(path), draft_of(path) as temporary:
         _remove_stale(path)
         try:
             with OutputFile(temporary) as file:
@@ -328,6 +337,31 @@ def remove_stale(folder: Path) -> None:
     _remove_ended(list(folder.glob(f".*.tmp-{_HOST}-*")))
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for intermediate files among the system's temporary ones.
+
+    It is removed at the end, or after a kill by the next call.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    above = Path(tempfile.gettempdir())
+    ending = f".tmp-{_HOST}-"
+    with output_errors(above):
+        # Others' may be there, too, and their processes cannot be seen from every container.
+        found = above.glob(f"{_SCRATCH}*{ending}*")
+        _remove_ended([path for path in found if path.lstat().st_uid == os.geteuid()])
+        with _NAMING:
+            folder = Path(tempfile.mkdtemp(f"{ending}{os.getpid()}", _SCRATCH, above))
+            _LIVE.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _LIVE.discard(folder)
+
+
 def _remove_ended(temporary: list[Path]) -> None:
     for found in temporary:
         process = found.name.rpartition("-")[2]
@@ -382,11 +416,11 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     _require_local(target)
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         _remove_stale(target)
         _require_free(target)
         is_inside = _is_written_inside(target)
-    with _temporary(target, is_inside=is_inside) as temporary:
+    with draft_of(target, is_inside=is_inside) as temporary:
         try:
             # Within the block, so that a signal cannot come between making it and removing it.
             with output_errors(target):
@@ -395,7 +429,7 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
                 _require_room(temporary, target, nbytes)
             yield temporary
             with output_errors(target):
-                for folder, _, _ in os.walk(temporary):
+                for folder, _, _ in os.walk(temporary, onerror=raise_error):
                     flush_folder(Path(folder))
                 # rename replaces an empty folder, and fails if someone filled it meanwhile.
                 if not (renames and rename_folder(temporary, target)):

@@ -21,7 +21,15 @@ from rlsparse_store.format.file_names import DELTA_FOLDER
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["can_rename_folders", "flush_folder", "move_files", "rename_folder", "rename_order"]
+__all__ = [
+    "can_rename_folders",
+    "flush_folder",
+    "make_folder",
+    "move_files",
+    "raise_error",
+    "rename_folder",
+    "rename_order",
+]
 
 _UNSUPPORTED: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -47,6 +55,22 @@ def flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it that are missing, and flush their names to the disk.
+
+    Otherwise a power cut may take them away again, and with them what was flushed in them.
+
+    Raises:
+        OSError: One cannot be created.
+    """
+    missing = [path, *path.parents]
+    while missing and missing[-1].exists():
+        missing.pop()
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
 
 
 def can_rename_folders(place: Path, target: Path) -> bool:
@@ -132,7 +156,7 @@ def move_files(temporary: Path, target: Path) -> None:
     """
     names = [
         os.path.relpath(os.path.join(here, name), temporary)  # noqa: PTH118 - walks texts
-        for here, _, files in os.walk(temporary)
+        for here, _, files in os.walk(temporary, onerror=raise_error)
         for name in files
     ]
     made: list[Path] = []
@@ -151,6 +175,11 @@ def move_files(temporary: Path, target: Path) -> None:
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         raise
+
+
+def raise_error(error: OSError) -> None:
+    """Raise the error of a folder that cannot be listed, which ``os.walk`` leaves out otherwise."""
+    raise error
 
 
 def _require_free(place: Path) -> None:

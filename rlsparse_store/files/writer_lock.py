@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rlsparse_store.errors import RunLockedError
-from rlsparse_store.files.output import is_running, output_errors, replace_file
+from rlsparse_store.files.output import (
+    OutputFile,
+    draft_of,
+    is_running,
+    output_errors,
+    remove_stale,
+    replace_file,
+)
+from rlsparse_store.files.rename import make_folder
 from rlsparse_store.format.names import printable
 from rlsparse_store.format.strict_json import StrictJsonError, canonical, parse
 
@@ -80,12 +88,12 @@ def file_system_time(folder: Path) -> float:
     Args:
         folder: A folder that may be written to.
     """
-    probe = folder / f".clock-{os.getpid()}-{threading.get_ident()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    with draft_of(folder / f"clock-{threading.get_ident()}") as probe:
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 class WriterLock:
@@ -112,10 +120,16 @@ class WriterLock:
 
     def __enter__(self) -> Self:
         """Take the lock."""
-        with output_errors(self._target):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._take()
-        self._toucher.start()
+        try:
+            # First: where no thread can be started, no lock is taken.
+            self._toucher.start()
+            with output_errors(self._target):
+                make_folder(self._folder)
+                remove_stale(self._folder)
+                self._take()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -125,12 +139,16 @@ class WriterLock:
         trace: TracebackType | None,
     ) -> None:
         """Release the lock, unless another process took it over."""
-        self._ended.set()
-        self._toucher.join()
-        _HELD.discard(self._path(self._number))
+        self._end()
         with output_errors(self._target):
             if self._highest_number() == self._number:
                 replace_file(self._path(self._number), canonical(_fields(released=True)))
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._toucher.ident is not None:
+            self._toucher.join()
+        _HELD.discard(self._path(self._number))
 
     def require_held(self) -> None:
         """Require that no other process took the lock over, before something is published.
@@ -156,8 +174,8 @@ class WriterLock:
             with _TAKING:
                 if self._create(number):
                     _HELD.add(self._path(number))
+                    self._number = number
                     break
-        self._number = number
         # A number below the highest can be taken where its file was removed meanwhile.
         if self._highest_number() != number:
             _HELD.discard(self._path(number))
@@ -174,23 +192,20 @@ class WriterLock:
 
     def _create(self, number: int) -> bool:
         """Create the lock of a number with all of its content. False if it exists."""
-        draft = self._folder / f".lock-{os.getpid()}-{threading.get_ident()}-{time.time_ns()}"
-        draft.write_bytes(canonical(_fields(released=False)))
-        try:
-            self._path(number).hardlink_to(draft)
-        except FileExistsError:
-            return False
-        except OSError:
-            # No hard links here. The content follows its file at once, and a reader that finds it
-            # empty takes it for another machine's.
+        path, content = self._path(number), canonical(_fields(released=False))
+        with draft_of(self._folder / f"{path.name}.{threading.get_ident()}") as draft:
             try:
-                descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            except FileExistsError:
-                return False
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(draft.read_bytes())
-        finally:
-            draft.unlink(missing_ok=True)
+                # A killed process of the same number may have left it.
+                draft.unlink(missing_ok=True)
+                _write(draft, content)
+                try:
+                    path.hardlink_to(draft)
+                except FileExistsError:
+                    return False
+                except OSError:
+                    return _create_in_place(path, content)
+            finally:
+                draft.unlink(missing_ok=True)
         return True
 
     def _find(self) -> _Found | None:
@@ -220,6 +235,30 @@ class WriterLock:
             # If it is gone, require_held says so.
             with suppress(OSError):
                 os.utime(self._path(self._number))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with OutputFile(path) as file:
+        file.write(content, 0)
+
+
+def _create_in_place(path: Path, content: bytes) -> bool:
+    """Create a lock where there are no hard links. False if it exists.
+
+    The content follows its file at once, and a reader that finds it empty takes it for another
+    machine's.
+    """
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    try:
+        path.write_bytes(content)
+    except OSError:
+        # It would keep others waiting.
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _fields(*, released: bool) -> dict[str, object]:

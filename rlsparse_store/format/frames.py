@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import zstandard
 
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.limits import MAX_BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["compress", "compress_bytes", "content_size", "decompress"]
 
@@ -21,6 +25,9 @@ Each is a single segment without checksum and dictionary; every other descriptor
 """
 
 _SINGLE_SEGMENT: Final = 0x20
+
+_NO_MEMORY: Final = "Allocation error"
+"""What zstd says of too little memory. The binding has no other sign of it."""
 
 # What a block's header says.
 _RLE, _RESERVED = 1, 3
@@ -77,27 +84,47 @@ def compress(
         block_ends: Where each zstd block ends, ascending to the end of the content. A block has
             a Huffman table of its own.
         of_words: Whether they are words stored whole, which may repeat.
+
+    Raises:
+        MemoryError: There is too little memory.
     """
     contexts = _CONTEXTS.words if of_words else _CONTEXTS.streams
     compressor = contexts.compressobj(size=len(content))
     view = memoryview(content)
     stored: list[bytes] = []
     start = 0
-    for end in block_ends:
-        if start:
-            stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-        stored.append(compressor.compress(view[start:end]))
-        start = end
-    stored.append(compressor.flush())
+    with _memory_errors():
+        for end in block_ends:
+            if start:
+                stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            stored.append(compressor.compress(view[start:end]))
+            start = end
+        stored.append(compressor.flush())
     return _as_single_segment(b"".join(stored))
 
 
 def compress_bytes(content: bytes, level: int) -> bytes:
-    """Compress one byte string that is not a chunk's streams, such as an index."""
+    """Compress one byte string that is not a chunk's streams, such as an index.
+
+    Raises:
+        MemoryError: There is too little memory.
+    """
     compressor = zstandard.ZstdCompressor(
         level=level, write_content_size=True, write_checksum=False, write_dict_id=False
     )
-    return _as_single_segment(compressor.compress(content))
+    with _memory_errors():
+        return _as_single_segment(compressor.compress(content))
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn the error that zstd has for too little memory into Python's."""
+    try:
+        yield
+    except zstandard.ZstdError as error:
+        if _NO_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def _as_single_segment(frame: bytes) -> bytes:
@@ -142,13 +169,15 @@ def decompress(stored: bytes, largest: int) -> bytes:
 
     Raises:
         StreamError: The frame is broken, declares more, or is followed by anything.
+        MemoryError: There is too little memory.
     """
     size = content_size(stored)
     if size > largest:
         msg = f"the zstd frame declares {size} bytes; at most {largest} are possible"
         raise StreamError(msg)
     try:
-        content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
+        with _memory_errors():
+            content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         msg = f"the zstd frame is broken ({error})"
         raise StreamError(msg) from error

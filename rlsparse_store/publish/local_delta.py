@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.delta.inspect import report_delta
@@ -14,7 +12,7 @@ from rlsparse_store.delta.verify import check_alone
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.files.base_hint import write_named
 from rlsparse_store.files.delta_reader import DeltaReader
-from rlsparse_store.files.output import OutputFile
+from rlsparse_store.files.output import OutputFile, scratch_folder
 from rlsparse_store.files.side_files import CARD, delta_side_files
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
@@ -29,6 +27,7 @@ from rlsparse_store.publish.published_base import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.delta.run_files import IndexRow
@@ -84,7 +83,7 @@ def open_named(
         BaseMismatchError: The deltas have different bases, or ``base_id`` is not theirs.
         FormatError: A delta is damaged.
     """
-    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
+    with scratch_folder() as scratch:
         if base_id is None:
             local = {name: _open(name, folder) for name, folder in folders.items()}
             reports = [delta.report for delta in local.values()]
@@ -97,7 +96,7 @@ def open_named(
             raise NotFoundError(msg, file=printable(base_id))
         base = find_published_base(asked, access, must_exist=True)
         local = {
-            name: _open_as(name, folder, Path(scratch, str(number)), base, access)
+            name: _open_as(name, folder, scratch / str(number), base, access)
             for number, (name, folder) in enumerate(folders.items())
         }
         yield local, base

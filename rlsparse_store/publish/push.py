@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,6 +18,7 @@ from rlsparse_store.errors import (
     NotFoundError,
     PrivateBaseError,
 )
+from rlsparse_store.files.output import scratch_folder
 from rlsparse_store.format.names import is_file_name, printable
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.listing import Listing, list_repo
@@ -334,8 +334,8 @@ def push_pair(
     Example:
         >>> push_pair("Qwen/Qwen2.5-7B", "checkpoint-200", "me/qwen-grpo")  # doctest: +SKIP
     """
-    with tempfile.TemporaryDirectory(prefix="rlsparse-") as scratch:
-        delta = Path(scratch, "delta")
+    with scratch_folder() as scratch:
+        delta = scratch / "delta"
         encode_delta(
             base,
             tuned,

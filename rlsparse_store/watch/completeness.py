@@ -138,18 +138,21 @@ def list_checkpoint(checkpoint: Path) -> Listing | None:
 
     Returns:
         The listing, or ``None`` if it has no weights (any more).
+
+    Raises:
+        OSError: A folder or a file in it cannot be looked at.
     """
     files: dict[str, FileStamp] = {}
     folders = [checkpoint]
     while folders:
         here = folders.pop()
         # What is removed meanwhile is missing in the listing.
-        with suppress(OSError), os.scandir(here) as entries:
+        with suppress(FileNotFoundError), os.scandir(here) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(here / entry.name)
                     continue
-                with suppress(OSError):
+                with suppress(FileNotFoundError):
                     path = (here / entry.name).relative_to(checkpoint)
                     files[path.as_posix()] = FileStamp.of(entry)
     found = Listing(files)
@@ -168,17 +171,24 @@ def has_marker(found: FoundCheckpoint) -> bool:
         return True
     if _is_later(path / STATE_NAME, written) and _is_state(path):
         return True
-    last, number = tracked_step(step.parent), found.number
+    try:
+        last, number = tracked_step(step.parent), found.number
+    except OSError:
+        return False
     is_tracked = last is not None and number is not None and number <= last
     return is_tracked and _is_later(step.parent / TRACKER, written)
 
 
 def tracked_step(folder: Path) -> int | None:
-    """The last step that a trainer says it saved in a folder: the one from which it resumes."""
+    """The last step that a trainer says it saved in a folder: the one from which it resumes.
+
+    Raises:
+        OSError: What the trainer says cannot be read.
+    """
     try:
         with (folder / TRACKER).open("rb") as file:
             text = file.read(_TRACKER_BYTES)
-    except OSError:
+    except FileNotFoundError:
         return None
     number = text.strip()
     # It is not written atomically, so that it may be found empty.

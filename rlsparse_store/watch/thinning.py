@@ -118,12 +118,13 @@ class Thinner:
             needed |= {found.path for found in (*kept[-self._keep :], *by_time[-self._keep :])}
         try:
             best = _best_of([folder, *(found.path for found in stored), *others])
-        except CheckpointError:
-            # A state in progress may name another best checkpoint.
+            tracked = {above: tracked_step(above) for above in {f.step.parent for f in stored}}
+        except (CheckpointError, OSError):
+            # A state in progress, or one that cannot be read, may name another checkpoint.
             return {found.path for found in stored}
         for found in stored:
             is_best = found.name in best or found.name.lower().startswith("best")
-            if is_best or tracked_step(found.step.parent) == found.number:
+            if is_best or tracked[found.step.parent] == found.number:
                 needed.add(found.path)
         return needed
 

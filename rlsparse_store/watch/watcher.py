@@ -304,7 +304,11 @@ class _Watcher:
                 yield from self._say("skipped", path, reason)
                 continue
             # Others were encoded meanwhile: it is listed now.
-            listing = list_checkpoint(path)
+            try:
+                listing = list_checkpoint(path)
+            except OSError as error:
+                yield from self._wait(path, error, f"cannot be listed ({error.strerror})")
+                continue
             if listing is not None:
                 found = FoundCheckpoint(path, step, listing)
                 yield from self._look_at(found)
@@ -354,7 +358,7 @@ class _Watcher:
             with self._run.write() as run:
                 added = self._add(run, found)
         except RunLockedError as error:
-            yield from self._wait(found, error)
+            yield from self._wait(found.path, error, error.message)
         except OutputError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL):
                 raise
@@ -408,26 +412,30 @@ class _Watcher:
                 raise _ChangedError
             return self._encoder.add(run, found.name, checkpoint, sides, state, confirm=confirm)
 
-    def _retry_later(self, found: FoundCheckpoint, error: RlsparseError) -> Iterator[WatchEvent]:
+    def _retry_later(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
         """Leave a checkpoint for some seconds later."""
         self._retry_at = time.monotonic() + _RETRY_SECONDS
-        yield from self._wait(found, error)
+        message = error.message if isinstance(error, RlsparseError) else str(error)
+        yield from self._wait(found.path, error, message)
 
-    def _wait(self, found: FoundCheckpoint, error: RlsparseError) -> Iterator[WatchEvent]:
+    def _wait(self, path: Path, error: Exception, message: str) -> Iterator[WatchEvent]:
         """Leave a checkpoint for later, unless nothing comes later."""
         if self._once:
             raise error
         self.is_waiting = True
-        yield from self._say("waiting", found.path, error.message)
+        yield from self._say("waiting", path, message)
 
     def _not_stored(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
         """Say why a checkpoint was not stored, or raise what concerns them all."""
         self._encoder.base.check_unchanged()
         now = list_checkpoint(found.path)
-        if now != found.listing:
+        if now != found.listing or isinstance(error, _ChangedError):
             self.is_waiting = now is not None
             reason = "changed" if now is not None else "was removed"
             yield from self._say("skipped", found.path, f"{reason} while it was read")
+            return
+        if _is_unread(error):
+            yield from self._retry_later(found, error)
             return
         if not isinstance(error, RlsparseError):
             raise error
@@ -443,6 +451,12 @@ class _Watcher:
         if self._said.get(path) != message:
             self._said[path] = message
             yield WatchEvent(kind=kind, checkpoint=str(path), message=message)
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether a file is there and could not be read, which may be possible later."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _stored(found: FoundCheckpoint, added: Added) -> WatchEvent:

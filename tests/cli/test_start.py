@@ -212,3 +212,18 @@ def test_threads_for_linear_algebra_are_off_for_the_import_only(tmp_path: Path) 
         done = run(*MODULE, "encode", "--help", path=tmp_path, **variables)
         assert done.returncode == 0, done.stderr
         assert seen.read_text() == number
+
+
+def test_an_error_of_a_finalizer_takes_one_line() -> None:
+    script = """
+from rlsparse_store.cli.signals import end_in_order
+class Failing:
+    def __del__(self):
+        raise OSError(5, "broken", "a file")
+end_in_order()
+Failing()
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, check=True, text=True
+    )
+    assert done.stderr == "rlsparse: warning: [Errno 5] broken: 'a file'\n"

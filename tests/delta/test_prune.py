@@ -382,6 +382,14 @@ def test_a_linked_entry_is_removed_without_what_it_leads_to(run: Path, tmp_path:
     assert (tmp_path / "elsewhere" / "rlsparse" / "delta.safetensors").exists()
 
 
+def test_what_is_left_of_a_swept_entry_is_removed(run: Path) -> None:
+    left = run / ".run" / "swept" / step(10) / "rlsparse"
+    left.mkdir(parents=True)
+    (left / "delta.safetensors").touch()
+    prune_run(run)
+    assert list((run / ".run" / "swept").iterdir()) == []
+
+
 # --- one writer ----------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from rlsparse_store.errors import (
     OutputError,
     RlsparseError,
 )
+from rlsparse_store.files import output
 from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.kernels.dispatch import get_backend
 
@@ -246,6 +248,43 @@ def test_killed_run_is_resumed(training: Training, tmp_path: Path, last: int) ->
     assert sum(delta["is_new"] for delta in report["deltas"]) == len(STEPS) - len(finished)
     check(training, run, tmp_path / "alone")
     assert folders(run) == sorted(STEPS)
+
+
+def test_an_index_that_is_behind_is_written_anew(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned, run)
+    index = (run / "run.json").read_bytes()
+    # As a kill leaves it after an entry and before its row.
+    behind = json.loads(index)
+    behind["entries"].pop()
+    (run / "run.json").write_text(json.dumps(behind))
+    encode_run(training.base, training.tuned, run)
+    assert (run / "run.json").read_bytes() == index
+
+
+def test_what_killed_writers_left_is_removed(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned, run)
+    before = contents(run).keys()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    for folder in (run, run / ".run", run / ".run" / "unlisted", run / ".run" / "pins"):
+        folder.mkdir(exist_ok=True)
+        (folder / f".run.json.tmp-{output._HOST}-{child.pid}").touch()
+    encode_run(training.base, training.tuned, run)
+    assert [re.sub(r"\d+$", "", name) for name in contents(run)] == [
+        re.sub(r"\d+$", "", name) for name in before
+    ]
+
+
+def test_an_index_that_cannot_be_read_is_not_damaged(training: Training, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    encode_run(training.base, training.tuned, run)
+    (run / "run.json").unlink()
+    (run / "run.json").mkdir()
+    done = command("-m", "rlsparse_store", "inspect", run)
+    assert done.returncode == 1
+    assert done.stderr == f"rlsparse: {run / 'run.json'}: cannot be read (Is a directory)\n"
 
 
 def test_the_command_lists_a_run(training: Training, tmp_path: Path) -> None:

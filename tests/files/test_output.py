@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from pairs import bf16_tensor, contents, save_sharded, tune
 
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import OutputError
-from rlsparse_store.files import output
+from rlsparse_store.files import output, rename
 from rlsparse_store.files.output import OutputFile, output_folder, write_new
 
 if TYPE_CHECKING:
@@ -250,3 +251,31 @@ def test_a_file_size_limit_of_the_system(pair: Path, tmp_path: Path) -> None:
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert ran.stdout.count("refused") == 2
     assert names(tmp_path) == []
+
+
+def test_a_scratch_folder_is_removed_after_a_kill_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = tmp_path / f"rlsparse-abc.tmp-{output._HOST}-{dead_process()}"
+    living = tmp_path / f"rlsparse-def.tmp-{output._HOST}-{os.getppid()}"
+    others = tmp_path / f"other-abc.tmp-{output._HOST}-{dead_process()}"
+    for folder in (killed, living, others):
+        folder.mkdir()
+        (folder / "part").touch()
+    with output.scratch_folder() as first, output.scratch_folder() as second:
+        assert first != second
+        (first / "part").touch()
+        assert names(tmp_path) == sorted(p.name for p in (first, second, living, others))
+    assert names(tmp_path) == sorted([living.name, others.name])
+
+
+def test_the_names_of_new_folders_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(rename, "flush_folder", flushed.append)
+    rename.make_folder(tmp_path / "new" / "inner")
+    rename.make_folder(tmp_path / "new" / "inner")
+    assert (tmp_path / "new" / "inner").is_dir()
+    assert flushed == [tmp_path, tmp_path / "new"]

@@ -154,6 +154,16 @@ def test_what_the_trainer_resumes_from_stays(rig: Rig) -> None:
     assert (unfinished / SINGLE).exists()
 
 
+def test_all_stay_while_the_tracker_cannot_be_read(rig: Rig) -> None:
+    for step in (1, 2, 3):
+        rig.write("verl", step)
+    tracker = rig.folder / "latest_checkpointed_iteration.txt"
+    tracker.unlink()
+    tracker.mkdir()
+    thin(rig)
+    assert len(full(rig)) == 3
+
+
 def tampered(
     monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], *, when: str = "verify_delta"
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from rlsparse_store.delta.encode import encode_spans
 from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import (
     BaseMismatchError,
+    CheckpointError,
     DtypeMismatchError,
     ImplausibleError,
     NotFoundError,
@@ -29,6 +31,7 @@ from rlsparse_store.errors import (
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.output import _HOST
+from rlsparse_store.watch.completeness import list_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,6 +237,82 @@ def test_a_trainer_that_writes_while_a_checkpoint_is_read(
     assert second.kind == "stored"
     assert rig.rebuilt("checkpoint-1", tmp_path / "work")[SINGLE] == again
     assert rig.temporary() == []
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, place: Path, call: int) -> None:
+    """Make one call fail of those that list a folder."""
+    original, calls = os.scandir, itertools.count(1)
+
+    def scandir(path: Any = ".") -> Any:  # noqa: ANN401
+        if path == place and next(calls) == call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_checkpoint_that_cannot_be_listed_is_looked_at_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = rig.write("Trainer", 1)
+    failing_once(monkeypatch, place, 1)
+    watching = rig.watching()
+    first, second = next(watching), next(watching)
+    watching.close()
+    assert (first.kind, first.message) == ("waiting", "cannot be listed (Input/output error)")
+    assert second.kind == "stored"
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_checkpoint_that_cannot_be_listed_at_the_end_is_an_error(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    place = rig.write("Trainer", 1)
+    failing_once(monkeypatch, place, call)
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.watch()
+    assert rig.temporary() == []
+    assert kinds(rig.watch()) == ["stored"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlsparse_store.watch.watcher._RETRY_SECONDS", 0)
+    rig.write("Trainer", 1)
+    opened, failures = open_checkpoint, [True]
+
+    def opening(path: Path) -> Any:  # noqa: ANN401
+        if failures and path != rig.base:
+            raise CheckpointError("cannot be opened", file=path) from OSError(errno.EIO, "broken")
+        return opened(path)
+
+    monkeypatch.setattr("rlsparse_store.watch.watcher.open_checkpoint", opening)
+    watching = rig.watching()
+    first = next(watching)
+    failures.clear()
+    assert (first.kind, next(watching).kind) == ("waiting", "stored")
+    watching.close()
+    failures.append(True)
+    rig.write("Trainer", 2)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        rig.watch()
+
+
+def test_a_change_that_is_undone_before_it_is_looked_at(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.write("Trainer", 1)
+    calls = itertools.count(1)
+
+    def listed(path: Path) -> Any:  # noqa: ANN401
+        found = list_checkpoint(path)
+        return None if next(calls) == 2 else found
+
+    monkeypatch.setattr("rlsparse_store.watch.watcher.list_checkpoint", listed)
+    first, second = rig.watch()
+    assert (first.kind, first.message) == ("skipped", "changed while it was read")
+    assert second.kind == "stored"
 
 
 def test_a_file_that_is_added_while_a_checkpoint_is_read(
