@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rlsparse_store.delta.entry_choice import best_entry, choose_entry, in_training_order
 from rlsparse_store.delta.html_table import SummaryRepr
-from rlsparse_store.delta.run import choose_entry, place_of
-from rlsparse_store.delta.run_files import natural_order
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.errors import NotFoundError
 from rlsparse_store.format.names import printable
 
@@ -99,10 +99,11 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
         raise NotFoundError(msg, file=printable(str(run)))
     with place.write() as writer:
         rows = list(writer.rows.values())
-        to_pin = [choose_entry(place, rows, name) for name in pin]
-        to_unpin = [choose_entry(place, rows, name) for name in unpin]
+        to_pin = [choose_entry(rows, name, place.root) for name in pin]
+        to_unpin = [choose_entry(rows, name, place.root) for name in unpin]
         pinned = (writer.pins - {row.tuned for row in to_unpin}) | {row.tuned for row in to_pin}
-        chosen = _chosen(place, _current(rows), keep_last, keep_every, keep_best, best)
+        current = in_training_order(list({row.name: row for row in rows}.values()))
+        chosen = _chosen(place, current, keep_last, keep_every, keep_best, best)
         unlisted = [
             row
             for row in rows
@@ -135,27 +136,5 @@ def _chosen(
     if keep_every is not None:
         chosen += [r for r in current if r.step is not None and r.step % keep_every == 0]
     if keep_best is not None:
-        chosen.append(_best(run, current, keep_best, best))
+        chosen.append(best_entry(current, keep_best, best, run.root))
     return {row.folder for row in chosen}
-
-
-def _current(rows: Sequence[IndexRow]) -> list[IndexRow]:
-    """The current entries of all names, in order of their steps if all have one."""
-    current = list({row.name: row for row in rows}.values())
-
-    def order(row: IndexRow) -> tuple[int, list[tuple[int, int, str]]]:
-        return row.step or 0, natural_order(row.folder)
-
-    return sorted(current, key=order) if all(row.step is not None for row in current) else current
-
-
-def _best(run: RunPlace, rows: Sequence[IndexRow], metric: str, best: str) -> IndexRow:
-    """The entry with the best value of a metric, the last one of equals."""
-    having = [row for row in rows if metric in row.metrics]
-    if not having:
-        known = sorted({name for row in rows for name in row.metrics})
-        listed = ", ".join(map(printable, known)) or "none"
-        msg = f"no entry has the metric {printable(metric)}; there are: {listed}"
-        raise NotFoundError(msg, file=run.root)
-    sign = 1 if best == "max" else -1
-    return max(reversed(having), key=lambda row: sign * row.metrics[metric])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
+from rlsparse_store.delta.entry_choice import choose_entry
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.inspect import report_delta
 from rlsparse_store.delta.listed_run import listed_pins, listed_rows, run_folders, within
@@ -22,7 +23,7 @@ from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.snapshots import cached_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from os import PathLike
 
     from rlsparse_store.delta.html_table import Rows
@@ -33,7 +34,6 @@ __all__ = [
     "FoundEntry",
     "RunEntry",
     "RunReport",
-    "choose_entry",
     "find_entry",
     "find_run_report",
     "inspect_run",
@@ -284,25 +284,8 @@ def find_entry(run: str | PathLike[str], name: str) -> FoundEntry:
         RunError: The index is damaged.
     """
     place = place_of(run)
-    folder = choose_entry(place, place.read().rows, name).folder
+    folder = choose_entry(place.read().rows, name, place.root).folder
     return FoundEntry(folder, place.entry(folder))
-
-
-def choose_entry(run: RunPlace, rows: Sequence[IndexRow], name: str) -> IndexRow:
-    """The entry of a run, by its folder, its name (then the current one) or its tuned digest.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    found = (
-        [row for row in rows if row.folder == name]
-        or [row for row in rows if row.name == name]
-        or [row for row in rows if row.tuned == name]
-    )
-    if not found:
-        msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
-        raise NotFoundError(msg, file=printable(str(run.root)))
-    return found[-1]
 
 
 def read_reports(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlsparse_store.delta.bucket_places import require_local
+from rlsparse_store.delta.entry_choice import choose_entries
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.listed_run import within
 from rlsparse_store.delta.resolve import delta_folders, find_base, subfolder_parts
@@ -26,7 +27,6 @@ from rlsparse_store.hub.snapshots import cached_snapshot
 from rlsparse_store.pipeline.chunk_decoder import check_sources
 from rlsparse_store.pipeline.fingerprints import check_origins
 from rlsparse_store.pipeline.threads import resolve_threads
-from rlsparse_store.publish.entry_choice import choose_entries
 from rlsparse_store.publish.pull_run import (
     CachedRun,
     ListedRun,

@@ -17,9 +17,9 @@ from hub_commands import fail, succeed
 from pairs import bf16_tensor, contents, save, tune
 
 from rlsparse_store.delta import encode_run, inspect_run, prune_run, repair_run, verify_run
+from rlsparse_store.delta.entry_choice import choose_entries
 from rlsparse_store.delta.run_files import IndexRow
 from rlsparse_store.errors import NotFoundError
-from rlsparse_store.publish.entry_choice import choose_entries
 
 if TYPE_CHECKING:
     from pathlib import Path

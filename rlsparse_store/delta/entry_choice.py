@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.run_files import IndexRow
 
-__all__ = ["choose_entries"]
+__all__ = ["best_entry", "choose_entries", "choose_entry", "in_training_order"]
 
 BEST: Final = "best:"
 """Prefix of the metric whose best entry is chosen."""
@@ -40,34 +40,63 @@ def choose_entries(
     return [row for row in rows if not only or row.folder in chosen]
 
 
-def _matching(rows: Sequence[IndexRow], asked: str, best: str, place: object) -> Sequence[IndexRow]:
-    exact = (
-        [row for row in rows if row.folder == asked]
-        or [row for row in rows if row.name == asked]
-        or [row for row in rows if row.tuned == asked]
+def choose_entry(rows: Sequence[IndexRow], name: str, place: object) -> IndexRow:
+    """The entry of a run, by its folder, its name (then the current one) or its tuned digest.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    found = _named(rows, name)
+    if not found:
+        raise _no_entry(name, place)
+    return found[-1]
+
+
+def _named(rows: Sequence[IndexRow], name: str) -> list[IndexRow]:
+    return (
+        [row for row in rows if row.folder == name]
+        or [row for row in rows if row.name == name]
+        or [row for row in rows if row.tuned == name]
     )
-    if exact:
+
+
+def _no_entry(name: str, place: object) -> NotFoundError:
+    msg = f"has no entry {printable(name)}; rlsparse inspect lists its entries"
+    return NotFoundError(msg, file=printable(str(place)))
+
+
+def _matching(rows: Sequence[IndexRow], asked: str, best: str, place: object) -> Sequence[IndexRow]:
+    if exact := _named(rows, asked):
         return exact[-1:]
     if asked == "last":
-        return _in_training_order(rows)[-1:]
+        return in_training_order(rows)[-1:]
     if asked.startswith(BEST):
-        return [_best(rows, asked.removeprefix(BEST), best, place)]
+        return [best_entry(rows, asked.removeprefix(BEST), best, place)]
     found = [r for r in rows if fnmatchcase(r.folder, asked) or fnmatchcase(r.name, asked)]
     if not found:
-        msg = f"has no entry {printable(asked)}; rlsparse inspect lists its entries"
-        raise NotFoundError(msg, file=printable(str(place)))
+        raise _no_entry(asked, place)
     return found
 
 
-def _in_training_order(rows: Sequence[IndexRow]) -> list[IndexRow]:
+def in_training_order(rows: Sequence[IndexRow]) -> list[IndexRow]:
     """The entries in order of their steps, if all have one."""
     if any(row.step is None for row in rows):
         return list(rows)
     return sorted(rows, key=lambda row: (row.step, natural_order(row.folder)))
 
 
-def _best(rows: Sequence[IndexRow], metric: str, best: str, place: object) -> IndexRow:
-    """The entry with the best value of a metric, the last one of equals."""
+def best_entry(rows: Sequence[IndexRow], metric: str, best: str, place: object) -> IndexRow:
+    """The entry with the best value of a metric, the last one of equals.
+
+    Args:
+        rows: The entries, in order.
+        metric: Name of the metric.
+        best: ``"max"`` or ``"min"``.
+        place: The run, for errors.
+
+    Raises:
+        NotFoundError: No entry has the metric.
+    """
     having = [row for row in rows if metric in row.metrics]
     if not having:
         known = sorted({name for row in rows for name in row.metrics})
