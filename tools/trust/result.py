@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 RESULTS: Final = Path(__file__).resolve().parent / "results"
+MOST_TOLD: Final = 5
+"""Faults that the last lines tell."""
+
 SCHEMA_VERSION: Final = 1
 PACKAGES: Final = ("rlsparse-store", "numpy", "zstandard", "xxhash", "huggingface_hub")
 
@@ -107,7 +110,7 @@ class Result:
     faults: list[Fault] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic, repr=False)
-    _new_faults: int = field(default=0, repr=False)
+    _found: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
     def read(cls, rig: str, folder: Path = RESULTS) -> Result:
@@ -161,7 +164,7 @@ class Result:
             self.faults += [Fault(fault.what, fault.case, commit, fault.mended) for fault in new]
             self._save()
         self._since = now
-        self._new_faults += len(faults)
+        self._found += [fault.what for fault in faults]
 
     def totals(self) -> Counter[str]:
         """The counts of all runs."""
@@ -175,13 +178,14 @@ class Result:
         return sum(run.seconds for run in self.runs)
 
     def summary(self) -> str:
-        """One line: counts of all runs and what this one found."""
+        """The counts of all runs, and what this one found: a line, and one for each first fault."""
         told = ", ".join(f"{count:,} {name}" for name, count in self.totals().items())
-        return f"{self.rig}: {told}; faults in this run: {self._new_faults}"
+        found = f"{self.rig}: {told}; faults in this run: {len(self._found)}"
+        return "\n".join([found, *self._found[:MOST_TOLD]])
 
     def failed(self) -> bool:
         """Whether this process found a fault."""
-        return self._new_faults > 0
+        return bool(self._found)
 
     def _run(self, commit: str, versions: dict[str, str]) -> Run:
         for run in self.runs:

@@ -409,6 +409,8 @@ def imported(*, models: bool) -> None:
 def main(seconds: float, results: Path, *, whole: bool, models: bool, only: str | None) -> None:
     """Give hostile files and repositories to every command that reads."""
     result = Result.read("strangers", results)
+    # A module that is compiled when it is first imported would count as a write outside.
+    sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as temporary, LoopbackHub() as hub:
         folder = Path(temporary).resolve()
         os.environ.update(client_environment(hub.port, folder / "sandbox" / "home"))
