@@ -26,6 +26,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 if os.environ.get("RLSPARSE_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# DeepSpeed, which transformers imports where it is installed, else prints what it looks for.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 # Tests run on all processors: threads of torch, more than those, would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
