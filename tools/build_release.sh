@@ -13,9 +13,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# A copy: builds leave files beside the sources.
+# A copy, since builds leave files beside the sources, less the compiled modules, which other
+# processes may be writing.
 mkdir -p "$scratch/source" "$out"
-cp -R pyproject.toml README.md LICENSE rlsparse_store "$scratch/source/"
+tar --exclude __pycache__ -cf - pyproject.toml README.md LICENSE rlsparse_store |
+    tar -C "$scratch/source" -xf -
 find "$scratch/source" -name '*.so' -delete
 "$env/bin/python" -m build --outdir "$scratch/dist" "$scratch/source" >"$scratch/log" 2>&1 || {
     cat "$scratch/log"

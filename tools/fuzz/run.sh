@@ -37,9 +37,10 @@ needed=numpy,xxhash,zstandard
     fail "$python lacks what is needed: $(tail -n 1 "$scratch/log")"
 python=$("$python" -c 'import sys; print(sys.executable)')
 
-# Everything below runs this copy of the package.
+# Everything below runs this copy of the package, less the compiled modules: other processes may be
+# writing them.
 mkdir "$scratch/package"
-cp -R "$root/rlsparse_store" "$scratch/package/"
+tar -C "$root" --exclude __pycache__ -cf - rlsparse_store | tar -C "$scratch/package" -xf -
 rm -f "$scratch/package/$native/"_kernels*.so
 export PYTHONPATH=$scratch/package PYTHONDONTWRITEBYTECODE=1
 export HYPOTHESIS_STORAGE_DIRECTORY=$scratch/hypothesis
