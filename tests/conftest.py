@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 # when Triton is imported.
 if os.environ.get("RLSPARSE_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that. Tests
+# of Ctrl-C send it to children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # DeepSpeed, which transformers imports where it is installed, else prints what it looks for.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -389,10 +389,10 @@ def test_a_delta_in_a_bucket_leads_to_no_other_place(
     assert hub.requests == []
 
 
-def test_a_server_takes_no_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its roots are folders and repositories: below them, a URL would be any bucket."""
+def test_no_folder_is_a_root_of_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Below a folder, a URL would be any bucket."""
     monkeypatch.chdir(tmp_path)
-    for roots in ([], ["."], ["/"], [str(tmp_path)], ["s3://bucket"], ["org/name"]):
+    for roots in ([], ["."], ["/"], [str(tmp_path)], ["s3://other"], ["org/name"]):
         places = ServedPlaces.take("--option", {"roots": roots})
         with pytest.raises(RlsparseError):
             places.check("s3://bucket/delta")
