@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport, EncodeReport, WholeTensor
-    from rlsparse_store.delta.run_place import RunPlace
+    from rlsparse_store.delta.run_place import RepairReport, RunPlace
 
 __all__ = [
     "FoundEntry",
@@ -40,6 +40,7 @@ __all__ = [
     "is_run",
     "place_of",
     "read_reports",
+    "repair_run",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -258,6 +259,26 @@ def _report(contents: RunContents) -> RunReport:
     ordered = sorted(contents.rows, key=lambda row: natural_order(row.folder))
     entries = [RunEntry.of(row, is_pinned=row.tuned in contents.pins) for row in ordered]
     return RunReport(deltas=entries)
+
+
+def repair_run(run: str | PathLike[str]) -> RepairReport:
+    """Make the index of a run again from its entries. Removes nothing.
+
+    Args:
+        run: Folder of the run, or its URL in object storage.
+
+    Raises:
+        NotFoundError: There is no such run, or it holds no deltas.
+        RunLockedError: Another process is writing.
+        RunError: An entry's note is damaged.
+        FormatError: A delta is damaged.
+        BucketError: The object storage failed.
+
+    Example:
+        >>> repair_run("run").added  # doctest: +SKIP
+        ['checkpoint-300']
+    """
+    return place_of(run).repair()
 
 
 class FoundEntry(NamedTuple):
