@@ -46,6 +46,7 @@ __all__ = [
     "Chunker",
     "CodedSpan",
     "Span",
+    "changed_error",
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
