@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline.encode_small import encode_small_spans, small_coding
 from rlsparse_store.pipeline.scratch import Scratch
-from rlsparse_store.pipeline.small_tensors import encode_small_spans, small_coding
 from rlsparse_store.pipeline.spans import CodedSpan, Span, encode_span
 from rlsparse_store.pipeline.threads import SMALL_TASK
 

@@ -11,17 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import (
-    Tensor,
-    Tensors,
-    bf16_tensor,
-    contents,
-    file_bytes,
-    random_tensor,
-    save,
-    save_sharded,
-    tune,
-)
+from pairs import Tensors, bf16_tensor, contents, random_pair, save, save_shuffled, tune
 
 from rlsparse_store.codec.chunk import DRAFT_RULES, compress_draft, encode_whole
 from rlsparse_store.codec.contexts import key_bins
@@ -36,7 +26,7 @@ from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.interface import SmallDrafts, SmallTensors
 from rlsparse_store.kernels.native import instruction_sets, load_native
 from rlsparse_store.kernels.numpy import NumpyBackend
-from rlsparse_store.pipeline import coder, small_tensors
+from rlsparse_store.pipeline import coder, encode_small
 from rlsparse_store.pipeline.progress import no_progress
 
 if TYPE_CHECKING:
@@ -45,69 +35,10 @@ if TYPE_CHECKING:
     from rlsparse_store.codec.chunk import EncodedChunk
 
 LEAF_WORDS = LEAF_BYTES // 2
-SHAPES = [
-    (1,),
-    (7,),
-    (16, 32),
-    (3, 5, 11),
-    (0, 4),
-    (),
-    (64, 64),
-    (LEAF_WORDS,),
-    (LEAF_WORDS + 1,),
-]
-DTYPE_CODES = ["BF16", "BF16", "BF16", "F16", "F32", "F64", "I8", "U8", "I32", "I64", "F8_E4M3"]
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coder, "small_coding", lambda _: None)
-
-
-def random_pair(rng: np.random.Generator, count: int) -> tuple[Tensors, Tensors]:
-    """A pair of many tensors, most of them small and unchanged or tuned, some of any other fate."""
-    base: Tensors = {}
-    tuned: Tensors = {}
-    for i in range(count):
-        name, seed = f"t.{i}", int(rng.integers(2**32))
-        code, shape = rng.choice(DTYPE_CODES), SHAPES[rng.integers(len(SHAPES))]
-        old = bf16_tensor(seed, *shape) if code == "BF16" else random_tensor(seed, code, *shape)
-        base[name] = tuned[name] = old
-        fate = rng.integers(12)
-        data = np.frombuffer(old.data, np.uint8).copy()
-        if fate < 6 and data.size:
-            bits = rng.integers(0, 256, data.size) * (rng.random(data.size) < rng.choice([0.03, 1]))
-            half = data.size // 2 * int(rng.integers(2))  # Some leave many rows without changes.
-            data[half:] ^= bits[half:].astype(np.uint8)
-            tuned[name] = Tensor(old.dtype, old.shape, data.tobytes())
-        elif fate == 6:
-            del base[name]
-        elif fate == 7 and code == "BF16":
-            wide = np.frombuffer(old.data, np.uint16).astype(np.uint32) << 16
-            tuned[name] = Tensor("F32", old.shape, wide.tobytes())
-        elif fate == 8 and len(shape) == 2:
-            more = random_tensor(seed + 1, code, 1, shape[1])
-            tuned[name] = Tensor(code, (shape[0] + 1, shape[1]), old.data + more.data)
-        elif fate == 9:
-            tuned[name] = random_tensor(seed, "F8_E5M2", *shape)
-    base["kept"] = tuned["kept"] = bf16_tensor(0, 16, 16)
-    return base, tuned
-
-
-def shuffled(rng: np.random.Generator, tensors: Tensors) -> Tensors:
-    return {name: tensors[name] for name in rng.permutation(list(tensors))}
-
-
-def save_shuffled(folder: Path, rng: np.random.Generator, tensors: Tensors) -> Path:
-    """Two files whose tensors are in any order."""
-    names = list(shuffled(rng, tensors))
-    half = len(names) // 2
-    save_sharded(
-        folder, *({name: tensors[name] for name in part} for part in (names[:half], names[half:]))
-    )
-    for number, part in enumerate((names[:half], names[half:]), 1):
-        file = folder / f"model-{number:05}-of-00002.safetensors"
-        file.write_bytes(file_bytes({n: tensors[n] for n in part}, {"format": "pt"}, order=part))
-    return folder
 
 
 @pytest.mark.parametrize("backend", ["numpy", *instruction_sets()])
@@ -242,7 +173,7 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
         seen.append("chunk")
         return broken(chunk, backend, coding, rest[-1]()) if len(seen) == 17 else chunk
 
-    monkeypatch.setattr(small_tensors, "compress_draft", compress_wrong)
+    monkeypatch.setattr(encode_small, "compress_draft", compress_wrong)
     with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):
         encode(tmp_path)
     assert not (tmp_path / "delta").exists()
