@@ -146,7 +146,7 @@ class Encoder:
         for chunk in coded.chunks:
             record, number = chunk.record, chunk.record.tensor
             place = sink.add(chunk.stored, record.check)
-            self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
+            self._chunks.append(record.stored_at(place.shard, place.offset))
             self._counts[number].add(chunk, self._codings[number])
 
     def add_tensor(

@@ -178,7 +178,7 @@ def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[
     except HeaderError as error:
         msg = f"the stored header of {name}: {error}"
         raise LayoutError(msg) from error
-    if {TensorShape(e.name, e.dtype, e.shape) for e in entries} != set(tensors):
+    if {e.name: (e.dtype, e.shape) for e in entries} != {t.name: t[1:] for t in tensors}:
         msg = f"the stored header of {name} describes other tensors"
         raise LayoutError(msg)
     return entries

@@ -46,6 +46,7 @@ __all__ = [
     "Chunker",
     "CodedSpan",
     "Span",
+    "changed_error",
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
@@ -456,12 +457,9 @@ def with_checks(
         base_leaves: Leaf hashes of its base words; ``None`` if decoding needs none.
         tuned_leaves: Leaf hashes of its result words.
     """
-    record = encoded.record._replace(
-        tensor=span.tensor,
-        result=leaves_check(tuned_leaves),
-        base=0 if base_leaves is None else leaves_check(base_leaves),
-    )
-    return encoded._replace(record=record)
+    base = 0 if base_leaves is None else leaves_check(base_leaves)
+    record = encoded.record.checked(span.tensor, leaves_check(tuned_leaves), base)
+    return EncodedChunk(record, encoded.stored, encoded.changes, encoded.steps)
 
 
 def _require_base_leaves(
