@@ -27,7 +27,14 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import add_found, file_system, open_bench, rig_folder, without_numbers
+from rig import (
+    OTHER_FILE_SYSTEMS,
+    add_found,
+    file_system,
+    open_bench,
+    rig_folder,
+    without_numbers,
+)
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -163,7 +170,10 @@ def main(
             "Every call of a command to the file system, the network, native memory and threads "
             "fails once. A fault is a hang, a death, an exit code other than 0 or 1, more or less "
             "than one line of error, a torn or lost result, or litter after the next command.",
-            {f"sweeps completed on {where}": len(SWEEPS) for where in ("tmpfs", "ext4", "fuse")},
+            {
+                "sweeps completed on tmpfs": len(SWEEPS),
+                **{f"calls failed on {kind}": 500 for kind in OTHER_FILE_SYSTEMS},
+            },
         )
         where = file_system(folder)
         commands, cases = [command] if command else COMMANDS, [label] if label else CASES
