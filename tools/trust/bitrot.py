@@ -8,7 +8,8 @@ What comes between the kernels and the encoder flips one or two bits, after a ca
 random, in a buffer that is drawn at random among those that were hashed and what was made of them:
 base words, tuned words, the changed words, streams, frames. Then the encoder must refuse, or what
 it wrote must give the tuned checkpoint. A fault is a delta that gives anything else, with an error
-or without. That the rig sees such deltas is shown by encoding without the proof.
+or without, or a refusal by an error that is not the library's. That the rig sees wrong deltas is
+shown by encoding without the proof.
 
 What flips before a buffer is hashed looks like another checkpoint. What flips after the proof, on
 the way to the disk, readers notice by the checksums: `mutations.py`.
@@ -182,10 +183,12 @@ class Rig:
         shutil.rmtree(out, ignore_errors=True)
         try:
             flipper = _encode(pair, out / "run", rng.randrange(pair.calls), 1 + number % 2, rng)
-        except RlsparseError:
-            return "noticed by the proof", ""
-        except ValueError:  # a mask and the words that it selects are not of one number
-            return "noticed by a kernel", ""
+        except RlsparseError as error:
+            # To a kernel, a mask and the words that it selects are not of one number.
+            is_kernel = isinstance(error.__cause__, ValueError)
+            return f"noticed by {'a kernel' if is_kernel else 'the proof'}", ""
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            return f"untyped {type(error).__name__}", ""
         flipped = " and ".join(flipper.flipped) or "nothing"
         try:
             for tuned in pair.tuned:
@@ -205,7 +208,7 @@ class Rig:
             place.set(number)
             outcome, flipped = self.trial(seed, number)
             counts.update({"encodings": 1, f"with {1 + number % 2} flipped": 1, outcome: 1})
-            if outcome.startswith("stored"):
+            if outcome.startswith(("stored", "untyped")):
                 faults.append((f"{outcome} after {flipped} flipped", f"{seed}/{number}"))
         return counts, faults
 

@@ -6,9 +6,10 @@
     python tools/trust/faults.py --reproduce "watch/no space/17"
 
 A sweep takes one command and one case, counts the calls of an undisturbed run, and fails each of
-them in a run of its own. After each run: the command ended; its exit code is 0 with the whole
-result, or 1 with one line on standard error; nothing is torn or lost; the same command then
-succeeds and leaves what an undisturbed one leaves.
+them in a run of its own. Sweeps that no run completed on this file system come first. After each
+run: the command ended; its exit code is 0 with the whole result, or 1 with one line on standard
+error; nothing is torn or lost; the same command then succeeds and leaves what an undisturbed one
+leaves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import add_found, file_system, open_bench, rig_folder, without_numbers
+from rig import (
+    OTHER_FILE_SYSTEMS,
+    add_found,
+    file_system,
+    open_bench,
+    rig_folder,
+    without_numbers,
+)
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -162,22 +170,27 @@ def main(
             "Every call of a command to the file system, the network, native memory and threads "
             "fails once. A fault is a hang, a death, an exit code other than 0 or 1, more or less "
             "than one line of error, a torn or lost result, or litter after the next command.",
-            {"complete sweeps": len(SWEEPS)},
+            {
+                "sweeps completed on tmpfs": len(SWEEPS),
+                **{f"calls failed on {kind}": 500 for kind in OTHER_FILE_SYSTEMS},
+            },
         )
+        where = file_system(folder)
         commands, cases = [command] if command else COMMANDS, [label] if label else CASES
         chosen = [(name, case) for case in cases for name in commands]
         end = time.monotonic() + seconds
         for seed in result.seeds(seconds):
-            name, case = chosen[seed % len(chosen)]
+            times = result.totals()
+            name, case = min(chosen, key=lambda pair: times[_completed(pair[0], pair[1], where)])
             bench = open_bench(folder, name)
             bench.trials.deny_allocations_of(NATIVE)
-            counts: Counter[str] = Counter({"calls failed": 0, "complete sweeps": 0})
+            counts: Counter[str] = Counter({"calls failed": 0})
             faults: dict[str, Fault] = {}
             is_complete = True
             for number, outcome, wrong in sweep(bench, CASES[case], random.Random(seed)):  # noqa: S311
                 counts["calls failed"] += 1
                 counts[f"calls failed: {name}"] += 1
-                counts[f"calls failed on {file_system(folder)}"] += 1
+                counts[f"calls failed on {where}"] += 1
                 if wrong:
                     what = without_numbers(
                         f"{name}, {case}, {outcome.op.name} {outcome.place}: {wrong}"
@@ -186,10 +199,17 @@ def main(
                 if time.monotonic() > end:
                     is_complete = False
                     break
-            counts["complete sweeps"] += is_complete
+            if is_complete:
+                counts[_completed(name, case, where)] += 1
+                counts[f"sweeps completed on {where}"] += not times[_completed(name, case, where)]
             add_found(result, counts, faults)
         click.echo(result.summary())
     sys.exit(result.failed())
+
+
+def _completed(name: str, case: str, where: str) -> str:
+    """What is counted of a sweep, once for each time that it was completed."""
+    return f"{where}: {name}, {case}"
 
 
 def _reproduce(folder: Path, name: str, case: str, number: str) -> None:
