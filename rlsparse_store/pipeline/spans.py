@@ -50,6 +50,7 @@ __all__ = [
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
+    "encode_span_chunk",
     "roundtrip_error",
     "tensor_spans",
     "with_checks",
@@ -314,7 +315,7 @@ def choose_word_coding(
                         None,
                     ),
                 )
-            except ValueError as error:  # as in _encode_words
+            except ValueError as error:  # as in encode_span_chunk
                 raise roundtrip_error(plan) from error
     return dtype.coding
 
@@ -432,14 +433,23 @@ def _encode_words(
     tuned_leaves: NDArray[np.uint64],
 ) -> EncodedChunk:
     """Encode a chunk, and prove that it decodes to its words."""
-    try:
-        encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
-    except ValueError as error:  # from a kernel: changed words and their mask do not match
-        raise roundtrip_error(span.plan) from error
+    encoded = encode_span_chunk(backend, span, chunk)
     _require_base_leaves(backend, span, to_bytes(chunk.base, span.coding.width), base_leaves)
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
     return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
+
+
+def encode_span_chunk(backend: CpuBackend, span: Span, chunk: ChunkWords) -> EncodedChunk:
+    """Encode a chunk of a span, without its proof.
+
+    Raises:
+        ResultMismatchError: A kernel found that changed words and their mask do not match.
+    """
+    try:
+        return encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    except ValueError as error:
+        raise roundtrip_error(span.plan) from error
 
 
 def _encode_tail(
