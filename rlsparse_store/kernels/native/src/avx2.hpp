@@ -44,7 +44,7 @@ struct Avx2 : Generic {
         }
     }
 
-    static constexpr bool kByWord = false;
+    static constexpr bool kByLists = false;
     static constexpr bool kMakesCodes = true;
 
     // 32 codes, as bytes in order; those above 127 are 127.

@@ -41,6 +41,30 @@ class Contexts {
         }
     }
 
+    // Which of 64 words are in a context, those that are not looked for included.
+    uint64_t inside(const W* words) const {
+        const W last = upper_[number_ - 1];
+        if constexpr (sizeof(W) == 2) {
+            if (!map_.key_flip) return Simd::at_most(words, map_.key_mask, last);
+        }
+        const WordMap<W> map = map_;
+        uint8_t flags[64];
+        for (int i = 0; i < 64; ++i) flags[i] = uint8_t(map.key(words[i]) <= last ? 0xFF : 0);
+        return Simd::high_bits(flags);
+    }
+
+    // The name of one word's context.
+    uint8_t name(W word) const {
+        if constexpr (sizeof(W) <= 2) {
+            return table_[word];
+        } else {
+            const W key = map_.key(word);
+            size_t above = 0;
+            while (above < number_ && key > upper_[above]) ++above;
+            return above < number_ ? names_[above] : uint8_t(0);
+        }
+    }
+
   private:
     // The largest shift for which the other bits of every bound are all zeros or all ones.
     bool find_codes() {
@@ -118,6 +142,7 @@ struct Populous {
     static constexpr size_t kShare = 12;  // one word in this many makes a context populous
 
     size_t most = 0, named = 0;
+    bool is_sparse = false;              // whether few words are in contexts
     uint8_t names[kMaxContexts] = {};    // of each context; 0 if it is left out
     uint8_t contexts[kMaxContexts + 1];  // the context of each name from 1 on
 
@@ -140,7 +165,8 @@ struct Populous {
         for (size_t c = 0; c < number; ++c) left += wanted[c];
         size_t inside = 0;
         for (size_t c = 0; c < number; ++c) inside += wanted[c] ? counts[c + 1] : 0;
-        if (inside < sampled / few) limit = 0;
+        is_sparse = inside < sampled / few;
+        if (is_sparse) limit = 0;
         const size_t enough = left <= kMost ? 0 : sampled / kShare;
         for (; most < limit && most < left; ++most) {
             size_t best = number;

@@ -10,7 +10,7 @@ struct BitAppender {
 
     // `count` <= 64; the bits above the lowest `count` are zero.
     void put(uint64_t bits, int count) {
-        ones += uint64_t(__builtin_popcountll(bits));
+        ones += uint64_t(popcount(bits));
         if (count > 56) {
             put_some(bits & 0xFFFFFFFF, 32);
             bits >>= 32;
@@ -53,16 +53,16 @@ void collect_names(const uint8_t* names, size_t groups, bool has_rest, const uin
     for (size_t g = 0; g < groups; ++g, names += 64) {
         for (int name = 1; name <= kMost; ++name) {
             const uint64_t members = Simd::equal(names, uint8_t(name));
-            masks[name].put(Simd::extract(changed[g], members), __builtin_popcountll(members));
+            masks[name].put(Simd::extract(changed[g], members), popcount(members));
         }
         if (has_rest) {
             const uint64_t members = Simd::above(names, kMost);
-            masks[0].put(Simd::extract(changed[g], members), __builtin_popcountll(members));
+            masks[0].put(Simd::extract(changed[g], members), popcount(members));
             Simd::gather(names, members, rest);
-            rest += __builtin_popcountll(members);
+            rest += popcount(members);
         }
         Simd::gather(names, changed[g], changed_names);
-        changed_names += __builtin_popcountll(changed[g]);
+        changed_names += popcount(changed[g]);
     }
     for (int name = 0; name <= kMost; ++name) to.masks[name] = masks[name];
     to.rest = rest, to.changed = changed_names;
@@ -121,8 +121,8 @@ class Encoder {
         while (tiles.next()) {
             changed[tiles.groups() - 1] = 0;
             std::memcpy(changed, changed_.mask + tiles.start() / 8, (tiles.words() + 7) / 8);
-            RLSPARSE_BY_MOST(most, collect_names, tiles.names(), tiles.groups(), has_rest_, changed,
-                             found_);
+            RLSPARSE_BY_MOST(most, collect_names, tiles.find_names(), tiles.groups(), has_rest_,
+                             changed, found_);
         }
         std::memset(found_.changed, 0, 64);
     }
@@ -139,7 +139,7 @@ class Encoder {
             for (size_t g = 0; g < groups; ++g) {
                 const uint64_t members = Simd::equal(rest_ + g * 64, uint8_t(name));
                 const uint64_t changed = load64(bitmaps_[0] + g * 8);
-                mask.put(Simd::extract(changed, members), __builtin_popcountll(members));
+                mask.put(Simd::extract(changed, members), popcount(members));
             }
             found_.masks[name] = mask;
         }

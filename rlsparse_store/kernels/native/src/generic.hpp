@@ -3,6 +3,10 @@
 
 constexpr uint64_t kEachByte = 0x0101010101010101;
 
+// What compilers make a register of on any processor that has one of this size.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+
 // For keys of 15 bits: (key >> shift) + ((key + 2^shift - 1) >> shift), less `first`, is a code
 // with two values for each value of the leading bits, the first for a key whose other bits are
 // zero. Bounds that an encoder of this project chooses fall between codes.
@@ -30,8 +34,8 @@ struct Generic {
         return high_bits(flags);
     }
 
-    // Whether the words in contexts are taken one by one, or 64 at a time.
-    static constexpr bool kByWord = true;
+    // Whether chunks are decoded from lists of places, or 64 words at a time.
+    static constexpr bool kByLists = true;
 
     // Whether 16-bit words get their contexts by arithmetic, or from a table.
     static constexpr bool kMakesCodes = false;
@@ -42,13 +46,22 @@ struct Generic {
     // 64 groups.
     template <class C>
     static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
-        // Neighbours often share a name, and would wait for each other in one table.
-        uint32_t found[4][256] = {};
-        for (size_t i = 0; i < groups * 64; i += 4) {
-            for (size_t table = 0; table < 4; ++table) ++found[table][names[i + table]];
-        }
-        for (size_t table = 0; table < 4; ++table) {
-            for (size_t i = 0; i < number; ++i) counts[i] += found[table][i + 1];
+        while (groups) {
+            const size_t some = groups < 4 ? groups : 4;  // a byte holds their sum in each lane
+            for (size_t name = 1; name <= number; ++name) {
+                Bytes sum = {};
+                for (size_t i = 0; i < some * 64; i += 16) {
+                    Bytes own;
+                    std::memcpy(&own, names + i, 16);
+                    sum -= (Bytes)(own == uint8_t(name));
+                }
+                uint64_t halves[2];
+                std::memcpy(halves, &sum, 16);
+                counts[name - 1] = C(counts[name - 1] + C(halves[0] * kEachByte >> 56) +
+                                     C(halves[1] * kEachByte >> 56));
+            }
+            names += some * 64;
+            groups -= some;
         }
     }
 
@@ -60,6 +73,23 @@ struct Generic {
             mask |= (bits * 0x0102040810204080) >> 56 << 8 * i;
         }
         return mask;
+    }
+
+    // Which of 64 words are at most `last`, less the bits that are not in `mask`.
+    static uint64_t at_most(const uint16_t* words, uint16_t mask, uint16_t last) {
+        constexpr Halves kLow = {1, 2, 4, 8, 16, 32, 64, 128};
+        uint64_t found = 0;
+        for (int i = 0; i < 64; i += 16) {
+            Halves pair[2];
+            std::memcpy(pair, words + i, 32);
+            const Halves bits = ((Halves)((pair[0] & mask) <= last) & kLow) |
+                                ((Halves)((pair[1] & mask) <= last) & (kLow << 8));
+            uint64_t parts[2];
+            std::memcpy(parts, &bits, 16);
+            // The four sums of parts have no bit in common.
+            found |= ((parts[0] | parts[1]) * 0x0001000100010001 >> 48) << i;
+        }
+        return found;
     }
 
     // Which of 64 names are this one. Names are below 128.

@@ -165,7 +165,7 @@ void histogram_words(const Chunk& chunk, const Changed& changed, const Bounds& b
         moved[groups - 1] = 0;
         std::memcpy(moved, changed.mask + start / 8, (number + 7) / 8);
         if (!counted) {
-            for (size_t g = 0; g < groups; ++g) done += size_t(__builtin_popcountll(moved[g]));
+            for (size_t g = 0; g < groups; ++g) done += size_t(popcount(moved[g]));
             continue;
         }
         counter.add(whole_groups<W>(chunk.base, start, number, room), groups, live);

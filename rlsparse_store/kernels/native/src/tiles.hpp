@@ -47,6 +47,11 @@ class Tiles {
         words_ = tile_words(chunk_, start_);
         base_ = whole_groups(chunk_.base, start_, words_, room_);
         prefetch(base_, chunk_.words - start_, words_);
+        return true;
+    }
+
+    // The names of the contexts of a tile's words, and 0 behind the last one; or else:
+    const uint8_t* find_names() {
         contexts_.find(base_, groups() * 64, names_);
         if (chunk_.rows.active) {
             for (size_t g = 0; g < groups(); ++g) Simd::keep(names_ + g * 64, live_.next());
@@ -54,14 +59,30 @@ class Tiles {
             const uint64_t inside = (uint64_t(1) << words_ % 64) - 1;
             Simd::keep(names_ + words_ / 64 * 64, inside);
         }
-        return true;
+        std::memset(names_ + groups() * 64, 0, kTile - groups() * 64);
+        return names_;
+    }
+
+    // Closes up these names and the places of those words that are in a context. Returns how many.
+    size_t find_few(uint8_t* names, uint16_t* places) {
+        const Contexts<W>& contexts = contexts_;
+        const W* base = base_;
+        size_t found = 0;
+        for (size_t start = 0; start < words_; start += 64) {
+            uint64_t bits = contexts.inside(base + start) & live_.next();
+            for (; bits; bits &= bits - 1) {
+                const size_t place = start + size_t(__builtin_ctzll(bits));
+                places[found] = uint16_t(place);
+                names[found++] = contexts.name(base[place]);
+            }
+        }
+        return found;
     }
 
     size_t start() const { return start_; }
     size_t words() const { return words_; }
     size_t groups() const { return groups_of(words_); }
     const W* base() const { return base_; }
-    const uint8_t* names() const { return names_; }
 
   private:
     const Chunk& chunk_;
