@@ -41,27 +41,35 @@ class Contexts {
         }
     }
 
-    // Which of 64 words are in a context, those that are not looked for included.
-    uint64_t inside(const W* words) const {
-        const W last = upper_[number_ - 1];
-        if constexpr (sizeof(W) == 2) {
-            if (!map_.key_flip) return Simd::at_most(words, map_.key_mask, last);
-        }
+    // Which words of whole groups are in a context, those that are not looked for included.
+    void find_inside(const W* words, size_t groups, uint64_t* inside) const {
         const WordMap<W> map = map_;
-        uint8_t flags[64];
-        for (int i = 0; i < 64; ++i) flags[i] = uint8_t(map.key(words[i]) <= last ? 0xFF : 0);
-        return Simd::high_bits(flags);
+        const W last = upper_[number_ - 1];
+        for (size_t g = 0; g < groups; ++g, words += 64) {
+            if constexpr (sizeof(W) == 2) {
+                if (!map.key_flip) {
+                    inside[g] = Simd::at_most(words, map.key_mask, last);
+                    continue;
+                }
+            }
+            uint8_t flags[64];
+            for (int i = 0; i < 64; ++i) flags[i] = uint8_t(map.key(words[i]) <= last ? 0xFF : 0);
+            inside[g] = Simd::high_bits(flags);
+        }
     }
 
-    // The name of one word's context.
-    uint8_t name(W word) const {
+    // The names of the contexts of the words at some places.
+    void find_at(const W* words, const uint16_t* places, size_t number, uint8_t* names) const {
         if constexpr (sizeof(W) <= 2) {
-            return table_[word];
+            const uint8_t* table = table_;  // as in find
+            for (size_t i = 0; i < number; ++i) names[i] = table[words[places[i]]];
         } else {
-            const W key = map_.key(word);
-            size_t above = 0;
-            while (above < number_ && key > upper_[above]) ++above;
-            return above < number_ ? names_[above] : uint8_t(0);
+            for (size_t i = 0; i < number; ++i) {
+                const W key = map_.key(words[places[i]]);
+                size_t above = 0;
+                while (above < number_ && key > upper_[above]) ++above;
+                names[i] = above < number_ ? names_[above] : uint8_t(0);
+            }
         }
     }
 

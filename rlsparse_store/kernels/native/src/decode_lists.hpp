@@ -37,18 +37,10 @@ class PlaceLists {
   private:
     static constexpr size_t kPiece = size_t(1) << 19;
 
-    // Parts of a tile take turns: neighbours often share a context, and would wait for each other.
-    static constexpr size_t kParts = 4;
-
     // Sorts the places of a tile, and returns how many are in contexts.
     size_t sort(const uint8_t* names, size_t groups) {
-        constexpr size_t kPart = kTile / kParts;
-        uint16_t counts[kParts][kMaxContexts + 1] = {};
-        for (size_t part = 0; part < kParts && part * kPart < groups * 64; ++part) {
-            const size_t left = groups - part * kPart / 64;
-            Simd::count_names(names + part * kPart, left < kPart / 64 ? left : kPart / 64, named_,
-                              counts[part] + 1);
-        }
+        PartCounts counts = {};
+        count_parts(names, groups, named_, counts);
         return put(names, kPart, counts, [](size_t i) { return i; });
     }
 
@@ -57,20 +49,16 @@ class PlaceLists {
     size_t sort_few(Tiles<W>& tiles) {
         uint8_t names[kTile + kParts];
         uint16_t places[kTile + kParts];
-        const size_t found = tiles.find_few(names, places), part = (found + kParts - 1) / kParts;
-        std::memset(names + found, 0, kParts);
-        uint16_t counts[kParts][kMaxContexts + 1] = {};
-        for (size_t i = 0; i < part; ++i) {
-            for (size_t p = 0; p < kParts; ++p) ++counts[p][names[p * part + i]];
-        }
+        const size_t part = part_of(tiles.find_few(names, places));
+        PartCounts counts = {};
+        count_few(names, part, counts);
         return put(names, part, counts, [&](size_t i) { return places[i]; });
     }
 
     // Moves place(i) to the list of each name, of parts that follow each other. Places of words in
     // no context stand behind the others, and are overwritten.
     template <class Place>
-    size_t put(const uint8_t* names, size_t part, const uint16_t (*counts)[kMaxContexts + 1],
-               Place place) {
+    size_t put(const uint8_t* names, size_t part, const PartCounts& counts, Place place) {
         uint32_t next[kParts][kMaxContexts + 1], start = 0;
         for (size_t name = 1; name <= named_; ++name) {
             const uint32_t first = start;

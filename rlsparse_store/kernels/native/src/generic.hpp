@@ -29,9 +29,13 @@ struct Generic {
     // Which of 64 words differ.
     template <class W>
     static uint64_t differ(const W* a, const W* b) {
-        uint8_t flags[64];
-        for (int i = 0; i < 64; ++i) flags[i] = uint8_t(a[i] != b[i] ? 0xFF : 0);
-        return high_bits(flags);
+        if constexpr (sizeof(W) == 2) {
+            return pack([&](int i) { return (Halves)(halves(a + i) != halves(b + i)); });
+        } else {
+            uint8_t flags[64];
+            for (int i = 0; i < 64; ++i) flags[i] = uint8_t(a[i] != b[i] ? 0xFF : 0);
+            return high_bits(flags);
+        }
     }
 
     // Whether chunks are decoded from lists of places, or 64 words at a time.
@@ -77,19 +81,7 @@ struct Generic {
 
     // Which of 64 words are at most `last`, less the bits that are not in `mask`.
     static uint64_t at_most(const uint16_t* words, uint16_t mask, uint16_t last) {
-        constexpr Halves kLow = {1, 2, 4, 8, 16, 32, 64, 128};
-        uint64_t found = 0;
-        for (int i = 0; i < 64; i += 16) {
-            Halves pair[2];
-            std::memcpy(pair, words + i, 32);
-            const Halves bits = ((Halves)((pair[0] & mask) <= last) & kLow) |
-                                ((Halves)((pair[1] & mask) <= last) & (kLow << 8));
-            uint64_t parts[2];
-            std::memcpy(parts, &bits, 16);
-            // The four sums of parts have no bit in common.
-            found |= ((parts[0] | parts[1]) * 0x0001000100010001 >> 48) << i;
-        }
-        return found;
+        return pack([&](int i) { return (Halves)((halves(words + i) & mask) <= last); });
     }
 
     // Which of 64 names are this one. Names are below 128.
@@ -285,6 +277,27 @@ struct Generic {
     }
 
   private:
+    static Halves halves(const uint16_t* from) {
+        Halves loaded;
+        std::memcpy(&loaded, from, sizeof loaded);
+        return loaded;
+    }
+
+    // A bit for each of 64 halves, of which flags(i) gives eight, all ones or all zeros.
+    template <class Flags>
+    static uint64_t pack(Flags flags) {
+        constexpr Halves kLow = {1, 2, 4, 8, 16, 32, 64, 128};
+        uint64_t mask = 0;
+        for (int i = 0; i < 64; i += 16) {
+            const Halves bits = (flags(i) & kLow) | (flags(i + 8) & (kLow << 8));
+            uint64_t parts[2];
+            std::memcpy(parts, &bits, sizeof parts);
+            // No two of the sixteen have a bit in common, so that they can be added.
+            mask |= ((parts[0] | parts[1]) * 0x0001000100010001 >> 48) << i;
+        }
+        return mask;
+    }
+
     // 32 bits, each moved to an even place.
     static uint64_t spread(uint32_t bits) {
         uint64_t x = bits;

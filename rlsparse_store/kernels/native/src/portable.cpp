@@ -1,5 +1,6 @@
 // The kernels for any processor.
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.hpp"
 #include "leaves.hpp"
