@@ -84,6 +84,16 @@ def _place(span: Span) -> tuple[int, int]:
     return span.plan.tuned.file, span.plan.tuned.offset
 
 
+def _rows_of_each(spans: Sequence[Span]) -> list[int]:
+    """Return the words per row of each tensor, 0 without rows. Many have the same shape."""
+    known: dict[tuple[int, ...], int] = {}
+    for span in spans:
+        shape = span.plan.tuned.shape
+        if shape not in known:
+            known[shape] = span.row_words or 0
+    return [known[span.plan.tuned.shape] for span in spans]
+
+
 class _Batch:
     """Small tensors of one coding, in memory."""
 
@@ -116,7 +126,7 @@ class _Batch:
     def encode(self) -> list[EncodedChunk | None]:
         """Encode the chunk of each tensor that changed."""
         spans, coding = self._spans, self._coding
-        rows = np.array([span.row_words or 0 for span in spans], np.uint64)
+        rows = np.array(_rows_of_each(spans), np.uint64)
         old, new = as_words(self._old, coding.width), as_words(self._new, coding.width)
         found = self._backend.draft_each(
             SmallTensors(old, new, self._word_ends, rows),
