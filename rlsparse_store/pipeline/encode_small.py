@@ -74,14 +74,13 @@ def encode_small_spans(
         ResultMismatchError: A chunk does not decode to its words, or the base changed.
     """
     # In the order of the file, most are neighbours.
-    batch = _Batch(backend, sorted(spans, key=_place), base, tuned, scratch)
+    places = [(span.plan.tuned.file, span.plan.tuned.offset, i) for i, span in enumerate(spans)]
+    order = [i for _, _, i in sorted(places)]
+    batch = _Batch(backend, [spans[i] for i in order], base, tuned, scratch)
     chunks = batch.encode()
     batch.prove(chunks)
-    return sorted(batch.coded(chunks), key=lambda coded: coded.span.tensor)
-
-
-def _place(span: Span) -> tuple[int, int]:
-    return span.plan.tuned.file, span.plan.tuned.offset
+    coded = dict(zip(order, batch.coded(chunks), strict=True))
+    return [coded[i] for i in range(len(spans))]
 
 
 def _rows_of_each(spans: Sequence[Span]) -> list[int]:

@@ -22,14 +22,18 @@ from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.native import instruction_sets
-from rlsparse_store.pipeline import coder, encode_small
+from rlsparse_store.pipeline import coder, decode, encode_small
+from rlsparse_store.pipeline.decode_small import SmallBatch, decode_small
+from rlsparse_store.pipeline.encode_small import encode_small_spans
 from rlsparse_store.pipeline.progress import no_progress
+from rlsparse_store.pipeline.threads import SMALL_TASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlsparse_store.codec.chunk import EncodedChunk
     from rlsparse_store.kernels.interface import SmallDrafts, SmallTensors
+    from rlsparse_store.pipeline.spans import CodedSpan
 
 LEAF_WORDS = LEAF_BYTES // 2
 
@@ -77,6 +81,30 @@ def test_a_run_takes_the_known_hashes_of_its_base(tmp_path: Path) -> None:
         alone = tmp_path / "alone" / step.name / "rlsparse" / "delta.safetensors"
         (entry,) = (tmp_path / "run").glob(f"{step.name}*/rlsparse/delta.safetensors")
         assert entry.read_bytes() == alone.read_bytes()
+
+
+def test_batches_are_bounded_whatever_the_number_of_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {f"t{i}": bf16_tensor(i, 4, 500) for i in range(200)}
+    tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
+    sizes: list[int] = []
+
+    def encode_seen(backend: Any, spans: Any, *arguments: Any) -> list[CodedSpan]:  # noqa: ANN401
+        sizes.append(sum(span.nbytes for span in spans))
+        return encode_small_spans(backend, spans, *arguments)
+
+    def decode_seen(reader: Any, checkpoint: Any, batch: SmallBatch, *arguments: Any) -> bool:  # noqa: ANN401
+        sizes.append(2 * batch.nbytes)
+        return decode_small(reader, checkpoint, batch, *arguments)
+
+    monkeypatch.setattr(coder, "encode_small_spans", encode_seen)
+    monkeypatch.setattr(decode, "decode_small", decode_seen)
+    old, new = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    encode_delta(old, new, tmp_path / "delta", threads=2)
+    apply_delta(tmp_path / "delta", tmp_path / "out", base=old, threads=2)
+    assert len(sizes) > 20
+    assert max(sizes) <= SMALL_TASK
 
 
 # --- errors ----------------------------------------------------------------------------------
