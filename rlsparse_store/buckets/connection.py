@@ -17,7 +17,7 @@ from rlsparse_store.buckets.calls import (
     timeout,
     with_retries,
 )
-from rlsparse_store.buckets.errors import changed, failure, settings_error, too_late
+from rlsparse_store.buckets.errors import changed, failure, settings_error, too_large, too_late
 from rlsparse_store.buckets.objects import ABSENT, Absent, ObjectStat, ObjectVersion
 from rlsparse_store.errors import (
     BucketError,
@@ -124,8 +124,7 @@ class ObstoreConnection:
         def request() -> tuple[bytes, ObjectVersion]:
             found = self._obstore.get(self._store, key)
             if found.meta["size"] > MOST_READ:
-                msg = f"has {found.meta['size']} bytes; at most {MOST_READ} are read in one piece"
-                raise BucketError(msg, file=self._place(key))
+                raise too_large(self._place(key), found.meta["size"], MOST_READ)
             return found.bytes().to_bytes(), self._version(found.meta)
 
         return self._call(request, key)

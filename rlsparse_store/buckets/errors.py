@@ -20,7 +20,7 @@ from rlsparse_store.errors import (
     RlsparseError,
 )
 
-__all__ = ["changed", "failure", "settings_error", "too_late"]
+__all__ = ["changed", "failure", "settings_error", "too_large", "too_late"]
 
 _STATUS: Final = re.compile(r"status code: (\d{3})\b")
 _CODE: Final = re.compile(r"<Code>(\w{1,64})</Code>", re.ASCII)
@@ -109,6 +109,11 @@ def _of_status(status: int, code: str, place: str) -> RlsparseError | Retriable:
     if status in {408, 429} or status >= 500:
         return Retriable(error)
     return BucketError(f"the object storage refused the request ({details})", file=place)
+
+
+def too_large(place: str, nbytes: int, most: int) -> BucketError:
+    """The error for an object that is not read in one piece."""
+    return BucketError(f"has {nbytes} bytes; at most {most} are read in one piece", file=place)
 
 
 def too_late(place: str) -> BucketTimeoutError:

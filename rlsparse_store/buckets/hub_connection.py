@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.buckets.connection import MOST_READ
-from rlsparse_store.buckets.errors import changed
+from rlsparse_store.buckets.errors import changed, too_large
 from rlsparse_store.buckets.objects import ObjectStat, ObjectVersion
 from rlsparse_store.errors import BucketError
 from rlsparse_store.hub.access import HubAccess
@@ -50,8 +50,7 @@ class HubConnection:
         """
         stat = self.head(key)
         if stat.nbytes > MOST_READ:
-            msg = f"has {stat.nbytes} bytes; at most {MOST_READ} are read in one piece"
-            raise BucketError(msg, file=f"{self._url}/{key}")
+            raise too_large(f"{self._url}/{key}", stat.nbytes, MOST_READ)
         if not stat.nbytes:
             return b"", stat.version
         return self.get_ranges(key, [(0, stat.nbytes)], stat.version)[0], stat.version

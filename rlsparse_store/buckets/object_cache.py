@@ -13,22 +13,28 @@ import re
 import shutil
 import stat
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from rlsparse_store.buckets.local_folder import local_folder
 from rlsparse_store.errors import OutputError
 from rlsparse_store.files.output import output_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from rlsparse_store.buckets.bucket_url import BucketUrl
     from rlsparse_store.buckets.objects import ObjectStat
 
-__all__ = ["CachedObject", "cache_errors", "cache_path", "is_cache_path", "keep_bounded"]
+__all__ = [
+    "CachedObject",
+    "cache_path",
+    "is_cache_path",
+    "keep_bounded",
+    "new_cache_file",
+]
 
 LIMIT: Final = "RLSPARSE_CACHE_BYTES"
 """Environment variable: bytes of all entries."""
@@ -43,7 +49,7 @@ _SPAN: Final = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
 _ENTRY: Final = re.compile(rf".*/{_FOLDER}/[0-9a-f]{{64}}/(s3|gs)/")
 
 
-def cache_errors() -> AbstractContextManager[None]:
+def _cache_errors() -> AbstractContextManager[None]:
     """Turn errors of the file system into :class:`OutputError`, which names the cache."""
     return output_errors(local_folder(_FOLDER))
 
@@ -65,7 +71,7 @@ def cache_path(url: BucketUrl, versions: Iterable[ObjectStat] = ()) -> Path:
     for found in sorted(versions):
         digest.update(f"\n{found.key}\n{found.nbytes} {found.version.e_tag}".encode())
     entry = _root() / digest.hexdigest()
-    with cache_errors(), suppress(FileNotFoundError):
+    with _cache_errors(), suppress(FileNotFoundError):
         os.utime(entry)
     return entry.joinpath(url.scheme, url.bucket, *filter(None, url.prefix.split("/")))
 
@@ -82,7 +88,7 @@ def _root() -> Path:
         OutputError: Another user may write to it, or it cannot be made.
     """
     root = local_folder(_FOLDER)
-    with cache_errors():
+    with _cache_errors():
         root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             root.mkdir(mode=0o700)
@@ -93,18 +99,19 @@ def _root() -> Path:
     return root
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file of the cache, which appears completely or not at all.
+@contextmanager
+def new_cache_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file of the cache to write, which appears completely or not at all.
 
     Raises:
         OutputError: It cannot be written.
     """
-    with cache_errors():
+    with _cache_errors():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 # Without this, a power cut could leave a file of the right length and of zeros.
                 os.fdatasync(file.fileno())
@@ -157,7 +164,8 @@ class CachedObject:
             OutputError: It cannot be written.
         """
         span = start, start + len(data)
-        _write(self.folder / f"{span[0]}-{span[1]}", data)
+        with new_cache_file(self.folder / f"{span[0]}-{span[1]}") as file:
+            file.write(data)
         # Replaced as a whole: other threads read it, and a lock could be held in a fork.
         self._spans = tuple(sorted({*self._spans, span}))
 
@@ -182,7 +190,7 @@ class CachedObject:
 
     def _read(self, first: int, last: int, part: memoryview, offset: int) -> bool:
         path = self.folder / f"{first}-{last}"
-        with cache_errors():
+        with _cache_errors():
             try:
                 with path.open("rb", buffering=0) as file:
                     if os.fstat(file.fileno()).st_size == last - first:

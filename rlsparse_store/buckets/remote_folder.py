@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from rlsparse_store.buckets.bucket_url import is_key
@@ -11,9 +9,9 @@ from rlsparse_store.buckets.calls import CONNECTIONS
 from rlsparse_store.buckets.connection import PART_BYTES
 from rlsparse_store.buckets.object_cache import (
     CachedObject,
-    cache_errors,
     cache_path,
     keep_bounded,
+    new_cache_file,
 )
 from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.errors import CheckpointError, NotFoundError
@@ -221,19 +219,9 @@ def fetch_files(folder: BucketFolder, names: Iterable[str]) -> Path:
 
 def _fetch(store: ObjectStore, found: ObjectStat, path: Path) -> None:
     """Fetch one object into a file, which appears when it is complete."""
-    with cache_errors():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            with temporary.open("xb") as file:
-                parts = list(_parts(0, found.nbytes))
-                for first in range(0, len(parts), CONNECTIONS):
-                    some = parts[first : first + CONNECTIONS]
-                    for data in store.get_ranges(found.key, some, version=found.version):
-                        file.write(data)
-                file.flush()
-                os.fdatasync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    parts = list(_parts(0, found.nbytes))
+    with new_cache_file(path) as file:
+        for first in range(0, len(parts), CONNECTIONS):
+            some = parts[first : first + CONNECTIONS]
+            for data in store.get_ranges(found.key, some, version=found.version):
+                file.write(data)

@@ -8,7 +8,7 @@ import click
 
 from rlsparse_store.cli.options import json_option
 from rlsparse_store.cli.output import print_json
-from rlsparse_store.delta.run_writer import repair_run
+from rlsparse_store.delta.run import repair_run
 from rlsparse_store.format.names import printable
 
 __all__ = ["runs_command"]

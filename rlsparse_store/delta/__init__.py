@@ -13,10 +13,9 @@ from rlsparse_store.delta.report import (
     TensorReport,
     WholeTensor,
 )
-from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run
+from rlsparse_store.delta.run import RunEntry, RunReport, inspect_run, repair_run
 from rlsparse_store.delta.run_encoder import encode_run
 from rlsparse_store.delta.run_place import RepairReport
-from rlsparse_store.delta.run_writer import repair_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
 from rlsparse_store.delta.verify_run import VerifyRunReport, verify_run
 from rlsparse_store.deprecated import moved

@@ -12,7 +12,7 @@ from rlsparse_store.files.checkpoint import open_files
 from rlsparse_store.files.delta_reader import DeltaReader
 from rlsparse_store.files.foreign_formats import no_weights, unsafe_file
 from rlsparse_store.files.weight_files import SUFFIX, WeightFiles, choose_weight_files
-from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.file_names import DELTA_FOLDER, folder_of_delta
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.selection import CheckpointSelection, FileSelection
 
@@ -131,9 +131,7 @@ def folders_with_deltas(names: Iterable[str]) -> list[str]:
     Args:
         names: Paths of files.
     """
-    # With a slash in front: another folder's name may end in the same letters.
-    parts = (f"/{name}".partition(f"/{DELTA_FOLDER}/") for name in names)
-    return sorted({folder[1:] for folder, inside, _ in parts if inside})
+    return sorted({folder for name in names if (folder := folder_of_delta(name)) is not None})
 
 
 def folders_at(url: BucketUrl) -> list[str]:

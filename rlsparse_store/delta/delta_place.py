@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
-from rlsparse_store.buckets.local_folder import local_folder
+from rlsparse_store.buckets.local_folder import upload_folder
 from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.buckets.upload import LAST_NAMES, file_names, upload_delta
 from rlsparse_store.delta.run_files import INDEX_NAME
 from rlsparse_store.errors import OutputError
-from rlsparse_store.files.output import staging_folder
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def new_delta_place(out: str | PathLike[str]) -> Iterator[Path]:
     if not keys.isdisjoint((*LAST_NAMES, INDEX_NAME)):
         msg = "exists already; remove it or choose another place"
         raise OutputError(msg, file=url)
-    with staging_folder(local_folder("staging")) as folder:
+    with upload_folder() as folder:
         delta = folder / "delta"
         yield delta
         # A killed upload of the same delta may have left objects.

@@ -10,6 +10,7 @@ from rlsparse_store.delta.resolve import delta_folders, read_listed
 from rlsparse_store.delta.run_files import (
     INDEX_NAME,
     NOTE_NAME,
+    PINS_PATH,
     EntryNote,
     IndexRow,
     natural_order,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from rlsparse_store.hub.listing import Listing
 
 __all__ = [
-    "PINS",
     "entry_folders",
     "index_path",
     "listed_pins",
@@ -35,9 +35,6 @@ __all__ = [
     "run_folders",
     "within",
 ]
-
-PINS = ".run/pins"
-"""Folder of the pins in a run."""
 
 
 def within(run: str, name: str) -> str:
@@ -73,7 +70,7 @@ def entry_folders(listing: Listing, run: str) -> list[str]:
 
 def listed_pins(listing: Listing, run: str) -> set[str]:
     """The digests that are pinned in a run."""
-    prefix = within(run, f"{PINS}/")
+    prefix = within(run, f"{PINS_PATH}/")
     return {path.removeprefix(prefix) for path in listing.files if path.startswith(prefix)}
 
 

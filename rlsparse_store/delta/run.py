@@ -15,8 +15,7 @@ from rlsparse_store.delta.resolve import delta_folders, find_repo_id, read_liste
 from rlsparse_store.delta.run_bucket import RunBucket
 from rlsparse_store.delta.run_files import IndexRow, RunContents, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
-from rlsparse_store.errors import NotFoundError
-from rlsparse_store.format.names import printable
+from rlsparse_store.delta.run_place import not_a_run
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.calls import map_concurrently
 from rlsparse_store.hub.listing import Listing, list_repo
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlsparse_store.delta.html_table import Rows
     from rlsparse_store.delta.report import DeltaReport, EncodeReport, WholeTensor
-    from rlsparse_store.delta.run_place import RunPlace
+    from rlsparse_store.delta.run_place import RepairReport, RunPlace
 
 __all__ = [
     "FoundEntry",
@@ -40,6 +39,7 @@ __all__ = [
     "is_run",
     "place_of",
     "read_reports",
+    "repair_run",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -219,8 +219,7 @@ def inspect_run(
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     report = find_run_report(run, access, revision)
     if report is None:
-        msg = "holds no deltas"
-        raise NotFoundError(msg, file=printable(str(run)))
+        raise not_a_run(run)
     return report
 
 
@@ -258,6 +257,26 @@ def _report(contents: RunContents) -> RunReport:
     ordered = sorted(contents.rows, key=lambda row: natural_order(row.folder))
     entries = [RunEntry.of(row, is_pinned=row.tuned in contents.pins) for row in ordered]
     return RunReport(deltas=entries)
+
+
+def repair_run(run: str | PathLike[str]) -> RepairReport:
+    """Make the index of a run again from its entries. Removes nothing.
+
+    Args:
+        run: Folder of the run, or its URL in object storage.
+
+    Raises:
+        NotFoundError: There is no such run, or it holds no deltas.
+        RunLockedError: Another process is writing.
+        RunError: An entry's note is damaged.
+        FormatError: A delta is damaged.
+        BucketError: The object storage failed.
+
+    Example:
+        >>> repair_run("run").added  # doctest: +SKIP
+        ['checkpoint-300']
+    """
+    return place_of(run).repair()
 
 
 class FoundEntry(NamedTuple):

@@ -16,7 +16,7 @@ import xxhash
 
 from rlsparse_store.buckets.calls import run_all
 from rlsparse_store.buckets.errors import too_late
-from rlsparse_store.buckets.local_folder import local_folder
+from rlsparse_store.buckets.local_folder import local_folder, upload_folder
 from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.buckets.upload import LAST_NAMES, delta_digest, upload_delta
 from rlsparse_store.delta.inspect import inspect_delta
@@ -27,6 +27,7 @@ from rlsparse_store.delta.run_files import (
     RunContents,
     natural_order,
     parse_note,
+    pin_text,
     row_of,
 )
 from rlsparse_store.delta.run_objects import (
@@ -47,15 +48,14 @@ from rlsparse_store.delta.run_place import (
     RunPlace,
     RunWriter,
     WatcherState,
+    not_a_run,
     require_base,
 )
 from rlsparse_store.errors import (
     BaseMismatchError,
-    NotFoundError,
     OutputError,
     RunError,
 )
-from rlsparse_store.files.output import staging_folder
 from rlsparse_store.files.writer_lock import WriterLock
 from rlsparse_store.format.file_names import DELTA_FOLDER
 
@@ -166,8 +166,7 @@ class RunBucket(RunPlace):
             unlisted = _marked_folders(self._store)
             folders = sorted(whole_folders(self._store) - unlisted, key=natural_order)
             if not folders:
-                msg = "holds no deltas"
-                raise NotFoundError(msg, file=str(self.root))
+                raise not_a_run(self.root)
             rows = run_all(
                 [partial(self.read_row, folder) for folder in folders],
                 # Each request has a deadline of its own.
@@ -210,7 +209,7 @@ class _BucketWriter(RunWriter):
     @contextmanager
     def new_entry(self, name: str) -> Iterator[Path]:  # noqa: ARG002 - of a local run
         """A local folder: the entry's own place follows from its bytes."""
-        with staging_folder(local_folder("staging")) as folder:
+        with upload_folder() as folder:
             yield folder / "delta"
 
     def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow | None:
@@ -260,7 +259,7 @@ class _BucketWriter(RunWriter):
         """Unlist and remove entries, as :class:`RunWriter` says."""
         self._store.delete([PINS + row.tuned for row in unpinned])
         for row in pinned:
-            self._store.put(PINS + row.tuned, row.name.encode("utf-8", "surrogateescape"))
+            self._store.put(PINS + row.tuned, pin_text(row))
         for row in unlisted:
             self._mark(row.folder)
 

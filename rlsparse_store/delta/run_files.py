@@ -29,6 +29,8 @@ __all__ = [
     "LARGEST_INDEX",
     "LARGEST_NOTE",
     "NOTE_NAME",
+    "PINS_PATH",
+    "UNLISTED_PATH",
     "EntryNote",
     "IndexRow",
     "RunContents",
@@ -43,6 +45,7 @@ __all__ = [
     "note_by_name",
     "parse_index",
     "parse_note",
+    "pin_text",
     "private_folder",
     "read_small",
     "row_of",
@@ -53,6 +56,10 @@ __all__ = [
 
 INDEX_NAME: Final = "run.json"
 NOTE_NAME: Final = "entry.json"
+PINS_PATH: Final = ".run/pins"
+UNLISTED_PATH: Final = ".run/unlisted"
+"""Folders in a run, wherever it is kept: a file for each digest that is pinned, and for each folder
+that is no entry any more."""
 
 LARGEST_NOTE: Final = 64 << 10
 LARGEST_INDEX: Final = 64 << 20
@@ -124,7 +131,7 @@ def private_folder(run: Path) -> Path:
 
 def marks_folder(run: Path) -> Path:
     """The folder with a file for each folder of the run that is no entry any more."""
-    return private_folder(run) / "unlisted"
+    return run / UNLISTED_PATH
 
 
 def is_delta(path: Path) -> bool:
@@ -227,6 +234,11 @@ def parse_note(text: bytes | None, place: object, name: str, tuned: str) -> Entr
 def note_by_name(name: str, tuned: str) -> EntryNote:
     """The note of an entry that has none."""
     return EntryNote(name=name, tuned=tuned, step=step_in_name(name))
+
+
+def pin_text(note: EntryNote) -> bytes:
+    """The content of the pin of an entry: the name that was pinned."""
+    return note.name.encode("utf-8", "surrogateescape")
 
 
 def _checksum(entry: object) -> str:

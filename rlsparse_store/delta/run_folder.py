@@ -12,6 +12,7 @@ from rlsparse_store.delta.run_files import (
     LARGEST_INDEX,
     LARGEST_NOTE,
     NOTE_NAME,
+    PINS_PATH,
     RunContents,
     delta_names,
     index_text,
@@ -23,13 +24,20 @@ from rlsparse_store.delta.run_files import (
     natural_order,
     parse_index,
     parse_note,
+    pin_text,
     private_folder,
     read_small,
     row_of,
     unlisted_names,
 )
-from rlsparse_store.delta.run_place import RepairReport, RunPlace, RunWriter, WatcherState
-from rlsparse_store.errors import NotFoundError, RunError, RunLockedError
+from rlsparse_store.delta.run_place import (
+    RepairReport,
+    RunPlace,
+    RunWriter,
+    WatcherState,
+    not_a_run,
+)
+from rlsparse_store.errors import RunError, RunLockedError
 from rlsparse_store.files.output import output_errors, remove_stale, replace_file
 from rlsparse_store.files.rename import flush_folder, make_folder
 from rlsparse_store.files.writer_lock import WriterLock, file_system_time
@@ -150,8 +158,7 @@ class RunFolder(RunPlace):
     def repair(self) -> RepairReport:
         """Make the index again, as :class:`RunPlace` says."""
         if not delta_names(self.root):
-            msg = "holds no deltas"
-            raise NotFoundError(msg, file=printable(str(self.root)))
+            raise not_a_run(self.root)
         with WriterLock(private_folder(self.root), self.root) as lock:
             index_error, indexed = None, {}
             try:
@@ -178,9 +185,10 @@ class _FolderWriter(RunWriter):
         contents: What it holds.
     """
 
+    root: Path
+
     def __init__(self, root: Path, lock: WriterLock, contents: RunContents) -> None:
         super().__init__(root, contents)
-        self._root = root
         self._lock = lock
 
     def require_held(self) -> None:
@@ -191,10 +199,10 @@ class _FolderWriter(RunWriter):
     def new_entry(self, name: str) -> Iterator[Path]:
         """The entry's own folder: the name, with a number if it is taken."""
         folder, number = name, 1
-        while (self._root / folder).exists() or (marks_folder(self._root) / folder).exists():
+        while (self.root / folder).exists() or (marks_folder(self.root) / folder).exists():
             number += 1
             folder = f"{name}.{number}"
-        yield self._root / folder
+        yield self.root / folder
 
     def add(self, delta: Path, note: EntryNote, report: DeltaReport) -> IndexRow:
         """List an entry whose folder is in place, as :class:`RunWriter` says."""
@@ -212,9 +220,9 @@ class _FolderWriter(RunWriter):
     ) -> list[IndexRow]:
         """Unlist and remove entries, as :class:`RunWriter` says."""
         for row in unpinned:
-            _remove_pin(self._root, row.tuned)
+            _remove_pin(self.root, row.tuned)
         for row in pinned:
-            _write_pin(self._root, row)
+            _write_pin(self.root, row)
         self._mark(unlisted)
         if unlisted or removed:
             # Also where a killed writer marked folders that the index still names.
@@ -224,10 +232,10 @@ class _FolderWriter(RunWriter):
 
     def due(self, grace_seconds: float) -> list[str]:
         """Folders whose grace period is over, by the clock of the file system."""
-        folder = marks_folder(self._root)
+        folder = marks_folder(self.root)
         marks = {name: folder / name for name in names_in(folder) if is_folder_name(name)}
         with output_errors(folder):
-            now = file_system_time(private_folder(self._root))
+            now = file_system_time(private_folder(self.root))
             due = [n for n, mark in marks.items() if now - mark.stat().st_mtime >= grace_seconds]
         return sorted(due, key=natural_order)
 
@@ -235,7 +243,7 @@ class _FolderWriter(RunWriter):
         """Mark entries as unlisted, and leave them out of the next index."""
         if not rows:
             return
-        marks = marks_folder(self._root)
+        marks = marks_folder(self.root)
         with output_errors(marks):
             make_folder(marks)
         self.require_held()
@@ -250,27 +258,27 @@ class _FolderWriter(RunWriter):
 
     def _publish(self) -> None:
         self.require_held()
-        _write_index(self._root, self.rows.values())
+        _write_index(self.root, self.rows.values())
 
     def _sweep(self, folders: Sequence[str]) -> None:
         """Remove unlisted folders: away from their place first, their files, then the marks."""
-        swept = private_folder(self._root) / "swept"
-        with output_errors(self._root):
+        swept = private_folder(self.root) / "swept"
+        with output_errors(self.root):
             if folders:
                 swept.mkdir(exist_ok=True)
             # What a kill left, or a power cut that took the mark.
             for left in swept.iterdir() if swept.is_dir() else ():
                 shutil.rmtree(left)
             for name in folders:
-                place = self._root / name
+                place = self.root / name
                 if place.is_symlink():
                     # What it leads to belongs to someone else.
                     place.unlink()
                 elif place.exists():
                     place.rename(swept / name)
-                    flush_folder(self._root)
+                    flush_folder(self.root)
                     shutil.rmtree(swept / name)
-                (marks_folder(self._root) / name).unlink()
+                (marks_folder(self.root) / name).unlink()
 
 
 class _StateFile(WatcherState):
@@ -301,14 +309,14 @@ def _write_index(root: Path, rows: Iterable[IndexRow]) -> None:
 
 
 def _pins_folder(root: Path) -> Path:
-    return private_folder(root) / "pins"
+    return root / PINS_PATH
 
 
 def _write_pin(root: Path, note: EntryNote) -> None:
     folder = _pins_folder(root)
     with output_errors(folder):
         make_folder(folder)
-    replace_file(folder / note.tuned, note.name.encode("utf-8", "surrogateescape"))
+    replace_file(folder / note.tuned, pin_text(note))
 
 
 def _remove_pin(root: Path, tuned: str) -> None:

@@ -12,6 +12,8 @@ from rlsparse_store.buckets.upload import LAST_NAMES
 from rlsparse_store.delta.run_files import (
     INDEX_NAME,
     LARGEST_INDEX,
+    PINS_PATH,
+    UNLISTED_PATH,
     RunContents,
     index_text,
     is_digest,
@@ -39,13 +41,13 @@ __all__ = [
     "whole_folders",
 ]
 
-UNLISTED: Final = ".run/unlisted/"
+UNLISTED: Final = f"{UNLISTED_PATH}/"
 """What the keys of the marks of unlisted entries begin with."""
 
 ABANDONED: Final = ".run/abandoned/"
 """The same of folders that a killed writer uploaded."""
 
-PINS: Final = ".run/pins/"
+PINS: Final = f"{PINS_PATH}/"
 """What the keys of pins begin with."""
 
 _PROBE: Final = ".run/conditions"

@@ -301,14 +301,8 @@ def staging_folder(parent: Path) -> Iterator[Path]:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _NAMING:
             remove_stale(parent)
-            suffix = f".tmp-{_HOST}-{os.getpid()}"
-            folder = Path(tempfile.mkdtemp(suffix, ".staging-", parent))
-            _LIVE.add(folder)
-    try:
+    with _own_folder(parent, ".staging-") as folder:
         yield folder
-    finally:
-        _LIVE.discard(folder)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(process: int) -> bool:
@@ -347,14 +341,28 @@ def scratch_folder() -> Iterator[Path]:
         OutputError: It cannot be made.
     """
     above = Path(tempfile.gettempdir())
-    ending = f".tmp-{_HOST}-"
-    with output_errors(above):
+    with output_errors(above), _NAMING:
         # Others' may be there, too, and their processes cannot be seen from every container.
-        found = above.glob(f"{_SCRATCH}*{ending}*")
-        _remove_ended([path for path in found if path.lstat().st_uid == os.geteuid()])
-        with _NAMING:
-            folder = Path(tempfile.mkdtemp(f"{ending}{os.getpid()}", _SCRATCH, above))
-            _LIVE.add(folder)
+        found = above.glob(f"{_SCRATCH}*.tmp-{_HOST}-*")
+        _remove_ended([path for path in found if _owner(path) == os.geteuid()])
+    with _own_folder(above, _SCRATCH) as folder:
+        yield folder
+
+
+def _owner(path: Path) -> int | None:
+    """The user of a file or folder; ``None`` if it is gone meanwhile."""
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _own_folder(above: Path, prefix: str) -> Iterator[Path]:
+    """A new folder, removed at the end. Its name tells others whose it is."""
+    with output_errors(above), _NAMING:
+        folder = Path(tempfile.mkdtemp(f".tmp-{_HOST}-{os.getpid()}", prefix, above))
+        _LIVE.add(folder)
     try:
         yield folder
     finally:

@@ -183,7 +183,7 @@ def push_delta(  # noqa: PLR0913 - each says one thing of what is published
             deltas=local,
             run=place.run,
             is_run=place.is_run,
-            pins=frozenset(place_of(delta).read().pins if place.is_run else ()),
+            pins=place.pins,
             prune=prune,
         )
         push = _Push(
@@ -375,18 +375,21 @@ class _Place(NamedTuple):
         run: Folder of the repository that the deltas' folders are in.
         folders: Local folders of the deltas by their folders in ``run``.
         is_run: Whether they are the entries of a run.
+        pins: Digests that the run pins.
     """
 
     run: str
     folders: dict[str, Path]
     is_run: bool
+    pins: frozenset[str] = frozenset()
 
 
 def _place(delta: Path, subfolder: str) -> _Place:
     inside = subfolder_parts(subfolder)
     if (run := place_of(delta)).is_run():
-        folders = {row.folder: delta / row.folder for row in run.read().rows}
-        place = _Place("/".join(inside), folders, is_run=True)
+        contents = run.read()
+        folders = {row.folder: delta / row.folder for row in contents.rows}
+        place = _Place("/".join(inside), folders, is_run=True, pins=frozenset(contents.pins))
     else:
         name = inside.pop() if inside else ""
         place = _Place("/".join(inside), {name: delta}, is_run=False)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.analysis.plots.heatmap import density_map
 from rlsparse_store.delta.listed_run import (
-    PINS,
     entry_folders,
     index_path,
     listed_pins,
@@ -16,9 +15,9 @@ from rlsparse_store.delta.listed_run import (
     within,
 )
 from rlsparse_store.delta.run import read_reports
-from rlsparse_store.delta.run_files import index_text, natural_order
+from rlsparse_store.delta.run_files import PINS_PATH, index_text, natural_order, pin_text
 from rlsparse_store.errors import BaseMismatchError, MissingDependencyError, RunError
-from rlsparse_store.format.file_names import DELTA_FOLDER
+from rlsparse_store.format.file_names import folder_of_delta
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.remote_folder import read_small_file
 from rlsparse_store.hub.repo_id import RepoId
@@ -211,13 +210,13 @@ class PushPlan:
             self.files[path] = text
 
     def _pin_path(self, digest: str) -> str:
-        return within(self._run, f"{PINS}/{digest}")
+        return within(self._run, f"{PINS_PATH}/{digest}")
 
     def _add_pins(self) -> None:
         for delta in self._local.values():
             path = self._pin_path(delta.row.tuned)
             if delta.row.tuned in self.publication.pins and path not in self._there:
-                self.files[path] = delta.row.name.encode("utf-8", "surrogateescape")
+                self.files[path] = pin_text(delta.row)
 
     def _add_card(self) -> None:
         reports = self._reports()
@@ -267,8 +266,7 @@ def _by_delta(paths: Iterable[str]) -> dict[str, list[str]]:
     """The files of deltas by the folders of the deltas, without the small files beside them."""
     found: dict[str, list[str]] = {}
     for path in paths:
-        # With a slash in front: a folder's name may end in the same letters.
-        folder, inside, _ = f"/{path}".partition(f"/{DELTA_FOLDER}/")
-        if inside:
-            found.setdefault(folder[1:], []).append(path)
+        folder = folder_of_delta(path)
+        if folder is not None:
+            found.setdefault(folder, []).append(path)
     return found

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
-from rlsparse_store.buckets.local_folder import local_folder
+from rlsparse_store.buckets.local_folder import upload_folder
 from rlsparse_store.buckets.object_store import ObjectStore
 from rlsparse_store.buckets.upload import LAST_NAMES, upload_delta
 from rlsparse_store.errors import OutputError
 from rlsparse_store.files.delta_writer import RankShard
-from rlsparse_store.files.output import output_errors, output_folder, staging_folder
+from rlsparse_store.files.output import output_errors, output_folder
 from rlsparse_store.format.file_names import DELTA_FOLDER, shard_name
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def new_shards(out: Path | BucketUrl) -> Iterator[NewShards]:
         raise OutputError(msg, file=out)
     # A save that failed left them. Without the list of shards, they are no delta.
     store.delete(keys)
-    with staging_folder(local_folder("staging")) as staging:
+    with upload_folder() as staging:
         folder = staging / "delta" / DELTA_FOLDER
         with output_errors(out):
             folder.mkdir(parents=True)
@@ -136,7 +136,7 @@ def rank_shard(place: str, number: int, shards: int) -> Iterator[RankShard]:
     """
     url = parse_bucket_url(place)
     if url is not None:
-        with staging_folder(local_folder("staging")) as folder:
+        with upload_folder() as folder:
             with RankShard(folder, number, shards) as shard:
                 yield shard
             name = shard_name(number, shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pairs import Tensors, bf16_tensor, save, tune
+from pairs import save_training
 
 from rlsparse_store.analysis.run_diff import diff_entries
 from rlsparse_store.analysis.series import measure_series
@@ -45,14 +46,11 @@ def step(number: int) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, checkpoints with the state of their trainer, and their run."""
     root = tmp_path_factory.mktemp("trained")
-    tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(2)}
-    save(root / "base", tensors)
-    for number, reward in zip(STEPS, REWARDS, strict=True):
-        tensors = {name: tune(t, number, 0.05) for name, t in tensors.items()}
-        folder = save(root / "trainer" / step(number), tensors)
-        log = [{"step": 5, "reward": 9.0}, {"step": number, "reward": reward, "loss": float("nan")}]
-        state = {"global_step": number, "log_history": log}
-        (folder / "trainer_state.json").write_text(json.dumps(state))
+    logs = {
+        number: [{"step": 5, "reward": 9.0}, {"step": number, "reward": reward, "loss": math.nan}]
+        for number, reward in zip(STEPS, REWARDS, strict=True)
+    }
+    save_training(root / "base", root / "trainer", logs)
     encode_run(root / "base", [root / "trainer"], root / "run")
     return root
 

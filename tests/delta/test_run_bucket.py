@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bucket_view import BucketView
 from loopback_s3 import SECRETS, LoopbackS3, rlsparse
-from pairs import SINGLE, Tensors, bf16_tensor, contents, save, tune
+from pairs import SINGLE, Tensors, bf16_tensor, contents, save, save_training, tune
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.buckets.object_store import ObjectStore
@@ -45,6 +45,8 @@ from rlsparse_store.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rlsparse_store.buckets.connection import Condition
 
 STEPS = (10, 20, 30)
@@ -58,14 +60,9 @@ def step(number: int) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, another one, and checkpoints with the state of their trainer."""
     root = tmp_path_factory.mktemp("trained")
-    tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(2)}
-    save(root / "base", tensors)
     save(root / "other", {f"layers.{n}.weight": bf16_tensor(n + 5, 60, 64) for n in range(2)})
-    for number in STEPS:
-        tensors = {name: tune(t, number, 0.05) for name, t in tensors.items()}
-        folder = save(root / "trainer" / step(number), tensors)
-        state = {"global_step": number, "log_history": [{"reward": number / 100}]}
-        (folder / "trainer_state.json").write_text(json.dumps(state))
+    logs = {number: [{"reward": number / 100}] for number in STEPS}
+    for folder in save_training(root / "base", root / "trainer", logs).values():
         (folder / "config.json").write_text("{}")
     return root
 
@@ -190,17 +187,24 @@ def test_another_base_is_refused(s3: LoopbackS3, trained: Path) -> None:
     assert names(url) == [step(10)]
 
 
+def overtake(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let another writer act once, between an upload and its listing."""
+
+    def overtaken(*args: Any) -> None:  # noqa: ANN401 - passed on
+        monkeypatch.setattr(run_bucket, "upload_delta", upload_delta)
+        upload_delta(*args)
+        act()
+
+    monkeypatch.setattr(run_bucket, "upload_delta", overtaken)
+
+
 def test_another_base_that_comes_first_is_refused(
     s3: LoopbackS3, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = url_of(s3)
 
-    def overtaken(*args: Any) -> None:  # noqa: ANN401 - passed on
-        monkeypatch.setattr(run_bucket, "upload_delta", upload_delta)
-        upload_delta(*args)
-        encode_run(trained / "other", [trained / "trainer" / step(20)], url, force=True)
-
-    monkeypatch.setattr(run_bucket, "upload_delta", overtaken)
+    checkpoint = trained / "trainer" / step(20)
+    overtake(monkeypatch, lambda: encode_run(trained / "other", [checkpoint], url, force=True))
     with pytest.raises(BaseMismatchError, match="another base"):
         encode(trained, url, 10)
     assert names(url) == [step(20)]
@@ -214,12 +218,7 @@ def test_a_writer_that_is_overtaken_loses_nothing(
 ) -> None:
     url = url_of(s3)
 
-    def overtaken(*args: Any) -> None:  # noqa: ANN401 - passed on
-        monkeypatch.setattr(run_bucket, "upload_delta", upload_delta)
-        upload_delta(*args)
-        encode(trained, url, 20, 30)
-
-    monkeypatch.setattr(run_bucket, "upload_delta", overtaken)
+    overtake(monkeypatch, lambda: encode(trained, url, 20, 30))
     assert len(encode(trained, url, 10)) == 1
     assert names(url) == [step(number) for number in STEPS]
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from rlsparse_store.files.output import OutputFile, output_folder, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pairs import Tensors
 
@@ -268,6 +268,17 @@ def test_a_scratch_folder_is_removed_after_a_kill_by_the_next_one(
         (first / "part").touch()
         assert names(tmp_path) == sorted(p.name for p in (first, second, living, others))
     assert names(tmp_path) == sorted([living.name, others.name])
+
+
+def test_a_scratch_folder_of_another_process_may_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / f"rlsparse-abc.tmp-{output._HOST}-{dead_process()}"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
+    with output.scratch_folder() as folder:
+        assert names(tmp_path) == [folder.name]
+    assert names(tmp_path) == []
 
 
 def test_the_names_of_new_folders_are_flushed(

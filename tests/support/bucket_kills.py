@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bucket_view import BucketView
 from loopback_s3 import LoopbackS3
-from pairs import SINGLE, Tensors, bf16_tensor, save, tune
+from pairs import SINGLE, save_training
 
 from rlsparse_store.buckets.connection import ObstoreConnection
 from rlsparse_store.buckets.upload import LAST_NAMES
@@ -59,15 +59,9 @@ class Rig:
         self._view = BucketView(bucket)
         self._prefix = prefix
         self._url = f"s3://{bucket}/{prefix}"
-        tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(2)}
-        self._base = save(root / "base", tensors)
-        self._tuned = {}
-        for number in STEPS:
-            tensors = {name: tune(t, number, 0.05) for name, t in tensors.items()}
-            path = save(root / f"checkpoint-{number}", tensors)
-            state = {"global_step": number, "log_history": [{"reward": number / 100}]}
-            (path / "trainer_state.json").write_text(json.dumps(state))
-            self._tuned[path.name] = path
+        self._base = root / "base"
+        logs = {number: [{"reward": number / 100}] for number in STEPS}
+        self._tuned = save_training(self._base, root, logs)
         self._decoded: set[str] = set()
         self.reported: set[str] = set()
         self.counts: Counter[str] = Counter()

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from server_faults import Faulty
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -73,16 +75,7 @@ class Bucket:
     private: bool = False
 
 
-@dataclass
-class Fault:
-    """A fault of the next requests whose ``METHOD /path`` matches."""
-
-    kind: str
-    on: re.Pattern[str]
-    times: int
-
-
-class LoopbackHub:
+class LoopbackHub(Faulty):
     """Repositories in memory, what was asked for, and what goes wrong.
 
     Args:
@@ -91,13 +84,13 @@ class LoopbackHub:
     """
 
     def __init__(self, port: int = 0, forks: Forks | None = None) -> None:
+        super().__init__()
         self.forks = forks
         self.repos: dict[str, Repo] = {}
         self.buckets: dict[str, Bucket] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.leaks: list[str] = []
-        self.faults: list[Fault] = []
         self.closing = threading.Event()
         self.changing = threading.Lock()
         self.before_commit: Callable[[], object] = lambda: None
@@ -130,17 +123,6 @@ class LoopbackHub:
     def files(self, repo: str, revision: str = "main") -> Files:
         """Return the files of a revision."""
         return self.repos[repo].commits[self.repos[repo].refs[revision]]
-
-    def fail(self, fault: str, on: str, times: int = 1) -> None:
-        """Fail the next requests that match ``METHOD /path``."""
-        self.faults.append(Fault(fault, re.compile(on), times))
-
-    def take_fault(self, request: str) -> str | None:
-        for fault in self.faults:
-            if fault.times and fault.on.search(request):
-                fault.times -= 1
-                return fault.kind
-        return None
 
     @property
     def sent(self) -> int:

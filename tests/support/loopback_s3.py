@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import itertools
 import os
-import re
 import subprocess
 import sys
 import threading
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
+
+from server_faults import Faulty
 
 from rlsparse_store.buckets.bucket_url import parse_bucket_url
 from rlsparse_store.buckets.object_store import ObjectStore
@@ -52,25 +52,19 @@ class Request(NamedTuple):
     nbytes: int
 
 
-@dataclass
-class Fault:
-    """A fault of the next requests whose ``METHOD /path`` matches."""
-
-    kind: str
-    on: re.Pattern[str]
-    times: int
-
-
-class LoopbackS3:
+class LoopbackS3(Faulty):
     """A server with buckets in memory, the requests it got, and the faults of the next ones.
 
     Conditional writes go to moto one at a time: it looks at an object and writes it in two steps.
+
+    A fault is a status; ``silence``; ``dropped``: no answer, not executed; ``lost``: executed
+    without an answer; ``cut``: half of the body; ``slow``: a byte at a time.
     """
 
     def __init__(self, forks: Forks | None = None) -> None:
+        super().__init__()
         self.forks = forks
         self.requests: list[Request] = []
-        self.faults: list[Fault] = []
         self.bucket = ""
         self.closing = threading.Event()
         self.writing = threading.Lock()
@@ -113,24 +107,6 @@ class LoopbackS3:
         self.requests.clear()
         self.faults.clear()
         return name
-
-    def fail(self, fault: str, on: str, times: int = 1) -> None:
-        """Fail the next requests that match ``METHOD /path``.
-
-        Args:
-            fault: A status; ``silence``; ``dropped``: no answer, not executed; ``lost``: executed
-                without an answer; ``cut``: half of the body; ``slow``: a byte at a time.
-            on: The pattern.
-            times: The number of requests.
-        """
-        self.faults.append(Fault(fault, re.compile(on), times))
-
-    def take_fault(self, request: str) -> str | None:
-        for fault in self.faults:
-            if fault.times and fault.on.search(request):
-                fault.times -= 1
-                return fault.kind
-        return None
 
     @property
     def url(self) -> str:

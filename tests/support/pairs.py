@@ -13,7 +13,7 @@ from rlsparse_store.delta import apply_delta, encode_delta, verify_delta
 from rlsparse_store.format.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -92,6 +92,31 @@ def save(folder: Path, tensors: Tensors) -> Path:
     folder.mkdir(parents=True)
     (folder / SINGLE).write_bytes(file_bytes(tensors, {"format": "pt"}))
     return folder
+
+
+def save_training(
+    base: Path, trainer: Path, logs: Mapping[int, Sequence[dict[str, float]]]
+) -> dict[str, Path]:
+    """Save a base, and the checkpoints that a trainer leaves of it, each with its state.
+
+    Args:
+        base: Folder of the base.
+        trainer: Folder of the checkpoints.
+        logs: What the trainer has logged, by the step of a checkpoint.
+
+    Returns:
+        The folders of the checkpoints, by name.
+    """
+    tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(2)}
+    save(base, tensors)
+    saved = {}
+    for number, log in logs.items():
+        tensors = {name: tune(t, number, 0.05) for name, t in tensors.items()}
+        path = save(trainer / f"checkpoint-{number}", tensors)
+        state = {"global_step": number, "log_history": log}
+        (path / "trainer_state.json").write_text(json.dumps(state))
+        saved[path.name] = path
+    return saved
 
 
 def save_sharded(folder: Path, *shards: Tensors) -> Path:

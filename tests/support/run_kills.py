@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pairs import SINGLE, Tensors, bf16_tensor, save, tune
+from pairs import SINGLE, save_training
 
 from rlsparse_store.delta import apply_delta, encode_run, inspect_run, prune_run, repair_run
 from rlsparse_store.errors import NotFoundError
@@ -42,15 +42,9 @@ class Rig:
         self._random = random.Random(seed)  # noqa: S311 - not a secret
         self._root = root
         self._run = root / "run"
-        tensors: Tensors = {f"layers.{n}.weight": bf16_tensor(n, 60, 64) for n in range(2)}
-        self._base = save(root / "base", tensors)
-        self._tuned = {}
-        for number in STEPS:
-            tensors = {name: tune(t, number, 0.05) for name, t in tensors.items()}
-            path = save(root / f"checkpoint-{number}", tensors)
-            state = {"global_step": number, "log_history": [{"reward": number / 100}]}
-            (path / "trainer_state.json").write_text(json.dumps(state))
-            self._tuned[path.name] = path
+        self._base = root / "base"
+        logs = {number: [{"reward": number / 100}] for number in STEPS}
+        self._tuned = save_training(self._base, root, logs)
         self.reported: set[str] = set()
 
     def kill_one(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bitrot
+from forked import run_batches
 from result import Result
 from rlsparse_store.pipeline import spans
 
@@ -45,6 +46,6 @@ def test_one_bit_is_flipped_where_it_lies(buffer: bytes) -> None:
 def test_a_wrong_delta_fails_the_run(rig: bitrot.Rig, tmp_path: Path) -> None:
     result = Result.read("bitrot", tmp_path)
     with mock.patch.object(rig, "trial", return_value=("stored wrong", "streams")):
-        bitrot.run(rig, result, seconds=0)
+        run_batches(rig.batch, result, seconds=0)
     assert result.failed()
     assert result.totals()["stored wrong"] == bitrot.BATCH

@@ -11,7 +11,7 @@ import pytest
 
 import mutations
 from conformance.readers import load_decoder
-from forked import Died, Place, in_fork
+from forked import Died, Place, in_fork, run_batches
 from result import Result
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ran(rig: Rig, folder: Path) -> Result:
-    mutations.run(rig, Result.read("mutations", folder), seconds=0)
+    run_batches(rig.batch, Result.read("mutations", folder), seconds=0)
     return Result.read("mutations", folder)
 
 

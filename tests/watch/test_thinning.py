@@ -16,7 +16,6 @@ from watch_rig import Rig, float32, kinds, new_rig
 
 from rlsparse_store.delta import apply_delta, encode_run, prune_run
 from rlsparse_store.delta.run import place_of
-from rlsparse_store.delta.run_writer import write_run
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.watch import WatchEvent, thinning, watch_checkpoints
@@ -293,7 +292,7 @@ def test_a_locked_run_is_waited_for(rig: Rig) -> None:
     for step in (1, 2):
         rig.write("Trainer", step)
     rig.watch()
-    with write_run(rig.run):
+    with place_of(rig.run).write():
         assert thin(rig) == []
     assert kinds(thin(rig)) == ["thinned"]
 

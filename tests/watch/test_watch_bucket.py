@@ -16,7 +16,7 @@ from pairs import SINGLE
 from watch_rig import Rig, kinds, new_rig
 
 from rlsparse_store.delta import apply_delta, inspect_run, prune_run
-from rlsparse_store.delta.run_writer import write_run
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.errors import BucketServerError, RunLockedError
 from rlsparse_store.watch import WatchEvent, watch_checkpoints
 from rlsparse_store.watch.thinning import NOTE_NAME
@@ -120,7 +120,7 @@ def test_two_watchers(
     # Of other runs, and on another machine, others may watch, and write at any time.
     assert kinds(watch(rig, f"{s3.url}/runs/b")) == ["stored", "stored"]
     monkeypatch.setenv("RLSPARSE_CACHE", str(tmp_path / "elsewhere"))
-    with write_run(url):
+    with place_of(url).write():
         assert kinds(watch(rig, url)) == ["stored"]
     events.close()
     assert names(url) == ["checkpoint-1", "checkpoint-2"]

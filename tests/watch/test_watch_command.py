@@ -145,8 +145,8 @@ def test_a_signal_abandons_what_is_being_encoded(root: Path, number: signal.Sign
             assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(number)
-        process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, stderr
     assert [path.name for path in (root / "run").iterdir()] == [".run"]
     assert "stored" in run(root, "--once").stderr
 

@@ -18,7 +18,7 @@ from watch_rig import NEVER, Rig, float32, kinds, new_rig
 
 from rlsparse_store.delta import apply_delta, encode_run, inspect_run, prune_run, run_encoder
 from rlsparse_store.delta.encode import encode_spans
-from rlsparse_store.delta.run_writer import write_run
+from rlsparse_store.delta.run import place_of
 from rlsparse_store.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -509,13 +509,13 @@ def test_two_watchers_of_one_run(rig: Rig) -> None:
         rig.watch()
     # Other writers may come between, and are waited for.
     prune_run(rig.run, keep_last=1)
-    with write_run(rig.run):
+    with place_of(rig.run).write():
         rig.write("Trainer", 2)
         assert next(watching).kind == "waiting"
     assert next(watching).kind == "stored"
     watching.close()
     rig.write("Trainer", 3)
-    with write_run(rig.run), pytest.raises(RunLockedError):
+    with place_of(rig.run).write(), pytest.raises(RunLockedError):
         rig.watch()
     assert kinds(rig.watch()) == ["stored"]
 

@@ -49,9 +49,10 @@ def commands_for(python: str, pair: Path, delta: Path, threads: int) -> dict[str
     program = (python, "-m", "rlsparse_store")
     encode = (*program, "encode", str(base), str(tuned), "-o", str(out), *options)
     apply = (*program, "apply", str(delta), "--base", str(base), "-o", str(out), *options)
+    needs = 2 * sum(path.stat().st_size for path in base.iterdir())
     return {
-        "encode": Command("encode", (encode,), (base, tuned), out),
-        "apply": Command("apply", (apply,), (base, delta), out),
+        "encode": Command("encode", (encode,), (base, tuned), out, needs),
+        "apply": Command("apply", (apply,), (base, delta), out, needs),
     }
 
 

@@ -12,7 +12,6 @@ digest of the integration's code.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,14 +21,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from unittest import mock
 
 import click
 
-sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
-
-from loopback_s3 import LoopbackS3, upload
-
+from bucket_run import run_in_bucket
 from comparison import Checks, Seen, make_cases, write_result
 from sglang_server import SglangServer, sglang_environment
 
@@ -212,20 +207,16 @@ def check_hub(engines: Engines, case: Path) -> None:
 
 def check_bucket(engines: Engines, case: Path) -> None:
     """An engine goes from its base to a step of a run in object storage, and back."""
-    with LoopbackS3() as s3, tempfile.TemporaryDirectory() as home:
-        s3.bucket = s3.make_bucket()
-        run, places = f"{s3.url}/run", s3.environment(Path(home))
-        with mock.patch.dict(os.environ, places):
-            upload(run, case / "run")
+    with run_in_bucket(case) as (run, variables):
         base = case / "base"
         seen = engines.run(
             base,
             ["observe"],
             ["update", f"{run}/step-1"],
-            ["update", f"{s3.url}/run2/step-1"],
+            ["update", f"{run}2/step-1"],
             ["update", base],
             settings=json.dumps({"base": str(base), "roots": [run]}),
-            variables=places,
+            variables=variables,
         )
     one = engines.run(case / "step-1")[0]
     engines.same("bucket: from the base to a step of a run", one, seen[1])

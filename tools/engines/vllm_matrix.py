@@ -11,7 +11,6 @@ Each check starts real engines in processes of their own. The full matrix writes
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,7 +20,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from unittest import mock
 
 import click
 from safetensors.torch import load_file, save_file
@@ -31,8 +29,8 @@ from rlsparse_store import encode_delta
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 
 from loopback_hub import LoopbackHub
-from loopback_s3 import LoopbackS3, upload
 
+from bucket_run import run_in_bucket
 from comparison import Checks, Seen, make_cases, write_result
 from server import VllmServer, vllm_environment
 
@@ -350,16 +348,12 @@ def check_hub(engines: Engines, case: Path) -> None:
 
 def check_bucket(engines: Engines, case: Path) -> None:
     """A server starts with a step of a run in object storage, and goes to another one."""
-    with LoopbackS3() as s3, tempfile.TemporaryDirectory() as home:
-        s3.bucket = s3.make_bucket()
-        run, places = f"{s3.url}/run", s3.environment(Path(home))
-        with mock.patch.dict(os.environ, places):
-            upload(run, case / "run")
+    with run_in_bucket(case) as (run, variables):
         options = serving(case, delta=f"{run}/step-1", base=str(case / "base"))
         options["model_loader_extra_config"]["roots"] = [run]
-        with VllmServer(engines.python, str(case / "base"), options, places) as server:
+        with VllmServer(engines.python, str(case / "base"), options, variables) as server:
             texts, codes = [server.complete()], []
-            for place in (f"{run}/step-2", f"{s3.url}/run2/step-1", str(case / "base")):
+            for place in (f"{run}/step-2", f"{run}2/step-1", str(case / "base")):
                 codes.append(server.update(place))
                 texts.append(server.complete())
     engines.check(

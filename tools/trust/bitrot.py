@@ -33,9 +33,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from forked import Died, Place, in_fork
+from forked import PATIENCE, Died, Place, in_fork, run_batches
 from format_vectors.checkpoints import MODEL, Tensor, Tensors, floats, safetensors
-from result import RESULTS, Fault, Result
+from result import RESULTS, Result
 from rlsparse_store.codec.chunk import encode_chunk
 from rlsparse_store.delta import apply_delta, encode_run
 from rlsparse_store.errors import RlsparseError
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 BATCH: Final = 100
 """Encodings of a seed."""
-
-PATIENCE: Final = 300
 
 
 class Flipper:
@@ -226,18 +224,6 @@ def control(rig: Rig) -> int:
     return int(found)
 
 
-def run(rig: Rig, result: Result, seconds: float) -> None:
-    """Do batches until the time is up."""
-    for seed in result.seeds(seconds):
-        found = in_fork(partial(rig.batch, seed), PATIENCE)
-        if isinstance(found, Died):
-            how = found.how.strip().splitlines()[-1]
-            result.add({}, [Fault(f"the process ended: {how}", f"{seed}/{found.place}")])
-            continue
-        counts, faults = found
-        result.add(counts, [Fault(what, case) for what, case in faults])
-
-
 @click.command()
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -262,7 +248,7 @@ def main(seconds: float, results: Path, case: str | None) -> None:
             "were hashed: encoding refuses, or what is stored is right",
             {"encodings": 10_000},
         )
-        run(rig, result, seconds)
+        run_batches(rig.batch, result, seconds)
     click.echo(result.summary())
     sys.exit(result.failed())
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import sys
 import time
@@ -28,7 +27,7 @@ import click
 from crash_model import Recording, read_record, sampled
 from interposer import CHANGES, Action, Plan
 from result import RESULTS, Fault, Result
-from rig import open_bench, rig_folder
+from rig import add_found, open_bench, rig_folder, without_numbers
 from subjects import COMMANDS, HOME, SUBJECTS, normal, visible
 
 if TYPE_CHECKING:
@@ -138,13 +137,11 @@ def main(seconds: float, command: str | None, root: Path | None, results: Path) 
                 counts["cuts"] += 1
                 counts[f"cuts: {name}"] += 1
                 if wrong:
-                    what = re.sub(r"\d{4,}|[0-9a-f]{32,}", "N", f"{name}: {wrong}")
+                    what = without_numbers(f"{name}: {wrong}")
                     faults.setdefault(what, Fault(what, f"--command {name}, seed {seed}, {place}"))
                 if time.monotonic() > end:
                     break
-            result.add(counts, list(faults.values()))
-            for fault in faults.values():
-                click.echo(f"{fault.what}\n  {fault.case}")
+            add_found(result, counts, faults)
         click.echo(result.summary())
     sys.exit(result.failed())
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import file_system, open_bench, rig_folder
+from rig import add_found, file_system, open_bench, rig_folder, without_numbers
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -138,11 +137,6 @@ def sweep(bench: Bench, case: Case, rng: random.Random) -> Iterator[tuple[int, O
             return
 
 
-def _described(text: str) -> str:
-    """A text without what differs from run to run."""
-    return re.sub(r"\d{4,}|[0-9a-f]{32,}", "N", text)
-
-
 @click.command()
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="How long to go on.")
 @click.option("--command", type=click.Choice([*SUBJECTS]), help="Only this command.")
@@ -185,15 +179,15 @@ def main(
                 counts[f"calls failed: {name}"] += 1
                 counts[f"calls failed on {file_system(folder)}"] += 1
                 if wrong:
-                    what = _described(f"{name}, {case}, {outcome.op.name} {outcome.place}: {wrong}")
+                    what = without_numbers(
+                        f"{name}, {case}, {outcome.op.name} {outcome.place}: {wrong}"
+                    )
                     faults.setdefault(what, Fault(what, f"--reproduce '{name}/{case}/{number}'"))
                 if time.monotonic() > end:
                     is_complete = False
                     break
             counts["complete sweeps"] += is_complete
-            result.add(counts, list(faults.values()))
-            for fault in faults.values():
-                click.echo(f"{fault.what}\n  {fault.case}")
+            add_found(result, counts, faults)
         click.echo(result.summary())
     sys.exit(result.failed())
 

@@ -11,10 +11,18 @@ import struct
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from result import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from result import Result
+
+PATIENCE: Final = 300
+"""Seconds that a batch may take."""
 
 
 class Died(NamedTuple):
@@ -73,6 +81,24 @@ def in_fork(work: Callable[[Place], Any], seconds: float) -> Any | Died:  # noqa
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else told.decode()
         return Died(how, place.get())
     return json.loads(told)
+
+
+def run_batches(batch: Callable[[int, Place], Any], result: Result, seconds: float) -> None:
+    """Do batches in children until the time is up.
+
+    Args:
+        batch: Gets a seed and a :class:`Place`; returns counts and faults, each with its case.
+        result: Takes what they return, or how a child died.
+        seconds: How long to begin new ones.
+    """
+    for seed in result.seeds(seconds):
+        found = in_fork(partial(batch, seed), PATIENCE)
+        if isinstance(found, Died):
+            how = found.how.strip().splitlines()[-1]
+            result.add({}, [Fault(f"the process ended: {how}", f"{seed}/{found.place}")])
+            continue
+        counts, faults = found
+        result.add(counts, [Fault(what, case) for what, case in faults])
 
 
 def _run(work: Callable[[Place], Any], place: Place, writing: int) -> None:

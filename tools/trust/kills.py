@@ -14,7 +14,6 @@ the same command then succeeds and leaves what an undisturbed one leaves.
 from __future__ import annotations
 
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import file_system, open_bench, rig_folder
+from rig import add_found, file_system, open_bench, rig_folder, without_numbers
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -115,13 +114,11 @@ def main(
                 counts["finished before the kill"] += not is_killed
                 if wrong:
                     at = f"{outcome.op.name} {outcome.place}" if outcome.hit else "a random moment"
-                    what = re.sub(r"\d{4,}|[0-9a-f]{32,}", "N", f"{name}, at {at}: {wrong}")
+                    what = without_numbers(f"{name}, at {at}: {wrong}")
                     faults.setdefault(what, Fault(what, f"--reproduce {name}/{place}"))
                 if time.monotonic() > end:
                     break
-            result.add(counts, list(faults.values()))
-            for fault in faults.values():
-                click.echo(f"{fault.what}\n  {fault.case}")
+            add_found(result, counts, faults)
         click.echo(result.summary())
     sys.exit(result.failed())
 

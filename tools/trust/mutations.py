@@ -23,7 +23,6 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,11 +40,11 @@ from conformance.readers import (
     second_outcome,
     use_fast_hash,
 )
-from forked import Died, Place, in_fork
+from forked import PATIENCE, Place, in_fork, run_batches
 from format_vectors.checkpoints import MODEL, Tensor, Tensors, floats, safetensors
 from format_vectors.draft import DELTA, Draft
 from format_vectors.listing import VECTORS, load
-from result import RESULTS, Fault, Result
+from result import RESULTS, Result
 from rlsparse_store.delta import encode_delta
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.files.checkpoint import open_checkpoint
@@ -68,9 +67,6 @@ waits forever for one that cannot start."""
 
 MOST_TUNED: Final = 16 << 20
 """Bytes of tensors that the readers accept: more are refused."""
-
-PATIENCE: Final = 300
-"""Seconds for a batch, which takes one or two."""
 
 ROWS: Final = 16
 """Of each tensor of a real pair."""
@@ -307,18 +303,6 @@ def reproduce(rig: Rig, case: str, keep: Path | None) -> None:
     click.echo(f"{subject.name}: {problem or 'agreed: ' + ' '.join(counts)}")
 
 
-def run(rig: Rig, result: Result, seconds: float) -> None:
-    """Do batches until the time is up."""
-    for seed in result.seeds(seconds):
-        found = in_fork(partial(rig.batch, seed), PATIENCE)
-        if isinstance(found, Died):
-            how = found.how.strip().splitlines()[-1]
-            result.add({}, [Fault(f"the process ended: {how}", f"{seed}/{found.place}")])
-            continue
-        counts, faults = found
-        result.add(counts, [Fault(what, case) for what, case in faults])
-
-
 @click.command()
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -354,7 +338,7 @@ def main(
             "with one code or give the same bytes, within 64 MiB, without an untyped error",
             {"mutations": 10_000_000},
         )
-        run(rig, result, seconds)
+        run_batches(rig.batch, result, seconds)
     click.echo(result.summary())
     sys.exit(result.failed())
 

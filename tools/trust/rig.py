@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 import shutil
 import sys
 import tempfile
@@ -12,13 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import click
+
 from interposer import Trials, start_interposed
 from subjects import SUBJECTS, Bench, TestHub, prepare_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["file_system", "open_bench", "rig_folder"]
+    from result import Fault, Result
+
+__all__ = ["add_found", "file_system", "open_bench", "rig_folder", "without_numbers"]
 
 _ROOMS: Final = ("cli", "delta", "files", "publish", "watch", "pipeline", "codec", "kernels", "hub")
 _HUBS: list[TestHub] = []
@@ -74,3 +79,15 @@ def open_bench(folder: Path, name: str) -> Bench:
     bench = Bench(folder, SUBJECTS[name](), _HUBS[-1], Trials(folder))
     bench.make()
     return bench
+
+
+def without_numbers(text: str) -> str:
+    """A text without what differs from run to run."""
+    return re.sub(r"\d{4,}|[0-9a-f]{32,}", "N", text)
+
+
+def add_found(result: Result, counts: Mapping[str, int], faults: Mapping[str, Fault]) -> None:
+    """Add what a seed gave to the result, and print its faults."""
+    result.add(counts, list(faults.values()))
+    for fault in faults.values():
+        click.echo(f"{fault.what}\n  {fault.case}")
