@@ -291,8 +291,7 @@ ChunkStreams = tuple[tuple[int, ...], tuple[int, ...], bytes | memoryview]
 """A delta chunk without row flags: bounds, changed words of each context, all streams."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SmallTensors:
+class SmallTensors(NamedTuple):
     """Pairs of tensors that are at most one leaf long, one after the other. None is empty.
 
     Attributes:

@@ -6,7 +6,6 @@ Checks and results are those of decoding them one by one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,8 +51,7 @@ class SmallTensor(NamedTuple):
     coding: WordCoding
 
 
-@dataclass(frozen=True, slots=True)
-class SmallBatch:
+class SmallBatch(NamedTuple):
     """Small tensors of one coding.
 
     Attributes:

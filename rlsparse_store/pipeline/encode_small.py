@@ -74,14 +74,23 @@ def encode_small_spans(
         ResultMismatchError: A chunk does not decode to its words, or the base changed.
     """
     # In the order of the file, most are neighbours.
-    batch = _Batch(backend, sorted(spans, key=_place), base, tuned, scratch)
+    places = [(span.plan.tuned.file, span.plan.tuned.offset, i) for i, span in enumerate(spans)]
+    order = [i for _, _, i in sorted(places)]
+    batch = _Batch(backend, [spans[i] for i in order], base, tuned, scratch)
     chunks = batch.encode()
     batch.prove(chunks)
-    return sorted(batch.coded(chunks), key=lambda coded: coded.span.tensor)
+    coded = dict(zip(order, batch.coded(chunks), strict=True))
+    return [coded[i] for i in range(len(spans))]
 
 
-def _place(span: Span) -> tuple[int, int]:
-    return span.plan.tuned.file, span.plan.tuned.offset
+def _rows_of_each(spans: Sequence[Span]) -> list[int]:
+    """Return the words per row of each tensor, 0 without rows. Many have the same shape."""
+    known: dict[tuple[int, ...], int] = {}
+    for span in spans:
+        shape = span.plan.tuned.shape
+        if shape not in known:
+            known[shape] = span.row_words or 0
+    return [known[span.plan.tuned.shape] for span in spans]
 
 
 class _Batch:
@@ -116,7 +125,7 @@ class _Batch:
     def encode(self) -> list[EncodedChunk | None]:
         """Encode the chunk of each tensor that changed."""
         spans, coding = self._spans, self._coding
-        rows = np.array([span.row_words or 0 for span in spans], np.uint64)
+        rows = np.array(_rows_of_each(spans), np.uint64)
         old, new = as_words(self._old, coding.width), as_words(self._new, coding.width)
         found = self._backend.draft_each(
             SmallTensors(old, new, self._word_ends, rows),

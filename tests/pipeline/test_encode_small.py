@@ -13,26 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import Tensors, bf16_tensor, contents, random_pair, save, save_shuffled, tune
 
-from rlsparse_store.codec.chunk import DRAFT_RULES, compress_draft, encode_whole
-from rlsparse_store.codec.contexts import key_bins
+from rlsparse_store.codec.chunk import compress_draft, encode_whole
 from rlsparse_store.delta import apply_delta, encode_delta, encode_run
 from rlsparse_store.delta.encode import dtype_policy, encode_open
 from rlsparse_store.delta.encoder import Encoder
 from rlsparse_store.errors import ResultMismatchError, RlsparseError, StreamError
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.format.digests import LEAF_BYTES
-from rlsparse_store.format.dtypes import DTYPES
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
-from rlsparse_store.kernels.interface import SmallDrafts, SmallTensors
-from rlsparse_store.kernels.native import instruction_sets, load_native
-from rlsparse_store.kernels.numpy import NumpyBackend
-from rlsparse_store.pipeline import coder, encode_small
+from rlsparse_store.kernels.native import instruction_sets
+from rlsparse_store.pipeline import coder, decode, encode_small
+from rlsparse_store.pipeline.decode_small import SmallBatch, decode_small
+from rlsparse_store.pipeline.encode_small import encode_small_spans
 from rlsparse_store.pipeline.progress import no_progress
+from rlsparse_store.pipeline.threads import SMALL_TASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlsparse_store.codec.chunk import EncodedChunk
+    from rlsparse_store.kernels.interface import SmallDrafts, SmallTensors
+    from rlsparse_store.pipeline.spans import CodedSpan
 
 LEAF_WORDS = LEAF_BYTES // 2
 
@@ -80,6 +81,30 @@ def test_a_run_takes_the_known_hashes_of_its_base(tmp_path: Path) -> None:
         alone = tmp_path / "alone" / step.name / "rlsparse" / "delta.safetensors"
         (entry,) = (tmp_path / "run").glob(f"{step.name}*/rlsparse/delta.safetensors")
         assert entry.read_bytes() == alone.read_bytes()
+
+
+def test_batches_are_bounded_whatever_the_number_of_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {f"t{i}": bf16_tensor(i, 4, 500) for i in range(200)}
+    tuned = {name: tune(tensor, 1) for name, tensor in base.items()}
+    sizes: list[int] = []
+
+    def encode_seen(backend: Any, spans: Any, *arguments: Any) -> list[CodedSpan]:  # noqa: ANN401
+        sizes.append(sum(span.nbytes for span in spans))
+        return encode_small_spans(backend, spans, *arguments)
+
+    def decode_seen(reader: Any, checkpoint: Any, batch: SmallBatch, *arguments: Any) -> bool:  # noqa: ANN401
+        sizes.append(2 * batch.nbytes)
+        return decode_small(reader, checkpoint, batch, *arguments)
+
+    monkeypatch.setattr(coder, "encode_small_spans", encode_seen)
+    monkeypatch.setattr(decode, "decode_small", decode_seen)
+    old, new = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    encode_delta(old, new, tmp_path / "delta", threads=2)
+    apply_delta(tmp_path / "delta", tmp_path / "out", base=old, threads=2)
+    assert len(sizes) > 20
+    assert max(sizes) <= SMALL_TASK
 
 
 # --- errors ----------------------------------------------------------------------------------
@@ -177,78 +202,3 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
     with pytest.raises((ResultMismatchError, StreamError), match=r"\w"):
         encode(tmp_path)
     assert not (tmp_path / "delta").exists()
-
-
-# --- the kernels' calls ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", instruction_sets())
-@given(seed=st.integers(0, 2**32), code=st.sampled_from(["BF16", "F32", "I8", "I64"]))
-@settings(max_examples=20)
-def test_calls_for_many_equal_the_numpy_backend(name: str, seed: int, code: str) -> None:
-    rng, coding = np.random.default_rng(seed), DTYPES[code].coding
-    native, numpy = load_native(name), NumpyBackend()
-    most = LEAF_BYTES * 8 // coding.width
-    ends = np.cumsum(rng.choice([1, 63, 64, 65, 400, most], 9)).astype(np.uint64)
-    dtype = np.dtype(f"u{coding.width // 8}")
-    base = np.frombuffer(rng.bytes(int(ends[-1]) * dtype.itemsize), dtype).copy()
-    tuned = base ^ (rng.random(base.size) < rng.choice([0.002, 0.1, 1])).astype(dtype)
-    rows = rng.choice([0, 1, 16], ends.size).astype(np.uint64)
-    tensors = SmallTensors(base, tuned, ends, rows)
-    bins = key_bins(coding, DTYPES[code].mantissa_bits)
-    found = native.draft_each(tensors, coding, bins, DRAFT_RULES)
-    assert found.changes == numpy.draft_each(tensors, coding, bins, DRAFT_RULES).changes
-    chunks = [
-        None
-        if draft is None or draft.has_row_flags
-        else (tuple(draft.bounds), tuple(draft.changed), draft.content)
-        for draft in found.drafts
-    ]
-    results = []
-    for backend in (native, numpy):
-        out, leaves = base.copy(), np.zeros(ends.size, np.uint64)
-        backend.apply_each(base, ends, coding, chunks, out, leaves)
-        hashed = backend.hash_each(out.view(np.uint8), ends * np.uint64(dtype.itemsize))
-        only_hashes = np.zeros_like(leaves)
-        backend.apply_each(base, ends, coding, chunks, None, only_hashes)
-        assert np.array_equal(leaves, only_hashes)
-        assert np.array_equal(leaves[leaves > 0], hashed[leaves > 0])
-        results.append((out.tobytes(), leaves.tobytes()))
-    assert results[0] == results[1]
-    for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        if chunks[i] is not None:
-            assert results[0][0][start * dtype.itemsize : end * dtype.itemsize] == (
-                tuned[int(start) : int(end)].tobytes()
-            )
-
-
-@pytest.mark.parametrize("name", instruction_sets())
-def test_mismatched_arguments_are_refused(name: str) -> None:
-    backend, coding = load_native(name), DTYPES["BF16"].coding
-    words, bins = np.zeros(100, np.uint16), key_bins(coding, 7)
-    leaves = np.zeros(2, np.uint64)
-
-    def ends(*places: int) -> Any:  # noqa: ANN401 - an array
-        return np.array(places, np.uint64)
-
-    for wrong in (ends(50, 50), ends(60, 101), ends(60, 99), ends(70, 60)):
-        rows = np.zeros(wrong.size, np.uint64)
-        with pytest.raises(ValueError, match="tensor"):
-            backend.draft_each(SmallTensors(words, words, wrong, rows), coding, bins, DRAFT_RULES)
-        with pytest.raises(ValueError, match="tensor"):
-            backend.apply_each(words, wrong, coding, [None, None], None, leaves)
-    long = np.zeros(LEAF_WORDS + 1, np.uint16)
-    with pytest.raises(ValueError, match="leaf"):
-        backend.apply_each(long, ends(long.size), coding, [None], None, leaves[:1])
-    with pytest.raises(ValueError, match="leaf"):
-        backend.hash_each(long.view(np.uint8), ends(2 * long.size))
-    good = ends(50, 100)
-    chunk = ((32767,), (1,), b"")
-    with pytest.raises(ValueError, match="one chunk"):
-        backend.apply_each(words, good, coding, [None], None, leaves)
-    with pytest.raises(StreamError):
-        backend.apply_each(words, good, coding, [None, chunk], None, leaves)
-    for bounds in ((), (7, 7), (65535,), tuple(range(17))):
-        streams = (bounds, (1,) * len(bounds), b"")
-        with pytest.raises(ValueError, match=r"bounds|contexts"):
-            backend.apply_each(words, good, coding, [streams, None], None, leaves)
