@@ -150,12 +150,18 @@ class GroupDecoder {
             const size_t words = tile_words(chunk_, start);
             const W* base = static_cast<const W*>(chunk_.base) + start;
             W* result = out.tile(start);
-            prefetch<1>(base, chunk_.words - start, words);
             size_t found = 0;
-            for (size_t g = 0; g < groups_of(words); ++g) {
-                found += size_t(popcount(changed[g]));
+            for (size_t first = 0; first < words; first += kPart) {
+                const size_t number = words - first < kPart ? words - first : kPart;
+                prefetch<1>(base + first, chunk_.words - start - first, number);
+                size_t some = 0;
+                for (size_t g = 0; g < groups_of(number); ++g) {
+                    some += size_t(popcount(changed[first / 64 + g]));
+                }
+                Simd::move_words(base + first, number, changed + first / 64, steps + found, some,
+                                 map_, result + first);
+                found += some;
             }
-            Simd::move_words(base, words, changed, steps, found, map_, result);
             move_wide(names, steps, found, changed, result);
             names += found, steps += found;
             out.end_tile(start + words);

@@ -215,7 +215,10 @@ struct Generic {
         uint64_t place = 0;
         for (size_t i = 0; i < number; ++i) {
             const uint64_t one = uint64_t(1) << exponents[i];
-            magnitudes[i] = W((one | (bits_at(low, place) & (one - 1))) + 3);
+            // 57 bits are enough for words of 32.
+            const uint64_t bits =
+                sizeof(W) < 8 ? load64(low + place / 8) >> place % 8 : bits_at(low, place);
+            magnitudes[i] = W((one | (bits & (one - 1))) + 3);
             place += exponents[i];
         }
     }
@@ -229,7 +232,9 @@ struct Generic {
             const int at = __builtin_ctzll(far);
             const W magnitude = *magnitudes++;
             const auto near = int8_t(magnitude > 127 ? 0 : magnitude);
-            steps[at] = int8_t(negative >> at & 1 ? -near : near);
+            // Without a branch, which would be mispredicted for every other step.
+            const auto sign = int8_t(0 - int(negative >> at & 1));
+            steps[at] = int8_t((near ^ sign) - sign);
             wide |= uint64_t(magnitude > 127) << at;
         }
         return wide;

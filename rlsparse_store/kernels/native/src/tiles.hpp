@@ -4,8 +4,8 @@
 constexpr size_t kTile = 1024;  // words: a tile of everything fits the first-level cache
 constexpr size_t kGroups = kTile / 64;
 
-// Where words are counted one by one, the parts of a tile take turns: neighbours often share a
-// context, and would wait for each other.
+// The parts of a tile. Where words are counted one by one, they take turns: neighbours often share
+// a context, and would wait for each other.
 constexpr size_t kParts = 4, kPart = kTile / kParts;
 
 inline size_t tile_words(const Chunk& chunk, size_t start) {
@@ -68,13 +68,14 @@ class Tiles {
         if (start_ == chunk_.words) return false;
         words_ = tile_words(chunk_, start_);
         base_ = whole_groups(chunk_.base, start_, words_, room_);
-        prefetch(base_, chunk_.words - start_, words_);
         return true;
     }
 
     // The names of the contexts of a tile's words, and 0 behind the last one; or else:
     const uint8_t* find_names() {
-        contexts_.find(base_, groups() * 64, names_);
+        by_parts([&](size_t first, size_t number) {
+            contexts_.find(base_ + first, number, names_ + first);
+        });
         if (chunk_.rows.active) {
             for (size_t g = 0; g < groups(); ++g) Simd::keep(names_ + g * 64, live_.next());
         } else if (words_ % 64) {
@@ -90,7 +91,9 @@ class Tiles {
     // parts. There is room for kParts more.
     size_t find_few(uint8_t* names, uint16_t* places) {
         uint64_t inside[kGroups];
-        contexts_.find_inside(base_, groups(), inside);
+        by_parts([&](size_t first, size_t number) {
+            contexts_.find_inside(base_ + first, number / 64, inside + first / 64);
+        });
         for (size_t g = 0; g < groups(); ++g) inside[g] &= live_.next();
         const size_t found = list_places(inside, groups(), places);
         contexts_.find_at(base_, places, found, names);
@@ -111,6 +114,19 @@ class Tiles {
     const W* base() const { return base_; }
 
   private:
+    // Calls find(first, number) for the words of each part, and asks for as many that come later:
+    // for all at once, it would have to wait.
+    template <class Find>
+    void by_parts(Find find) const {
+        const W* words = static_cast<const W*>(chunk_.base) + start_;
+        const size_t end = groups() * 64;
+        for (size_t first = 0; first < end; first += kPart) {
+            const size_t number = end - first < kPart ? end - first : kPart;
+            prefetch(words + first, chunk_.words - start_ - first, number);
+            find(first, number);
+        }
+    }
+
     const Chunk& chunk_;
     const Contexts<W>& contexts_;
     W* room_;
