@@ -175,7 +175,7 @@ class ListDecoder {
                         step = 1;
                         wide.places[wide.number] = uint16_t(place);
                         wide.rests[wide.number++] =
-                            Signed<W>(coded_.steps.wide[coded_.places.wide[name]++] - 1);
+                            Signed<W>(W(coded_.steps.wide[coded_.places.wide[name]++]) - 1);
                     }
                     move(place, step);
                 }
