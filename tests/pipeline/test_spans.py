@@ -1,7 +1,8 @@
-"""Encoding of spans: the proof of each chunk, and the two ways through a span."""
+"""Encoding of spans: the proof of each chunk, and the ways through a span."""
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,10 @@ from pairs import SINGLE, Tensors, bf16_tensor, contents, random_tensor, save, t
 from rlsparse_store.codec.chunk import encode_chunk, encode_whole
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import ResultMismatchError, StreamError
-from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.interface import ChangedWords
+from rlsparse_store.kernels.native import instruction_sets
+from rlsparse_store.kernels.numpy import NumpyBackend
 from rlsparse_store.pipeline import spans
 
 if TYPE_CHECKING:
@@ -23,21 +26,23 @@ if TYPE_CHECKING:
     from rlsparse_store.kernels.interface import Changes, ChunkWords
 
 LEAF_WORDS = 8192
+BLOCK_WORDS = 2 * LEAF_WORDS
 BASE: Tensors = {
-    "blocks": bf16_tensor(1, 5 * LEAF_WORDS + 70),
-    "small": bf16_tensor(2, 40, 60),
+    "blocks": bf16_tensor(1, 5 * BLOCK_WORDS + 70),
+    "one block": bf16_tensor(2, 140, 60),
 }
 TUNED: Tensors = {name: tune(tensor, 3) for name, tensor in BASE.items()}
+PACKED: Tensors = {"packed": random_tensor(3, "U8", 40, 60)}
 every_size = pytest.mark.parametrize("name", BASE)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
+    monkeypatch.setattr(spans, "BLOCK_WORDS", BLOCK_WORDS)
 
 
 def encode(tmp_path: Path, name: str, tuned: Tensors = TUNED) -> Path:
-    base, out = save(tmp_path / "base", {name: BASE[name]}), tmp_path / "delta"
+    base, out = save(tmp_path / "base", {name: (BASE | PACKED)[name]}), tmp_path / "delta"
     encode_delta(base, save(tmp_path / "tuned", {name: tuned[name]}), out)
     return out
 
@@ -82,6 +87,28 @@ def test_a_base_that_changes_before_it_is_compared_is_noticed(
     monkeypatch.setattr(backend, "compare", compare_altered)
     with pytest.raises(ResultMismatchError, match="changed after they were hashed"):
         encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+@pytest.mark.parametrize("path", [NumpyBackend.name, *instruction_sets()])
+@pytest.mark.parametrize("name", [*BASE, *PACKED])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_mask_that_changes_after_the_comparison_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, path)
+    backend = type(get_backend())
+    compare, flips = backend.compare, chain([1], repeat(0))
+
+    def compare_altered(self: Any, base: Words, tuned: Words, coding: Any, out: Any) -> Changes:  # noqa: ANN401
+        changes = compare(self, base, tuned, coding, out)
+        out.first(base.size).mask[0] ^= next(flips)
+        return changes
+
+    monkeypatch.setattr(backend, "compare", compare_altered)
+    tuned = TUNED | {name: tune(tensor, 3) for name, tensor in PACKED.items()}
+    with pytest.raises(ResultMismatchError, match="the memory may be faulty"):
+        encode(tmp_path, name, tuned)
     assert not (tmp_path / "delta").exists()
 
 
@@ -134,8 +161,8 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
 def test_spans_of_one_block_and_of_several_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
-    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
-    base = {"w": bf16_tensor(4, LEAF_WORDS + extra), "x": random_tensor(5, "U8", 100)}
+    monkeypatch.setattr(spans, "BLOCK_WORDS", BLOCK_WORDS)
+    base = {"w": bf16_tensor(4, BLOCK_WORDS + extra), "x": random_tensor(5, "U8", 100)}
     tuned = {"w": tune(base["w"], 6), "x": base["x"]}
     old, new = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(old, new, tmp_path / "plain")
