@@ -15,7 +15,6 @@ from rlsparse_store.codec.chunk import (
     DRAFT_RULES,
     compress_draft,
     decoded_leaves,
-    encode_chunk,
     open_chunk,
 )
 from rlsparse_store.codec.contexts import key_bins
@@ -27,6 +26,7 @@ from rlsparse_store.pipeline.spans import (
     CodedSpan,
     Span,
     changed_error,
+    encode_span_chunk,
     roundtrip_error,
     with_checks,
 )
@@ -151,7 +151,7 @@ class _Batch:
         self._changed.clear()
         self._backend.compare(as_words(old, coding.width), new, coding, self._changed)
         chunk = span.chunk_words(0, old, self._changed)
-        return encode_chunk(self._backend, chunk, coding, span.mantissa_bits)
+        return encode_span_chunk(self._backend, span, chunk)
 
     def prove(self, chunks: list[EncodedChunk | None]) -> None:
         """Require that all base words are those that were hashed, and that all chunks decode.

@@ -50,6 +50,7 @@ __all__ = [
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
+    "encode_span_chunk",
     "roundtrip_error",
     "tensor_spans",
     "with_checks",
@@ -292,7 +293,11 @@ def encode_span(
 def choose_word_coding(
     plan: TensorPlan, base: Checkpoint, tuned: Checkpoint, backend: CpuBackend
 ) -> WordCoding:
-    """Choose the word coding of a tensor: its dtype's, unless a packed coding is smaller."""
+    """Choose the word coding of a tensor: its dtype's, unless a packed coding is smaller.
+
+    Raises:
+        ResultMismatchError: The words changed while they were compared.
+    """
     dtype = plan.source.dtype if plan.source is not None else plan.dtype
     packed = _PACKED.get(dtype.code, ())
     if not packed or plan.source is None or plan.tuned.nbytes % 4:
@@ -302,16 +307,19 @@ def choose_word_coding(
         before = base.read(plan.source, start, nbytes)
         after = tuned.read(plan.tuned, start, nbytes)
         if not np.array_equal(before, after):
-            return min(
-                (dtype.coding, *packed),
-                key=lambda coding: estimate_bits(
-                    backend,
-                    as_words(before, coding.width),
-                    as_words(after, coding.width),
-                    coding,
-                    None,
-                ),
-            )
+            try:
+                return min(
+                    (dtype.coding, *packed),
+                    key=lambda coding: estimate_bits(
+                        backend,
+                        as_words(before, coding.width),
+                        as_words(after, coding.width),
+                        coding,
+                        None,
+                    ),
+                )
+            except ValueError as error:  # as in encode_span_chunk
+                raise roundtrip_error(plan) from error
     return dtype.coding
 
 
@@ -428,11 +436,23 @@ def _encode_words(
     tuned_leaves: NDArray[np.uint64],
 ) -> EncodedChunk:
     """Encode a chunk, and prove that it decodes to its words."""
-    encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    encoded = encode_span_chunk(backend, span, chunk)
     _require_base_leaves(backend, span, to_bytes(chunk.base, span.coding.width), base_leaves)
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
     return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
+
+
+def encode_span_chunk(backend: CpuBackend, span: Span, chunk: ChunkWords) -> EncodedChunk:
+    """Encode a chunk of a span, without its proof.
+
+    Raises:
+        ResultMismatchError: A kernel found that changed words and their mask do not match.
+    """
+    try:
+        return encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    except ValueError as error:
+        raise roundtrip_error(span.plan) from error
 
 
 def _encode_tail(

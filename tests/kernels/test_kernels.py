@@ -272,6 +272,7 @@ def test_steps_between_all_specials(coding: WordCoding) -> None:
     assert found.tolist() == [step_of(b, t, coding) for b, t in zip(base, tuned, strict=True)]
     assert add_steps(array(base, coding), found, coding).tolist() == tuned
     assert keys(array(words, coding), coding).tolist() == [key_of(w, coding) for w in words]
+    check(Case(base, tuned, [2**coding.key_bits - 1], None), coding, BACKEND, *NATIVE)
 
 
 @pytest.mark.parametrize("width", [4, 8])

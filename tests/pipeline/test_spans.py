@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,10 @@ from pairs import SINGLE, Tensors, bf16_tensor, contents, random_tensor, save, t
 from rlsparse_store.codec.chunk import encode_chunk, encode_whole
 from rlsparse_store.delta import apply_delta, encode_delta
 from rlsparse_store.errors import ResultMismatchError, StreamError
-from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.interface import ChangedWords
+from rlsparse_store.kernels.native import instruction_sets
+from rlsparse_store.kernels.numpy import NumpyBackend
 from rlsparse_store.pipeline import spans
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ BASE: Tensors = {
     "one block": bf16_tensor(2, 140, 60),
 }
 TUNED: Tensors = {name: tune(tensor, 3) for name, tensor in BASE.items()}
+PACKED: Tensors = {"packed": random_tensor(3, "U8", 40, 60)}
 every_size = pytest.mark.parametrize("name", BASE)
 
 
@@ -38,7 +42,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encode(tmp_path: Path, name: str, tuned: Tensors = TUNED) -> Path:
-    base, out = save(tmp_path / "base", {name: BASE[name]}), tmp_path / "delta"
+    base, out = save(tmp_path / "base", {name: (BASE | PACKED)[name]}), tmp_path / "delta"
     encode_delta(base, save(tmp_path / "tuned", {name: tuned[name]}), out)
     return out
 
@@ -83,6 +87,28 @@ def test_a_base_that_changes_before_it_is_compared_is_noticed(
     monkeypatch.setattr(backend, "compare", compare_altered)
     with pytest.raises(ResultMismatchError, match="changed after they were hashed"):
         encode(tmp_path, name)
+    assert not (tmp_path / "delta").exists()
+
+
+@pytest.mark.parametrize("path", [NumpyBackend.name, *instruction_sets()])
+@pytest.mark.parametrize("name", [*BASE, *PACKED])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_mask_that_changes_after_the_comparison_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, path)
+    backend = type(get_backend())
+    compare, flips = backend.compare, chain([1], repeat(0))
+
+    def compare_altered(self: Any, base: Words, tuned: Words, coding: Any, out: Any) -> Changes:  # noqa: ANN401
+        changes = compare(self, base, tuned, coding, out)
+        out.first(base.size).mask[0] ^= next(flips)
+        return changes
+
+    monkeypatch.setattr(backend, "compare", compare_altered)
+    tuned = TUNED | {name: tune(tensor, 3) for name, tensor in PACKED.items()}
+    with pytest.raises(ResultMismatchError, match="the memory may be faulty"):
+        encode(tmp_path, name, tuned)
     assert not (tmp_path / "delta").exists()
 
 

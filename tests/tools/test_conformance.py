@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from conformance.edits import edited, sealed
+from conformance.memory import MemoryPath
 from conformance.mutation import mutants
-from conformance.readers import DECODER, ROOT, agree, is_expected
+from conformance.readers import (
+    DECODER,
+    ROOT,
+    agree,
+    is_expected,
+    library_outcome,
+    load_decoder,
+    second_outcome,
+    use_fast_hash,
+)
 from format_vectors.draft import Draft
-from format_vectors.listing import VECTORS
+from format_vectors.listing import VECTORS, load
 from mutants import justified
 
 SOURCE = '''
@@ -50,6 +60,19 @@ def test_readers_agree_by_code_or_by_bytes() -> None:
     assert not agree({"model.safetensors": "0"}, {"model.safetensors": "1"})
     assert is_expected("limit", {"codes": ["index", "limit"]})
     assert not is_expected("limit", {"files": {}})
+
+
+def test_deltas_in_memory_are_read_as_those_on_disk() -> None:
+    decoder = load_decoder()
+    use_fast_hash(decoder)
+    for vector in load()["vectors"]:
+        delta, base, reader = (vector["delta"], vector["base"], vector.get("reader", {}))
+        files = {path.name: path.read_bytes() for path in (VECTORS / delta / "rlsparse").iterdir()}
+        for place in (VECTORS / delta, MemoryPath(files)):
+            one = library_outcome(place, VECTORS / base, reader)
+            other = second_outcome(decoder, place, decoder.read_checkpoint(VECTORS / base), reader)
+            assert is_expected(one, vector["expected"]), vector["id"]
+            assert is_expected(other, vector["expected"]), vector["id"]
 
 
 @pytest.mark.parametrize("which", ["decoder", "library"])

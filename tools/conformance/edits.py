@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from format_vectors.draft import plain
-from rlsparse_store.format.index.writer import encode_index
 
 if TYPE_CHECKING:
     import random
@@ -77,7 +76,7 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
 
 
 def _edited_index(draft: Draft, rng: random.Random) -> bytes:
-    content = edited(encode_index(draft.index), rng)
+    content = edited(draft.content, rng)
     return draft.sealed(content=lambda _: content)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from conformance.memory import MemoryPath
+    from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.format.index.records import TensorRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +71,7 @@ def agree(one: Outcome, other: Outcome) -> bool:
 
 def second_outcome(
     decoder: ModuleType,
-    delta: Path,
+    delta: Path | MemoryPath,
     base: dict[str, Any],
     reader: dict[str, Any],
 ) -> Outcome:
@@ -89,12 +92,14 @@ def second_outcome(
         return code
 
 
-def library_outcome(delta: Path, base: Path, reader: dict[str, Any]) -> Outcome:
+def library_outcome(
+    delta: Path | MemoryPath, base: Path | Checkpoint, reader: dict[str, Any]
+) -> Outcome:
     """What the library makes of a delta, all of which it verifies.
 
     Args:
         delta: The delta's folder.
-        base: The base's folder.
+        base: The base's folder, or the base, open.
         reader: As for :func:`second_outcome`.
     """
     from rlsparse_store.errors import FormatError  # noqa: PLC0415 - a mutant may be loaded first
@@ -107,8 +112,11 @@ def library_outcome(delta: Path, base: Path, reader: dict[str, Any]) -> Outcome:
         return error.code
 
 
-def _library_files(delta: Path, base: Path, most: int | None) -> dict[str, bytes]:
-    from rlsparse_store.delta.apply import rebuild_files  # noqa: PLC0415 - as above
+def _library_files(
+    delta: Path | MemoryPath, base: Path | Checkpoint, most: int | None
+) -> dict[str, bytes]:
+    from conformance.memory import NOWHERE, MemoryFolder, MemoryPath  # noqa: PLC0415 - as above
+    from rlsparse_store.delta.apply import rebuild_files  # noqa: PLC0415
     from rlsparse_store.delta.verify import check_base  # noqa: PLC0415
     from rlsparse_store.files.checkpoint import open_checkpoint  # noqa: PLC0415
     from rlsparse_store.files.checkpoint_layout import INDEX_NAME  # noqa: PLC0415
@@ -117,7 +125,11 @@ def _library_files(delta: Path, base: Path, most: int | None) -> dict[str, bytes
     from rlsparse_store.pipeline.decode import decode_tensors  # noqa: PLC0415
     from rlsparse_store.pipeline.progress import no_progress  # noqa: PLC0415
 
-    with DeltaReader(delta, max_tuned_bytes=most) as opened, open_checkpoint(base) as checkpoint:
+    place = (NOWHERE, MemoryFolder(delta.files)) if isinstance(delta, MemoryPath) else (delta,)
+    with (
+        DeltaReader(*place, max_tuned_bytes=most) as opened,
+        open_checkpoint(base) if isinstance(base, Path) else nullcontext(base) as checkpoint,
+    ):
         opened.check_state()
         files, listing = rebuild_files(opened)
         check_base(opened, checkpoint, 1, no_progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
@@ -58,6 +59,16 @@ class Draft:
             stored = [reader.stored(chunk) for chunk in reader.index.chunks]
             fields = json.loads(reader.shards[0].manifest_text)
             return cls(fields, reader.index, stored)
+
+    @cached_property
+    def content(self) -> bytes:
+        """The content of the index."""
+        return encode_index(self.index)
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The frame of that."""
+        return compressed(self.content)
 
     def with_tensor(self, name: str, /, **changes: Any) -> Draft:  # noqa: ANN401 - of any field
         """With other fields of one tensor."""
@@ -137,7 +148,8 @@ class Draft:
             totals: Compute the totals anew.
         """
         manifest_text = text(canonical(manifest(self.manifest(totals=totals))))
-        packed = frame(compressed(content(encode_index(self.index))))
+        fresh = content(self.content)
+        packed = frame(self.packed if fresh == self.content else compressed(fresh))
         packed = entry(checksum(manifest_text, packed).to_bytes(8, "little") + packed)
         chunks = data(b"".join(self.stored))
         head = header(container_header(manifest_text, 1, len(chunks), len(packed)))
@@ -154,8 +166,7 @@ def fill_index(draft: Draft, more: int) -> bytes:
     """Fill the index to the largest content that its frame may have, and ``more`` bytes."""
     for zeros in range(70_000, 300_000):
         filled = replace(draft, index=replace(draft.index, blocks={"zeros": bytes(zeros)}))
-        content = encode_index(filled.index)
-        if len(content) == 65536 + 32 * len(compressed(content)) + more:
+        if len(filled.content) == 65536 + 32 * len(filled.packed) + more:
             return filled.sealed()
     msg = "no length of zeros is right"
     raise ValueError(msg)

@@ -17,13 +17,17 @@
 // of changed words are then added to the right ones.
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels.hpp"
@@ -61,29 +65,70 @@ class Block {
     size_t size_;
 };
 
+// The thread that rewrites a base while kernels run. There is one: to start another for each case
+// takes longer than the case.
+class Rewriter {
+  public:
+    static Rewriter& only() {
+        static Rewriter* const rewriter = new Rewriter;
+        return *rewriter;
+    }
+
+    // Calls rewrite(turn), at most kMostTurns times.
+    void begin(std::function<void(uint64_t)> rewrite) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        rewrite_ = std::move(rewrite);
+        stop_ = false;
+        begun_.notify_one();
+    }
+
+    // Nothing is called once this returns: the mutex is held while something is.
+    void end() {
+        stop_ = true;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        rewrite_ = nullptr;
+    }
+
+  private:
+    static constexpr uint64_t kMostTurns = 200;  // where there is but one core, it would use it up
+
+    Rewriter() {
+        std::thread([this] { run(); }).detach();
+    }
+
+    void run() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            begun_.wait(lock, [this] { return bool(rewrite_); });
+            for (uint64_t turn = 0; turn < kMostTurns && !stop_; ++turn) rewrite_(turn);
+            rewrite_ = nullptr;
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable begun_;
+    std::function<void(uint64_t)> rewrite_;
+    std::atomic<bool> stop_{false};
+};
+
 // A base that is rewritten: whenever a kernel takes memory, which each does between its passes,
 // and by another thread at any time.
 class Disturbance {
   public:
     Disturbance(Block& base, const Bytes& tuned, bool threaded)
-        : place_(base.data()), sound_(base.bytes()), tuned_(tuned) {
+        : place_(base.data()), sound_(base.bytes()), tuned_(tuned), threaded_(threaded) {
         current = this;
-        if (!threaded) return;
-        thread_ = std::thread([this] {
-            for (uint64_t turn = 0; turn < kMostTurns && !stop_; ++turn) rewrite(turn);
-        });
+        if (threaded) Rewriter::only().begin([this](uint64_t turn) { rewrite(turn); });
     }
     ~Disturbance() {
         current = nullptr;
-        stop_ = true;
-        if (thread_.joinable()) thread_.join();
+        if (threaded_) Rewriter::only().end();
     }
     static void on_take() {
         if (current) current->rewrite(current->turn_++);
     }
 
   private:
-    static constexpr uint64_t kMostTurns = 200;  // where there is but one core, it would use it up
     static thread_local Disturbance* current;
 
     // By turns: the tuned words, noise in some places, the words as they were.
@@ -101,9 +146,8 @@ class Disturbance {
     uint8_t* place_;
     const Bytes sound_;
     const Bytes& tuned_;
+    const bool threaded_;
     uint64_t turn_ = 0;
-    std::atomic<bool> stop_{false};
-    std::thread thread_;
 };
 thread_local Disturbance* Disturbance::current = nullptr;
 
@@ -112,6 +156,8 @@ thread_local Disturbance* Disturbance::current = nullptr;
 // In place of scratch.cpp: a block for each piece, so that the sanitizer sees what passes its end,
 // filled with something else each time, so that paths disagree where they use what was never set.
 namespace rlsparse {
+
+constexpr size_t kFilled = 128 << 10;  // of a block: more than the words of a case take
 
 struct Scratch::Block {
     Block* next;
@@ -134,7 +180,7 @@ void* Scratch::take(size_t bytes) {
     Disturbance::on_take();
     void* memory = nullptr;
     if (bytes > SIZE_MAX / 4 || posix_memalign(&memory, 64, bytes)) throw std::bad_alloc();
-    std::memset(memory, filling += 0x5B, bytes);
+    std::memset(memory, filling += 0x5B, std::min(bytes, kFilled));
     blocks_ = new Block{blocks_, memory};
     return memory;
 }

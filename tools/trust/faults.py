@@ -6,15 +6,16 @@
     python tools/trust/faults.py --reproduce "watch/no space/17"
 
 A sweep takes one command and one case, counts the calls of an undisturbed run, and fails each of
-them in a run of its own. After each run: the command ended; its exit code is 0 with the whole
-result, or 1 with one line on standard error; nothing is torn or lost; the same command then
-succeeds and leaves what an undisturbed one leaves.
+them in a run of its own. Sweeps that were not completed on this file system come first, each from
+where it was left. After each run: the command ended; its exit code is 0 with the whole result, or 1
+with one line on standard error; nothing is torn or lost; the same command then succeeds and leaves
+what an undisturbed one leaves.
 """
 
 from __future__ import annotations
 
 import errno
-import random
+import itertools
 import sys
 import time
 from collections import Counter
@@ -26,7 +27,14 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import add_found, file_system, open_bench, rig_folder, without_numbers
+from rig import (
+    OTHER_FILE_SYSTEMS,
+    add_found,
+    file_system,
+    open_bench,
+    rig_folder,
+    without_numbers,
+)
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -74,8 +82,6 @@ CASES: Final = {
     "no space": Case(_GROWS, errno.ENOSPC),
     "no space from then on": Case(_GROWS, errno.ENOSPC, is_lasting=True),
     "quota": Case(_GROWS | {Op.CLOSE}, errno.EDQUOT),
-    "input or output error": Case(_FILES, errno.EIO),
-    "input or output errors from then on": Case(_FILES, errno.EIO, is_lasting=True),
     "too many open files": Case(_OPENS, errno.EMFILE),
     "interrupted call": Case(_WAITS, errno.EINTR, passes=True),
     "short read or write": Case(_MOVES, passes=True),
@@ -83,6 +89,9 @@ CASES: Final = {
     "no memory": Case(frozenset({Op.ALLOCATE}), errno.ENOMEM),
     "no thread": Case(frozenset({Op.THREAD}), errno.EAGAIN),
     "connection reset": Case(frozenset({Op.TRANSFER}), errno.ECONNRESET),
+    # The longest come last.
+    "input or output error": Case(_FILES, errno.EIO),
+    "input or output errors from then on": Case(_FILES, errno.EIO, is_lasting=True),
 }
 
 NATIVE: Final = (r"_kernels", r"zstandard", r"xxhash")
@@ -116,24 +125,25 @@ def _is_of_client(line: str) -> bool:
     return line.startswith("rlsparse: warning: ") or not line.startswith(("rlsparse: ", "/"))
 
 
-def sweep(bench: Bench, case: Case, rng: random.Random) -> Iterator[tuple[int, Outcome, str]]:
-    """Fail one call in each run: all that an undisturbed run has in any order, and then later ones.
+def sweep(bench: Bench, case: Case, done: int) -> Iterator[tuple[int, Outcome, str]]:
+    """Fail one call in each run: all that an undisturbed run has, and those that come after them.
+
+    Args:
+        bench: Of the command.
+        case: How calls fail.
+        done: Calls that an earlier run of the rig failed.
 
     Yields:
         The number of the call, the outcome, and what is wrong with it.
     """
     bench.reset()
     counted = bench.run(Plan(ops=case.ops)).counted
-    numbers = list(range(1, counted + 1))
-    rng.shuffle(numbers)
-    number = counted
-    while True:
-        chosen = numbers.pop() if numbers else (number := number + 1)
+    for number in itertools.count(done + 1):
         bench.reset()
-        outcome = bench.run(case.plan(chosen))
+        outcome = bench.run(case.plan(number))
         if outcome.hit:
-            yield chosen, outcome, judge_fault(bench, case, outcome)
-        elif chosen > counted:
+            yield number, outcome, judge_fault(bench, case, outcome)
+        elif number > counted:
             return
 
 
@@ -162,22 +172,30 @@ def main(
             "Every call of a command to the file system, the network, native memory and threads "
             "fails once. A fault is a hang, a death, an exit code other than 0 or 1, more or less "
             "than one line of error, a torn or lost result, or litter after the next command.",
-            {"complete sweeps": len(SWEEPS)},
+            {
+                "sweeps completed on tmpfs": len(SWEEPS),
+                **{f"calls failed on {kind}": 500 for kind in OTHER_FILE_SYSTEMS},
+            },
         )
+        where = file_system(folder)
         commands, cases = [command] if command else COMMANDS, [label] if label else CASES
         chosen = [(name, case) for case in cases for name in commands]
         end = time.monotonic() + seconds
-        for seed in result.seeds(seconds):
-            name, case = chosen[seed % len(chosen)]
+        for _ in result.seeds(seconds):
+            before = result.totals()
+            name, case = min(chosen, key=lambda pair: before[_sweep(pair[0], pair[1], where)])
+            this = _sweep(name, case, where)
+            is_first, begun = not before[this], f"{this}, calls of the first"
             bench = open_bench(folder, name)
             bench.trials.deny_allocations_of(NATIVE)
-            counts: Counter[str] = Counter({"calls failed": 0, "complete sweeps": 0})
+            counts: Counter[str] = Counter({"calls failed": 0})
             faults: dict[str, Fault] = {}
             is_complete = True
-            for number, outcome, wrong in sweep(bench, CASES[case], random.Random(seed)):  # noqa: S311
+            for number, outcome, wrong in sweep(bench, CASES[case], before[begun] * is_first):
                 counts["calls failed"] += 1
+                counts[begun] += is_first
                 counts[f"calls failed: {name}"] += 1
-                counts[f"calls failed on {file_system(folder)}"] += 1
+                counts[f"calls failed on {where}"] += 1
                 if wrong:
                     what = without_numbers(
                         f"{name}, {case}, {outcome.op.name} {outcome.place}: {wrong}"
@@ -186,10 +204,17 @@ def main(
                 if time.monotonic() > end:
                     is_complete = False
                     break
-            counts["complete sweeps"] += is_complete
+            if is_complete:
+                counts[this] += 1
+                counts[f"sweeps completed on {where}"] += is_first
             add_found(result, counts, faults)
         click.echo(result.summary())
     sys.exit(result.failed())
+
+
+def _sweep(name: str, case: str, where: str) -> str:
+    """A sweep as it is counted once for each time that it was completed."""
+    return f"{where}: {name}, {case}"
 
 
 def _reproduce(folder: Path, name: str, case: str, number: str) -> None:

@@ -22,7 +22,6 @@ import atheris
 with atheris.instrument_imports(include=["rlsparse_store"]):
     from rlsparse_store.errors import FormatError, RlsparseError
     from rlsparse_store.files.delta_reader import DeltaReader
-    from rlsparse_store.files.source import Source
     from rlsparse_store.files.weight_files import weight_map_of
     from rlsparse_store.format.file_names import SINGLE_FILE
     from rlsparse_store.format.frames import decompress
@@ -32,67 +31,14 @@ with atheris.instrument_imports(include=["rlsparse_store"]):
     from rlsparse_store.format.manifest import parse_manifest
     from rlsparse_store.format.strict_json import StrictJsonError, parse_document
 
-import numpy as np
-
+from conformance.memory import NOWHERE, MemoryFolder
 from format_vectors.draft import DELTA, Draft
 from format_vectors.listing import VECTORS, load
-from rlsparse_store.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-NOWHERE: Final = Path("nowhere")
 LARGEST: Final = 1 << 20
-
-
-class MemorySource(Source):
-    """Bytes in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.path = NOWHERE
-        self._data = data
-
-    @property
-    def nbytes(self) -> int:
-        """Their number."""
-        return len(self._data)
-
-    def read_into(self, out: NDArray[np.uint8], offset: int) -> None:
-        """Copy them, as :class:`Source` says."""
-        out[:] = np.frombuffer(self._data, np.uint8)[offset : offset + out.size]
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Copy them, as :class:`Source` says."""
-        return self._data[offset : offset + nbytes]
-
-    def check_unchanged(self) -> None:
-        """Nothing changes them."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class MemoryFolder:
-    """A folder with one delta file."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def names(self) -> list[str]:
-        """Its name."""
-        return [SINGLE_FILE]
-
-    def has(self, name: str) -> bool:
-        """Whether it has this name."""
-        return name == SINGLE_FILE
-
-    def open(self, name: str) -> Source:
-        """Open it."""
-        if name != SINGLE_FILE:
-            raise NotFoundError("no such file", file=name)
-        return MemorySource(self._data)
 
 
 def header(data: bytes) -> None:
@@ -130,7 +76,7 @@ def document(data: bytes) -> None:
 
 def delta(data: bytes) -> None:
     """A whole delta, below no checksum."""
-    with DeltaReader(NOWHERE, MemoryFolder(data)) as reader:
+    with DeltaReader(NOWHERE, MemoryFolder({SINGLE_FILE: data})) as reader:
         reader.check_state()
         for chunk in reader.index.chunks:
             reader.stored(chunk)

@@ -44,7 +44,7 @@ READERS: Final = (sys.executable, str(HERE / "fuzz_readers.py"))
 MOST_KEPT: Final = 1000
 """Inputs of a corpus."""
 
-LIMITS: Final = ("-timeout=20", "-rss_limit_mb=1024", "-max_len=20000")
+LIMITS: Final = ("-timeout=20", "-rss_limit_mb=1024", "-max_len=2000")
 
 
 class MissingError(Exception):

@@ -24,7 +24,14 @@ import click
 
 from interposer import CHANGES, Action, Op, Plan
 from result import RESULTS, Fault, Result
-from rig import add_found, file_system, open_bench, rig_folder, without_numbers
+from rig import (
+    OTHER_FILE_SYSTEMS,
+    add_found,
+    file_system,
+    open_bench,
+    rig_folder,
+    without_numbers,
+)
 from subjects import COMMANDS, SUBJECTS
 
 if TYPE_CHECKING:
@@ -98,7 +105,7 @@ def main(
             "A command is killed with SIGKILL: before each call that changes the file system, "
             "within each write, at each exchange with the Hub, and at random moments. A fault is a "
             "torn or lost result, or litter or a failure of the next command.",
-            {"kills": 10_000},
+            {"kills": 10_000, **{f"kills on {kind}": 200 for kind in OTHER_FILE_SYSTEMS}},
         )
         end = time.monotonic() + seconds
         for seed in result.seeds(seconds):

@@ -32,6 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conformance.edits import edited, sealed
+from conformance.memory import MemoryPath
 from conformance.readers import (
     Outcome,
     agree,
@@ -55,8 +56,14 @@ if TYPE_CHECKING:
 
     from rlsparse_store.files.checkpoint import Checkpoint
 
-BATCH: Final = 1000
+BATCH: Final = 5000
 """Mutations of a seed."""
+
+GROUP: Final = 20
+"""Mutations after which memory is looked at, which takes nearly as long as one."""
+
+ON_DISK: Final = 16
+"""Of this many mutations, one of each kind is read from files; the others are in memory."""
 
 ROOM: Final = 64 << 20
 """Bytes that the readers may hold beyond those of the process before."""
@@ -79,7 +86,7 @@ class Subject:
     Attributes:
         name: Its name in faults.
         origin: ``vectors``, ``generated pairs`` or ``real pairs``.
-        base: Folder of its base.
+        base: Its base, open.
         base_tensors: The base as the second decoder reads it.
         files: The files of the delta.
         reader: How readers are configured.
@@ -88,7 +95,7 @@ class Subject:
 
     name: str
     origin: str
-    base: Path
+    base: Checkpoint
     base_tensors: dict[str, Any]
     files: dict[str, bytes]
     reader: dict[str, Any]
@@ -108,7 +115,8 @@ class Subject:
         files = {path.name: path.read_bytes() for path in sorted((delta / "rlsparse").iterdir())}
         draft = Draft.read(delta) if DELTA in files and not reader else None
         reader = {"max_tuned_bytes": MOST_TUNED, **reader}
-        return cls(name, origin, base, decoder.read_checkpoint(base), files, reader, draft)
+        tensors = decoder.read_checkpoint(base)
+        return cls(name, origin, open_checkpoint(base), tensors, files, reader, draft)
 
     def mutant(self, rng: random.Random, *, seal: bool) -> dict[str, bytes]:
         """A mutant; to seal it again, there must be a draft."""
@@ -196,7 +204,7 @@ class Rig:
         self.subjects = subjects
         self.whole = [subject for subject in subjects if subject.draft is not None]
         self.decoder = decoder
-        self.delta = folder / "delta"
+        self.folder = folder
 
     def mutant(self, seed: int, number: int) -> tuple[Subject, dict[str, bytes], bool]:
         """A mutation: what is mutated, its files, and whether it is sealed again."""
@@ -205,17 +213,26 @@ class Rig:
         subject = rng.choice(self.whole if seal else self.subjects)
         return subject, subject.mutant(rng, seal=seal), seal
 
-    def problem(self, subject: Subject, files: dict[str, bytes], counts: Counter[str]) -> str:
+    def problem(
+        self,
+        subject: Subject,
+        files: dict[str, bytes],
+        counts: Counter[str],
+        *,
+        on_disk: bool = False,
+    ) -> str:
         """What is wrong with how the readers take a mutant; empty if nothing."""
-        write(self.delta, files)
+        delta = self.folder / "delta" if on_disk else MemoryPath(files)
+        if isinstance(delta, Path):
+            write(delta, files)
         try:
-            one = library_outcome(self.delta, subject.base, subject.reader)
+            one = library_outcome(delta, subject.base, subject.reader)
         except RlsparseError as error:  # of no code
             return f"the library raises {type(error).__name__}"
         except Exception as error:  # noqa: BLE001 - what is looked for
             return f"the library raises an untyped {type(error).__name__}"
         try:
-            other = second_outcome(self.decoder, self.delta, subject.base_tensors, subject.reader)
+            other = second_outcome(self.decoder, delta, subject.base_tensors, subject.reader)
         except Exception as error:  # noqa: BLE001 - as above
             return f"the second decoder raises an untyped {type(error).__name__}"
         counts["rebuilt" if isinstance(one, dict) else f"refused: {one}"] += 1
@@ -232,12 +249,15 @@ class Rig:
         for number in range(BATCH):
             place.set(number)
             subject, files, seal = self.mutant(seed, number)
-            problem = self.problem(subject, files, counts)
-            if peak() - before > ROOM:
-                problem, before = f"took {(peak() - before) >> 20} MiB", peak()
+            on_disk = number % ON_DISK < 2
+            problem = self.problem(subject, files, counts, on_disk=on_disk)
             counts.update({"mutations": 1, "sealed again": int(seal), f"of {subject.origin}": 1})
+            counts["read from files"] += on_disk
             if problem:
                 faults.append((problem, f"{seed}/{number} of {subject.name}"))
+            if number % GROUP == GROUP - 1 and peak() - before > ROOM:
+                took, before = (peak() - before) >> 20, peak()
+                faults.append((f"took {took} MiB", f"{seed}/{number + 1 - GROUP} to {number}"))
         return counts, faults
 
 

@@ -179,7 +179,9 @@ class Result:
 
     def summary(self) -> str:
         """The counts of all runs, and what this one found: a line, and one for each first fault."""
-        told = ", ".join(f"{count:,} {name}" for name, count in self.totals().items())
+        # A name with a comma is of a single case.
+        counts = [(name, count) for name, count in self.totals().items() if "," not in name]
+        told = ", ".join(f"{count:,} {name}" for name, count in counts)
         found = f"{self.rig}: {told}; faults in this run: {len(self._found)}"
         return "\n".join([found, *self._found[:MOST_TOLD]])
 

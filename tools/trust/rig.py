@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     from result import Fault, Result
 
-__all__ = ["add_found", "file_system", "open_bench", "rig_folder", "without_numbers"]
+__all__ = [
+    "OTHER_FILE_SYSTEMS",
+    "add_found",
+    "file_system",
+    "open_bench",
+    "rig_folder",
+    "without_numbers",
+]
+
+OTHER_FILE_SYSTEMS: Final = ("ext4", "xfs", "fuse", "fuse.sshfs")
+"""Those that ``--root`` is to lead to, besides memory: local ones, one in a process, and one behind
+a network."""
 
 _ROOMS: Final = ("cli", "delta", "files", "publish", "watch", "pipeline", "codec", "kernels", "hub")
 _HUBS: list[TestHub] = []

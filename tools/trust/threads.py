@@ -6,11 +6,13 @@
 A copy of the package gets its extension built by g++ with `-fsanitize=thread`. A round encodes a
 pair on eight threads, applies the delta on eight, and has eight threads read one open delta. A
 fault is a report of the sanitizer, another result, a death. Only what is compiled with it is
-watched: the kernels, not the interpreter.
+watched: the kernels, not the interpreter. Pairs are small, with tasks for all threads: races are a
+matter of which thread does what when, not of volume.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -18,40 +20,53 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from make_pair import main as make_pair
 from result import RESULTS, ROOT, Fault, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NATIVE: Final = Path("rlsparse_store") / "kernels" / "native"
 SUPPRESSED: Final = "race:_dl_deallocate_tls\n"
 """The C library frees the thread-local memory of a thread that has ended, under its own locks."""
 
-ROUND: Final = """
+DENSITIES: Final = (0.001, 0.02, 0.3, 0.02, 0.001)
+"""Of the pairs of a seed: one process does a round with each, for starting it takes longest."""
+
+ROUNDS: Final = """
 import sys, threading
 from pathlib import Path
 from rlsparse_store.delta import apply_delta, encode_delta, open_delta
 from rlsparse_store.kernels.native import _kernels
 
-pair, out, copy = map(Path, sys.argv[1:])
+copy, *pairs = map(Path, sys.argv[1:])
 assert Path(_kernels.__file__).is_relative_to(copy), _kernels.__file__
-encode_delta(pair / "base", pair / "tuned", out / "delta", threads=8)
-apply_delta(out / "delta", out / "tuned", base=pair / "base", threads=8)
-for path in (pair / "tuned").iterdir():
-    assert (out / "tuned" / path.name).read_bytes() == path.read_bytes(), path.name
-with open_delta(out / "delta", base=pair / "base", framework="bits") as opened:
-    def read():
-        for name in opened:
-            opened.get_tensor(name)
-    threads = [threading.Thread(target=read) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+sys.setswitchinterval(1e-4)
+
+def read(opened):
+    for name in opened:
+        opened.get_tensor(name)
+
+for pair in pairs:
+    delta, result = pair / "delta", pair / "result"
+    encode_delta(pair / "base", pair / "tuned", delta, threads=8)
+    apply_delta(delta, result, base=pair / "base", threads=8)
+    for path in (pair / "tuned").iterdir():
+        assert (result / path.name).read_bytes() == path.read_bytes(), path
+    with open_delta(delta, base=pair / "base", framework="bits") as opened:
+        threads = [threading.Thread(target=read, args=(opened,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 """
 
 
@@ -69,8 +84,20 @@ def build(copy: Path) -> None:
     subprocess.run(command, check=True)  # noqa: S603 - the compiler
 
 
-def try_round(copy: Path, pair: Path, out: Path) -> str:
-    """Do a round; what is wrong, or nothing."""
+def make_pairs(folder: Path, seed: int) -> list[Path]:
+    """Write the pairs of a seed."""
+    pairs = []
+    for number, density in enumerate(DENSITIES):
+        pairs.append(folder / str(number))
+        arguments = ["--tensors", "60", "--gib", "0.004", "--density", str(density)]
+        arguments += ["--seed", str(len(DENSITIES) * seed + number)]
+        with redirect_stdout(io.StringIO()):
+            make_pair([str(pairs[-1]), *arguments], standalone_mode=False)
+    return pairs
+
+
+def try_rounds(copy: Path, pairs: Sequence[Path]) -> str:
+    """Do a round with each pair; what is wrong, or nothing."""
     where = ("g++", "-print-file-name=libtsan.so")
     library = subprocess.run(where, capture_output=True, check=True, text=True).stdout.strip()  # noqa: S603 - the compiler
     suppressions = copy / "suppressions"
@@ -81,7 +108,7 @@ def try_round(copy: Path, pair: Path, out: Path) -> str:
         "PYTHONPATH": str(copy),
         "TSAN_OPTIONS": f"suppressions={suppressions} report_signal_unsafe=0",
     }
-    command = [sys.executable, "-P", "-c", ROUND, str(pair), str(out), str(copy)]
+    command = [sys.executable, "-P", "-c", ROUNDS, str(copy), *map(str, pairs)]
     ended = subprocess.run(  # noqa: S603 - this project's own
         command, env=environment, capture_output=True, check=False, text=True
     )
@@ -106,17 +133,10 @@ def main(seconds: float, results: Path) -> None:
         folder = Path(temporary)
         build(folder / "copy")
         for seed in result.seeds(seconds):
-            pair, out = folder / f"pair-{seed}", folder / f"out-{seed}"
-            density = str((0.001, 0.02, 0.3)[seed % 3])
-            make = [sys.executable, str(ROOT / "tools" / "make_pair.py"), str(pair)]
-            make += ["--tensors", "60", "--gib", "0.02", "--density", density]
-            make += ["--seed", str(seed)]
-            subprocess.run(make, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
-            problem = try_round(folder / "copy", pair, out)
-            faults = [Fault(problem, f"seed {seed}")] if problem else []
-            result.add({"rounds": 1}, faults)
-            shutil.rmtree(pair)
-            shutil.rmtree(out, ignore_errors=True)
+            pairs = make_pairs(folder / "pairs", seed)
+            problem = try_rounds(folder / "copy", pairs)
+            result.add({"rounds": len(pairs)}, [Fault(problem, f"seed {seed}")] if problem else [])
+            shutil.rmtree(folder / "pairs")
     click.echo(result.summary())
     sys.exit(result.failed())
 

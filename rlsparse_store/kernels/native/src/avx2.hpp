@@ -44,7 +44,7 @@ struct Avx2 : Generic {
         }
     }
 
-    static constexpr bool kByWord = false;
+    static constexpr bool kByLists = false;
     static constexpr bool kMakesCodes = true;
 
     // 32 codes, as bytes in order; those above 127 are 127.
@@ -139,34 +139,85 @@ struct Avx2 : Generic {
                            const int8_t* steps, size_t found, const WordMap<W>& map, W* result) {
         if constexpr (sizeof(W) == 2) {
             if (found * kManyInTile >= words) {
-                move_eight(base, words, changed, steps, map, result);
+                move_all(base, words, changed, steps, map, result);
                 return;
             }
         }
         Generic::move_words(base, words, changed, steps, found, map, result);
     }
 
-    // As move_words, eight words at a time, whether they changed or not.
-    static void move_eight(const uint16_t* base, size_t words, const uint64_t* changed,
-                           const int8_t* steps, const WordMap<uint16_t>& map, uint16_t* result) {
-        const __m128i flip = _mm_set1_epi16(short(map.order_flip));
-        auto place = [&](__m128i word) {
-            return _mm_xor_si128(word, _mm_and_si128(_mm_srai_epi16(word, 15), flip));
+    // As move_words, 16 words at a time, whether they changed or not.
+    static void move_all(const uint16_t* base, size_t words, const uint64_t* changed,
+                         const int8_t* steps, const WordMap<uint16_t>& map, uint16_t* result) {
+        const __m256i flip = _mm256_set1_epi16(short(map.order_flip));
+        auto place = [&](__m256i word) {
+            return _mm256_xor_si256(word, _mm256_and_si256(_mm256_srai_epi16(word, 15), flip));
+        };
+        auto take = [&](uint64_t mask) {
+            const auto* from = reinterpret_cast<const uint8_t*>(steps);
+            steps += _mm_popcnt_u64(mask & 0xFF);
+            return int64_t(_pdep_u64(load64(from), each_byte(mask)));
         };
         auto move = [&](const uint16_t* from, uint64_t mask, uint16_t* to) {
-            const uint64_t eight =
-                _pdep_u64(load64(reinterpret_cast<const uint8_t*>(steps)), each_byte(mask));
-            const __m128i step = _mm_cvtepi8_epi16(_mm_cvtsi64_si128(int64_t(eight)));
-            store128(to, place(_mm_add_epi16(place(load128(from)), step)));
-            steps += _mm_popcnt_u64(mask & 0xFF);
+            const __m128i low = _mm_cvtsi64_si128(take(mask));
+            const __m128i both = _mm_insert_epi64(low, take(mask >> 8), 1);
+            const __m256i step = _mm256_cvtepi8_epi16(both);
+            store(to, place(_mm256_add_epi16(place(load(from)), step)));
         };
-        const size_t whole = words / 8 * 8;
-        for (size_t i = 0; i < whole; i += 8) move(base + i, changed[i / 64] >> i % 64, result + i);
+        const size_t whole = words / 16 * 16;
+        for (size_t i = 0; i < whole; i += 16) {
+            move(base + i, changed[i / 64] >> i % 64, result + i);
+        }
         if (words == whole) return;
-        uint16_t room[8] = {};
+        uint16_t room[16] = {};
         std::memcpy(room, base + whole, (words - whole) * 2);
         move(room, changed[whole / 64] >> whole % 64, room);
         std::memcpy(result + whole, room, (words - whole) * 2);
+    }
+
+    // The two halves of the names take turns: neighbours often share a context, and would wait for
+    // each other.
+    static void take_steps(const uint8_t* names, size_t number, size_t named, const int8_t* near,
+                           uint64_t* places, int8_t* steps) {
+        constexpr size_t kMost = 2048;  // at a time
+        for (; number > kMost; number -= kMost, names += kMost, steps += kMost) {
+            take_some(names, kMost, named, near, places, steps);
+        }
+        take_some(names, number, named, near, places, steps);
+    }
+
+    static void take_some(const uint8_t* names, size_t number, size_t named, const int8_t* near,
+                          uint64_t* places, int8_t* steps) {
+        const size_t half = number / 128 * 64;
+        uint64_t later[kMaxContexts + 1];
+        std::memcpy(later, places, sizeof later);
+        count_names(names, half / 64, named, later + 1);
+        for (size_t i = 0; i < half; ++i) {
+            steps[i] = near[places[names[i]]++];
+            steps[half + i] = near[later[names[half + i]]++];
+        }
+        std::memcpy(places, later, sizeof later);
+        Generic::take_steps(names + 2 * half, number - 2 * half, named, near, places,
+                            steps + 2 * half);
+    }
+
+    // 64 bytes, all ones where the bit is set.
+    static __m256i to_flags(uint64_t mask, int half) {
+        const __m256i own = _mm256_set1_epi32(int(mask >> 32 * half));
+        const __m256i bytes = _mm256_shuffle_epi8(
+            own, _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+        const __m256i bits = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+        return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+    }
+
+    static void join_steps(const StepPlanes& planes, int8_t* steps) {
+        for (int half = 0; half < 2; ++half) {
+            const __m256i sign = to_flags(planes.negative, half);
+            const __m256i high = _mm256_and_si256(to_flags(planes.high, half), _mm256_set1_epi8(2));
+            const __m256i size = _mm256_sub_epi8(_mm256_sub_epi8(high, to_flags(planes.low, half)),
+                                                 _mm256_set1_epi8(-1));
+            store(steps + 32 * half, _mm256_sub_epi8(_mm256_xor_si256(size, sign), sign));
+        }
     }
 
     static uint64_t extract(uint64_t bits, uint64_t mask) { return _pext_u64(bits, mask); }

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "target.hpp"
 
@@ -14,6 +15,9 @@ RLSPARSE_TARGET_BEGIN(
 
 namespace rlsparse {
 namespace avx512 {
+
+// How many bits are set.
+inline int popcount(uint64_t bits) { return int(_mm_popcnt_u64(bits)); }
 
 #include "words.hpp"
 #include "bits.hpp"

@@ -17,8 +17,8 @@ inline uint64_t bits_at(const uint8_t* from, uint64_t place) {
 
 inline size_t count_ones(const uint8_t* bits, size_t bytes) {
     size_t ones = 0, i = 0;
-    for (; i + 8 <= bytes; i += 8) ones += size_t(__builtin_popcountll(load64(bits + i)));
-    for (; i < bytes; ++i) ones += size_t(__builtin_popcountll(bits[i]));
+    for (; i + 8 <= bytes; i += 8) ones += size_t(popcount(load64(bits + i)));
+    for (; i < bytes; ++i) ones += size_t(popcount(bits[i]));
     return ones;
 }
 

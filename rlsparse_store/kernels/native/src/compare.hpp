@@ -20,14 +20,14 @@ size_t list_changes(const W* base, const W* tuned, size_t words, uint8_t* mask, 
         const uint64_t changed =
             compare(base + start, tuned + start, before + found, after + found);
         store64(mask + start / 8, changed);
-        found += size_t(__builtin_popcountll(changed));
+        found += size_t(popcount(changed));
     }
     if (const size_t rest = words - whole) {
         W old[64] = {}, now[64] = {}, rest_before[64], rest_after[64];
         std::memcpy(old, base + whole, rest * sizeof(W));
         std::memcpy(now, tuned + whole, rest * sizeof(W));
         const uint64_t changed = compare(old, now, rest_before, rest_after);
-        const auto number = size_t(__builtin_popcountll(changed));
+        const auto number = size_t(popcount(changed));
         std::memcpy(mask + whole / 8, &changed, (rest + 7) / 8);
         std::memcpy(before + found, rest_before, number * sizeof(W));
         std::memcpy(after + found, rest_after, number * sizeof(W));

@@ -41,6 +41,38 @@ class Contexts {
         }
     }
 
+    // Which words of whole groups are in a context, those that are not looked for included.
+    void find_inside(const W* words, size_t groups, uint64_t* inside) const {
+        const WordMap<W> map = map_;
+        const W last = upper_[number_ - 1];
+        for (size_t g = 0; g < groups; ++g, words += 64) {
+            if constexpr (sizeof(W) == 2) {
+                if (!map.key_flip) {
+                    inside[g] = Simd::at_most(words, map.key_mask, last);
+                    continue;
+                }
+            }
+            uint8_t flags[64];
+            for (int i = 0; i < 64; ++i) flags[i] = uint8_t(map.key(words[i]) <= last ? 0xFF : 0);
+            inside[g] = Simd::high_bits(flags);
+        }
+    }
+
+    // The names of the contexts of the words at some places.
+    void find_at(const W* words, const uint16_t* places, size_t number, uint8_t* names) const {
+        if constexpr (sizeof(W) <= 2) {
+            const uint8_t* table = table_;  // as in find
+            for (size_t i = 0; i < number; ++i) names[i] = table[words[places[i]]];
+        } else {
+            for (size_t i = 0; i < number; ++i) {
+                const W key = map_.key(words[places[i]]);
+                size_t above = 0;
+                while (above < number_ && key > upper_[above]) ++above;
+                names[i] = above < number_ ? names_[above] : uint8_t(0);
+            }
+        }
+    }
+
   private:
     // The largest shift for which the other bits of every bound are all zeros or all ones.
     bool find_codes() {
@@ -118,6 +150,7 @@ struct Populous {
     static constexpr size_t kShare = 12;  // one word in this many makes a context populous
 
     size_t most = 0, named = 0;
+    bool is_sparse = false;              // whether few words are in contexts
     uint8_t names[kMaxContexts] = {};    // of each context; 0 if it is left out
     uint8_t contexts[kMaxContexts + 1];  // the context of each name from 1 on
 
@@ -140,7 +173,8 @@ struct Populous {
         for (size_t c = 0; c < number; ++c) left += wanted[c];
         size_t inside = 0;
         for (size_t c = 0; c < number; ++c) inside += wanted[c] ? counts[c + 1] : 0;
-        if (inside < sampled / few) limit = 0;
+        is_sparse = inside < sampled / few;
+        if (is_sparse) limit = 0;
         const size_t enough = left <= kMost ? 0 : sampled / kShare;
         for (; most < limit && most < left; ++most) {
             size_t best = number;

@@ -1,74 +1,18 @@
 // Encoding: from the words of a chunk to the streams of its contexts, in one pass over the base.
 // Included inside the namespace of one instruction set, which has defined `Simd`.
 
-// Appends bits byte by byte. The memory needs room for 8 bytes beyond the last bit.
-struct BitAppender {
-    uint8_t* to = nullptr;
-    uint64_t open = 0;  // the bits of the byte at `to`
-    int filled = 0;
-    uint64_t ones = 0;  // bits appended that are 1
-
-    // `count` <= 64; the bits above the lowest `count` are zero.
-    void put(uint64_t bits, int count) {
-        ones += uint64_t(__builtin_popcountll(bits));
-        if (count > 56) {
-            put_some(bits & 0xFFFFFFFF, 32);
-            bits >>= 32;
-            count -= 32;
-        }
-        put_some(bits, count);
-    }
-
-    // Ends the bits with zeros up to the end of a word, and says how many they were.
-    uint64_t finish(const uint8_t* start) {
-        store64(to, open);
-        return uint64_t(to - start) * 8 + uint64_t(filled);
-    }
-
-  private:
-    void put_some(uint64_t bits, int count) {
-        open |= bits << filled;
-        store64(to, open);
-        filled += count;
-        const int bytes = filled >> 3;
-        to += bytes;
-        open >>= 8 * bytes;
-        filled &= 7;
-    }
+// The words of a chunk by context, by name: how many there are, how many changed, and a bit for
+// each that tells whether it did, zero up to the end of a word. And the names of all changed words.
+struct Split {
+    uint64_t counts[kMaxContexts + 1] = {}, changed[kMaxContexts + 1] = {};
+    uint8_t* bitmaps[kMaxContexts + 1] = {};
+    uint8_t* names;
 };
 
-// What one pass over a chunk collects.
-struct Collected {
-    BitAppender masks[kMaxContexts + 1];  // by name; that of name 0 is for the rest
-    uint8_t* rest;                        // names of the rest, closed up
-    uint8_t* changed;                     // names of the changed words, closed up
-};
+#include "split_groups.hpp"
+#include "split_ranks.hpp"
 
-template <int kMost>
-void collect_names(const uint8_t* names, size_t groups, bool has_rest, const uint64_t* changed,
-                   Collected& to) {
-    BitAppender masks[kMost + 1];
-    for (int name = 0; name <= kMost; ++name) masks[name] = to.masks[name];
-    uint8_t *rest = to.rest, *changed_names = to.changed;
-    for (size_t g = 0; g < groups; ++g, names += 64) {
-        for (int name = 1; name <= kMost; ++name) {
-            const uint64_t members = Simd::equal(names, uint8_t(name));
-            masks[name].put(Simd::extract(changed[g], members), __builtin_popcountll(members));
-        }
-        if (has_rest) {
-            const uint64_t members = Simd::above(names, kMost);
-            masks[0].put(Simd::extract(changed[g], members), __builtin_popcountll(members));
-            Simd::gather(names, members, rest);
-            rest += __builtin_popcountll(members);
-        }
-        Simd::gather(names, changed[g], changed_names);
-        changed_names += __builtin_popcountll(changed[g]);
-    }
-    for (int name = 0; name <= kMost; ++name) to.masks[name] = masks[name];
-    to.rest = rest, to.changed = changed_names;
-}
-
-// The state of splitting one chunk.
+// The state of encoding one chunk.
 template <class W>
 class Encoder {
   public:
@@ -80,19 +24,22 @@ class Encoder {
           scratch_(scratch) {
         bool wanted[kMaxContexts];
         for (size_t c = 0; c < bounds.number; ++c) wanted[c] = true;
-        populous_.choose(chunk, contexts_, wanted, Populous::kMost, chunk.words + 1);
-        has_rest_ = populous_.named > populous_.most;
+        populous_.choose(chunk, contexts_, wanted, Populous::kMost,
+                         Simd::kByLists ? kFew : chunk.words + 1);
     }
 
     void run(Streams& out) {
-        collect();
-        if (has_rest_) split_rest();
+        Split split;
+        split.names = scratch_.array<uint8_t>(changed_.number + 128);
+        using Splitter = std::conditional_t<Simd::kByLists, RankSplitter<W>, GroupSplitter<W>>;
+        Splitter(chunk_, changed_, contexts_, populous_, scratch_).run(split);
+        std::memset(split.names + changed_.number, 0, 64);
         uint64_t starts[kMaxContexts + 1] = {}, total = 0;
         for (size_t c = 0; c < contexts_.number(); ++c) {
             const size_t name = populous_.names[c];
-            out.counts[c] = found_.masks[name].finish(bitmaps_[name]);
-            const uint64_t k = out.changed[c] = found_.masks[name].ones;
-            out.masks[c] = encode_mask(bitmaps_[name], out.counts[c], k, scratch_);
+            out.counts[c] = split.counts[name];
+            const uint64_t k = out.changed[c] = split.changed[name];
+            out.masks[c] = encode_mask(split.bitmaps[name], out.counts[c], k, scratch_);
             starts[name] = total;
             total += k;
         }
@@ -102,52 +49,13 @@ class Encoder {
         auto* steps = scratch_.array<Signed<W>>(changed_.number + 64);
         for (size_t i = 0; i < changed_.number; ++i) steps[i] = map_.step(before[i], after[i]);
         auto* ordered = scratch_.array<Signed<W>>(changed_.number + 64);
-        Simd::sort_steps(changed_names_, changed_.number, populous_.named, steps, starts, ordered);
+        Simd::sort_steps(split.names, changed_.number, populous_.named, steps, starts, ordered);
         std::memset(ordered + total, 0, 64 * sizeof(W));
         encode_steps<W>(ordered, total, chunk_.width, out, scratch_);
     }
 
   private:
-    void collect() {
-        const size_t most = populous_.most;
-        for (size_t name = has_rest_ ? 0 : 1; name <= most; ++name) start_mask(name, chunk_.words);
-        // Memory that is not written costs nothing.
-        if (has_rest_) rest_ = scratch_.array<uint8_t>(chunk_.words + 64);
-        changed_names_ = scratch_.array<uint8_t>(changed_.number + 128);
-        found_.rest = rest_;
-        found_.changed = changed_names_;
-        Tiles<W> tiles(chunk_, contexts_, scratch_);
-        uint64_t changed[kGroups];
-        while (tiles.next()) {
-            changed[tiles.groups() - 1] = 0;
-            std::memcpy(changed, changed_.mask + tiles.start() / 8, (tiles.words() + 7) / 8);
-            RLSPARSE_BY_MOST(most, collect_names, tiles.names(), tiles.groups(), has_rest_, changed,
-                             found_);
-        }
-        std::memset(found_.changed, 0, 64);
-    }
-
-    // Gives the bits of the rest to its contexts.
-    void split_rest() {
-        const size_t words = size_t(found_.rest - rest_);
-        found_.masks[0].finish(bitmaps_[0]);
-        std::memset(found_.rest, 0, 64);
-        const size_t groups = groups_of(words);
-        for (size_t name = populous_.most + 1; name <= populous_.named; ++name) {
-            start_mask(name, words);
-            BitAppender mask = found_.masks[name];
-            for (size_t g = 0; g < groups; ++g) {
-                const uint64_t members = Simd::equal(rest_ + g * 64, uint8_t(name));
-                const uint64_t changed = load64(bitmaps_[0] + g * 8);
-                mask.put(Simd::extract(changed, members), __builtin_popcountll(members));
-            }
-            found_.masks[name] = mask;
-        }
-    }
-
-    void start_mask(size_t name, size_t words) {
-        found_.masks[name].to = bitmaps_[name] = scratch_.array<uint8_t>(words / 8 + 16);
-    }
+    static constexpr size_t kFew = 4;  // words in contexts are few, or one in so many is
 
     const Chunk& chunk_;
     const Changed& changed_;
@@ -155,10 +63,6 @@ class Encoder {
     Contexts<W> contexts_;
     Populous populous_;
     Scratch& scratch_;
-    bool has_rest_;
-    uint8_t *rest_ = nullptr, *changed_names_ = nullptr;
-    uint8_t* bitmaps_[kMaxContexts + 1] = {};
-    Collected found_;
 };
 
 template <class W>

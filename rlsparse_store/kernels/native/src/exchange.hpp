@@ -28,7 +28,7 @@ size_t record_words(const void* before_words, const void* after_words, size_t wo
         if (!changed) continue;
         // Up to 64 values are written, and no more were taken so far than `start`: there is room.
         Simd::gather(before + start, changed, to);
-        to += __builtin_popcountll(changed);
+        to += popcount(changed);
     }
     if (const size_t rest = words - whole) {
         W old[64] = {}, now[64] = {}, moved[64];
@@ -37,7 +37,7 @@ size_t record_words(const void* before_words, const void* after_words, size_t wo
         const uint64_t changed = Simd::differ(old, now);
         std::memcpy(mask + whole / 8, &changed, (rest + 7) / 8);
         Simd::gather(old, changed, moved);
-        const auto number = size_t(__builtin_popcountll(changed));
+        const auto number = size_t(popcount(changed));
         std::memcpy(to, moved, number * sizeof(W));
         to += number;
     }
@@ -52,7 +52,7 @@ inline size_t read_mask(const uint8_t* mask, size_t words, size_t start, uint64_
     std::memcpy(groups, mask + start / 8, (number + 7) / 8);
     if (number % 64) groups[last] &= (uint64_t(1) << number % 64) - 1;
     size_t set = 0;
-    for (size_t g = 0; g <= last; ++g) set += size_t(__builtin_popcountll(groups[g]));
+    for (size_t g = 0; g <= last; ++g) set += size_t(popcount(groups[g]));
     return set;
 }
 
@@ -74,8 +74,8 @@ void swap_tile(W* words, size_t number, size_t tile, const uint64_t* groups, boo
             Simd::swap(room, bits, from, to);
             std::memcpy(words + start, room, (stop - start) * sizeof(W));
         }
-        from += __builtin_popcountll(bits);
-        to += __builtin_popcountll(bits);
+        from += popcount(bits);
+        to += popcount(bits);
     }
 }
 

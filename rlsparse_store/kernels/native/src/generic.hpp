@@ -3,6 +3,10 @@
 
 constexpr uint64_t kEachByte = 0x0101010101010101;
 
+// What compilers make a register of on any processor that has one of this size.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+
 // For keys of 15 bits: (key >> shift) + ((key + 2^shift - 1) >> shift), less `first`, is a code
 // with two values for each value of the leading bits, the first for a key whose other bits are
 // zero. Bounds that an encoder of this project chooses fall between codes.
@@ -25,13 +29,17 @@ struct Generic {
     // Which of 64 words differ.
     template <class W>
     static uint64_t differ(const W* a, const W* b) {
-        uint8_t flags[64];
-        for (int i = 0; i < 64; ++i) flags[i] = uint8_t(a[i] != b[i] ? 0xFF : 0);
-        return high_bits(flags);
+        if constexpr (sizeof(W) == 2) {
+            return pack([&](int i) { return (Halves)(halves(a + i) != halves(b + i)); });
+        } else {
+            uint8_t flags[64];
+            for (int i = 0; i < 64; ++i) flags[i] = uint8_t(a[i] != b[i] ? 0xFF : 0);
+            return high_bits(flags);
+        }
     }
 
-    // Whether the words in contexts are taken one by one, or 64 at a time.
-    static constexpr bool kByWord = true;
+    // Whether chunks are decoded from lists of places, or 64 words at a time.
+    static constexpr bool kByLists = true;
 
     // Whether 16-bit words get their contexts by arithmetic, or from a table.
     static constexpr bool kMakesCodes = false;
@@ -42,13 +50,22 @@ struct Generic {
     // 64 groups.
     template <class C>
     static void count_names(const uint8_t* names, size_t groups, size_t number, C* counts) {
-        // Neighbours often share a name, and would wait for each other in one table.
-        uint32_t found[4][256] = {};
-        for (size_t i = 0; i < groups * 64; i += 4) {
-            for (size_t table = 0; table < 4; ++table) ++found[table][names[i + table]];
-        }
-        for (size_t table = 0; table < 4; ++table) {
-            for (size_t i = 0; i < number; ++i) counts[i] += found[table][i + 1];
+        while (groups) {
+            const size_t some = groups < 4 ? groups : 4;  // a byte holds their sum in each lane
+            for (size_t name = 1; name <= number; ++name) {
+                Bytes sum = {};
+                for (size_t i = 0; i < some * 64; i += 16) {
+                    Bytes own;
+                    std::memcpy(&own, names + i, 16);
+                    sum -= (Bytes)(own == uint8_t(name));
+                }
+                uint64_t halves[2];
+                std::memcpy(halves, &sum, 16);
+                counts[name - 1] = C(counts[name - 1] + C(halves[0] * kEachByte >> 56) +
+                                     C(halves[1] * kEachByte >> 56));
+            }
+            names += some * 64;
+            groups -= some;
         }
     }
 
@@ -60,6 +77,11 @@ struct Generic {
             mask |= (bits * 0x0102040810204080) >> 56 << 8 * i;
         }
         return mask;
+    }
+
+    // Which of 64 words are at most `last`, less the bits that are not in `mask`.
+    static uint64_t at_most(const uint16_t* words, uint16_t mask, uint16_t last) {
+        return pack([&](int i) { return (Halves)((halves(words + i) & mask) <= last); });
     }
 
     // Which of 64 names are this one. Names are below 128.
@@ -193,7 +215,10 @@ struct Generic {
         uint64_t place = 0;
         for (size_t i = 0; i < number; ++i) {
             const uint64_t one = uint64_t(1) << exponents[i];
-            magnitudes[i] = W((one | (bits_at(low, place) & (one - 1))) + 3);
+            // 57 bits are enough for words of 32.
+            const uint64_t bits =
+                sizeof(W) < 8 ? load64(low + place / 8) >> place % 8 : bits_at(low, place);
+            magnitudes[i] = W((one | (bits & (one - 1))) + 3);
             place += exponents[i];
         }
     }
@@ -207,7 +232,9 @@ struct Generic {
             const int at = __builtin_ctzll(far);
             const W magnitude = *magnitudes++;
             const auto near = int8_t(magnitude > 127 ? 0 : magnitude);
-            steps[at] = int8_t(negative >> at & 1 ? -near : near);
+            // Without a branch, which would be mispredicted for every other step.
+            const auto sign = int8_t(0 - int(negative >> at & 1));
+            steps[at] = int8_t((near ^ sign) - sign);
             wide |= uint64_t(magnitude > 127) << at;
         }
         return wide;
@@ -255,6 +282,27 @@ struct Generic {
     }
 
   private:
+    static Halves halves(const uint16_t* from) {
+        Halves loaded;
+        std::memcpy(&loaded, from, sizeof loaded);
+        return loaded;
+    }
+
+    // A bit for each of 64 halves, of which flags(i) gives eight, all ones or all zeros.
+    template <class Flags>
+    static uint64_t pack(Flags flags) {
+        constexpr Halves kLow = {1, 2, 4, 8, 16, 32, 64, 128};
+        uint64_t mask = 0;
+        for (int i = 0; i < 64; i += 16) {
+            const Halves bits = (flags(i) & kLow) | (flags(i + 8) & (kLow << 8));
+            uint64_t parts[2];
+            std::memcpy(parts, &bits, sizeof parts);
+            // No two of the sixteen have a bit in common, so that they can be added.
+            mask |= ((parts[0] | parts[1]) * 0x0001000100010001 >> 48) << i;
+        }
+        return mask;
+    }
+
     // 32 bits, each moved to an even place.
     static uint64_t spread(uint32_t bits) {
         uint64_t x = bits;

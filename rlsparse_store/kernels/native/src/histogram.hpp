@@ -49,6 +49,17 @@ class Bins {
         return low;
     }
 
+    // The bins of the keys of 64 words, where they are regular.
+    void find(const W* words, const WordMap<W>& map, uint16_t* bins) const {
+        const WordMap<W> own = map;
+        const int shift = shift_;
+        const W rest = W((uint64_t(1) << shift) - 1);
+        for (int i = 0; i < 64; ++i) {
+            const W key = own.key(words[i]);
+            bins[i] = uint16_t(uint16_t(key >> shift) * 2 + uint16_t((key & rest) != 0));
+        }
+    }
+
   private:
     const Bounds& bins_;
     int shift_ = 0;
@@ -90,6 +101,12 @@ class WordCounter {
 
     // Neighbouring words often share a bin, and would wait for each other in one table.
     void add_words(const W* base, uint64_t live) {
+        if (live == ~uint64_t(0) && bins_.regular()) {
+            uint16_t bins[64];
+            bins_.find(base, map_, bins);
+            for (size_t i = 0; i < 64; ++i) ++counts_[i % 4 * number_ + bins[i]];
+            return;
+        }
         for (; live; live &= live - 1) {
             const auto i = size_t(__builtin_ctzll(live));
             ++counts_[i % 4 * number_ + bins_(map_.key(base[i]))];
@@ -165,7 +182,7 @@ void histogram_words(const Chunk& chunk, const Changed& changed, const Bounds& b
         moved[groups - 1] = 0;
         std::memcpy(moved, changed.mask + start / 8, (number + 7) / 8);
         if (!counted) {
-            for (size_t g = 0; g < groups; ++g) done += size_t(__builtin_popcountll(moved[g]));
+            for (size_t g = 0; g < groups; ++g) done += size_t(popcount(moved[g]));
             continue;
         }
         counter.add(whole_groups<W>(chunk.base, start, number, room), groups, live);

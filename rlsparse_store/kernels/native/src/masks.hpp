@@ -50,13 +50,6 @@ struct Mask {
     // but is never by more than what may be read.
     void begin_tile() { place = place < end ? place : end; }
 
-    // The next bit.
-    size_t take_one() {
-        const size_t bit = bitmap[place >> 3] >> (place & 7) & 1;
-        ++place;
-        return bit;
-    }
-
     // The next `count` <= 64 bits, and others above them.
     uint64_t take(int count) {
         const uint8_t* byte = bitmap + (place >> 3);

@@ -4,10 +4,10 @@
 inline void count_steps(const StepPlanes& p, uint64_t inside, uint64_t* counts) {
     for (int side = 0; side < 2; ++side) {
         const uint64_t mine = inside & (side ? ~p.negative : p.negative);
-        counts[4 * side + 0] += uint64_t(__builtin_popcountll(mine & ~p.low & ~p.high));
-        counts[4 * side + 1] += uint64_t(__builtin_popcountll(mine & p.low & ~p.high));
-        counts[4 * side + 2] += uint64_t(__builtin_popcountll(mine & ~p.low & p.high));
-        counts[4 * side + 3] += uint64_t(__builtin_popcountll(mine & p.low & p.high));
+        counts[4 * side + 0] += uint64_t(popcount(mine & ~p.low & ~p.high));
+        counts[4 * side + 1] += uint64_t(popcount(mine & p.low & ~p.high));
+        counts[4 * side + 2] += uint64_t(popcount(mine & ~p.low & p.high));
+        counts[4 * side + 3] += uint64_t(popcount(mine & p.low & p.high));
     }
 }
 
@@ -36,13 +36,13 @@ void encode_steps(const Signed<W>* steps, size_t count, int width, Streams& out,
         Simd::store_classes(classes + g * 16, planes.low, planes.high);
         count_steps(planes, inside, out.steps);
         far_steps[g] = planes.low & planes.high;
-        far += size_t(__builtin_popcountll(far_steps[g]));
+        far += size_t(popcount(far_steps[g]));
     }
     W* magnitudes = scratch.array<W>(far + 64);
     W* to = magnitudes;
     for (size_t g = 0; g < groups; ++g) {
         Simd::gather_magnitudes(steps + g * 64, far_steps[g], to);
-        to += __builtin_popcountll(far_steps[g]);
+        to += popcount(far_steps[g]);
     }
     std::memset(to, 0, 64 * sizeof(W));
     const int field = exponent_bits(width);
@@ -146,12 +146,12 @@ const char* decode_far_steps(Reader& reader, const uint8_t* signs, const uint64_
         for (uint64_t bits = is_wide; bits; bits &= bits - 1) {
             const int at = __builtin_ctzll(bits);
             const uint64_t before = far[g] & ((uint64_t(1) << at) - 1);
-            const W magnitude = next[__builtin_popcountll(before)];
+            const W magnitude = next[popcount(before)];
             const W sign = W(W(0) - W(negative >> at & 1));
             steps.wide[wide] = Signed<W>(W(W(magnitude ^ sign) - sign));
             steps.wide_places[wide++] = g * 64 + uint64_t(at);
         }
-        next += __builtin_popcountll(far[g]);
+        next += popcount(far[g]);
     }
     steps.number_of_wide = wide;
     return nullptr;
@@ -175,7 +175,7 @@ const char* decode_steps(Reader& reader, size_t count, int width, Steps<W>& step
         Simd::load_classes(classes + g * 16, planes.low, planes.high);
         Simd::join_steps(planes, steps.near + g * 64);
         far[g] = planes.low & planes.high & inside_group(count, g);
-        number_of_far += uint64_t(__builtin_popcountll(far[g]));
+        number_of_far += uint64_t(popcount(far[g]));
     }
     std::memset(steps.near + groups * 64, 1, kTile + 64);
     return decode_far_steps<W>(reader, signs, far, groups, number_of_far, width, steps, scratch);

@@ -4,6 +4,10 @@
 constexpr size_t kTile = 1024;  // words: a tile of everything fits the first-level cache
 constexpr size_t kGroups = kTile / 64;
 
+// The parts of a tile. Where words are counted one by one, they take turns: neighbours often share
+// a context, and would wait for each other.
+constexpr size_t kParts = 4, kPart = kTile / kParts;
+
 inline size_t tile_words(const Chunk& chunk, size_t start) {
     return chunk.words - start < kTile ? chunk.words - start : kTile;
 }
@@ -18,6 +22,24 @@ const W* whole_groups(const void* words, size_t start, size_t number, W* room) {
     std::memset(room + number / 64 * 64, 0, 64 * sizeof(W));
     std::memcpy(room, from, number * sizeof(W));
     return room;
+}
+
+// Lists the places of the set bits, and returns how many there are; there is room for 3 more.
+inline size_t list_places(const uint64_t* groups, size_t number, uint16_t* places) {
+    size_t found = 0;
+    for (size_t g = 0; g < number; ++g) {
+        uint64_t bits = groups[g];
+        const size_t end = found + size_t(popcount(bits));
+        // Four together, because where a loop ends is mispredicted.
+        for (; found < end; found += 4) {
+            for (size_t i = 0; i < 4; ++i, bits &= bits - 1) {
+                const int bit = __builtin_ctzll(bits | uint64_t(1) << 63);
+                places[found + i] = uint16_t(g * 64 + size_t(bit));
+            }
+        }
+        found = end;
+    }
+    return found;
 }
 
 // Asks for words that come `ahead` bytes later: the processor's own prefetching stops at the end of
@@ -46,24 +68,65 @@ class Tiles {
         if (start_ == chunk_.words) return false;
         words_ = tile_words(chunk_, start_);
         base_ = whole_groups(chunk_.base, start_, words_, room_);
-        prefetch(base_, chunk_.words - start_, words_);
-        contexts_.find(base_, groups() * 64, names_);
+        return true;
+    }
+
+    // The names of the contexts of a tile's words, and 0 behind the last one; or else:
+    const uint8_t* find_names() {
+        by_parts([&](size_t first, size_t number) {
+            contexts_.find(base_ + first, number, names_ + first);
+        });
         if (chunk_.rows.active) {
             for (size_t g = 0; g < groups(); ++g) Simd::keep(names_ + g * 64, live_.next());
         } else if (words_ % 64) {
             const uint64_t inside = (uint64_t(1) << words_ % 64) - 1;
             Simd::keep(names_ + words_ / 64 * 64, inside);
         }
-        return true;
+        std::memset(names_ + groups() * 64, 0, kTile - groups() * 64);
+        return names_;
+    }
+
+    // Closes up these names and the places of those words that are in a context, where they are
+    // few, and returns how many; name 0 and place kTile fill up what is behind them to kParts equal
+    // parts. There is room for kParts more.
+    size_t find_few(uint8_t* names, uint16_t* places) {
+        uint64_t inside[kGroups];
+        by_parts([&](size_t first, size_t number) {
+            contexts_.find_inside(base_ + first, number / 64, inside + first / 64);
+        });
+        for (size_t g = 0; g < groups(); ++g) inside[g] &= live_.next();
+        const size_t found = list_places(inside, groups(), places);
+        contexts_.find_at(base_, places, found, names);
+        std::memset(names + found, 0, kParts);
+        for (size_t i = found; i < found + kParts; ++i) places[i] = uint16_t(kTile);
+        return found;
+    }
+
+    // The bits of a mask of the chunk's words that belong to the tile.
+    void read_mask(const uint8_t* mask, uint64_t* bits) const {
+        bits[groups() - 1] = 0;
+        std::memcpy(bits, mask + start_ / 8, (words_ + 7) / 8);
     }
 
     size_t start() const { return start_; }
     size_t words() const { return words_; }
     size_t groups() const { return groups_of(words_); }
     const W* base() const { return base_; }
-    const uint8_t* names() const { return names_; }
 
   private:
+    // Calls find(first, number) for the words of each part, and asks for as many that come later:
+    // for all at once, it would have to wait.
+    template <class Find>
+    void by_parts(Find find) const {
+        const W* words = static_cast<const W*>(chunk_.base) + start_;
+        const size_t end = groups() * 64;
+        for (size_t first = 0; first < end; first += kPart) {
+            const size_t number = end - first < kPart ? end - first : kPart;
+            prefetch(words + first, chunk_.words - start_ - first, number);
+            find(first, number);
+        }
+    }
+
     const Chunk& chunk_;
     const Contexts<W>& contexts_;
     W* room_;
@@ -72,3 +135,25 @@ class Tiles {
     const W* base_ = nullptr;
     alignas(64) uint8_t names_[kTile];
 };
+
+// The words of each context in each part of some words, by name.
+using PartCounts = uint16_t[kParts][kMaxContexts + 1];
+
+// Counts those of a tile.
+inline void count_parts(const uint8_t* names, size_t groups, size_t named, PartCounts& counts) {
+    constexpr size_t kGroupsOfPart = kGroups / kParts;
+    for (size_t part = 0; part * kGroupsOfPart < groups; ++part) {
+        const size_t left = groups - part * kGroupsOfPart;
+        Simd::count_names(names + part * kPart, left < kGroupsOfPart ? left : kGroupsOfPart, named,
+                          counts[part] + 1);
+    }
+}
+
+// Counts those of few words, in parts of `number` words.
+inline void count_few(const uint8_t* names, size_t number, PartCounts& counts) {
+    for (size_t i = 0; i < number; ++i) {
+        for (size_t part = 0; part < kParts; ++part) ++counts[part][names[part * number + i]];
+    }
+}
+
+inline size_t part_of(size_t words) { return (words + kParts - 1) / kParts; }
