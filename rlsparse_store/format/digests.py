@@ -162,13 +162,12 @@ def state_digest(tensors: Iterable[TensorIdentity]) -> str:
         >>> state_digest([])[:8]
         '21c72a8b'
     """
-    parts = [b"rlsparse-state-1"]
+    state = sha256(b"rlsparse-state-1")
     described: dict[tuple[int, tuple[int, ...]], bytes] = {}
-    for text, dtype, shape, digest in sorted(
-        [(t.name.encode(), t.dtype, t.shape, t.digest) for t in tensors], key=itemgetter(0)
-    ):
-        kind = described.get((dtype.number, shape))
-        if kind is None:
-            kind = described[dtype.number, shape] = _described(dtype, shape)
-        parts += (len(text).to_bytes(4, "little"), text, kind, digest)
-    return sha256(b"".join(parts)).hexdigest()
+    for name, tensor in sorted(((t.name.encode(), t) for t in tensors), key=itemgetter(0)):
+        kind = (tensor.dtype.number, tensor.shape)
+        if kind not in described:
+            described[kind] = _described(tensor.dtype, tensor.shape)
+        length = len(name).to_bytes(4, "little")
+        state.update(b"".join((length, name, described[kind], tensor.digest)))
+    return state.hexdigest()
