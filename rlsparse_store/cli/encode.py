@@ -22,7 +22,7 @@ from rlsparse_store.delta.encode import encode_delta
 from rlsparse_store.delta.report import EncodeReport, WholeTensor
 from rlsparse_store.delta.run import RunEntry, RunReport, is_run
 from rlsparse_store.delta.run_encoder import encode_run
-from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.delta.units import format_bits, format_bytes, format_percent
 from rlsparse_store.errors import MissingDependencyError
 from rlsparse_store.files.trainer_folders import find_checkpoints
 from rlsparse_store.format.names import printable
@@ -211,7 +211,9 @@ def print_warnings(warnings: list[str]) -> None:
 
 
 def _bits(bits_per_changed: float | None) -> str:
-    return "" if bits_per_changed is None else f"; {bits_per_changed:.3g} bits per changed weight"
+    if bits_per_changed is None:
+        return ""
+    return f"; {format_bits(bits_per_changed)} bits per changed weight"
 
 
 def print_names(label: str, names: list[str], most: int | None = 10) -> None:

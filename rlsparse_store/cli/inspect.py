@@ -25,7 +25,7 @@ from rlsparse_store.delta.encode import measure_pair
 from rlsparse_store.delta.inspect import inspect_delta
 from rlsparse_store.delta.report import STEP_LABELS, EncodeReport
 from rlsparse_store.delta.run import find_run_report
-from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.delta.units import format_bits, format_bytes, format_percent
 from rlsparse_store.files.output import require_new
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
@@ -265,7 +265,7 @@ def _print_totals(report: DeltaReport) -> None:
     bits = report.bits_per_changed
     click.echo(
         f"  {format_bytes(report.tuned_bytes)} of tensors in {format_bytes(report.delta_bytes)}"
-        + ("" if bits is None else f"; {bits:.3g} bits per changed weight")
+        + ("" if bits is None else f"; {format_bits(bits)} bits per changed weight")
     )
     if report.cast:
         click.echo(

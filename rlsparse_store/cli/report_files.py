@@ -15,7 +15,7 @@ from rlsparse_store.analysis.plots.charts import (
 from rlsparse_store.analysis.plots.heatmap import density_map
 from rlsparse_store.analysis.plots.page import write_page
 from rlsparse_store.delta.report import STEP_LABELS
-from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.delta.units import format_bits, format_bytes, format_percent
 from rlsparse_store.files.output import require_new, write_new
 from rlsparse_store.format.names import printable
 
@@ -102,7 +102,7 @@ def write_report(
         ("delta", format_bytes(report.delta_bytes)),
     ]
     if report.bits_per_changed is not None:
-        facts.append(("bits per changed weight", f"{report.bits_per_changed:.3g}"))
+        facts.append(("bits per changed weight", format_bits(report.bits_per_changed)))
     if report.cast:
         facts.append(("lossy", f"rounded to {report.cast} before encoding"))
     drawn = _pictures(report, values, "png")

@@ -10,7 +10,7 @@ import click
 
 from rlsparse_store.cli.output import print_table
 from rlsparse_store.cli.value_tables import cell
-from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.delta.units import format_bits, format_bytes, format_percent
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def print_run(report: RunReport) -> None:
                 f"{d.elements:,}",
                 f"{d.changed:,}",
                 format_percent(d.density),
-                "" if d.bits_per_changed is None else f"{d.bits_per_changed:.3g}",
+                "" if d.bits_per_changed is None else format_bits(d.bits_per_changed),
                 format_bytes(d.delta_bytes),
                 f"{d.tuned_bytes / d.delta_bytes:,.1f} x",
                 *(f"{d.metrics[name]:.4g}" if name in d.metrics else "" for name in shown),

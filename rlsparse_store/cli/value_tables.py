@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from rlsparse_store.cli.output import print_table
-from rlsparse_store.delta.units import format_bytes, format_percent
+from rlsparse_store.delta.units import format_bits, format_bytes, format_percent
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def print_values(values: ValueReport, preset: str) -> None:
             [
                 f"{e.name} ({e.used_by})",
                 format_bytes(e.nbytes),
-                "" if e.bits_per_changed is None else f"{e.bits_per_changed:.3g}",
+                "" if e.bits_per_changed is None else format_bits(e.bits_per_changed),
             ]
             for e in values.encodings
         ],

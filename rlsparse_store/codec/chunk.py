@@ -22,12 +22,13 @@ from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.format.frames import compress, decompress
 from rlsparse_store.format.index.records import NO_STEPS, ChunkCoding, ChunkRecord
 from rlsparse_store.format.words import Words, as_words, to_bytes
-from rlsparse_store.kernels.cost import ONE_BIT, mask_cost
+from rlsparse_store.kernels.cost import ONE_BIT, ROW_FLAG_MARGIN, mask_cost
 from rlsparse_store.kernels.interface import (
     MAGNITUDE_CLASSES,
     ChunkWords,
     CpuBackend,
     Draft,
+    DraftRules,
     Histogram,
     Rows,
     Streams,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "DRAFT_RULES",
     "EncodedChunk",
     "candidate_rows",
     "compress_draft",
@@ -58,9 +60,6 @@ __all__ = [
     "sampling_stride",
     "split_chunk",
 ]
-
-ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
-"""Minimum net saving of row flags; it covers the overhead of one more stream."""
 
 INACTIVE_ROWS: Final = 8
 """The encoder tries row flags if at least one row in this many has no change."""
@@ -105,21 +104,29 @@ def encode_chunk(
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     rows = candidate_rows(backend, chunk)
-    draft = None
-    if rows is None:
-        draft = backend.draft(
-            chunk.base,
-            chunk.changes,
-            coding,
-            key_bins(coding, mantissa_bits),
-            sampling_stride(chunk.changes.count),
-            SINGLE_CONTEXT_CHANGES,
-        )
+    draft = backend.draft(
+        chunk.base,
+        chunk.changes,
+        coding,
+        key_bins(coding, mantissa_bits),
+        rows,
+        sampling_stride(chunk.changes.count),
+        SINGLE_CONTEXT_CHANGES,
+    )
     if draft is None:
         draft = lay_out(backend, split_chunk(backend, chunk, coding, mantissa_bits, rows))
     return compress_draft(
         backend, draft, coding, chunk.first, len(chunk.base), lambda: chunk.tuned(backend)
     )
+
+
+DRAFT_RULES: Final = DraftRules(
+    few=SINGLE_CONTEXT_CHANGES,
+    sample=SAMPLE_CHANGES,
+    most_stride=MAX_STRIDE,
+    inactive_rows=INACTIVE_ROWS,
+)
+"""The choices of :func:`encode_chunk`, for many chunks at once."""
 
 
 def sampling_stride(changes: int) -> int:

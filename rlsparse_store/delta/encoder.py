@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -117,7 +118,7 @@ class Encoder:
         self._hashes = BaseHashes() if hashes is None else hashes
         self._digests = _Digests(self._hashes)
         self._chunks: list[ChunkRecord] = []
-        self._counts = [ChunkCounts() for _ in self.plans]
+        self._counts: defaultdict[int, ChunkCounts] = defaultdict(ChunkCounts)
         self._hints = base_hint_from_path(base.path.absolute())
         self._index: Index | None = None
         self._manifest: Manifest | None = None
@@ -133,12 +134,12 @@ class Encoder:
 
     def spans(self, backend: CpuBackend) -> Iterator[Span]:
         """The spans of every tensor, in order."""
+        known = dict(self._hashes.leaves)
         for number, plan in enumerate(self.plans):
             coding = choose_word_coding(plan, self.base, self.tuned, backend)
             self._codings[number] = coding
-            source = plan.source
-            known = None if source is None else self._hashes.leaves.get(source.name)
-            yield from tensor_spans(number, plan, coding, known)
+            leaves = known.get(plan.source.name) if known and plan.source is not None else None
+            yield from tensor_spans(number, plan, coding, leaves)
 
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
         """Add an encoded span. Spans come in order."""
@@ -146,7 +147,7 @@ class Encoder:
         for chunk in coded.chunks:
             record, number = chunk.record, chunk.record.tensor
             place = sink.add(chunk.stored, record.check)
-            self._chunks.append(record._replace(shard=place.shard, offset=place.offset))
+            self._chunks.append(record.stored_at(place.shard, place.offset))
             self._counts[number].add(chunk, self._codings[number])
 
     def add_tensor(
@@ -266,7 +267,7 @@ class Encoder:
                 raw_bytes=counts.whole_raw,
                 stored_bytes=counts.whole_stored,
             )
-            for plan, counts in zip(self.plans, self._counts, strict=True)
+            for plan, counts in ((self.plans[i], self._counts[i]) for i in sorted(self._counts))
             if counts.whole_stored
         ]
         report = EncodeReport(
@@ -300,23 +301,23 @@ class _Digests:
 
     def add(self, coded: CodedSpan) -> None:
         """Add the leaf hashes of the next span."""
-        span, plan = coded.span, coded.span.plan
-        self._spans.append((coded.base_leaves, coded.tuned_leaves))
-        if not span.is_last:
-            return
-        base_leaves, tuned_leaves = self._spans[0]
-        if len(self._spans) > 1:
+        span, base_leaves, tuned_leaves = coded.span, coded.base_leaves, coded.tuned_leaves
+        if self._spans or not span.is_last:
+            self._spans.append((base_leaves, tuned_leaves))
+            if not span.is_last:
+                return
             base_leaves = np.concatenate([base for base, _ in self._spans])
             tuned_leaves = np.concatenate([tuned for _, tuned in self._spans])
-        self._spans = []
-        tuned = None
+            self._spans = []
+        plan, tuned = span.plan, None
+        nbytes = plan.stored_nbytes
         if plan.source is not None:
-            name, nbytes = plan.source.name, plan.source.nbytes
-            self._hashes.leaves[name] = base_leaves
-            self._hashes.digests[name] = digest_of_leaves(nbytes, base_leaves)
-            if tuned_leaves is base_leaves and plan.stored_nbytes == nbytes:
-                tuned = self._hashes.digests[name]
-        self._found[span.tensor] = tuned or digest_of_leaves(plan.stored_nbytes, tuned_leaves)
+            name = plan.source.name
+            digest = digest_of_leaves(plan.source.nbytes, base_leaves)
+            self._hashes.leaves[name], self._hashes.digests[name] = base_leaves, digest
+            if tuned_leaves is base_leaves and nbytes == plan.source.nbytes:
+                tuned = digest
+        self._found[span.tensor] = tuned or digest_of_leaves(nbytes, tuned_leaves)
 
     def put(self, tensor: int, digest: bytes) -> None:
         """Add a digest that is known."""

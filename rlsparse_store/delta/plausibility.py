@@ -114,12 +114,11 @@ def _is_shared(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
 
 def _placeholders(base: Checkpoint, tuned: Checkpoint) -> str:
     """Tensors of shape [0] where the base has weights."""
+    empty = [name for name, tensor in tuned.tensors.items() if tensor.shape == (0,)]
+    if not empty:
+        return ""
     filled = {name for name, tensor in base.tensors.items() if tensor.nbytes}
-    found = [
-        name
-        for name, tensor in tuned.tensors.items()
-        if tensor.shape == (0,) and any(suffix in filled for suffix in suffixes(name))
-    ]
+    found = [name for name in empty if any(suffix in filled for suffix in suffixes(name))]
     if not found:
         return ""
     return (

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rlsparse_store.delta.entry_choice import best_entry, choose_entry, in_training_order
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import place_of
-from rlsparse_store.errors import NotFoundError
-from rlsparse_store.format.names import printable
+from rlsparse_store.delta.run_place import not_a_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +94,7 @@ def prune_run(  # noqa: PLR0913 - each option is one of the command line's
     """
     place = place_of(run)
     if not place.has_removable():
-        msg = "holds no deltas"
-        raise NotFoundError(msg, file=printable(str(run)))
+        raise not_a_run(run)
     with place.write() as writer:
         rows = list(writer.rows.values())
         to_pin = [choose_entry(rows, name, place.root) for name in pin]

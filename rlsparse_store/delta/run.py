@@ -15,8 +15,7 @@ from rlsparse_store.delta.resolve import delta_folders, find_repo_id, read_liste
 from rlsparse_store.delta.run_bucket import RunBucket
 from rlsparse_store.delta.run_files import IndexRow, RunContents, natural_order
 from rlsparse_store.delta.run_folder import RunFolder
-from rlsparse_store.errors import NotFoundError
-from rlsparse_store.format.names import printable
+from rlsparse_store.delta.run_place import not_a_run
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.calls import map_concurrently
 from rlsparse_store.hub.listing import Listing, list_repo
@@ -220,8 +219,7 @@ def inspect_run(
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     report = find_run_report(run, access, revision)
     if report is None:
-        msg = "holds no deltas"
-        raise NotFoundError(msg, file=printable(str(run)))
+        raise not_a_run(run)
     return report
 
 

@@ -48,11 +48,11 @@ from rlsparse_store.delta.run_place import (
     RunPlace,
     RunWriter,
     WatcherState,
+    not_a_run,
     require_base,
 )
 from rlsparse_store.errors import (
     BaseMismatchError,
-    NotFoundError,
     OutputError,
     RunError,
 )
@@ -166,8 +166,7 @@ class RunBucket(RunPlace):
             unlisted = _marked_folders(self._store)
             folders = sorted(whole_folders(self._store) - unlisted, key=natural_order)
             if not folders:
-                msg = "holds no deltas"
-                raise NotFoundError(msg, file=str(self.root))
+                raise not_a_run(self.root)
             rows = run_all(
                 [partial(self.read_row, folder) for folder in folders],
                 # Each request has a deadline of its own.

@@ -30,8 +30,14 @@ from rlsparse_store.delta.run_files import (
     row_of,
     unlisted_names,
 )
-from rlsparse_store.delta.run_place import RepairReport, RunPlace, RunWriter, WatcherState
-from rlsparse_store.errors import NotFoundError, RunError, RunLockedError
+from rlsparse_store.delta.run_place import (
+    RepairReport,
+    RunPlace,
+    RunWriter,
+    WatcherState,
+    not_a_run,
+)
+from rlsparse_store.errors import RunError, RunLockedError
 from rlsparse_store.files.output import output_errors, remove_stale, replace_file
 from rlsparse_store.files.rename import flush_folder, make_folder
 from rlsparse_store.files.writer_lock import WriterLock, file_system_time
@@ -152,8 +158,7 @@ class RunFolder(RunPlace):
     def repair(self) -> RepairReport:
         """Make the index again, as :class:`RunPlace` says."""
         if not delta_names(self.root):
-            msg = "holds no deltas"
-            raise NotFoundError(msg, file=printable(str(self.root)))
+            raise not_a_run(self.root)
         with WriterLock(private_folder(self.root), self.root) as lock:
             index_error, indexed = None, {}
             try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run_files import natural_order
-from rlsparse_store.errors import BaseMismatchError
+from rlsparse_store.errors import BaseMismatchError, NotFoundError
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rlsparse_store.delta.report import DeltaReport
     from rlsparse_store.delta.run_files import EntryNote, IndexRow, RunContents
 
-__all__ = ["RepairReport", "RunPlace", "RunWriter", "WatcherState", "require_base"]
+__all__ = ["RepairReport", "RunPlace", "RunWriter", "WatcherState", "not_a_run", "require_base"]
 
 
 class RunPlace(ABC):
@@ -204,6 +205,12 @@ class RunWriter(ABC):
         Args:
             grace_seconds: Seconds from unlisting to removing, by the clock of the place.
         """
+
+
+def not_a_run(place: object) -> NotFoundError:
+    """The error for a place without entries, which may be a delta."""
+    msg = "is not a run: it holds no folders with deltas"
+    return NotFoundError(msg, file=printable(str(place)))
 
 
 def require_base(root: Path | BucketUrl, name: str, digest: str, found: Sequence[IndexRow]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_bytes", "format_percent"]
+__all__ = ["format_bits", "format_bytes", "format_percent"]
 
 
 def format_bytes(nbytes: float) -> str:
@@ -15,10 +15,20 @@ def format_bytes(nbytes: float) -> str:
         '45.4 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
+        if nbytes < 999.5:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.4g} TB"
+
+
+def format_bits(bits: float) -> str:
+    """Bits per changed weight with three digits, or all before the point.
+
+    Example:
+        >>> format_bits(4.4712), format_bits(5792)
+        ('4.47', '5,792')
+    """
+    return f"{bits:.3g}" if bits < 999.5 else f"{bits:,.0f}"
 
 
 def format_percent(share: float) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rlsparse_store.delta.html_table import SummaryRepr
 from rlsparse_store.delta.run import place_of
 from rlsparse_store.delta.run_files import INDEX_NAME
+from rlsparse_store.delta.run_place import not_a_run
 from rlsparse_store.delta.verify import VerifyReport, verify_delta
-from rlsparse_store.errors import BaseMismatchError, NotFoundError, RunError
+from rlsparse_store.errors import BaseMismatchError, RunError
 from rlsparse_store.format.names import printable
 from rlsparse_store.pipeline.progress import Progress, no_progress
 
@@ -69,8 +70,7 @@ def verify_run(
     place = place_of(run)
     rows = place.read().rows
     if not rows:
-        msg = "holds no deltas"
-        raise NotFoundError(msg, file=printable(str(run)))
+        raise not_a_run(run)
     found = {}
     for row in rows:
         if place.read_row(row.folder) != row:

@@ -7,6 +7,7 @@ adjacent, one metadata text. Such a header is described and rebuilt; any other i
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,6 +106,13 @@ def _placed(tensors: Iterable[TensorShape], layout: int) -> list[HeaderEntry]:
     return entries
 
 
+def _is_ordered(tensors: list[TensorShape], layout: int) -> bool:
+    """Whether tensors are in the order of a layout."""
+    kinds = [-t.dtype.number if layout == BY_DTYPE else 0 for t in tensors]
+    keys = [(kind, t.name.encode()) for kind, t in zip(kinds, tensors, strict=True)]
+    return all(a < b for a, b in pairwise(keys))
+
+
 def _framed(entries: list[HeaderEntry], text: bytes) -> bytes:
     return frame_header(header_text(entries, text.decode()))
 
@@ -117,6 +125,8 @@ def describe_file(file: CheckpointFile) -> FileLayout:
         text = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode()
     tensors = [TensorShape(e.name, e.dtype, e.shape) for e in file.parsed.entries]
     for layout in (BY_NAME, BY_DTYPE):
+        if not _is_ordered(tensors, layout):
+            continue
         entries = _placed(tensors, layout)
         if entries == file.parsed.entries and _framed(entries, text)[8:] == file.header:
             return FileLayout(file.name, layout, text)
@@ -178,7 +188,7 @@ def _check_header(header: bytes, name: str, tensors: list[TensorShape]) -> list[
     except HeaderError as error:
         msg = f"the stored header of {name}: {error}"
         raise LayoutError(msg) from error
-    if {TensorShape(e.name, e.dtype, e.shape) for e in entries} != set(tensors):
+    if {e.name: (e.dtype, e.shape) for e in entries} != {t.name: t[1:] for t in tensors}:
         msg = f"the stored header of {name} describes other tensors"
         raise LayoutError(msg)
     return entries

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from hashlib import sha256
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ def leaf_hashes(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def leaves_check(leaves: NDArray[np.uint64]) -> int:
     """The check of words whose bytes have these leaf hashes: 32 bits."""
-    return xxh3_64_intdigest(leaves.astype("<u8", copy=False).tobytes()) & 0xFFFFFFFF
+    return xxh3_64_intdigest(leaves.tobytes()) & 0xFFFFFFFF
 
 
 def bytes_check(stored: Buffer) -> int:
@@ -88,9 +89,9 @@ def checksum(*parts: Buffer) -> int:
 
 def digest_of_leaves(nbytes: int, leaves: NDArray[np.uint64]) -> bytes:
     """The 16 bytes of the digest of a tensor of ``nbytes`` bytes, from all of its leaf hashes."""
-    return sha256(
-        _TENSOR_PREFIX + struct.pack("<Q", nbytes) + leaves.astype("<u8", copy=False).tobytes()
-    ).digest()[:DIGEST_BYTES]
+    # The machine is little-endian (rlsparse_store/format/words.py).
+    content = _TENSOR_PREFIX + nbytes.to_bytes(8, "little") + leaves.tobytes()
+    return sha256(content).digest()[:DIGEST_BYTES]
 
 
 class TensorDigester:
@@ -110,7 +111,7 @@ class TensorDigester:
 
     def add_leaves(self, leaves: NDArray[np.uint64]) -> None:
         """Add the hashes of the next leaves."""
-        self._hash.update(leaves.astype("<u8", copy=False).tobytes())
+        self._hash.update(leaves.tobytes())
 
     def add(self, data: NDArray[np.uint8]) -> None:
         """Add the next bytes, in pieces of any size."""
@@ -161,12 +162,13 @@ def state_digest(tensors: Iterable[TensorIdentity]) -> str:
         >>> state_digest([])[:8]
         '21c72a8b'
     """
-    state = sha256(b"rlsparse-state-1")
+    parts = [b"rlsparse-state-1"]
     described: dict[tuple[int, tuple[int, ...]], bytes] = {}
-    for tensor in sorted(tensors, key=lambda t: t.name.encode()):
-        name = tensor.name.encode()
-        kind = (tensor.dtype.number, tensor.shape)
-        if kind not in described:
-            described[kind] = _described(tensor.dtype, tensor.shape)
-        state.update(len(name).to_bytes(4, "little") + name + described[kind] + tensor.digest)
-    return state.hexdigest()
+    for text, dtype, shape, digest in sorted(
+        [(t.name.encode(), t.dtype, t.shape, t.digest) for t in tensors], key=itemgetter(0)
+    ):
+        kind = described.get((dtype.number, shape))
+        if kind is None:
+            kind = described[dtype.number, shape] = _described(dtype, shape)
+        parts += (len(text).to_bytes(4, "little"), text, kind, digest)
+    return sha256(b"".join(parts)).hexdigest()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import zstandard
 
 from rlsparse_store.errors import StreamError
 from rlsparse_store.format.limits import MAX_BLOCK
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["compress", "compress_bytes", "content_size", "decompress"]
 
@@ -88,19 +84,31 @@ def compress(
     Raises:
         MemoryError: There is too little memory.
     """
-    contexts = _CONTEXTS.words if of_words else _CONTEXTS.streams
-    compressor = contexts.compressobj(size=len(content))
+    compressor = _CONTEXTS.words if of_words else _CONTEXTS.streams
+    try:
+        if len(block_ends) == 1 and len(content) <= MAX_BLOCK:
+            # The same bytes in one call.
+            return _as_single_segment(compressor.compress(content))
+        return _as_single_segment(_compress_blocks(compressor, content, block_ends))
+    except zstandard.ZstdError as error:
+        _raise_memory_error(error)
+        raise
+
+
+def _compress_blocks(
+    compressor: zstandard.ZstdCompressor, content: bytes | memoryview, block_ends: list[int]
+) -> bytes:
+    stream = compressor.compressobj(size=len(content))
     view = memoryview(content)
     stored: list[bytes] = []
     start = 0
-    with _memory_errors():
-        for end in block_ends:
-            if start:
-                stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-            stored.append(compressor.compress(view[start:end]))
-            start = end
-        stored.append(compressor.flush())
-    return _as_single_segment(b"".join(stored))
+    for end in block_ends:
+        if start:
+            stored.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+        stored.append(stream.compress(view[start:end]))
+        start = end
+    stored.append(stream.flush())
+    return b"".join(stored)
 
 
 def compress_bytes(content: bytes, level: int) -> bytes:
@@ -112,19 +120,17 @@ def compress_bytes(content: bytes, level: int) -> bytes:
     compressor = zstandard.ZstdCompressor(
         level=level, write_content_size=True, write_checksum=False, write_dict_id=False
     )
-    with _memory_errors():
-        return _as_single_segment(compressor.compress(content))
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn the error that zstd has for too little memory into Python's."""
     try:
-        yield
+        return _as_single_segment(compressor.compress(content))
     except zstandard.ZstdError as error:
-        if _NO_MEMORY in str(error):
-            raise MemoryError(str(error)) from error
+        _raise_memory_error(error)
         raise
+
+
+def _raise_memory_error(error: zstandard.ZstdError) -> None:
+    """Raise Python's error for too little memory if this is zstd's."""
+    if _NO_MEMORY in str(error):
+        raise MemoryError(str(error)) from error
 
 
 def _as_single_segment(frame: bytes) -> bytes:
@@ -176,9 +182,9 @@ def decompress(stored: bytes, largest: int) -> bytes:
         msg = f"the zstd frame declares {size} bytes; at most {largest} are possible"
         raise StreamError(msg)
     try:
-        with _memory_errors():
-            content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
+        content: bytes = _CONTEXTS.decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
+        _raise_memory_error(error)
         msg = f"the zstd frame is broken ({error})"
         raise StreamError(msg) from error
     if len(content) != size:

@@ -22,6 +22,7 @@ __all__ = [
     "EMPTY_COST",
     "LOG2",
     "ONE_BIT",
+    "ROW_FLAG_MARGIN",
     "SAMPLED_BYTES",
     "SYMBOL_COST",
     "TABLE_COST",
@@ -51,6 +52,9 @@ TABLE_COST: Final = 40 * ONE_BIT
 
 SYMBOL_COST: Final = 5 * ONE_BIT
 """Cost of each symbol in a Huffman table."""
+
+ROW_FLAG_MARGIN: Final = 128 * ONE_BIT
+"""Minimum net saving of row flags; it covers the overhead of one more stream."""
 
 SAMPLED_BYTES: Final = 4096
 """Bytes that a stream's histogram samples, evenly spaced."""

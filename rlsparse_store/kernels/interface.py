@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,11 +28,15 @@ __all__ = [
     "ChangeList",
     "ChangedWords",
     "Changes",
+    "ChunkStreams",
     "ChunkWords",
     "CpuBackend",
     "Draft",
+    "DraftRules",
     "Histogram",
     "Rows",
+    "SmallDrafts",
+    "SmallTensors",
     "Streams",
     "check_exchange",
     "place_in_row",
@@ -283,6 +287,54 @@ class Draft(NamedTuple):
     has_row_flags: bool = False
 
 
+ChunkStreams = tuple[tuple[int, ...], tuple[int, ...], bytes | memoryview]
+"""A delta chunk without row flags: bounds, changed words of each context, all streams."""
+
+
+class SmallTensors(NamedTuple):
+    """Pairs of tensors that are at most one leaf long, one after the other. None is empty.
+
+    Attributes:
+        base: Base words of all.
+        tuned: Tuned words of all.
+        ends: End of each tensor, in words; uint64.
+        row_words: Words per row of each; 0 without rows; uint64.
+    """
+
+    base: Words
+    tuned: Words
+    ends: NDArray[np.uint64]
+    row_words: NDArray[np.uint64]
+
+
+class DraftRules(NamedTuple):
+    """Limits of the encoder's choices for a chunk.
+
+    Attributes:
+        few: A chunk with at most this many changes gets one context.
+        sample: Changed words that a histogram samples, about.
+        most_stride: Largest sampling stride of a histogram, in tiles.
+        inactive_rows: Row flags are tried if at least one row in this many has no change.
+    """
+
+    few: int
+    sample: int
+    most_stride: int
+    inactive_rows: int
+
+
+class SmallDrafts(NamedTuple):
+    """Drafts of small tensors.
+
+    Attributes:
+        changes: Changed words of each.
+        drafts: The draft of each; ``None`` if it has no change, or the backend cannot draft it.
+    """
+
+    changes: list[int]
+    drafts: list[Draft | None]
+
+
 class CpuBackend(ABC):
     """The loops over words of the CPU, for one chunk. All arrays are one-dimensional."""
 
@@ -467,10 +519,11 @@ class CpuBackend(ABC):
         changed: ChangedWords,  # noqa: ARG002
         coding: WordCoding,  # noqa: ARG002
         bins: NDArray[np.uint64],  # noqa: ARG002
+        rows: Rows | None,  # noqa: ARG002
         stride: int,  # noqa: ARG002
         few: int,  # noqa: ARG002
     ) -> Draft | None:
-        """Choose contexts and blocks, and split a chunk without row flags, all in one call.
+        """Choose contexts, row flags and blocks, and split a chunk, all in one call.
 
         The overhead of the steps exceeds their work on a small tensor.
 
@@ -479,10 +532,84 @@ class CpuBackend(ABC):
             changed: The changed words, at least one.
             coding: Width and order map of the words.
             bins: As for :meth:`histogram`.
-            stride: Likewise.
+            rows: Active rows, if the chunk gets row flags where they save space.
+            stride: As for :meth:`histogram`.
             few: A chunk with at most this many changes gets one context.
 
         Returns:
             What the steps give; ``None`` if the backend cannot do it for this chunk.
         """
         return None
+
+    # Many small tensors in one call: the overhead of a call exceeds the work on one of them. These
+    # methods do what the others do one by one, and hold no format.
+
+    def draft_each(
+        self,
+        tensors: SmallTensors,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],  # noqa: ARG002 - as for draft
+        rules: DraftRules,  # noqa: ARG002
+    ) -> SmallDrafts:
+        """Compare small tensors, and draft each that changed.
+
+        Args:
+            tensors: The tensors.
+            coding: Width and order map of their words, not of 4-bit ones.
+            bins: As for :meth:`histogram`.
+            rules: How :func:`rlsparse_store.codec.chunk.encode_chunk` chooses.
+        """
+        changes = [
+            self.changed_words(tensors.base[start:end], tensors.tuned[start:end], coding).count
+            for start, end in pairwise([0, *tensors.ends.tolist()])
+        ]
+        return SmallDrafts(changes, [None] * len(changes))
+
+    def apply_each(
+        self,
+        base: Words,
+        ends: NDArray[np.uint64],
+        coding: WordCoding,
+        chunks: list[ChunkStreams | None],
+        out: Words | None,
+        leaves: NDArray[np.uint64],
+    ) -> None:
+        """Decode small chunks without row flags, as :meth:`apply_hashed` does one.
+
+        Args:
+            base: Base words of the chunks, one chunk after the other. Each is at most a leaf long.
+            ends: End of each chunk, in words.
+            coding: Width and order map of their words, not of 4-bit ones.
+            chunks: The streams of each; nothing is done for ``None``.
+            out: Memory for the tuned words; ``None`` if only the hashes are needed.
+            leaves: Receives the leaf hash of each decoded chunk.
+
+        Raises:
+            StreamError: The streams of one break the format.
+        """
+        for i, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+            streams = chunks[i]
+            if streams is None:
+                continue
+            bounds, changed, content = streams
+            leaves[i : i + 1] = self.apply_hashed(
+                base[start:end],
+                coding,
+                np.array(bounds, np.uint64),
+                None,
+                list(changed),
+                content,
+                None if out is None else out[start:end],
+            )
+
+    def hash_each(self, data: NDArray[np.uint8], ends: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Hash byte strings that are one leaf each.
+
+        Args:
+            data: The byte strings, one after the other. None is empty.
+            ends: End of each, in bytes.
+        """
+        places = pairwise([0, *ends.tolist()])
+        return np.concatenate(
+            [self.leaf_hashes(data[start:end]) for start, end in places] or [np.zeros(0, np.uint64)]
+        )

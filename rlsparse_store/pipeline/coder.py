@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rlsparse_store.kernels.dispatch import get_backend
+from rlsparse_store.pipeline.encode_small import encode_small_spans, small_coding
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.spans import CodedSpan, Span, encode_span
 from rlsparse_store.pipeline.threads import SMALL_TASK
@@ -57,5 +59,12 @@ class CpuCoder:
         return span.nbytes
 
     def code(self, spans: Sequence[Span], base: Checkpoint, tuned: Checkpoint) -> list[CodedSpan]:
-        """Encode spans one by one."""
-        return [encode_span(self._backend, span, base, tuned, self._scratch) for span in spans]
+        """Encode small tensors of one coding together, and other spans one by one."""
+        backend, scratch = self._backend, self._scratch
+        coded: list[CodedSpan] = []
+        for coding, group in groupby(spans, small_coding):
+            if coding is None:
+                coded += [encode_span(backend, span, base, tuned, scratch) for span in group]
+            else:
+                coded += encode_small_spans(backend, list(group), base, tuned, scratch)
+        return coded

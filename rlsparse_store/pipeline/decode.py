@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlsparse_store.errors import ResultMismatchError, RlsparseError
 from rlsparse_store.format.digests import (
@@ -19,6 +17,13 @@ from rlsparse_store.format.index.records import Kind, TensorRecord
 from rlsparse_store.format.names import printable
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
+from rlsparse_store.pipeline.decode_small import (
+    SmallBatch,
+    SmallTensor,
+    Write,
+    decode_small,
+    small_tensor,
+)
 from rlsparse_store.pipeline.overlay import Overlay, Segment, find_source, pieces
 from rlsparse_store.pipeline.scratch import Scratch
 from rlsparse_store.pipeline.threads import SMALL_TASK, Batch, batched, ordered_map
@@ -26,16 +31,14 @@ from rlsparse_store.pipeline.threads import SMALL_TASK, Batch, batched, ordered_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from rlsparse_store.files.checkpoint import Checkpoint
     from rlsparse_store.files.delta_reader import DeltaReader
     from rlsparse_store.pipeline.progress import Progress
     from rlsparse_store.pipeline.scratch import ScratchBuffer
 
-__all__ = ["Write", "decode_tensors"]
-
-Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
-"""Receives bytes of a tuned tensor: the tensor, their offset in its data, and the bytes, which are
-valid only during the call. Called from several threads."""
+__all__ = ["decode_tensors"]
 
 
 class _Task(NamedTuple):
@@ -115,9 +118,16 @@ class _Result(NamedTuple):
 
 
 class _BatchResult(NamedTuple):
-    """The results of the tasks of a batch, up to the first that failed, and its error."""
+    """The results of a batch.
+
+    Attributes:
+        results: Those of tasks, up to the first that failed.
+        nbytes: Bytes of the small tensors that are decoded and checked.
+        error: Why the task after the last result failed, if one did.
+    """
 
     results: list[_Result]
+    nbytes: int
     error: RlsparseError | None
 
 
@@ -147,25 +157,34 @@ def decode_tensors(
     check_sources(reader, base)
     hash_leaves = get_backend().leaf_hashes
     digests, scratch = _Digests(reader, base, hash_leaves), Scratch()
+    decoder = ChunkDecoder(reader, base.path)
     done, total = 0, reader.manifest.totals.tuned_bytes
 
-    def run(batch: Batch[_Task]) -> _BatchResult:
+    def run(batch: Batch[_Task | SmallBatch]) -> _BatchResult:
         results: list[_Result] = []
+        nbytes = 0
         try:
-            for task in batch.items:
-                # Not a comprehension: the results before an error are checked first.
-                results.append(_run(task, scratch.base, write, hash_leaves))  # noqa: PERF401
+            for item in batch.items:
+                if isinstance(item, _Task):
+                    results.append(_run(item, scratch.base, write, hash_leaves))
+                elif decode_small(reader, base, item, scratch.base, write):
+                    nbytes += item.nbytes
+                else:
+                    # Not a comprehension: the results before an error are checked first.
+                    for task in _single_tasks(item, decoder, base):
+                        results.append(_run(task, scratch.base, write, hash_leaves))  # noqa: PERF401
         except RlsparseError as error:
-            return _BatchResult(results, error)
-        return _BatchResult(results, None)
+            return _BatchResult(results, nbytes, error)
+        return _BatchResult(results, nbytes, None)
 
-    tasks = ((task, task.nbytes) for task in _tasks(reader, base))
+    tasks = ((task, task.nbytes) for task in _tasks(reader, base, decoder))
     for decoded in ordered_map(run, batched(tasks, SMALL_TASK), threads):
         for result in decoded.results:
             digests.add(result)
             done += result.nbytes
         if decoded.error is not None:
             raise decoded.error
+        done += decoded.nbytes
         progress(done, total)
 
 
@@ -209,13 +228,36 @@ class _Digests:
             raise ResultMismatchError(msg, file=self._reader.path, tensor=printable(t.name))
 
 
-def _tasks(reader: DeltaReader, base: Checkpoint) -> Iterator[_Task]:
-    decoder = ChunkDecoder(reader, base.path)
+def _tasks(
+    reader: DeltaReader, base: Checkpoint, decoder: ChunkDecoder
+) -> Iterator[_Task | SmallBatch]:
+    """Yield tasks for all tensors in order; small ones of one coding are joined to batches."""
     chunks = reader.index.chunks_of_tensors()
+    small: list[SmallTensor] = []
+    nbytes = 0
     for t in reader.index.tensors:
-        if t.kind is not Kind.ALIAS:
-            source = find_source(t, base)
-            yield from _tensor_tasks(Overlay(t, chunks.get(t.name, []), source, decoder))
+        if t.kind is Kind.ALIAS:
+            continue
+        mine = chunks.get(t.name, [])
+        found = small_tensor(t, mine, base)
+        is_next = found is not None and (not small or found.coding == small[0].coding)
+        if small and not (is_next and nbytes + t.nbytes <= SMALL_TASK // 2):
+            yield SmallBatch(small, nbytes)
+            small, nbytes = [], 0
+        if found is None:
+            yield from _tensor_tasks(Overlay(t, mine, find_source(t, base), decoder))
+        else:
+            small.append(found)
+            nbytes += t.nbytes
+    if small:
+        yield SmallBatch(small, nbytes)
+
+
+def _single_tasks(batch: SmallBatch, decoder: ChunkDecoder, base: Checkpoint) -> Iterator[_Task]:
+    """Yield a task for each tensor of a batch."""
+    for t, chunk, _, _ in batch.tensors:
+        chunks = [] if chunk is None else [chunk]
+        yield from _tensor_tasks(Overlay(t, chunks, find_source(t, base), decoder))
 
 
 def _tensor_tasks(overlay: Overlay) -> Iterator[_Task]:

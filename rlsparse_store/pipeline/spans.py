@@ -46,9 +46,11 @@ __all__ = [
     "Chunker",
     "CodedSpan",
     "Span",
+    "changed_error",
     "choose_word_coding",
     "chunk_extents",
     "encode_span",
+    "encode_span_chunk",
     "roundtrip_error",
     "tensor_spans",
     "with_checks",
@@ -194,6 +196,9 @@ def tensor_spans(
     if plan.source is None:
         size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = plan.end
+    if 0 < end <= size:
+        yield Span(tensor, plan, coding, 0, end, is_last=True, base_leaves=base_leaves)
+        return
     for start in range(0, end, size):
         stop = min(start + size, end)
         leaves = base_leaves
@@ -313,7 +318,7 @@ def choose_word_coding(
                         None,
                     ),
                 )
-            except ValueError as error:  # as in _encode_words
+            except ValueError as error:  # as in encode_span_chunk
                 raise roundtrip_error(plan) from error
     return dtype.coding
 
@@ -431,14 +436,23 @@ def _encode_words(
     tuned_leaves: NDArray[np.uint64],
 ) -> EncodedChunk:
     """Encode a chunk, and prove that it decodes to its words."""
-    try:
-        encoded = encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
-    except ValueError as error:  # from a kernel: changed words and their mask do not match
-        raise roundtrip_error(span.plan) from error
+    encoded = encode_span_chunk(backend, span, chunk)
     _require_base_leaves(backend, span, to_bytes(chunk.base, span.coding.width), base_leaves)
     _prove(backend, span, encoded, chunk.base, tuned_leaves)
     is_whole = encoded.record.coding is ChunkCoding.WHOLE
     return with_checks(encoded, span, None if is_whole else base_leaves, tuned_leaves)
+
+
+def encode_span_chunk(backend: CpuBackend, span: Span, chunk: ChunkWords) -> EncodedChunk:
+    """Encode a chunk of a span, without its proof.
+
+    Raises:
+        ResultMismatchError: A kernel found that changed words and their mask do not match.
+    """
+    try:
+        return encode_chunk(backend, chunk, span.coding, span.mantissa_bits)
+    except ValueError as error:
+        raise roundtrip_error(span.plan) from error
 
 
 def _encode_tail(
@@ -466,12 +480,9 @@ def with_checks(
         base_leaves: Leaf hashes of its base words; ``None`` if decoding needs none.
         tuned_leaves: Leaf hashes of its result words.
     """
-    record = encoded.record._replace(
-        tensor=span.tensor,
-        result=leaves_check(tuned_leaves),
-        base=0 if base_leaves is None else leaves_check(base_leaves),
-    )
-    return encoded._replace(record=record)
+    base = 0 if base_leaves is None else leaves_check(base_leaves)
+    record = encoded.record.checked(span.tensor, leaves_check(tuned_leaves), base)
+    return EncodedChunk(record, encoded.stored, encoded.changes, encoded.steps)
 
 
 def _require_base_leaves(

@@ -96,12 +96,14 @@ class TensorPlan(NamedTuple):
     @property
     def stored_nbytes(self) -> int:
         """Bytes of the stored tensor."""
-        return (self.dtype.nbytes(self.tuned.shape) or 0) if self.is_cast else self.tuned.nbytes
+        if self.dtype is self.tuned.dtype:
+            return self.tuned.nbytes
+        return self.dtype.nbytes(self.tuned.shape) or 0
 
     @property
     def coded_nbytes(self) -> int:
         """Bytes of the coded words, which may be widened to the stored dtype."""
-        return self.stored_nbytes // (2 if self.widening else 1)
+        return self.stored_nbytes // 2 if self.widening else self.stored_nbytes
 
     @property
     def end(self) -> int:

@@ -394,7 +394,7 @@ def test_delta_is_not_a_run(training: Training, tmp_path: Path) -> None:
     encode_delta(training.base, training.tuned[0], tmp_path / "delta")
     with pytest.raises(OutputError, match="is a delta"):
         encode_run(training.base, training.tuned[1:], tmp_path / "delta")
-    with pytest.raises(NotFoundError, match="no deltas"):
+    with pytest.raises(NotFoundError, match="is not a run"):
         inspect_run(tmp_path / "delta")
 
 

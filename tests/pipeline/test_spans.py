@@ -1,4 +1,4 @@
-"""Encoding of spans: the proof of each chunk, and the two ways through a span."""
+"""Encoding of spans: the proof of each chunk, and the ways through a span."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from rlsparse_store.kernels.interface import Changes, ChunkWords
 
 LEAF_WORDS = 8192
+BLOCK_WORDS = 2 * LEAF_WORDS
 BASE: Tensors = {
-    "blocks": bf16_tensor(1, 5 * LEAF_WORDS + 70),
-    "small": bf16_tensor(2, 40, 60),
+    "blocks": bf16_tensor(1, 5 * BLOCK_WORDS + 70),
+    "one block": bf16_tensor(2, 140, 60),
 }
 TUNED: Tensors = {name: tune(tensor, 3) for name, tensor in BASE.items()}
 PACKED: Tensors = {"packed": random_tensor(3, "U8", 40, 60)}
@@ -37,7 +38,7 @@ every_size = pytest.mark.parametrize("name", BASE)
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
+    monkeypatch.setattr(spans, "BLOCK_WORDS", BLOCK_WORDS)
 
 
 def encode(tmp_path: Path, name: str, tuned: Tensors = TUNED) -> Path:
@@ -160,8 +161,8 @@ def test_chunks_that_do_not_decode_to_their_words_are_refused(
 def test_spans_of_one_block_and_of_several_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
-    monkeypatch.setattr(spans, "BLOCK_WORDS", LEAF_WORDS)
-    base = {"w": bf16_tensor(4, LEAF_WORDS + extra), "x": random_tensor(5, "U8", 100)}
+    monkeypatch.setattr(spans, "BLOCK_WORDS", BLOCK_WORDS)
+    base = {"w": bf16_tensor(4, BLOCK_WORDS + extra), "x": random_tensor(5, "U8", 100)}
     tuned = {"w": tune(base["w"], 6), "x": base["x"]}
     old, new = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
     encode_delta(old, new, tmp_path / "plain")

@@ -156,3 +156,66 @@ def prove(base: Path, tuned: Path, work: Path, **options: Any) -> EncodeReport: 
     verified = verify_delta(work / "delta", base=base, tuned=tuned, threads=2)
     assert verified.decoded
     return report
+
+
+# --- pairs of many tensors ---------------------------------------------------------------------
+
+MIXED_SHAPES = [
+    (1,),
+    (7,),
+    (16, 32),
+    (3, 5, 11),
+    (0, 4),
+    (),
+    (64, 64),
+    (8192,),
+    (8193,),
+]
+MIXED_DTYPES = ["BF16", "BF16", "BF16", "F16", "F32", "F64", "I8", "U8", "I32", "I64", "F8_E4M3"]
+
+
+def random_pair(rng: np.random.Generator, count: int) -> tuple[Tensors, Tensors]:
+    """A pair of many tensors, most of them small and unchanged or tuned, some of any other fate."""
+    base: Tensors = {}
+    tuned: Tensors = {}
+    for i in range(count):
+        name, seed = f"t.{i}", int(rng.integers(2**32))
+        code, shape = rng.choice(MIXED_DTYPES), MIXED_SHAPES[rng.integers(len(MIXED_SHAPES))]
+        old = bf16_tensor(seed, *shape) if code == "BF16" else random_tensor(seed, code, *shape)
+        base[name] = tuned[name] = old
+        fate = rng.integers(12)
+        data = np.frombuffer(old.data, np.uint8).copy()
+        if fate < 6 and data.size:
+            bits = rng.integers(0, 256, data.size) * (rng.random(data.size) < rng.choice([0.03, 1]))
+            half = data.size // 2 * int(rng.integers(2))  # Some leave many rows without changes.
+            data[half:] ^= bits[half:].astype(np.uint8)
+            tuned[name] = Tensor(old.dtype, old.shape, data.tobytes())
+        elif fate == 6:
+            del base[name]
+        elif fate == 7 and code == "BF16":
+            wide = np.frombuffer(old.data, np.uint16).astype(np.uint32) << 16
+            tuned[name] = Tensor("F32", old.shape, wide.tobytes())
+        elif fate == 8 and len(shape) == 2:
+            more = random_tensor(seed + 1, code, 1, shape[1])
+            tuned[name] = Tensor(code, (shape[0] + 1, shape[1]), old.data + more.data)
+        elif fate == 9:
+            tuned[name] = random_tensor(seed, "F8_E5M2", *shape)
+    base["kept"] = tuned["kept"] = bf16_tensor(0, 16, 16)
+    return base, tuned
+
+
+def shuffled(rng: np.random.Generator, tensors: Tensors) -> Tensors:
+    return {name: tensors[name] for name in rng.permutation(list(tensors))}
+
+
+def save_shuffled(folder: Path, rng: np.random.Generator, tensors: Tensors) -> Path:
+    """Two files whose tensors are in any order."""
+    names = list(shuffled(rng, tensors))
+    half = len(names) // 2
+    save_sharded(
+        folder, *({name: tensors[name] for name in part} for part in (names[:half], names[half:]))
+    )
+    for number, part in enumerate((names[:half], names[half:]), 1):
+        file = folder / f"model-{number:05}-of-00002.safetensors"
+        file.write_bytes(file_bytes({n: tensors[n] for n in part}, {"format": "pt"}, order=part))
+    return folder

@@ -12,7 +12,7 @@ import pytest
 import bitrot
 from forked import run_batches
 from result import Result
-from rlsparse_store.pipeline import spans
+from rlsparse_store.pipeline import encode_small, spans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,12 @@ def test_flipped_bits_are_noticed_or_have_no_effect(rig: bitrot.Rig) -> None:
     assert outcomes(rig) <= {"noticed by the proof", "noticed by a kernel", "without effect"}
 
 
-@pytest.mark.parametrize("check", ["_prove", "_require_base_leaves"])
-def test_the_rig_sees_what_a_check_prevents(rig: bitrot.Rig, check: str) -> None:
-    with mock.patch.object(spans, check, return_value=None):
+@pytest.mark.parametrize(
+    ("where", "check"),
+    [(spans, "_prove"), (spans, "_require_base_leaves"), (encode_small._Batch, "prove")],
+)
+def test_the_rig_sees_what_a_check_prevents(rig: bitrot.Rig, where: object, check: str) -> None:
+    with mock.patch.object(where, check):
         assert outcomes(rig) & {"stored wrong", "stored broken"}
 
 

@@ -3,8 +3,9 @@
 Generates missing pairs of checkpoints of several GiB in ``OUT/inputs``, and times ``cmp``, ``cp``
 with and without fsync, and ``rlsparse encode``, ``apply`` and ``inspect`` on them. ``encode`` and
 ``apply`` run as they are, and without their fsync: what a disk takes is that of ``cp``, too. Each
-round runs every command once, so that a temporary slowdown affects all of them. Input files are in
-the page cache. Writes ``OUT/commands.json`` and ``.md``.
+round runs every command once, so that a temporary slowdown affects all of them; times and ratios
+are medians over the rounds. Input files are in the page cache, and the memory that a command needs
+was in use before. Writes ``OUT/commands.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -15,17 +16,27 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, TypeAlias
 
 import click
 
 from inputs import make_pair
 from machine import describe_machine, describe_packages
+from warm import warm_files, warm_memory
 
 Json: TypeAlias = dict[str, Any]
-BLOCK: Final = 1 << 24
+REFERENCES: Final = {
+    "÷ cmp": "cmp of tuned and a copy",
+    "÷ cp": "cp of tuned",
+    "÷ cp and fsync": "cp of tuned, and fsync",
+}
+"""The columns of ratios, and the command that each divides by."""
+
+MARGIN: Final = 1 << 28
+"""Bytes of memory that a command may take beside its result."""
 
 UNFLUSHED: Final = (
     "import os; os.fsync = lambda descriptor: None; from rlsparse_store.cli import main; main()"
@@ -42,12 +53,14 @@ class Command:
         steps: Command lines, run in sequence.
         reads: Folders to read into the page cache first.
         writes: Folder to remove before and after.
+        needs: Bytes of memory that its results and the command itself may take.
     """
 
     name: str
     steps: tuple[tuple[str, ...], ...]
     reads: tuple[Path, ...]
     writes: Path | None = None
+    needs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,8 @@ def commands_for(pair: Path, scratch: Path, threads: tuple[int, ...]) -> list[Co
             ):
                 timed.append(Command(f"{name}{state}, {suffix}", (step,), (base, reads), out))
         timed.append(Command(f"inspect BASE TUNED, {suffix}", (inspect,), (base, tuned)))
-    return timed
+    nbytes = sum(path.stat().st_size for path in tuned.iterdir())
+    return [replace(command, needs=nbytes + MARGIN) for command in timed]
 
 
 def _rlsparse(*arguments: str | Path) -> tuple[str, ...]:
@@ -102,10 +116,12 @@ def _unflushed(*arguments: str | Path) -> tuple[str, ...]:
 
 
 def run(command: Command) -> Run:
-    """Run a command with its input files in the page cache."""
+    """Run a command with its input files in the page cache, and with memory that was in use."""
     _remove(command.writes)
     for folder in command.reads:
-        warm(folder)
+        warm_files(folder)
+    if command.needs:
+        warm_memory(command.needs)
     before, started = os.times(), time.perf_counter()
     for step in command.steps:
         subprocess.run(step, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - programs of the system
@@ -116,30 +132,33 @@ def run(command: Command) -> Run:
 
 
 def time_pair(pair: Path, scratch: Path, threads: tuple[int, ...], repeat: int) -> list[Json]:
-    """Best times of all commands on a pair, over several rounds."""
+    """Median times of all commands on a pair, and medians of their ratios in each round."""
     _remove(scratch)
     scratch.mkdir(parents=True)
     shutil.copytree(pair / "tuned", scratch / "copy")
     encode = _rlsparse("encode", pair / "base", pair / "tuned", "-o", scratch / "delta", "--quiet")
     subprocess.run(encode, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this project's own
     commands = commands_for(pair, scratch, threads)
-    rounds = [[run(command) for command in commands] for _ in range(repeat)]
+    rounds = [{command.name: run(command) for command in commands} for _ in range(repeat)]
     _remove(scratch)
-    best = [min(runs, key=lambda run: run.seconds) for runs in zip(*rounds, strict=True)]
-    return [
-        {"command": command.name, **asdict(times)}
-        for command, times in zip(commands, best, strict=True)
-    ]
+    return [_summary(command.name, rounds) for command in commands]
 
 
-def warm(folder: Path) -> None:
-    """Read all files of a folder into the page cache."""
-    buffer = bytearray(BLOCK)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+def _summary(name: str, rounds: list[dict[str, Run]]) -> Json:
+    def relative_to(other: str) -> float:
+        return median(times[name].seconds / times[other].seconds for times in rounds)
+
+    command, _, threads = name.rpartition(", ")
+    one_thread = f"{command}, 1 thread"
+    has_fewer = one_thread in rounds[0] and threads != "1 thread"
+    return {
+        "command": name,
+        "seconds": median(times[name].seconds for times in rounds),
+        "cpu_seconds": median(times[name].cpu_seconds for times in rounds),
+        "all_seconds": [times[name].seconds for times in rounds],
+        **{column: relative_to(other) for column, other in REFERENCES.items()},
+        "1 thread ÷": 1 / relative_to(one_thread) if has_fewer else None,
+    }
 
 
 def _remove(folder: Path | None) -> None:
@@ -153,37 +172,29 @@ def tabulate(results: Json) -> str:
     lines = [
         "# Whole commands",
         "",
-        f"{machine['processor']}, {machine['cores']} cores. Best of {results['repeat']} rounds.",
+        f"{machine['processor']}, {machine['cores']} cores. Medians of {results['repeat']} rounds.",
         "",
     ]
+    columns = (*REFERENCES, "1 thread ÷")
     for pair in results["pairs"]:
-        reference = {row["command"]: row["seconds"] for row in pair["runs"]}
-        cmp, copy = reference["cmp of tuned and a copy"], reference["cp of tuned"]
-        flushed = reference["cp of tuned, and fsync"]
         lines += [
             f"## {pair['nbytes'] / (1 << 30):.2f} GiB, {pair['density']:.0%} changed",
             "",
-            "| command | s | CPU s | GB/s | ÷ cmp | ÷ cp | ÷ cp and fsync | 1 thread ÷ |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            f"| command | s | CPU s | GB/s | {' | '.join(columns)} |",
+            f"|{' --- |' * (4 + len(columns))}",
         ]
         lines += [
             f"| {row['command']} | {row['seconds']:.2f} | {row['cpu_seconds']:.2f} "
             f"| {pair['nbytes'] / row['seconds'] / 1e9:.2f} "
-            f"| {row['seconds'] / cmp:.2f} | {row['seconds'] / copy:.2f} "
-            f"| {row['seconds'] / flushed:.2f} | {_speedup(row, reference)} |"
+            f"| {' | '.join(_ratio(row[column]) for column in columns)} |"
             for row in pair["runs"]
         ]
         lines.append("")
     return "\n".join(lines)
 
 
-def _speedup(row: Json, seconds: dict[str, float]) -> str:
-    """How many times as fast a command on several threads is as on one; empty for others."""
-    name, _, threads = row["command"].rpartition(", ")
-    one = seconds.get(f"{name}, 1 thread")
-    if one is None or threads == "1 thread":
-        return ""
-    return f"{one / row['seconds']:.2f}"
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 @click.command(context_settings={"show_default": True})
@@ -200,9 +211,7 @@ def _speedup(row: Json, seconds: dict[str, float]) -> str:
 @click.option(
     "--threads", type=int, multiple=True, default=(1, 2), help="Number of threads of our commands."
 )
-@click.option(
-    "--repeat", type=click.IntRange(1), default=3, help="Number of rounds; the best one counts."
-)
+@click.option("--repeat", type=click.IntRange(1), default=5, help="Number of rounds.")
 def main(
     *,
     out: Path,

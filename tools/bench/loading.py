@@ -4,7 +4,8 @@ Generates missing pairs of a Llama of about 1.5 GB in ``OUT/inputs``, and loads 
 processes: the tuned checkpoint with ``from_pretrained``, and base and delta with ``from_delta``.
 Each is also timed until every weight was read once, since ``from_pretrained`` only maps the files.
 Then one process switches a loaded base between two deltas. Rounds alternate all measurements, with
-files in the page cache. Writes ``OUT/loading.json`` and ``.md``.
+files in the page cache and as much memory as they need in use before. Writes ``OUT/loading.json``
+and ``.md``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any, Final, TypeAlias
 
 import click
 
-from commands import warm
 from inputs import make_pair
 from machine import describe_machine, describe_packages
+from warm import warm_files, warm_memory
 
 Json: TypeAlias = dict[str, Any]
 SWITCHED: Final = (0.05, 0.051)
@@ -85,9 +86,14 @@ print(json.dumps({"reload": statistics.median(reloads), "first visits": visits,
 
 
 def run(program: str, *arguments: Path) -> Json:
-    """Run a program in a new process with files in the page cache; its JSON output."""
+    """Run a program in a new process; its JSON output.
+
+    Its files are in the page cache, and memory for twice the largest folder was in use before.
+    """
     for folder in arguments:
-        warm(folder)
+        warm_files(folder)
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in arguments]
+    warm_memory(2 * max(sizes))
     command = [sys.executable, "-c", program, *map(str, arguments)]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this project's own
     result: Json = json.loads(process.stdout)
@@ -129,9 +135,9 @@ def tabulate(results: Json) -> str:
         "# Loading a model of 1.5 GB",
         "",
         "`from_delta` relative to `from_pretrained` of the full tuned checkpoint, medians of new,",
-        "alternating processes, files in the page cache. *Process*: from the start of the process,",
-        "with imports. *Load*: a second load in the same process. *Read*: until every weight was",
-        "read once, since `from_pretrained` only maps the file.",
+        "alternating processes, files in the page cache, memory in use before. *Process*: from the",
+        "start of the process, with imports. *Load*: a second load in the same process. *Read*:",
+        "until every weight was read once, since `from_pretrained` only maps the file.",
         "",
         "| changed | process ÷ full | process, read | load | load, read | peak ÷ model | full |",
         "| --- | --- | --- | --- | --- | --- | --- |",

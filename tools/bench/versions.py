@@ -42,16 +42,17 @@ CASES: Final = (
 )
 
 
-def commands_for(python: str, pair: Path, scratch: Path, threads: int) -> dict[str, Command]:
-    """The commands of one version on a pair. The delta must be in ``scratch``."""
-    base, tuned, out, delta = pair / "base", pair / "tuned", scratch / "out", scratch / "delta"
+def commands_for(python: str, pair: Path, delta: Path, threads: int) -> dict[str, Command]:
+    """The commands of one version on a pair and the delta that it wrote."""
+    base, tuned, out = pair / "base", pair / "tuned", delta.parent / "out"
     options = ("--quiet", "--threads", str(threads))
     program = (python, "-m", "rlsparse_store")
     encode = (*program, "encode", str(base), str(tuned), "-o", str(out), *options)
     apply = (*program, "apply", str(delta), "--base", str(base), "-o", str(out), *options)
+    needs = 2 * sum(path.stat().st_size for path in base.iterdir())
     return {
-        "encode": Command("encode", (encode,), (base, tuned), out),
-        "apply": Command("apply", (apply,), (base, delta), out),
+        "encode": Command("encode", (encode,), (base, tuned), out, needs),
+        "apply": Command("apply", (apply,), (base, delta), out, needs),
     }
 
 
@@ -64,7 +65,11 @@ def time_case(old: str, new: str, pair: Path, scratch: Path, threads: int, round
         folders = map(str, (pair / "base", pair / "tuned"))
         command = (python, "-m", "rlsparse_store", "encode", *folders, "-o", str(delta), "-q")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this project's own
-    versions = [commands_for(python, pair, scratch, threads) for python in (old, new)]
+    # Each reads its own delta: the versions of their formats may differ.
+    versions = [
+        commands_for(python, pair, delta, threads)
+        for python, delta in zip((old, new), deltas, strict=True)
+    ]
     results: Json = {"same_bytes": _contents(deltas[0]) == _contents(deltas[1])}
     for name in versions[0]:
         times = [[run(version[name]) for version in versions] for _ in range(rounds)]

@@ -79,7 +79,7 @@ assert _kernels.__file__.startswith('$scratch'), _kernels.__file__
 print(*_kernels.paths())")
     echo "sanitized tests of the backends, paths $paths"
     # What is left out is no kernel, or done better by the fuzzer.
-    sanitized "${tests[@]}" tests/kernels/test_kernels.py -k "not numpy and not content and not blocks"
+    sanitized "${tests[@]}" tests/kernels -k "not numpy and not content and not blocks"
     for path in $paths; do
         echo "sanitized vectors and edited chunks, $path"
         RLSPARSE_BACKEND=$path sanitized "${tests[@]}" tests/format/test_vectors.py \

@@ -37,17 +37,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from forked import PATIENCE, Died, Place, in_fork, run_batches
 from format_vectors.checkpoints import MODEL, Tensor, Tensors, floats, safetensors
 from result import RESULTS, Result
-from rlsparse_store.codec.chunk import encode_chunk
+from rlsparse_store.codec.chunk import compress_draft, encode_chunk
 from rlsparse_store.delta import apply_delta, encode_run
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.kernels import dispatch
-from rlsparse_store.pipeline import spans
+from rlsparse_store.pipeline import encode_small, spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlsparse_store.codec.chunk import EncodedChunk
+
 BATCH: Final = 100
 """Encodings of a seed."""
+
+
+ROWS: Final = (60, 90, 60, 90)
+"""Rows of 200 bytes of the tensors in BF16: 60 fit into a leaf."""
 
 
 class Flipper:
@@ -74,16 +80,20 @@ class Flipper:
         found = getattr(self._backend, name)
         return partial(self._call, name, found) if callable(found) else found
 
-    def encode_chunk(self, *arguments: Any) -> Any:  # noqa: ANN401 - as the encoder's
-        """Encode a chunk, whose frame then is a buffer, too."""
-        encoded = encode_chunk(*arguments)
-        self._after([("frame", encoded.stored)])
+    def framed(self, encode: Callable[..., EncodedChunk]) -> Callable[..., EncodedChunk]:
+        """A function that encodes a chunk, whose frame then is a buffer, too."""
+
+        def encoded(*arguments: Any) -> EncodedChunk:  # noqa: ANN401 - as the encoder's
+            chunk = encode(*arguments)
+            self._after([("frame", chunk.stored)])
+            return chunk
+
         return encoded
 
     def _call(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - any
         result = work(*arguments)
         buffers: list[tuple[str, Any]] = []
-        if name == "leaf_hashes":
+        if name in ("leaf_hashes", "hash_each"):
             buffers = [("hashed words", arguments[0])]
         elif name == "compare":
             listed = arguments[3].first(arguments[0].size)
@@ -91,6 +101,8 @@ class Flipper:
             buffers += [("changed base words", listed.before)]
         elif name in ("draft", "partition") and result is not None:
             buffers = [("streams", result.content)]
+        elif name == "draft_each":
+            buffers = [("streams", draft.content) for draft in result.drafts if draft]
         self._after(buffers)
         return result
 
@@ -123,12 +135,15 @@ class Pair:
 
 
 def make_pairs(folder: Path) -> list[Pair]:
-    """Pairs whose chunks have one context and many, row flags, few changes and many."""
+    """Pairs whose chunks have one context and many, row flags, few changes and many.
+
+    Two tensors are encoded one by one. The others fit into a leaf and are encoded together.
+    """
     rng = np.random.default_rng(2)
     pairs = []
     for number, density in enumerate((0.0005, 0.01, 0.2, 0.9)):
         to = folder / str(number)
-        base = {f"w{i}": floats(f"rot {i}", "BF16", 60, 100) for i in range(2)}
+        base = {f"w{i}": floats(f"rot {i}", "BF16", rows, 100) for i, rows in enumerate(ROWS)}
         base["v"] = floats("rot v", "F32", 300)
         states = [base]
         for _ in range(2):
@@ -158,7 +173,8 @@ def _encode(pair: Pair, out: Path, at: int, bits: int, rng: random.Random) -> Fl
     flipper = Flipper(dispatch.get_backend(), at, bits, rng)
     with (
         mock.patch.object(dispatch, "_load", return_value=flipper),
-        mock.patch.object(spans, "encode_chunk", flipper.encode_chunk),
+        mock.patch.object(spans, "encode_chunk", flipper.framed(encode_chunk)),
+        mock.patch.object(encode_small, "compress_draft", flipper.framed(compress_draft)),
     ):
         encode_run(pair.base, list(pair.tuned), out, threads=1)
     return flipper
@@ -217,7 +233,10 @@ def control(rig: Rig) -> int:
     """How many wrong deltas are stored without the proof: none would mean that the rig is blind."""
 
     def work(place: Place) -> int:
-        with mock.patch.object(spans, "_prove", return_value=None):
+        with (
+            mock.patch.object(spans, "_prove"),
+            mock.patch.object(encode_small._Batch, "prove"),  # noqa: SLF001 - what is in control
+        ):
             counts, _ = rig.batch(0, place)
         return counts["stored wrong"] + counts["stored broken"]
 

@@ -150,6 +150,14 @@ class ChunkRecord(NamedTuple):
     bounds: tuple[int, ...] = ()
     changed: tuple[int, ...] = ()
 
+    def stored_at(self, shard: int, offset: int) -> ChunkRecord:
+        """Return the record with its place. Faster than ``_replace``."""
+        return ChunkRecord._make((*self[:4], shard, offset, *self[6:]))
+
+    def checked(self, tensor: int, result: int, base: int) -> ChunkRecord:
+        """Return the record with its tensor and its checks. Faster than ``_replace``."""
+        return ChunkRecord._make((tensor, *self[1:8], result, base, *self[10:]))
+
 
 class FileRecord(NamedTuple):
     """One file of the tuned checkpoint: name, number of its layout, and the layout's text."""

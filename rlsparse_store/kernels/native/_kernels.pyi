@@ -5,6 +5,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from rlsparse_store.kernels.interface import ChunkStreams
+
 Buffer: TypeAlias = NDArray[Any] | bytes | memoryview
 
 def paths() -> list[str]: ...
@@ -87,6 +89,9 @@ def draft(
     width: int,
     order: int,
     bins: Buffer,
+    rows: Buffer | None,
+    row_length: int,
+    row_offset: int,
     mask: Buffer,
     before: Buffer,
     after: Buffer,
@@ -101,8 +106,46 @@ def draft(
     block_cost: int,
     table_cost: int,
     symbol_cost: int,
+    row_flag_margin: int,
     /,
-) -> tuple[list[int], list[int], bytes, list[int], list[int]] | None: ...
+) -> tuple[list[int], list[int], bytes, list[int], list[int], bool] | None: ...
+def draft_each(
+    path: str,
+    base: Buffer,
+    tuned: Buffer,
+    width: int,
+    order: int,
+    bins: Buffer,
+    ends: Buffer,
+    row_words: Buffer,
+    changes: Buffer,
+    sample: int,
+    most_stride: int,
+    inactive_rows: int,
+    few: int,
+    log2: Buffer,
+    context_cost: int,
+    empty_cost: int,
+    context_limit: int,
+    sampled_bytes: int,
+    block_cost: int,
+    table_cost: int,
+    symbol_cost: int,
+    row_flag_margin: int,
+    /,
+) -> list[tuple[list[int], list[int], bytes, list[int], list[int], bool] | None]: ...
+def apply_each(
+    path: str,
+    base: Buffer,
+    out: Buffer | None,
+    width: int,
+    order: int,
+    ends: Buffer,
+    chunks: list[ChunkStreams | None],
+    leaves: Buffer,
+    /,
+) -> str | None: ...
+def hash_each(path: str, data: Buffer, ends: Buffer, hashes: Buffer, /) -> None: ...
 def leaf_hashes(path: str, data: Buffer, hashes: Buffer, /) -> None: ...
 def block_ends(
     content: Buffer,

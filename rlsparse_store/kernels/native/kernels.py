@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rlsparse_store.kernels.cost import (
     CONTEXT_LIMIT,
     EMPTY_COST,
     LOG2,
+    ROW_FLAG_MARGIN,
     SAMPLED_BYTES,
     SYMBOL_COST,
     TABLE_COST,
@@ -25,6 +26,7 @@ from rlsparse_store.kernels.interface import (
     Draft,
     Histogram,
     Rows,
+    SmallDrafts,
     Streams,
     check_exchange,
     row_count,
@@ -36,9 +38,29 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.format.words import Words
-    from rlsparse_store.kernels.interface import ChangedWords, ChangeList
+    from rlsparse_store.kernels.interface import (
+        ChangedWords,
+        ChangeList,
+        ChunkStreams,
+        DraftRules,
+        SmallTensors,
+    )
 
 __all__ = ["NativeBackend"]
+
+
+_COSTS: Final = (
+    LOG2,
+    CONTEXT_COST,
+    EMPTY_COST,
+    CONTEXT_LIMIT,
+    SAMPLED_BYTES,
+    BLOCK_COST,
+    TABLE_COST,
+    SYMBOL_COST,
+    ROW_FLAG_MARGIN,
+)
+"""What drafting takes of the cost model."""
 
 
 def _row_arguments(rows: Rows | None) -> tuple[NDArray[np.bool_] | None, int, int]:
@@ -188,32 +210,84 @@ class NativeBackend(CpuBackend):
         changed: ChangedWords,
         coding: WordCoding,
         bins: NDArray[np.uint64],
+        rows: Rows | None,
         stride: int,
         few: int,
     ) -> Draft | None:
-        """Choose contexts and blocks, and split a chunk, in one call."""
+        """Choose contexts, row flags and blocks, and split a chunk, in one call."""
+        active, length, offset = _row_arguments(rows)
         found = _kernels.draft(
             self.name,
             base,
             coding.width,
             coding.order,
             bins,
+            active,
+            length,
+            offset,
             changed.mask,
             changed.before,
             changed.after,
             changed.top_key,
             stride,
             few,
-            LOG2,
-            CONTEXT_COST,
-            EMPTY_COST,
-            CONTEXT_LIMIT,
-            SAMPLED_BYTES,
-            BLOCK_COST,
-            TABLE_COST,
-            SYMBOL_COST,
+            *_COSTS,
         )
         return None if found is None else Draft(*found)
+
+    def draft_each(
+        self,
+        tensors: SmallTensors,
+        coding: WordCoding,
+        bins: NDArray[np.uint64],
+        rules: DraftRules,
+    ) -> SmallDrafts:
+        """Compare and draft many small tensors in one call."""
+        changes = np.empty(tensors.ends.size, np.uint64)
+        found = _kernels.draft_each(
+            self.name,
+            tensors.base,
+            tensors.tuned,
+            coding.width,
+            coding.order,
+            bins,
+            tensors.ends,
+            tensors.row_words,
+            changes,
+            rules.sample,
+            rules.most_stride,
+            rules.inactive_rows,
+            rules.few,
+            *_COSTS,
+        )
+        drafts = [None if draft is None else Draft(*draft) for draft in found]
+        return SmallDrafts(changes.tolist(), drafts)
+
+    def apply_each(
+        self,
+        base: Words,
+        ends: NDArray[np.uint64],
+        coding: WordCoding,
+        chunks: list[ChunkStreams | None],
+        out: Words | None,
+        leaves: NDArray[np.uint64],
+    ) -> None:
+        """Decode many small chunks in one call.
+
+        Raises:
+            StreamError: The streams of one break the format.
+        """
+        problem = _kernels.apply_each(
+            self.name, base, out, coding.width, coding.order, ends, chunks, leaves
+        )
+        if problem is not None:
+            raise StreamError(problem)
+
+    def hash_each(self, data: NDArray[np.uint8], ends: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Hash many byte strings in one call."""
+        hashes = np.empty(ends.size, np.uint64)
+        _kernels.hash_each(self.name, data, ends, hashes)
+        return hashes
 
     def record(self, before: Words, after: Words) -> tuple[NDArray[np.uint8], Words]:
         """Return a mask of the changed words, and their old values."""

@@ -81,6 +81,10 @@ int64_t cost_of(const Block& block, const BlockCosts& costs) {
 
 }  // namespace
 
+int64_t mask_cost(int64_t n, int64_t k, const int64_t* log2) {
+    return n_log_n(n, log2) - n_log_n(k, log2) - n_log_n(n - k, log2);
+}
+
 size_t cheapest_cut(const int64_t* words, const int64_t* magnitudes, size_t bins,
                     const int64_t* log2, int64_t context_cost, int64_t empty_cost, size_t most,
                     uint64_t* ends, int64_t* cost, Scratch& scratch) {

@@ -19,6 +19,9 @@ size_t cheapest_cut(const int64_t* words, const int64_t* magnitudes, size_t bins
                     const int64_t* log2, int64_t context_cost, int64_t empty_cost, size_t most,
                     uint64_t* ends, int64_t* cost, Scratch& scratch);
 
+// Cost of a mask with `k` of `n` bits set; n is below 2^40.
+int64_t mask_cost(int64_t n, int64_t k, const int64_t* log2);
+
 struct BlockCosts {
     const int64_t* log2;
     size_t sampled_bytes;

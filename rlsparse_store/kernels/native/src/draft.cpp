@@ -7,6 +7,8 @@ namespace rlsparse {
 
 namespace {
 
+size_t flag_bytes(const Span& rows) { return (rows.size + 7) / 8; }
+
 // Calls `take` with each stream, in the order of the content.
 template <class Take>
 void each_stream(const Draft& draft, const Take& take) {
@@ -17,31 +19,64 @@ void each_stream(const Draft& draft, const Take& take) {
     }
 }
 
-// Chooses the contexts from a histogram of the bins up to `last`, which holds the largest key.
-bool choose_bounds(const Kernels& kernels, const Chunk& chunk, const Changed& changed,
-                   const Bounds& bins, size_t last, size_t every, const DraftCosts& costs,
-                   Draft& draft, Scratch& scratch) {
-    auto* words = scratch.array<int64_t>(bins.number);
-    auto* magnitudes = scratch.array<int64_t>(bins.number * kMagnitudeClasses);
-    std::memset(words, 0, bins.number * sizeof *words);
-    std::memset(magnitudes, 0, bins.number * kMagnitudeClasses * sizeof *magnitudes);
-    kernels.histogram(chunk, changed, bins, every, words, magnitudes, scratch);
+// Words and changed words of a chunk by bin.
+struct Histogram {
+    int64_t *words, *magnitudes;
+
+    int64_t changed(size_t bin) const {
+        int64_t sum = 0;
+        for (int m = 0; m < kMagnitudeClasses; ++m) sum += magnitudes[bin * kMagnitudeClasses + m];
+        return sum;
+    }
+};
+
+Histogram histogram_of(const Kernels& kernels, const Chunk& chunk, const Changed& changed,
+                       const Bounds& bins, size_t every, Scratch& scratch) {
+    const size_t sums = bins.number * kMagnitudeClasses;
+    const Histogram found = {scratch.array<int64_t>(bins.number), scratch.array<int64_t>(sums)};
+    std::memset(found.words, 0, bins.number * sizeof *found.words);
+    std::memset(found.magnitudes, 0, sums * sizeof *found.magnitudes);
+    kernels.histogram(chunk, changed, bins, every, found.words, found.magnitudes, scratch);
+    return found;
+}
+
+// Whether row flags cost less than they save in the masks.
+bool flags_save(const RowFlags& rows, size_t number, const Histogram& all, const Histogram& active,
+                size_t bins, const DraftCosts& costs) {
+    const int64_t* log2 = costs.blocks.log2;
+    int64_t plain = 0, flagged = 0, ones = 0;
+    for (size_t bin = 0; bin < bins; ++bin) {
+        if (all.words[bin] == 0) continue;
+        const int64_t changed = active.changed(bin);
+        plain += mask_cost(all.words[bin], changed, log2);
+        flagged += mask_cost(active.words[bin], changed, log2);
+    }
+    for (size_t row = 0; row < number; ++row) ones += rows.active[row];
+    const int64_t flags = mask_cost(int64_t(number), ones, log2);
+    return flagged + flags + flags / 10 + costs.margin < plain;
+}
+
+// Chooses the contexts from the bins up to `last`, which holds the largest key. Overwrites the
+// histogram.
+bool choose_bounds(const Histogram& histogram, const Bounds& bins, size_t last,
+                   const DraftCosts& costs, Draft& draft, Scratch& scratch) {
     size_t used[kMostCutBins], number = 0;
     int64_t changes = 0;
     for (size_t bin = 0; bin <= last; ++bin) {
-        if (words[bin] == 0 && bin != last) continue;
+        if (histogram.words[bin] == 0 && bin != last) continue;
         if (number == kMostCutBins) return false;
-        words[number] = words[bin];
-        int64_t* const counts = magnitudes + number * kMagnitudeClasses;
-        std::memmove(counts, magnitudes + bin * kMagnitudeClasses,
+        histogram.words[number] = histogram.words[bin];
+        int64_t* const counts = histogram.magnitudes + number * kMagnitudeClasses;
+        std::memmove(counts, histogram.magnitudes + bin * kMagnitudeClasses,
                      kMagnitudeClasses * sizeof *counts);
-        for (int m = 0; m < kMagnitudeClasses; ++m) changes += counts[m];
+        changes += histogram.changed(number);
         used[number++] = bin;
     }
     if (uint64_t(changes) <= costs.few) return true;
     int64_t cost;
-    draft.contexts = cheapest_cut(words, magnitudes, number, costs.blocks.log2, costs.context,
-                                  costs.empty, costs.most_contexts, draft.bounds, &cost, scratch);
+    draft.contexts =
+        cheapest_cut(histogram.words, histogram.magnitudes, number, costs.blocks.log2,
+                     costs.context, costs.empty, costs.most_contexts, draft.bounds, &cost, scratch);
     for (size_t c = 0; c < draft.contexts; ++c) {
         draft.bounds[c] = bins.upper[used[draft.bounds[c] - 1]];
     }
@@ -51,12 +86,17 @@ bool choose_bounds(const Kernels& kernels, const Chunk& chunk, const Changed& ch
 }  // namespace
 
 size_t Draft::size() const {
-    size_t size = 0;
+    size_t size = flag_bytes(rows);
     each_stream(*this, [&](const Span& span) { size += span.size; });
     return size;
 }
 
 void Draft::join(uint8_t* out) const {
+    std::memset(out, 0, flag_bytes(rows));
+    for (size_t row = 0; row < rows.size; ++row) {
+        out[row / 8] |= uint8_t((rows.data[row] != 0) << row % 8);
+    }
+    out += flag_bytes(rows);
     each_stream(*this, [&](const Span& span) {
         if (span.size) std::memcpy(out, span.data, span.size);
         out += span.size;
@@ -75,7 +115,8 @@ size_t Draft::block_ends(const uint8_t* content, const BlockCosts& costs, uint64
             add(start + (before += streams.changed[c]) / per_byte);
         }
     };
-    uint64_t end = 0;
+    uint64_t end = flag_bytes(rows);
+    add(end);
     for (size_t c = 0; c < contexts; ++c) add(end += streams.masks[c].size);
     add_contexts(end, 8);
     add(end += streams.signs.size);
@@ -93,11 +134,23 @@ bool draft_chunk(const Kernels& kernels, const Chunk& chunk, const Changed& chan
         size_t(std::lower_bound(bins.upper, bins.upper + bins.number, top_key) - bins.upper);
     draft.contexts = 1;
     draft.bounds[0] = bins.upper[last];
-    if (changed.number > costs.few &&
-        !choose_bounds(kernels, chunk, changed, bins, last, every, costs, draft, scratch)) {
-        return false;
+    Chunk plain = chunk;
+    plain.rows = {};
+    const Chunk* coded = &plain;
+    if (changed.number > costs.few || chunk.rows.active) {
+        Histogram histogram = histogram_of(kernels, plain, changed, bins, every, scratch);
+        if (chunk.rows.active) {
+            const Histogram active = histogram_of(kernels, chunk, changed, bins, every, scratch);
+            const size_t rows = rows_of(chunk.words, chunk.rows.length, chunk.rows.offset);
+            if (flags_save(chunk.rows, rows, histogram, active, bins.number, costs)) {
+                coded = &chunk;
+                histogram = active;
+                draft.rows = {chunk.rows.active, rows};
+            }
+        }
+        if (!choose_bounds(histogram, bins, last, costs, draft, scratch)) return false;
     }
-    kernels.partition(chunk, changed, {draft.bounds, draft.contexts}, draft.streams, scratch);
+    kernels.partition(*coded, changed, {draft.bounds, draft.contexts}, draft.streams, scratch);
     return true;
 }
 

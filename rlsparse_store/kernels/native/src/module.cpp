@@ -356,7 +356,19 @@ bool any_set(const uint8_t* bits, size_t place, size_t count) {
     return false;
 }
 
-// The rows of `length` words that hold a changed word, as flags.
+// Flags the rows of `length` words that hold a changed word, and returns how many do.
+size_t flag_rows(const uint8_t* mask, size_t words, uint64_t length, uint64_t offset,
+                 uint8_t* flags) {
+    size_t active = 0;
+    for (size_t place = 0, row = 0; place < words; ++row) {
+        const auto room = size_t(length - (row ? 0 : offset));
+        const size_t run = words - place < room ? words - place : room;
+        active += flags[row] = any_set(mask, place, run);
+        place += run;
+    }
+    return active;
+}
+
 PyObject* active_rows(PyObject*, PyObject* args) {
     Buffer mask, flags;
     unsigned long long words, length, offset;
@@ -364,22 +376,14 @@ PyObject* active_rows(PyObject*, PyObject* args) {
         return nullptr;
     }
     if (mask.size() != words / 8 + (words % 8 != 0) || length == 0 || offset >= length ||
-        flags.size() != (words ? (offset + words - 1) / length + 1 : 0)) {
+        flags.size() != rows_of(words, length, offset)) {
         refuse("mask and flags do not fit together");
         return nullptr;
     }
-    const auto* bits = static_cast<const uint8_t*>(mask.data());
-    auto* active = static_cast<uint8_t*>(flags.data());
-    {
-        Unlocked unlocked;
-        size_t place = 0, row = 0;
-        while (place < words) {
-            const auto room = size_t(length - (row ? 0 : offset));
-            const size_t run = words - place < room ? size_t(words - place) : room;
-            active[row++] = any_set(bits, place, run);
-            place += run;
-        }
-    }
+    unlocked([&] {
+        return flag_rows(static_cast<const uint8_t*>(mask.data()), size_t(words), length, offset,
+                         static_cast<uint8_t*>(flags.data()));
+    });
     Py_RETURN_NONE;
 }
 
@@ -559,57 +563,274 @@ PyObject* leaf_hashes(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+// The draft of a chunk as a tuple, for the caller to own. None if the chunk has too many bins.
+PyObject* draft_of(const Kernels& kernels, const Chunk& chunk, const Changed& changed,
+                   const Bounds& bins, uint64_t top_key, size_t every, const DraftCosts& costs,
+                   Scratch& scratch) {
+    Draft found;
+    const auto work = [&] {
+        return draft_chunk(kernels, chunk, changed, bins, top_key, every, costs, found, scratch);
+    };
+    const bool is_small = chunk.words * size_t(chunk.width) <= kHeldBytes * 8;
+    if (!(is_small ? work() : unlocked(work))) Py_RETURN_NONE;
+    PyObject* content = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(found.size()));
+    if (!content) return nullptr;
+    auto* bytes = reinterpret_cast<uint8_t*>(PyBytes_AsString(content));
+    uint64_t ends[Draft::kMostEnds];
+    const auto finish = [&] {
+        found.join(bytes);
+        return found.block_ends(bytes, costs.blocks, ends);
+    };
+    const size_t number = is_small ? finish() : unlocked(finish);
+    return Py_BuildValue("(NNNNNN)", numbers(found.bounds, found.contexts),
+                         numbers(found.streams.changed, found.contexts), content,
+                         numbers(ends, number), numbers(found.streams.steps, 8),
+                         PyBool_FromLong(found.rows.size != 0));
+}
+
+// What the drafts of one or many chunks need besides the chunks.
+struct DraftArguments {
+    Buffer log2;
+    long long context, empty, block, table, symbol, margin;
+    Py_ssize_t most, few, sampled;
+
+    bool check() const {
+        if (!is_log2(log2)) return false;
+        return (most >= 1 && most <= kMaxContexts && few >= 0 && sampled >= 1) ||
+               refuse("limits that make no sense");
+    }
+
+    DraftCosts costs() const {
+        const auto* logarithms = static_cast<const int64_t*>(log2.data());
+        return {context,     empty,  size_t(most),
+                size_t(few), margin, {logarithms, size_t(sampled), block, table, symbol}};
+    }
+};
+
 PyObject* draft(PyObject*, PyObject* args) {
     Arguments a;
     ChangedArguments c;
-    Buffer log2;
+    DraftArguments d;
     unsigned long long top_key, every;
-    long long context, empty, block, table, symbol;
-    Py_ssize_t most, few, sampled;
-    if (!PyArg_ParseTuple(args, "sy*iiy*y*y*y*KKny*LLnnLLL", &a.path, a.base.view(), &a.width,
-                          &a.order, a.bounds.view(), c.mask.view(), c.before.view(), c.after.view(),
-                          &top_key, &every, &few, log2.view(), &context, &empty, &most, &sampled,
-                          &block, &table, &symbol)) {
+    if (!PyArg_ParseTuple(args, "sy*iiy*z*KKy*y*y*KKny*LLnnLLLL", &a.path, a.base.view(), &a.width,
+                          &a.order, a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset,
+                          c.mask.view(), c.before.view(), c.after.view(), &top_key, &every, &d.few,
+                          d.log2.view(), &d.context, &d.empty, &d.most, &d.sampled, &d.block,
+                          &d.table, &d.symbol, &d.margin)) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
-    if (!kernels || !a.check() || !c.check(a, *kernels) || !is_log2(log2)) return nullptr;
-    if (!a.bins_fit() || top_key > a.top_key() || every == 0 || most < 1 || most > kMaxContexts ||
-        few < 0 || sampled < 1) {
+    if (!kernels || !a.check() || !c.check(a, *kernels) || !d.check()) return nullptr;
+    if (!a.bins_fit() || top_key > a.top_key() || every == 0) {
         refuse("bins and counts do not fit together");
         return nullptr;
     }
-    const BlockCosts blocks = {static_cast<const int64_t*>(log2.data()), size_t(sampled), block,
-                               table, symbol};
-    const DraftCosts costs = {context, empty, size_t(most), size_t(few), blocks};
-    Scratch scratch;
-    Draft found;
-    const auto work = [&] {
-        return draft_chunk(*kernels, a.chunk(), c.changed(a), a.limits(), top_key, every, costs,
-                           found, scratch);
-    };
-    uint64_t ends[Draft::kMostEnds];
-    size_t number = 0;
-    PyObject* content = nullptr;
     try {
-        const bool is_small = a.base.size() <= kHeldBytes;
-        if (!(is_small ? work() : unlocked(work))) Py_RETURN_NONE;
-        content = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(found.size()));
-        if (!content) return nullptr;
-        auto* bytes = reinterpret_cast<uint8_t*>(PyBytes_AsString(content));
-        const auto finish = [&] {
-            found.join(bytes);
-            number = found.block_ends(bytes, blocks, ends);
-            return true;
-        };
-        is_small ? finish() : unlocked(finish);
+        Scratch scratch;
+        return draft_of(*kernels, a.chunk(), c.changed(a), a.limits(), top_key, every, d.costs(),
+                        scratch);
     } catch (const std::bad_alloc&) {
-        Py_XDECREF(content);
         return PyErr_NoMemory();
     }
-    return Py_BuildValue("(NNNNN)", numbers(found.bounds, found.contexts),
-                         numbers(found.streams.changed, found.contexts), content,
-                         numbers(ends, number), numbers(found.streams.steps, 8));
+}
+
+// --- many small tensors in one call: each is one chunk, and at most one leaf long ---------------
+
+// Where each of several tensors ends, in words of the chunk that holds them all.
+struct EndArguments {
+    Buffer ends;
+
+    bool check(const Arguments& a) const {
+        const size_t words = a.chunk().words;
+        if (a.width == 4) return refuse("4-bit words have no bytes of their own");
+        if (ends.size() % 8 || !aligned(ends, 8)) return refuse("ends must be 64-bit integers");
+        for (size_t i = 0; i < number(); ++i) {
+            if (end(i) <= start(i) || end(i) > words ||
+                (end(i) - start(i)) * a.word_bytes() > kLeafBytes) {
+                return refuse("a tensor is empty, longer than a leaf, or not in the words");
+            }
+        }
+        return start(number()) == words || refuse("words behind the last tensor");
+    }
+
+    size_t number() const { return ends.size() / 8; }
+    size_t start(size_t i) const { return i ? size_t(end(i - 1)) : 0; }
+    uint64_t end(size_t i) const { return static_cast<const uint64_t*>(ends.data())[i]; }
+
+    Chunk chunk(const Arguments& a, size_t i) const {
+        const auto* base = static_cast<const uint8_t*>(a.base.data());
+        return {base + start(i) * a.word_bytes(),
+                size_t(end(i)) - start(i),
+                a.width,
+                Order(a.order),
+                {}};
+    }
+};
+
+// Compares one tensor and drafts its changes. None if it has none, or cannot be drafted.
+PyObject* draft_tensor(const Kernels& kernels, Chunk chunk, const void* tuned, size_t word_bytes,
+                       const Bounds& bins, uint64_t row_length, uint64_t sample,
+                       uint64_t most_every, uint64_t inactive, const DraftCosts& costs,
+                       uint64_t& changes) {
+    Scratch scratch;
+    auto* mask = scratch.array<uint8_t>(chunk.words / 8 + 8);
+    void* before = scratch.take(chunk.words * word_bytes);
+    void* after = scratch.take(chunk.words * word_bytes);
+    const Changes found = kernels.compare(chunk, tuned, mask, before, after);
+    changes = found.number;
+    if (found.number == 0) Py_RETURN_NONE;
+    if (row_length) {
+        const size_t rows = rows_of(chunk.words, row_length, 0);
+        auto* flags = scratch.array<uint8_t>(rows);
+        const size_t active = flag_rows(mask, chunk.words, row_length, 0, flags);
+        if ((rows - active) * inactive >= rows) chunk.rows = {flags, row_length, 0};
+    }
+    uint64_t every = found.number / sample;
+    every = every < 1 ? 1 : every > most_every ? most_every : every;
+    return draft_of(kernels, chunk, {mask, before, after, size_t(found.number)}, bins,
+                    found.top_key, size_t(every), costs, scratch);
+}
+
+PyObject* draft_each(PyObject*, PyObject* args) {
+    Arguments a;
+    EndArguments e;
+    DraftArguments d;
+    Buffer row_lengths, changes;
+    unsigned long long sample, most_every, inactive;
+    if (!PyArg_ParseTuple(args, "sy*y*iiy*y*y*w*KKKny*LLnnLLLL", &a.path, a.base.view(),
+                          a.other.view(), &a.width, &a.order, a.bounds.view(), e.ends.view(),
+                          row_lengths.view(), changes.view(), &sample, &most_every, &inactive,
+                          &d.few, d.log2.view(), &d.context, &d.empty, &d.most, &d.sampled,
+                          &d.block, &d.table, &d.symbol, &d.margin)) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check() || !e.check(a) || !d.check()) return nullptr;
+    const size_t number = e.number();
+    if (!a.bins_fit() || sample == 0 || most_every == 0 || row_lengths.size() != number * 8 ||
+        changes.size() != number * 8 || !aligned(row_lengths, 8) || !aligned(changes, 8)) {
+        refuse("bins and counts do not fit together");
+        return nullptr;
+    }
+    PyObject* drafts = PyList_New(Py_ssize_t(number));
+    const auto* tuned = static_cast<const uint8_t*>(a.other.data());
+    try {
+        for (size_t i = 0; drafts && i < number; ++i) {
+            PyObject* found = draft_tensor(
+                *kernels, e.chunk(a, i), tuned + e.start(i) * a.word_bytes(), a.word_bytes(),
+                a.limits(), static_cast<const uint64_t*>(row_lengths.data())[i], sample, most_every,
+                inactive, d.costs(), static_cast<uint64_t*>(changes.data())[i]);
+            if (!found || PyList_SetItem(drafts, Py_ssize_t(i), found) < 0) Py_CLEAR(drafts);
+        }
+    } catch (const std::bad_alloc&) {
+        Py_XDECREF(drafts);
+        return PyErr_NoMemory();
+    }
+    return drafts;
+}
+
+// Reads a tuple of at most `most` integers; returns how many, or -1 with an error set.
+Py_ssize_t read_numbers(PyObject* tuple, uint64_t* values, Py_ssize_t most) {
+    const Py_ssize_t number = PyTuple_Size(tuple);
+    if (number > most) refuse("too many contexts");
+    if (number < 0 || number > most) return -1;
+    for (Py_ssize_t i = 0; i < number; ++i) {
+        values[i] = PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, i));
+        if (PyErr_Occurred()) return -1;
+    }
+    return number;
+}
+
+// Decodes a chunk: (bounds, changed, content). Returns false with an error set, or with what is
+// wrong with the content in `problem`.
+bool apply_streams(const Kernels& kernels, const Chunk& chunk, uint64_t top_key, const Output& out,
+                   PyObject* streams, const char*& problem) {
+    PyObject *upper, *changes;
+    Buffer content;
+    uint64_t bounds[kMaxContexts], changed[kMaxContexts];
+    if (!PyTuple_Check(streams)) return refuse("streams must be a tuple");
+    if (!PyArg_ParseTuple(streams, "O!O!y*", &PyTuple_Type, &upper, &PyTuple_Type, &changes,
+                          content.view())) {
+        return false;
+    }
+    const Py_ssize_t number = read_numbers(upper, bounds, kMaxContexts);
+    if (number < 0 || read_numbers(changes, changed, kMaxContexts) != number) {
+        return PyErr_Occurred() ? false : refuse("not one number of changes for each context");
+    }
+    for (Py_ssize_t i = 0; i < number; ++i) {
+        if (bounds[i] > top_key || (i && bounds[i - 1] >= bounds[i])) {
+            return refuse("bounds must ascend, up to the largest key");
+        }
+    }
+    if (number == 0) return refuse("no bounds");
+    Scratch scratch;
+    problem = kernels.apply(chunk, out, {bounds, size_t(number)}, changed,
+                            {static_cast<const uint8_t*>(content.data()), content.size()}, scratch);
+    return problem == nullptr;
+}
+
+PyObject* apply_each(PyObject*, PyObject* args) {
+    Arguments a;
+    EndArguments e;
+    Buffer leaves;
+    PyObject* chunks;
+    if (!PyArg_ParseTuple(args, "sy*O&iiy*O!w*", &a.path, a.base.view(), writable_or_none, &a.other,
+                          &a.width, &a.order, e.ends.view(), &PyList_Type, &chunks,
+                          leaves.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(a.path);
+    if (!kernels || !a.check() || !e.check(a)) return nullptr;
+    if (PyList_Size(chunks) != Py_ssize_t(e.number()) || leaves.size() != e.number() * 8 ||
+        !aligned(leaves, 8)) {
+        refuse("not one chunk and one hash for each tensor");
+        return nullptr;
+    }
+    auto* hashes = static_cast<uint64_t*>(leaves.data());
+    const Xxh3 xxh3 = find_xxh3(kernels->name);
+    const char* problem = nullptr;
+    try {
+        for (size_t i = 0; i < e.number(); ++i) {
+            PyObject* streams = PyList_GetItem(chunks, Py_ssize_t(i));
+            const size_t place = e.start(i) * a.word_bytes();
+            void* words = a.other.given() ? static_cast<uint8_t*>(a.other.data()) + place : nullptr;
+            if (streams == Py_None) continue;
+            if (!apply_streams(*kernels, e.chunk(a, i), a.top_key(), {words, hashes + i, xxh3},
+                               streams, problem)) {
+                return problem ? PyUnicode_FromString(problem) : nullptr;
+            }
+        }
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* hash_each(PyObject*, PyObject* args) {
+    const char* path;
+    Buffer data, hashes;
+    EndArguments e;
+    if (!PyArg_ParseTuple(args, "sy*y*w*", &path, data.view(), e.ends.view(), hashes.view())) {
+        return nullptr;
+    }
+    const Kernels* kernels = find(path);
+    if (!kernels) return nullptr;
+    if (e.ends.size() % 8 || !aligned(e.ends, 8) || hashes.size() != e.ends.size() ||
+        !aligned(hashes, 8)) {
+        refuse("not one hash for each tensor");
+        return nullptr;
+    }
+    const Xxh3 xxh3 = find_xxh3(kernels->name);
+    const auto* bytes = static_cast<const uint8_t*>(data.data());
+    for (size_t i = 0; i < e.number(); ++i) {
+        const size_t start = e.start(i), end = size_t(e.end(i));
+        if (end < start || end > data.size() || end - start > kLeafBytes) {
+            refuse("a tensor is longer than a leaf, or not in the data");
+            return nullptr;
+        }
+        static_cast<uint64_t*>(hashes.data())[i] = xxh3(bytes + start, end - start);
+    }
+    Py_RETURN_NONE;
 }
 
 PyMethodDef kMethods[] = {
@@ -621,6 +842,9 @@ PyMethodDef kMethods[] = {
     {"partition", partition, METH_VARARGS, "Split a chunk into streams."},
     {"apply", apply, METH_VARARGS, "Decode streams; returns what is wrong with them, if anything."},
     {"draft", draft, METH_VARARGS, "Choose contexts, and split a chunk into streams and blocks."},
+    {"draft_each", draft_each, METH_VARARGS, "Compare and draft many small tensors."},
+    {"apply_each", apply_each, METH_VARARGS, "Decode many small chunks, as apply does one."},
+    {"hash_each", hash_each, METH_VARARGS, "Hash many byte strings, each at most one leaf long."},
     {"record", record, METH_VARARGS, "Find the words that differ; returns how many."},
     {"exchange", exchange, METH_VARARGS, "Swap the words of a mask with values."},
     {"cheapest_cut", cut, METH_VARARGS, "Cut bins into contexts."},
