@@ -45,6 +45,7 @@ struct Avx2 : Generic {
     }
 
     static constexpr bool kByLists = false;
+    static constexpr size_t kTileWords = 1024;
     static constexpr bool kMakesCodes = true;
 
     // 32 codes, as bytes in order; those above 127 are 127.

@@ -40,6 +40,7 @@ struct Generic {
 
     // Whether chunks are decoded from lists of places, or 64 words at a time.
     static constexpr bool kByLists = true;
+    static constexpr size_t kTileWords = 2048;
 
     // Whether 16-bit words get their contexts by arithmetic, or from a table.
     static constexpr bool kMakesCodes = false;

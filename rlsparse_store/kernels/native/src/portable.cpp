@@ -8,7 +8,7 @@
 namespace rlsparse {
 namespace portable {
 
-// How many bits are set. The first x86 processors have no instruction for it.
+// How many bits are set. Not every x86-64 processor has an instruction for it.
 inline int popcount(uint64_t bits) {
 #if defined(RLSPARSE_X86)
     bits -= bits >> 1 & 0x5555555555555555;

@@ -26,6 +26,8 @@ class Result {
     }
 
   private:
+    static_assert(kLeafBytes / sizeof(W) % kTile == 0, "a tile lies in one leaf");
+
     uint64_t hash(const W* leaf, size_t words) const {
         if (!packed_) return out_.xxh3(reinterpret_cast<const uint8_t*>(leaf), words * sizeof(W));
         for (size_t i = 0; i < words / 2; ++i) {

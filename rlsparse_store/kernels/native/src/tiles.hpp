@@ -1,7 +1,7 @@
 // Going through a chunk tile by tile.
 // Included inside the namespace of one instruction set.
 
-constexpr size_t kTile = 1024;  // words: a tile of everything fits the first-level cache
+constexpr size_t kTile = Simd::kTileWords;  // a tile of everything fits the first-level cache
 constexpr size_t kGroups = kTile / 64;
 
 // The parts of a tile. Where words are counted one by one, they take turns: neighbours often share
