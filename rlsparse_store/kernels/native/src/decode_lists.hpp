@@ -174,8 +174,8 @@ class ListDecoder {
                     if (step == 0) {
                         step = 1;
                         wide.places[wide.number] = uint16_t(place);
-                        wide.rests[wide.number++] =
-                            Signed<W>(W(coded_.steps.wide[coded_.places.wide[name]++]) - 1);
+                        const W own = W(coded_.steps.wide[coded_.places.wide[name]++]);
+                        wide.rests[wide.number++] = Signed<W>(W(own - 1));
                     }
                     move(place, step);
                 }
