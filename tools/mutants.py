@@ -61,9 +61,9 @@ LIBRARY: Final = (
 WRITING: Final = frozenset(
     (
         *("pack_flags", "pack_fields", "pack_varying", "encode_mask", "encode_steps"),
-        *("encode_far", "bit_length", "compress", "compress_bytes", "_as_single_segment"),
-        *("narrow", "cast_to_bf16", "_common_prefix", "describe_file"),
-        *("describe_index", "_weight_map"),
+        *("encode_far", "bit_length", "compress", "compress_bytes", "_compress_blocks"),
+        *("_as_single_segment", "narrow", "cast_to_bf16", "_common_prefix", "describe_file"),
+        *("_is_ordered", "describe_index", "_weight_map", "stored_at", "checked"),
     )
 )
 """Functions of these sources that only a writer of deltas calls: no vector may come by one."""

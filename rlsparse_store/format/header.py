@@ -10,17 +10,13 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from itertools import chain
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rlsparse_store.format.dtypes import DTYPES, Dtype
 from rlsparse_store.format.limits import MAX_DIMENSION, MAX_RANK, MAX_TENSORS
 from rlsparse_store.format.names import are_tensor_names
 from rlsparse_store.format.strict_json import StrictJsonError, parse
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 __all__ = [
     "HeaderEntry",
@@ -106,7 +102,7 @@ def parse_header(header: bytes, data_bytes: int) -> ParsedHeader:
     if not are_tensor_names(list(fields)):
         msg = "this is not an acceptable tensor name"
         raise HeaderError(msg, next(name for name in fields if not are_tensor_names([name])))
-    entries = _parse_entries(fields)
+    entries = [_parse_entry(name, field) for name, field in fields.items()]
     _check_cover(entries, data_bytes)
     return ParsedHeader(entries, metadata)
 
@@ -128,8 +124,6 @@ def _is_integers(value: object, most: int) -> bool:
     return True
 
 
-_MAX_OFFSET: Final = 2**62
-
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 
 
@@ -145,7 +139,7 @@ def _parse_entry(name: str, field: object) -> HeaderEntry:
     if not _is_integers(shape, MAX_DIMENSION) or len(shape) > MAX_RANK:
         msg = f"its shape is not a list of at most {MAX_RANK} sizes"
         raise HeaderError(msg, name)
-    if not _is_integers(offsets, _MAX_OFFSET) or len(offsets) != 2:
+    if not _is_integers(offsets, 2**62) or len(offsets) != 2:
         msg = "its data_offsets are not two offsets"
         raise HeaderError(msg, name)
     entry = HeaderEntry(name, dtype, tuple(shape), *offsets)
@@ -157,42 +151,6 @@ def _parse_entry(name: str, field: object) -> HeaderEntry:
         )
         raise HeaderError(msg, name)
     return entry
-
-
-def _parse_entries(fields: dict[str, Any]) -> list[HeaderEntry]:
-    """Parse all entries. The size of a dtype and a shape that many have is computed once."""
-    if not _are_plain(fields.values()):
-        return [_parse_entry(name, field) for name, field in fields.items()]
-    entries: list[HeaderEntry] = []
-    known: dict[tuple[str, tuple[int, ...]], tuple[Dtype, int]] = {}
-    for name, field in fields.items():
-        code, shape, (start, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
-        dtype, nbytes = known.get((code, shape), (None, 0))
-        if dtype is None or end - start != nbytes or not 0 <= start <= end <= _MAX_OFFSET:
-            entry = _parse_entry(name, field)
-            known[code, shape] = entry.dtype, entry.end - entry.start
-        else:
-            entry = HeaderEntry(name, dtype, shape, start, end)
-        entries.append(entry)
-    return entries
-
-
-def _are_plain(fields: Collection[Any]) -> bool:
-    """Whether entries have the right keys, and values of the right types."""
-    try:
-        lists = [field["shape"] for field in fields]
-        offsets = [field["data_offsets"] for field in fields]
-        codes = [field["dtype"] for field in fields]
-    except (KeyError, TypeError, IndexError):
-        return False
-    lists += offsets
-    return (
-        {*map(len, fields)} <= {len(_FIELDS)}
-        and {*map(type, codes)} <= {str}
-        and {*map(type, lists)} <= {list}
-        and {*map(type, chain.from_iterable(lists))} <= {int}
-        and {*map(len, offsets)} <= {2}
-    )
 
 
 def _check_cover(entries: list[HeaderEntry], data_bytes: int) -> None:

@@ -24,9 +24,7 @@ def are_tensor_names(names: list[str]) -> bool:
     """Whether all of these are tensor names that the format allows; fast for many."""
     if _UNSAFE.search("".join(names)) or not all(names) or "__metadata__" in names:
         return False
-    # A character takes at most 4 bytes.
-    long = [name for name in names if 4 * len(name) > MAX_NAME_BYTES]
-    return all(len(name.encode()) <= MAX_NAME_BYTES for name in long)
+    return all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
 
 
 def is_block_name(name: str) -> bool:
