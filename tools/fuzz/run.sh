@@ -111,8 +111,8 @@ build_fuzzer() {
     local file files=("$scratch/fuzz_apply.o")
     need_libfuzzer
     for file in "$sources"/*.cpp; do
-        # The module and its part are Python's, and the target has its own scratch memory.
-        case $file in */module.cpp | */small.cpp | */scratch.cpp) ;; *) files+=("$file") ;; esac
+        # The module and its parts are Python's, and the target has its own scratch memory.
+        case $file in */module.cpp | */arguments.cpp | */small.cpp | */scratch.cpp) ;; *) files+=("$file") ;; esac
     done
     # The target is not what is looked at: neither coverage nor checks make it slower.
     clang++ -O2 -g -std=c++17 -I"$sources" -c "$root/tools/fuzz/fuzz_apply.cpp" -o "${files[0]}"

@@ -9,6 +9,10 @@ from rlsparse_store.kernels.interface import ChunkStreams
 
 Buffer: TypeAlias = NDArray[Any] | bytes | memoryview
 
+DraftCosts: TypeAlias = tuple[Buffer, int, int, int, int, int, int, int, int]
+"""Logarithms; costs of a context and of an empty one, the most contexts; bytes of a block that are
+sampled, costs of a block, of a table and of a symbol; what row flags have to save."""
+
 def paths() -> list[str]: ...
 def compare(
     path: str,
@@ -98,15 +102,7 @@ def draft(
     top_key: int,
     stride: int,
     few: int,
-    log2: Buffer,
-    context_cost: int,
-    empty_cost: int,
-    context_limit: int,
-    sampled_bytes: int,
-    block_cost: int,
-    table_cost: int,
-    symbol_cost: int,
-    row_flag_margin: int,
+    costs: DraftCosts,
     /,
 ) -> tuple[list[int], list[int], bytes, list[int], list[int], bool] | None: ...
 def draft_each(
@@ -123,15 +119,7 @@ def draft_each(
     most_stride: int,
     inactive_rows: int,
     few: int,
-    log2: Buffer,
-    context_cost: int,
-    empty_cost: int,
-    context_limit: int,
-    sampled_bytes: int,
-    block_cost: int,
-    table_cost: int,
-    symbol_cost: int,
-    row_flag_margin: int,
+    costs: DraftCosts,
     /,
 ) -> list[tuple[list[int], list[int], bytes, list[int], list[int], bool] | None]: ...
 def apply_each(

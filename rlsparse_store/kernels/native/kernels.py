@@ -231,7 +231,7 @@ class NativeBackend(CpuBackend):
             changed.top_key,
             stride,
             few,
-            *_COSTS,
+            _COSTS,
         )
         return None if found is None else Draft(*found)
 
@@ -258,7 +258,7 @@ class NativeBackend(CpuBackend):
             rules.most_stride,
             rules.inactive_rows,
             rules.few,
-            *_COSTS,
+            _COSTS,
         )
         drafts = [None if draft is None else Draft(*draft) for draft in found]
         return SmallDrafts(changes.tolist(), drafts)

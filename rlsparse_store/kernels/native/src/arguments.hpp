@@ -19,6 +19,9 @@ namespace rlsparse {
 // The kernels of this name; nullptr with an error set if they do not run here.
 const Kernels* find(const char* name);
 
+// The names of the kernels that run here, the fastest first.
+PyObject* kernel_names();
+
 // A list of integers.
 PyObject* numbers(const uint64_t* values, size_t number);
 
@@ -147,28 +150,34 @@ inline bool is_log2(const Buffer& log2) {
     return log2.size() == kLogarithms * 8 || refuse("not the table of logarithms");
 }
 
-// What the drafts of one or many chunks need besides the chunks.
-struct DraftArguments {
+// What things cost where a chunk is drafted.
+struct CostArguments {
     Buffer log2;
     long long context, empty, block, table, symbol, margin;
-    Py_ssize_t most, few, sampled;
+    Py_ssize_t most, sampled;
 
     bool check() const {
         if (!is_log2(log2)) return false;
-        return (most >= 1 && most <= kMaxContexts && few >= 0 && sampled >= 1) ||
+        return (most >= 1 && most <= kMaxContexts && sampled >= 1) ||
                refuse("limits that make no sense");
     }
 
-    DraftCosts costs() const {
+    DraftCosts with(Py_ssize_t few) const {
         const auto* logarithms = static_cast<const int64_t*>(log2.data());
         return {context,     empty,  size_t(most),
                 size_t(few), margin, {logarithms, size_t(sampled), block, table, symbol}};
     }
 };
 
-// Flags the rows of `length` words that hold a changed word, and returns how many do.
-size_t flag_rows(const uint8_t* mask, size_t words, uint64_t length, uint64_t offset,
-                 uint8_t* flags);
+// A converter of PyArg_ParseTuple: fills CostArguments from a tuple.
+inline int cost_arguments(PyObject* tuple, void* to) {
+    auto& costs = *static_cast<CostArguments*>(to);
+    if (!PyTuple_Check(tuple)) return refuse("costs must be a tuple");
+    return PyArg_ParseTuple(tuple, "y*LLnnLLLL", costs.log2.view(), &costs.context, &costs.empty,
+                            &costs.most, &costs.sampled, &costs.block, &costs.table, &costs.symbol,
+                            &costs.margin) &&
+           costs.check();
+}
 
 // The draft of a chunk as a tuple, for the caller to own. None if the chunk has too many bins.
 PyObject* draft_of(const Kernels& kernels, const Chunk& chunk, const Changed& changed,

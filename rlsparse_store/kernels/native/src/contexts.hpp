@@ -154,11 +154,11 @@ struct Populous {
     uint8_t names[kMaxContexts] = {};    // of each context; 0 if it is left out
     uint8_t contexts[kMaxContexts + 1];  // the context of each name from 1 on
 
-    // Names the contexts that are in `wanted`, by a sample of a chunk's words. At most `limit` are
-    // populous, and none if they have fewer than one word in `few` together.
+    // Names the contexts, by a sample of a chunk's words: all, or given the changed words of each,
+    // those that have some. None is populous if they have fewer than one word in `few` together.
     template <class W>
-    void choose(const Chunk& chunk, Contexts<W>& finder, const bool* wanted, size_t limit,
-                size_t few) {
+    void choose(const Chunk& chunk, Contexts<W>& finder, const uint64_t* changed, size_t few) {
+        const auto wanted = [&](size_t c) { return !changed || changed[c] != 0; };
         constexpr size_t kSamples = 48;
         const size_t groups = chunk.words / 64, number = finder.number();
         size_t counts[kMaxContexts + 1] = {}, sampled = 0;
@@ -170,23 +170,23 @@ struct Populous {
             sampled += 64;
         }
         size_t left = 0;
-        for (size_t c = 0; c < number; ++c) left += wanted[c];
+        for (size_t c = 0; c < number; ++c) left += wanted(c);
         size_t inside = 0;
-        for (size_t c = 0; c < number; ++c) inside += wanted[c] ? counts[c + 1] : 0;
+        for (size_t c = 0; c < number; ++c) inside += wanted(c) ? counts[c + 1] : 0;
         is_sparse = inside < sampled / few;
-        if (is_sparse) limit = 0;
+        const size_t limit = is_sparse ? 0 : kMost;
         const size_t enough = left <= kMost ? 0 : sampled / kShare;
         for (; most < limit && most < left; ++most) {
             size_t best = number;
             for (size_t c = 0; c < number; ++c) {
-                if (!wanted[c] || names[c]) continue;
+                if (!wanted(c) || names[c]) continue;
                 if (best == number || counts[c + 1] > counts[best + 1]) best = c;
             }
             if (counts[best + 1] < enough) break;
             name(best);
         }
         for (size_t c = 0; c < number; ++c) {
-            if (wanted[c] && !names[c]) name(c);
+            if (wanted(c) && !names[c]) name(c);
         }
         finder.rename(names);
     }

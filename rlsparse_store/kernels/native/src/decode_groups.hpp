@@ -72,9 +72,7 @@ class GroupDecoder {
           contexts_(bounds, map_, scratch),
           numbers_(numbers),
           scratch_(scratch) {
-        bool wanted[kMaxContexts];
-        for (size_t c = 0; c < bounds.number; ++c) wanted[c] = numbers[c] != 0;
-        populous_.choose(chunk, contexts_, wanted, Populous::kMost, kFew);
+        populous_.choose(chunk, contexts_, numbers, kFew);
         has_rest_ = populous_.named > populous_.most;
     }
 

@@ -96,9 +96,7 @@ class ListDecoder {
           contexts_(bounds, map_, scratch),
           numbers_(numbers),
           scratch_(scratch) {
-        bool wanted[kMaxContexts];
-        for (size_t c = 0; c < bounds.number; ++c) wanted[c] = numbers[c] != 0;
-        populous_.choose(chunk, contexts_, wanted, Populous::kMost, kFew);
+        populous_.choose(chunk, contexts_, numbers, kFew);
     }
 
     const char* run(Span content, Result<W>& out) {

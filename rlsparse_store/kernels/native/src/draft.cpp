@@ -7,6 +7,22 @@ namespace rlsparse {
 
 namespace {
 
+// Whether any of `count` bits from `place` on is set.
+bool any_set(const uint8_t* bits, size_t place, size_t count) {
+    for (; count && place % 8; ++place, --count) {
+        if (bits[place / 8] >> place % 8 & 1) return true;
+    }
+    for (; count >= 64; place += 64, count -= 64) {
+        uint64_t word;
+        std::memcpy(&word, bits + place / 8, 8);
+        if (word) return true;
+    }
+    for (; count; ++place, --count) {
+        if (bits[place / 8] >> place % 8 & 1) return true;
+    }
+    return false;
+}
+
 size_t flag_bytes(const Span& rows) { return (rows.size + 7) / 8; }
 
 // Calls `take` with each stream, in the order of the content.
@@ -84,6 +100,18 @@ bool choose_bounds(const Histogram& histogram, const Bounds& bins, size_t last,
 }
 
 }  // namespace
+
+size_t flag_rows(const uint8_t* mask, size_t words, uint64_t length, uint64_t offset,
+                 uint8_t* flags) {
+    size_t active = 0;
+    for (size_t place = 0, row = 0; place < words; ++row) {
+        const auto room = size_t(length - (row ? 0 : offset));
+        const size_t run = words - place < room ? words - place : room;
+        active += flags[row] = any_set(mask, place, run);
+        place += run;
+    }
+    return active;
+}
 
 size_t Draft::size() const {
     size_t size = flag_bytes(rows);

@@ -36,6 +36,10 @@ inline size_t rows_of(uint64_t words, uint64_t length, uint64_t offset) {
     return words ? size_t((offset + words - 1) / length + 1) : 0;
 }
 
+// Flags the rows of `length` words that hold a changed word, and returns how many do.
+size_t flag_rows(const uint8_t* mask, size_t words, uint64_t length, uint64_t offset,
+                 uint8_t* flags);
+
 // The bins of which the cheapest contexts are found, at most.
 constexpr size_t kMostCutBins = 128;
 

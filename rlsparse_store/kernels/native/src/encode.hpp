@@ -22,10 +22,7 @@ class Encoder {
           map_(chunk.width, chunk.order),
           contexts_(bounds, map_, scratch),
           scratch_(scratch) {
-        bool wanted[kMaxContexts];
-        for (size_t c = 0; c < bounds.number; ++c) wanted[c] = true;
-        populous_.choose(chunk, contexts_, wanted, Populous::kMost,
-                         Simd::kByLists ? kFew : chunk.words + 1);
+        populous_.choose(chunk, contexts_, nullptr, Simd::kByLists ? kFew : chunk.words + 1);
     }
 
     void run(Streams& out) {

@@ -2,124 +2,11 @@
 #include "arguments.hpp"
 #include "small.hpp"
 
-namespace rlsparse {
-
-namespace {
-
-const Kernels* const kAll[] = {
-#if defined(RLSPARSE_X86)
-    &kAvx512,
-    &kAvx2,
-#endif
-    &kPortable,
-};
-
-bool runs_here(const Kernels* kernels) {
-#if defined(RLSPARSE_X86)
-    __builtin_cpu_init();
-    // Zen 1 and 2 have BMI2, but run its bit extraction in microcode, slower than a loop.
-    const bool slow_bmi2 = __builtin_cpu_is("znver1") || __builtin_cpu_is("znver2");
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
-                      !slow_bmi2;
-    if (kernels == &kAvx2) return avx2;
-    if (kernels == &kAvx512) {
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi") &&
-               __builtin_cpu_supports("avx512vbmi2");
-    }
-#endif
-    return kernels == &kPortable;
-}
-
-// Whether any of `count` bits from `place` on is set.
-bool any_set(const uint8_t* bits, size_t place, size_t count) {
-    for (; count && place % 8; ++place, --count) {
-        if (bits[place / 8] >> place % 8 & 1) return true;
-    }
-    for (; count >= 64; place += 64, count -= 64) {
-        uint64_t word;
-        std::memcpy(&word, bits + place / 8, 8);
-        if (word) return true;
-    }
-    for (; count; ++place, --count) {
-        if (bits[place / 8] >> place % 8 & 1) return true;
-    }
-    return false;
-}
-
-}  // namespace
-
-const Kernels* find(const char* name) {
-    for (const Kernels* kernels : kAll) {
-        if (std::strcmp(kernels->name, name) == 0 && runs_here(kernels)) return kernels;
-    }
-    PyErr_Format(PyExc_ValueError, "no kernels named %s run here", name);
-    return nullptr;
-}
-
-PyObject* numbers(const uint64_t* values, size_t number) {
-    PyObject* list = PyList_New(Py_ssize_t(number));
-    for (size_t i = 0; list && i < number; ++i) {
-        PyObject* value = PyLong_FromUnsignedLongLong(values[i]);
-        if (!value || PyList_SetItem(list, Py_ssize_t(i), value) < 0) Py_CLEAR(list);
-    }
-    return list;
-}
-
-size_t flag_rows(const uint8_t* mask, size_t words, uint64_t length, uint64_t offset,
-                 uint8_t* flags) {
-    size_t active = 0;
-    for (size_t place = 0, row = 0; place < words; ++row) {
-        const auto room = size_t(length - (row ? 0 : offset));
-        const size_t run = words - place < room ? words - place : room;
-        active += flags[row] = any_set(mask, place, run);
-        place += run;
-    }
-    return active;
-}
-
-PyObject* draft_of(const Kernels& kernels, const Chunk& chunk, const Changed& changed,
-                   const Bounds& bins, uint64_t top_key, size_t every, const DraftCosts& costs,
-                   Scratch& scratch) {
-    Draft found;
-    const auto work = [&] {
-        return draft_chunk(kernels, chunk, changed, bins, top_key, every, costs, found, scratch);
-    };
-    const bool is_small = chunk.words * size_t(chunk.width) <= kHeldBytes * 8;
-    if (!(is_small ? work() : unlocked(work))) Py_RETURN_NONE;
-    PyObject* content = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(found.size()));
-    if (!content) return nullptr;
-    auto* bytes = reinterpret_cast<uint8_t*>(PyBytes_AsString(content));
-    uint64_t ends[Draft::kMostEnds];
-    const auto finish = [&] {
-        found.join(bytes);
-        return found.block_ends(bytes, costs.blocks, ends);
-    };
-    const size_t number = is_small ? finish() : unlocked(finish);
-    return Py_BuildValue("(NNNNNN)", numbers(found.bounds, found.contexts),
-                         numbers(found.streams.changed, found.contexts), content,
-                         numbers(ends, number), numbers(found.streams.steps, 8),
-                         PyBool_FromLong(found.rows.size != 0));
-}
-
-}  // namespace rlsparse
-
 namespace {
 
 using namespace rlsparse;
 
-PyObject* paths(PyObject*, PyObject*) {
-    PyObject* names = PyList_New(0);
-    for (const Kernels* kernels : kAll) {
-        if (!names || !runs_here(kernels)) continue;
-        PyObject* name = PyUnicode_FromString(kernels->name);
-        if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
-        Py_XDECREF(name);
-    }
-    return names;
-}
+PyObject* paths(PyObject*, PyObject*) { return kernel_names(); }
 
 // The changed words of a chunk: a mask, and the words before and after.
 struct ChangedArguments {
@@ -463,25 +350,25 @@ PyObject* leaf_hashes(PyObject*, PyObject* args) {
 PyObject* draft(PyObject*, PyObject* args) {
     Arguments a;
     ChangedArguments c;
-    DraftArguments d;
+    CostArguments costs;
     unsigned long long top_key, every;
-    if (!PyArg_ParseTuple(args, "sy*iiy*z*KKy*y*y*KKny*LLnnLLLL", &a.path, a.base.view(), &a.width,
+    Py_ssize_t few;
+    if (!PyArg_ParseTuple(args, "sy*iiy*z*KKy*y*y*KKnO&", &a.path, a.base.view(), &a.width,
                           &a.order, a.bounds.view(), a.rows.view(), &a.row_length, &a.row_offset,
-                          c.mask.view(), c.before.view(), c.after.view(), &top_key, &every, &d.few,
-                          d.log2.view(), &d.context, &d.empty, &d.most, &d.sampled, &d.block,
-                          &d.table, &d.symbol, &d.margin)) {
+                          c.mask.view(), c.before.view(), c.after.view(), &top_key, &every, &few,
+                          cost_arguments, &costs)) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
-    if (!kernels || !a.check() || !c.check(a, *kernels) || !d.check()) return nullptr;
-    if (!a.bins_fit() || top_key > a.top_key() || every == 0) {
+    if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
+    if (!a.bins_fit() || top_key > a.top_key() || every == 0 || few < 0) {
         refuse("bins and counts do not fit together");
         return nullptr;
     }
     try {
         Scratch scratch;
-        return draft_of(*kernels, a.chunk(), c.changed(a), a.limits(), top_key, every, d.costs(),
-                        scratch);
+        return draft_of(*kernels, a.chunk(), c.changed(a), a.limits(), top_key, every,
+                        costs.with(few), scratch);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }

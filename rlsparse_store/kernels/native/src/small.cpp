@@ -13,12 +13,15 @@ struct EndArguments {
     Buffer ends;
 
     bool check(const Arguments& a) const {
-        const size_t words = a.chunk().words;
         if (a.width == 4) return refuse("4-bit words have no bytes of their own");
+        return check(a.chunk().words, a.word_bytes());
+    }
+
+    bool check(size_t words, size_t word_bytes) const {
         if (ends.size() % 8 || !aligned(ends, 8)) return refuse("ends must be 64-bit integers");
         for (size_t i = 0; i < number(); ++i) {
             if (end(i) <= start(i) || end(i) > words ||
-                (end(i) - start(i)) * a.word_bytes() > kLeafBytes) {
+                (end(i) - start(i)) * word_bytes > kLeafBytes) {
                 return refuse("a tensor is empty, longer than a leaf, or not in the words");
             }
         }
@@ -108,21 +111,22 @@ bool apply_streams(const Kernels& kernels, const Chunk& chunk, uint64_t top_key,
 PyObject* draft_each(PyObject*, PyObject* args) {
     Arguments a;
     EndArguments e;
-    DraftArguments d;
+    CostArguments costs;
     Buffer row_lengths, changes;
     unsigned long long sample, most_every, inactive;
-    if (!PyArg_ParseTuple(args, "sy*y*iiy*y*y*w*KKKny*LLnnLLLL", &a.path, a.base.view(),
-                          a.other.view(), &a.width, &a.order, a.bounds.view(), e.ends.view(),
-                          row_lengths.view(), changes.view(), &sample, &most_every, &inactive,
-                          &d.few, d.log2.view(), &d.context, &d.empty, &d.most, &d.sampled,
-                          &d.block, &d.table, &d.symbol, &d.margin)) {
+    Py_ssize_t few;
+    if (!PyArg_ParseTuple(args, "sy*y*iiy*y*y*w*KKKnO&", &a.path, a.base.view(), a.other.view(),
+                          &a.width, &a.order, a.bounds.view(), e.ends.view(), row_lengths.view(),
+                          changes.view(), &sample, &most_every, &inactive, &few, cost_arguments,
+                          &costs)) {
         return nullptr;
     }
     const Kernels* kernels = find(a.path);
-    if (!kernels || !a.check() || !e.check(a) || !d.check()) return nullptr;
+    if (!kernels || !a.check() || !e.check(a)) return nullptr;
     const size_t number = e.number();
-    if (!a.bins_fit() || sample == 0 || most_every == 0 || row_lengths.size() != number * 8 ||
-        changes.size() != number * 8 || !aligned(row_lengths, 8) || !aligned(changes, 8)) {
+    if (!a.bins_fit() || sample == 0 || most_every == 0 || few < 0 ||
+        row_lengths.size() != number * 8 || changes.size() != number * 8 ||
+        !aligned(row_lengths, 8) || !aligned(changes, 8)) {
         refuse("bins and counts do not fit together");
         return nullptr;
     }
@@ -133,7 +137,7 @@ PyObject* draft_each(PyObject*, PyObject* args) {
             PyObject* found = draft_tensor(
                 *kernels, e.chunk(a, i), tuned + e.start(i) * a.word_bytes(), a.word_bytes(),
                 a.limits(), static_cast<const uint64_t*>(row_lengths.data())[i], sample, most_every,
-                inactive, d.costs(), static_cast<uint64_t*>(changes.data())[i]);
+                inactive, costs.with(few), static_cast<uint64_t*>(changes.data())[i]);
             if (!found || PyList_SetItem(drafts, Py_ssize_t(i), found) < 0) Py_CLEAR(drafts);
         }
     } catch (const std::bad_alloc&) {
@@ -188,21 +192,16 @@ PyObject* hash_each(PyObject*, PyObject* args) {
         return nullptr;
     }
     const Kernels* kernels = find(path);
-    if (!kernels) return nullptr;
-    if (e.ends.size() % 8 || !aligned(e.ends, 8) || hashes.size() != e.ends.size() ||
-        !aligned(hashes, 8)) {
+    if (!kernels || !e.check(data.size(), 1)) return nullptr;
+    if (hashes.size() != e.number() * 8 || !aligned(hashes, 8)) {
         refuse("not one hash for each tensor");
         return nullptr;
     }
     const Xxh3 xxh3 = find_xxh3(kernels->name);
     const auto* bytes = static_cast<const uint8_t*>(data.data());
     for (size_t i = 0; i < e.number(); ++i) {
-        const size_t start = e.start(i), end = size_t(e.end(i));
-        if (end < start || end > data.size() || end - start > kLeafBytes) {
-            refuse("a tensor is longer than a leaf, or not in the data");
-            return nullptr;
-        }
-        static_cast<uint64_t*>(hashes.data())[i] = xxh3(bytes + start, end - start);
+        const size_t start = e.start(i);
+        static_cast<uint64_t*>(hashes.data())[i] = xxh3(bytes + start, size_t(e.end(i)) - start);
     }
     Py_RETURN_NONE;
 }
