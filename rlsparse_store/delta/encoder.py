@@ -134,12 +134,12 @@ class Encoder:
 
     def spans(self, backend: CpuBackend) -> Iterator[Span]:
         """The spans of every tensor, in order."""
-        known = dict(self._hashes.leaves)
         for number, plan in enumerate(self.plans):
             coding = choose_word_coding(plan, self.base, self.tuned, backend)
             self._codings[number] = coding
-            leaves = known.get(plan.source.name) if known and plan.source is not None else None
-            yield from tensor_spans(number, plan, coding, leaves)
+            source = plan.source
+            known = None if source is None else self._hashes.leaves.get(source.name)
+            yield from tensor_spans(number, plan, coding, known)
 
     def add(self, coded: CodedSpan, sink: ChunkSink) -> None:
         """Add an encoded span. Spans come in order."""

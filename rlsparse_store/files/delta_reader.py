@@ -19,6 +19,7 @@ from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.delta_writer import container_header
 from rlsparse_store.files.folder import LocalFolder
+from rlsparse_store.files.neighbours import neighbours
 from rlsparse_store.format.digests import bytes_check, checksum
 from rlsparse_store.format.file_names import (
     DELTA_FOLDER,
@@ -46,7 +47,7 @@ from rlsparse_store.format.strict_json import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from rlsparse_store.files.folder import Folder
@@ -174,12 +175,13 @@ class DeltaReader(Closeable):
         Neighbours in a file are read in one call.
         """
         found: list[bytes] = []
-        for run in _neighbours(chunks):
-            shard, first = self.shards[run[0].shard], run[0].offset
-            nbytes = run[-1].offset + run[-1].stored - first
-            together = shard.source.read(shard.data_start + first, nbytes)
+        for first, stop in neighbours([(c.shard, c.offset, c.stored) for c in chunks]):
+            run = chunks[first:stop]
+            shard, begin = self.shards[run[0].shard], run[0].offset
+            nbytes = sum(chunk.stored for chunk in run)
+            together = shard.source.read(shard.data_start + begin, nbytes)
             for chunk in run:
-                start = chunk.offset - first
+                start = chunk.offset - begin
                 stored = together[start : start + chunk.stored]
                 self._check_stored(chunk, stored)
                 found.append(stored)
@@ -195,19 +197,6 @@ class DeltaReader(Closeable):
         """Close the files."""
         for shard in self.shards:
             shard.source.close()
-
-
-def _neighbours(chunks: list[ChunkRecord]) -> Iterator[list[ChunkRecord]]:
-    """Split chunks into runs without a gap between their stored bytes."""
-    run: list[ChunkRecord] = []
-    for chunk in chunks:
-        last = run[-1] if run else chunk
-        if run and (chunk.shard, chunk.offset) != (last.shard, last.offset + last.stored):
-            yield run
-            run = []
-        run.append(chunk)
-    if run:
-        yield run
 
 
 def _why_no_delta(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from rlsparse_store.format.names import printable
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder, check_sources, wrong_base
 from rlsparse_store.pipeline.decode_small import (
-    SmallBatch,
     SmallTensor,
     Write,
     decode_small,
@@ -160,7 +160,7 @@ def decode_tensors(
     decoder = ChunkDecoder(reader, base.path)
     done, total = 0, reader.manifest.totals.tuned_bytes
 
-    def run(batch: Batch[_Task | SmallBatch]) -> _BatchResult:
+    def run(batch: Batch[_Task | Batch[SmallTensor]]) -> _BatchResult:
         results: list[_Result] = []
         nbytes = 0
         try:
@@ -230,32 +230,26 @@ class _Digests:
 
 def _tasks(
     reader: DeltaReader, base: Checkpoint, decoder: ChunkDecoder
-) -> Iterator[_Task | SmallBatch]:
+) -> Iterator[_Task | Batch[SmallTensor]]:
     """Yield tasks for all tensors in order; small ones of one coding are joined to batches."""
     chunks = reader.index.chunks_of_tensors()
-    small: list[SmallTensor] = []
-    nbytes = 0
-    for t in reader.index.tensors:
-        if t.kind is Kind.ALIAS:
-            continue
-        mine = chunks.get(t.name, [])
-        found = small_tensor(t, mine, base)
-        is_next = found is not None and (not small or found.coding == small[0].coding)
-        if small and not (is_next and nbytes + t.nbytes <= SMALL_TASK // 2):
-            yield SmallBatch(small, nbytes)
-            small, nbytes = [], 0
-        if found is None:
-            yield from _tensor_tasks(Overlay(t, mine, find_source(t, base), decoder))
+    stored = (t for t in reader.index.tensors if t.kind is not Kind.ALIAS)
+    found = ((t, small_tensor(t, chunks.get(t.name, []), base)) for t in stored)
+    for coding, group in groupby(found, lambda pair: pair[1] and pair[1].coding):
+        if coding is None:
+            for t, _ in group:
+                mine = chunks.get(t.name, [])
+                yield from _tensor_tasks(Overlay(t, mine, find_source(t, base), decoder))
         else:
-            small.append(found)
-            nbytes += t.nbytes
-    if small:
-        yield SmallBatch(small, nbytes)
+            small = ((tensor, t.nbytes) for t, tensor in group if tensor)
+            yield from batched(small, SMALL_TASK // 2)
 
 
-def _single_tasks(batch: SmallBatch, decoder: ChunkDecoder, base: Checkpoint) -> Iterator[_Task]:
+def _single_tasks(
+    batch: Batch[SmallTensor], decoder: ChunkDecoder, base: Checkpoint
+) -> Iterator[_Task]:
     """Yield a task for each tensor of a batch."""
-    for t, chunk, _, _ in batch.tensors:
+    for t, chunk, _, _ in batch.items:
         chunks = [] if chunk is None else [chunk]
         yield from _tensor_tasks(Overlay(t, chunks, find_source(t, base), decoder))
 

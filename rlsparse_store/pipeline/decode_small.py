@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsparse_store.codec.chunk import open_chunk
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.digests import digest_of_leaves
 from rlsparse_store.format.index.records import ChunkCoding, Kind, TensorRecord
 from rlsparse_store.format.words import as_words
 from rlsparse_store.kernels.dispatch import get_backend
-from rlsparse_store.pipeline.small_tensors import SMALL_BYTES, read_tensors
+from rlsparse_store.pipeline.small_tensors import SMALL_BYTES, open_streams, read_tensors
 
 if TYPE_CHECKING:
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
     from rlsparse_store.format.index.records import ChunkRecord
     from rlsparse_store.kernels.interface import ChunkStreams
     from rlsparse_store.pipeline.scratch import ScratchBuffer
+    from rlsparse_store.pipeline.threads import Batch
 
-__all__ = ["SmallBatch", "SmallTensor", "Write", "decode_small", "small_tensor"]
+__all__ = ["SmallTensor", "Write", "decode_small", "small_tensor"]
 
 Write = Callable[[TensorRecord, int, NDArray[np.uint8]], None]
 """Receives bytes of a tuned tensor: the tensor, their offset in its data, and the bytes, which are
@@ -49,18 +49,6 @@ class SmallTensor(NamedTuple):
     chunk: ChunkRecord | None
     source: TensorRef
     coding: WordCoding
-
-
-class SmallBatch(NamedTuple):
-    """Small tensors of one coding.
-
-    Attributes:
-        tensors: The tensors.
-        nbytes: Their total size in bytes.
-    """
-
-    tensors: list[SmallTensor]
-    nbytes: int
 
 
 def small_tensor(
@@ -84,9 +72,13 @@ def small_tensor(
 
 
 def decode_small(
-    reader: DeltaReader, base: Checkpoint, batch: SmallBatch, buffer: ScratchBuffer, write: Write
+    reader: DeltaReader,
+    base: Checkpoint,
+    batch: Batch[SmallTensor],
+    buffer: ScratchBuffer,
+    write: Write,
 ) -> bool:
-    """Decode and check small tensors, then write them.
+    """Decode and check small tensors of one coding, then write them.
 
     Args:
         reader: The delta.
@@ -100,7 +92,7 @@ def decode_small(
         the error, and the tensors before it.
     """
     # In the order of the base's file, most are neighbours there and in the tuned file.
-    tensors = sorted(batch.tensors, key=lambda small: (small.source.file, small.source.offset))
+    tensors = sorted(batch.items, key=lambda small: (small.source.file, small.source.offset))
     stops = list(accumulate(small.source.nbytes for small in tensors))
     data = buffer.take(stops[-1])
     try:
@@ -146,14 +138,10 @@ def _streams(reader: DeltaReader, tensors: list[SmallTensor]) -> list[ChunkStrea
     chunks = [small.chunk for small in tensors if small.chunk]
     chunks.sort(key=lambda chunk: chunk.tensor)
     stored = dict(zip((c.tensor for c in chunks), reader.stored_each(chunks), strict=True))
-    streams: list[ChunkStreams | None] = []
-    for _, chunk, _, coding in tensors:
-        if chunk is None:
-            streams.append(None)
-        else:
-            _, content = open_chunk(chunk, stored[chunk.tensor], coding, None)
-            streams.append((chunk.bounds, chunk.changed, content))
-    return streams
+    return [
+        None if chunk is None else open_streams(chunk, stored[chunk.tensor], coding)
+        for _, chunk, _, coding in tensors
+    ]
 
 
 def _checks(leaves: NDArray[np.uint64]) -> NDArray[np.uint64]:

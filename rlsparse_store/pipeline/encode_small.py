@@ -15,13 +15,12 @@ from rlsparse_store.codec.chunk import (
     DRAFT_RULES,
     compress_draft,
     decoded_leaves,
-    open_chunk,
 )
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.format.index.records import ChunkCoding
 from rlsparse_store.format.words import as_words
 from rlsparse_store.kernels.interface import SmallTensors
-from rlsparse_store.pipeline.small_tensors import SMALL_BYTES, read_tensors
+from rlsparse_store.pipeline.small_tensors import SMALL_BYTES, open_streams, read_tensors
 from rlsparse_store.pipeline.spans import (
     CodedSpan,
     Span,
@@ -167,8 +166,7 @@ class _Batch:
                 continue
             record, stored = chunk.record, chunk.stored
             if record.coding is ChunkCoding.DELTA:
-                _, content = open_chunk(record, stored, self._coding, None)
-                streams[i] = record.bounds, record.changed, content
+                streams[i] = open_streams(record, stored, self._coding)
             else:
                 old = as_words(self._old[self._bytes(i)], self._coding.width)
                 decoded[i : i + 1] = decoded_leaves(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rlsparse_store.codec.chunk import open_chunk
+from rlsparse_store.files.neighbours import neighbours
 from rlsparse_store.format.digests import LEAF_BYTES
 
 if TYPE_CHECKING:
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.files.checkpoint import Checkpoint, TensorRef
+    from rlsparse_store.format.dtypes import WordCoding
+    from rlsparse_store.format.index.records import ChunkRecord
+    from rlsparse_store.kernels.interface import ChunkStreams
 
-__all__ = ["SMALL_BYTES", "read_tensors"]
+__all__ = ["SMALL_BYTES", "open_streams", "read_tensors"]
 
 SMALL_BYTES: Final = LEAF_BYTES
 """Maximum bytes of a small tensor."""
@@ -38,13 +43,18 @@ def read_tensors(
     Raises:
         RlsparseError: A file was cut short or cannot be read.
     """
-    start = stop = 0
-    first = tensors[0]
-    file, end = first.file, first.offset
-    for tensor in tensors:
-        if tensor.offset != end or tensor.file != file:
-            checkpoint.read_into(first, 0, out[start:stop])
-            first, start, file, end = tensor, stop, tensor.file, tensor.offset
-        end += tensor.nbytes
-        stop += tensor.nbytes
-    checkpoint.read_into(first, 0, out[start:stop])
+    done = 0
+    for first, stop in neighbours([(t.file, t.offset, t.nbytes) for t in tensors]):
+        nbytes = sum(tensor.nbytes for tensor in tensors[first:stop])
+        checkpoint.read_into(tensors[first], 0, out[done : done + nbytes])
+        done += nbytes
+
+
+def open_streams(record: ChunkRecord, stored: bytes, coding: WordCoding) -> ChunkStreams:
+    """Decompress a delta chunk without row flags.
+
+    Raises:
+        StreamError: The frame is broken.
+    """
+    _, content = open_chunk(record, stored, coding, None)
+    return record.bounds, record.changed, content

@@ -196,9 +196,6 @@ def tensor_spans(
     if plan.source is None:
         size = coding.nbytes(WHOLE_BLOCKS * BLOCK_WORDS)
     end = plan.end
-    if 0 < end <= size:
-        yield Span(tensor, plan, coding, 0, end, is_last=True, base_leaves=base_leaves)
-        return
     for start in range(0, end, size):
         stop = min(start + size, end)
         leaves = base_leaves

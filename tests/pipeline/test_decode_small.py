@@ -23,7 +23,7 @@ from rlsparse_store.kernels.dispatch import VARIABLE
 from rlsparse_store.kernels.native import instruction_sets
 from rlsparse_store.pipeline import decode
 from rlsparse_store.pipeline.decode import decode_tensors
-from rlsparse_store.pipeline.decode_small import SmallBatch, decode_small
+from rlsparse_store.pipeline.decode_small import decode_small
 from rlsparse_store.pipeline.progress import no_progress
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.index.records import TensorRecord
+    from rlsparse_store.pipeline.decode_small import SmallTensor
+    from rlsparse_store.pipeline.threads import Batch
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,7 @@ def test_results_before_an_error_are_those_of_whole_batches(
     file = tmp_path / "pair" / "base" / "model.safetensors"
     flip(file, file.stat().st_size - 5)
     written: list[str] = []
-    batches: list[SmallBatch] = []
+    batches: list[Batch[SmallTensor]] = []
 
     def decode_seen(*arguments: Any) -> bool:  # noqa: ANN401 - as decode_small has them
         batches.append(arguments[2])

@@ -23,7 +23,7 @@ from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
 from rlsparse_store.kernels.native import instruction_sets
 from rlsparse_store.pipeline import coder, decode, encode_small
-from rlsparse_store.pipeline.decode_small import SmallBatch, decode_small
+from rlsparse_store.pipeline.decode_small import decode_small
 from rlsparse_store.pipeline.encode_small import encode_small_spans
 from rlsparse_store.pipeline.progress import no_progress
 from rlsparse_store.pipeline.threads import SMALL_TASK
@@ -94,9 +94,9 @@ def test_batches_are_bounded_whatever_the_number_of_tensors(
         sizes.append(sum(span.nbytes for span in spans))
         return encode_small_spans(backend, spans, *arguments)
 
-    def decode_seen(reader: Any, checkpoint: Any, batch: SmallBatch, *arguments: Any) -> bool:  # noqa: ANN401
-        sizes.append(2 * batch.nbytes)
-        return decode_small(reader, checkpoint, batch, *arguments)
+    def decode_seen(*arguments: Any) -> bool:  # noqa: ANN401 - as decode_small has them
+        sizes.append(2 * arguments[2].nbytes)
+        return decode_small(*arguments)
 
     monkeypatch.setattr(coder, "encode_small_spans", encode_seen)
     monkeypatch.setattr(decode, "decode_small", decode_seen)
