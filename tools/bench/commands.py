@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 
 import click
 
-from inputs import make_pair
+from inputs import make_pair, nbytes_of
 from machine import describe_machine, describe_packages
 from warm import warm_files, warm_memory
 
@@ -103,8 +103,7 @@ def commands_for(pair: Path, scratch: Path, threads: tuple[int, ...]) -> list[Co
             ):
                 timed.append(Command(f"{name}{state}, {suffix}", (step,), (base, reads), out))
         timed.append(Command(f"inspect BASE TUNED, {suffix}", (inspect,), (base, tuned)))
-    nbytes = sum(path.stat().st_size for path in tuned.iterdir())
-    return [replace(command, needs=nbytes + MARGIN) for command in timed]
+    return [replace(command, needs=nbytes_of(tuned) + MARGIN) for command in timed]
 
 
 def _rlsparse(*arguments: str | Path) -> tuple[str, ...]:
@@ -230,7 +229,7 @@ def main(
     for density in densities:
         folder = out / "inputs" / f"{gib:g}-gib-{density:g}"
         pair = make_pair(folder, ["--gib", f"{gib:g}"], density, shards=4)
-        nbytes = sum(path.stat().st_size for path in (pair / "tuned").iterdir())
+        nbytes = nbytes_of(pair / "tuned")
         runs = time_pair(pair, out / "scratch", threads, repeat)
         results["pairs"].append({"density": density, "nbytes": nbytes, "runs": runs})
     text = json.dumps(results, indent=1) + "\n"

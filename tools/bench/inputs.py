@@ -40,6 +40,11 @@ class Input:
     tuned: Path
 
 
+def nbytes_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def real_cases(folder: Path) -> list[Input]:
     """The pairs of ``base`` and every other folder with weights."""
     base = folder / "base" / WEIGHTS

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import click
 
-from inputs import make_pair
+from inputs import make_pair, nbytes_of
 from machine import describe_machine, describe_packages
 from warm import warm_files, warm_memory
 
@@ -92,8 +92,7 @@ def run(program: str, *arguments: Path) -> Json:
     """
     for folder in arguments:
         warm_files(folder)
-    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in arguments]
-    warm_memory(2 * max(sizes))
+    warm_memory(2 * max(map(nbytes_of, arguments)))
     command = [sys.executable, "-c", program, *map(str, arguments)]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this project's own
     result: Json = json.loads(process.stdout)

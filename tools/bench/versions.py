@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import click
 
 from commands import Command, Run, run
-from inputs import make_pair
+from inputs import make_pair, nbytes_of
 from machine import describe_machine
 
 Json: TypeAlias = dict[str, Any]
@@ -49,7 +49,7 @@ def commands_for(python: str, pair: Path, delta: Path, threads: int) -> dict[str
     program = (python, "-m", "rlsparse_store")
     encode = (*program, "encode", str(base), str(tuned), "-o", str(out), *options)
     apply = (*program, "apply", str(delta), "--base", str(base), "-o", str(out), *options)
-    needs = 2 * sum(path.stat().st_size for path in base.iterdir())
+    needs = 2 * nbytes_of(base)
     return {
         "encode": Command("encode", (encode,), (base, tuned), out, needs),
         "apply": Command("apply", (apply,), (base, delta), out, needs),

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 BATCH: Final = 100
 """Encodings of a seed."""
 
-
 ROWS: Final = (60, 90, 60, 90)
 """Rows of 200 bytes of the tensors in BF16: 60 fit into a leaf."""
 
