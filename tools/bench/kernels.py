@@ -156,10 +156,10 @@ def tabulate(results: Json) -> str:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--words", default=1 << 25, help="Words of the matrix.")
+@click.option("--words", default=1 << 27, help="Words of the matrix.")
 @click.option("--density", "densities", multiple=True, type=float, default=DENSITIES)
 @click.option("--backend", "backends", multiple=True, default=instruction_sets())
-@click.option("--repeat", default=9, help="Number of rounds.")
+@click.option("--repeat", default=5, help="Number of rounds.")
 @click.option("--threads", default=2)
 def main(
     *,
