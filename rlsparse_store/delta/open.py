@@ -364,10 +364,9 @@ def open_delta(  # noqa: PLR0913 - what from_pretrained takes of the Hub, twice
             content. A delta in object storage leads to no other place: give its base.
         framework: ``"pt"`` for torch tensors; ``"np"`` for NumPy arrays, which cannot hold bfloat16
             and 8-bit floats; ``"bits"`` for NumPy arrays of unsigned words, for all dtypes.
-        device: Device of torch's tensors; the CPU by default. On a CUDA device with Triton, base
-            words of 8, 16 and 32 bits are copied to the device and patched there, with the same
-            checks. Experimental: never run on a GPU. Other tensors are decoded on the CPU and
-            copied.
+        device: Device of torch's tensors; the CPU by default. Tensors are decoded on the CPU and
+            copied. With ``RLSPARSE_GPU=1`` in the environment, base words of 8, 16 and 32 bits are
+            copied to a CUDA device and patched there. Experimental: never run on a GPU.
         subfolder: Folder of the delta within a repository or folder of several deltas.
         verify: ``"touched"`` checks every chunk that is decoded (stored bytes, base words, result)
             and dtype and length of all tensors. ``"full"`` first checks all of base and result.

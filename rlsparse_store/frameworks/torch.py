@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import Dtype
 
-__all__ = ["LiveTensor", "Torch", "bytes_of", "code_of", "has_kernels"]
+__all__ = ["VARIABLE", "LiveTensor", "Torch", "bytes_of", "code_of", "runs_kernels"]
+
+VARIABLE: Final = "RLSPARSE_GPU"
+"""Environment variable that lets the GPU kernels run, if it is ``1``: they never ran on a GPU."""
 
 _DTYPES: Final = {
     "BOOL": torch.bool,
@@ -83,7 +87,7 @@ class Torch:
     @property
     def device(self) -> torch.device | None:
         """The device, if the GPU kernels run on it."""
-        return self._device if has_kernels(self._device) else None
+        return self._device if runs_kernels(self._device) else None
 
     def dtype(self, dtype: Dtype) -> torch.dtype:
         """Return torch's dtype."""
@@ -118,9 +122,16 @@ class LiveTensor:
         torch.from_numpy(out).copy_(self.data[start : start + out.size])
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Return whether the GPU kernels run on a device."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def runs_kernels(device: torch.device) -> bool:
+    """Return whether the GPU kernels run on a device: on CUDA, with Triton, if asked for.
+
+    Example:
+        >>> runs_kernels(torch.device("cpu"))
+        False
+    """
+    if device.type != "cuda" or os.environ.get(VARIABLE) != "1":
+        return False
+    return importlib.util.find_spec("triton") is not None
 
 
 def code_of(dtype: torch.dtype) -> str | None:

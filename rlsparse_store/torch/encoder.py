@@ -58,8 +58,8 @@ class DeltaEncoder(Closeable):
 
     Args:
         base: The base: a folder, a ``.safetensors`` file or ``org/name[@revision]``.
-        device: The device that encodes: a CUDA device or ``"cpu"``; defaults to the current CUDA
-            device if there is one. Experimental: never run on a GPU.
+        device: The device that encodes: ``"cpu"``, or a CUDA device. Experimental: never run on a
+            GPU. The model may be on any device.
         keep: Where the base is kept between deltas: ``"files"`` reads it each time, ``"host"``
             keeps it in main memory (pinned if possible), ``"device"`` keeps it on the device.
         memory: Bytes of device memory to use in addition to the base and the model.
@@ -84,7 +84,7 @@ class DeltaEncoder(Closeable):
         self,
         base: str | PathLike[str],
         *,
-        device: Any = None,  # noqa: ANN401 - anything that torch.device accepts
+        device: Any = "cpu",  # noqa: ANN401 - anything that torch.device accepts
         keep: Keep = "files",
         memory: int = 1 << 30,
         threads: int | None = None,
@@ -96,8 +96,6 @@ class DeltaEncoder(Closeable):
         if keep not in get_args(Keep):
             msg = f"keep={keep!r}: choose one of {', '.join(get_args(Keep))}"
             raise ValueError(msg)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._keep = keep
         self._threads = threads

@@ -7,8 +7,6 @@ from typing import Final
 
 import torch
 
-from rlsparse_store.frameworks.torch import has_kernels
-
 __all__ = ["HostSlabs"]
 
 SLAB_BYTES: Final = 1 << 30
@@ -21,7 +19,7 @@ _BYTE: Final = torch.uint8
 
 
 class HostSlabs:
-    """An allocator of main memory for many tensors, pinned if a CUDA device runs kernels.
+    """An allocator of main memory for many tensors, pinned if there is a CUDA device.
 
     Tensors share large slabs because torch rounds each pinned allocation up to a power of two. If
     pinning fails, memory is allocated without it.
@@ -33,7 +31,7 @@ class HostSlabs:
     def __init__(self, nbytes: int) -> None:
         self._left = nbytes
         self._slab = torch.empty(0, dtype=_BYTE, device="cpu")
-        self._pins = torch.cuda.is_available() and has_kernels(torch.device("cuda"))
+        self._pins = torch.cuda.is_available()
 
     def take(self, nbytes: int) -> torch.Tensor:
         """Allocate memory for a tensor."""
@@ -46,12 +44,10 @@ class HostSlabs:
         return taken
 
     def _pinned(self, nbytes: int) -> torch.Tensor:
-        from rlsparse_store.gpu.launch import host_buffer  # noqa: PLC0415 - needs Triton
-
         try:
-            return host_buffer(nbytes, torch.device("cuda"))
-        except torch.OutOfMemoryError:
-            msg = "cannot pin more main memory; copies to and from the device will be slower"
+            return torch.empty(nbytes, dtype=_BYTE, device="cpu", pin_memory=True)
+        except RuntimeError as error:  # also the driver's, for other reasons than a lack of memory
+            msg = f"cannot pin more main memory, so copies from a device are slower: {error}"
             warnings.warn(msg, RuntimeWarning, stacklevel=5)
             self._pins = False
             return self._unpinned(nbytes)

@@ -14,7 +14,7 @@ from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.digests import TensorDigester
 from rlsparse_store.format.index.records import Kind
 from rlsparse_store.format.names import printable
-from rlsparse_store.frameworks.torch import bytes_of, code_of, has_kernels
+from rlsparse_store.frameworks.torch import bytes_of, code_of, runs_kernels
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
@@ -64,9 +64,10 @@ class Target:
 
     @property
     def runs_kernels(self) -> bool:
-        """Whether the GPU kernels can hash and patch the tensor in place."""
+        """Whether the GPU kernels hash and patch the tensor in place."""
         coding = self.record.coding or self.record.dtype.coding
-        return runs_kernels(self.tensor) and coding.width in (8, 16, 32)
+        is_there = self.tensor.is_contiguous() and runs_kernels(self.tensor.device)
+        return is_there and coding.width in (8, 16, 32)
 
     @property
     def device_bytes(self) -> torch.Tensor:
@@ -89,11 +90,6 @@ class Target:
         if not self.is_direct:
             tensor = self.tensor.detach()
             tensor.copy_(torch.from_numpy(data).view(tensor.dtype).view(tensor.shape))
-
-
-def runs_kernels(tensor: torch.Tensor) -> bool:
-    """Return whether the GPU kernels can run on a tensor's memory."""
-    return tensor.is_contiguous() and has_kernels(tensor.device)
 
 
 def named_tensors(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a module or a mapping

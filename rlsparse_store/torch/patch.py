@@ -52,7 +52,8 @@ def patch_(
     Args:
         model: A module, a transformers model (its weights may be fused or renamed), or a state dict
             with the checkpoint's names. It must hold the base's weights in the base's dtype, whole
-            and in memory, on any device. With Triton, tensors on a CUDA device are patched there.
+            and in memory, on any device. The CPU patches copies of what is on another device; with
+            ``RLSPARSE_GPU=1`` in the environment, a CUDA device patches its tensors itself.
             Experimental: never run on a GPU.
         delta: Folder of the delta, its URL in object storage, or ``org/name[@revision]`` on the
             Hub.

@@ -36,7 +36,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "BLOCK_WORDS", 1 << 15)
     for name in ("CHUNK_CHANGES", "SHORT_CHUNK_CHANGES"):
         monkeypatch.setattr(spans, name, 1 << 10)
-    monkeypatch.setattr(pt, "has_kernels", lambda _: True)
+    monkeypatch.setattr(pt, "runs_kernels", lambda _: True)
 
 
 def widened(tensor: Tensor, widening: Widening) -> Tensor:
@@ -103,7 +103,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 def on_cpu(delta: Path, **options: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
     """The tensors that the CPU makes."""
     with pytest.MonkeyPatch.context() as patch, open_delta(delta, **options) as opened:
-        patch.setattr(pt, "has_kernels", lambda _: False)
+        patch.setattr(pt, "runs_kernels", lambda _: False)
         return {name: opened[name].clone() for name in opened}
 
 
@@ -159,10 +159,10 @@ def test_damage_is_refused_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Mon
         damaged[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(damaged)
         with open_delta(delta, base=base) as opened:
-            monkeypatch.setattr(pt, "has_kernels", lambda _: False)
+            monkeypatch.setattr(pt, "runs_kernels", lambda _: False)
             refused = {name for name in opened if is_refused(opened, name)}
             assert 1 <= len(refused) <= 2, "a chunk's tensor, and its alias"
-            monkeypatch.setattr(pt, "has_kernels", lambda _: True)
+            monkeypatch.setattr(pt, "runs_kernels", lambda _: True)
             for name in {"f8", "grown", *refused}:
                 assert is_refused(opened, name) == (name in refused), name
 

@@ -13,7 +13,6 @@ from drawings import IMAGES, draw_all
 from rlsparse_store import encode_delta, errors, from_delta, open_delta
 from rlsparse_store.cli.encode import encode_command
 from rlsparse_store.cli.watch import watch_command
-from rlsparse_store.integrations.trainer import store_as_deltas
 from rlsparse_store.torch import DeltaEncoder, DeviceCoder, patch_
 from size_tables import PLACES, with_table
 
@@ -92,7 +91,7 @@ def test_the_help_of_device_says_that_it_is_experimental(command: click.Command)
 
 @pytest.mark.parametrize(
     "documented",
-    [open_delta, encode_delta, from_delta, DeltaEncoder, DeviceCoder, patch_, store_as_deltas],
+    [open_delta, encode_delta, from_delta, DeltaEncoder, DeviceCoder, patch_],
 )
 def test_docstrings_of_devices_say_that_they_are_experimental(documented: object) -> None:
     assert LABEL in folded(documented.__doc__ or "")

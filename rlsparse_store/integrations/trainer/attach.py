@@ -83,7 +83,7 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
         keep: Number of the newest checkpoints that stay full until there are newer ones; defaults
             to 0, and with ``cast`` to 1, which is the least. With DeepSpeed, to 0 in any case.
         background: Whether a thread encodes. Otherwise training waits for the delta, which is
-            encoded on the CUDA device, if there is one. Experimental: never run on a GPU.
+            encoded from the weights where they are.
         queue: Number of full checkpoints that may wait for the thread before training does; 0 with
             FSDP.
         threads: Number of the encoder's own threads; defaults to all processors.
@@ -129,7 +129,7 @@ def store_as_deltas(  # noqa: PLR0913 - Hub options as in from_pretrained
     sources = _require_weights_of(trainer, model, path, cast)
     # Trainer may save a tied weight twice. Nothing would round the one that the base lacks.
     left_out = tied_beside(model, sources) if cast else ()
-    encoder = DeltaEncoder(path, device="cpu" if background else None, threads=threads)
+    encoder = DeltaEncoder(path, threads=threads)
     # All ranks take part in saving full weights with FSDP: none may decide alone to do that.
     waiting = 0 if trainer.is_fsdp_enabled else queue
     store = CheckpointStore(

@@ -52,8 +52,8 @@ def from_delta(  # noqa: PLR0913 - the arguments of from_pretrained, twice
     """Load the tuned model from its base and a delta.
 
     Tensors are decoded when transformers reads them, so that loading takes the memory of one model.
-    If the whole model goes to one CUDA device, they are decoded there (see
-    :func:`rlsparse_store.open_delta`). Experimental: never run on a GPU.
+    With ``RLSPARSE_GPU=1`` in the environment, a model that goes to one CUDA device as a whole is
+    decoded there (see :func:`rlsparse_store.open_delta`). Experimental: never run on a GPU.
 
     The configuration, the generation configuration and the model's code come from the delta's
     folder: they belong to the tuned model.
