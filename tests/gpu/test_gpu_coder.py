@@ -435,7 +435,10 @@ def test_benchmark_runs(
     assert "the same bytes as on the CPU: yes" in capsys.readouterr().out
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["parity"]
-    assert [row["stage"] for row in report["rows"]][:3] == ["copy", "encode", "apply"]
+    stages = ["copy", "encode", "apply", "rival_encode", "rival_apply", "cpu_encode"]
+    assert [row["stage"] for row in report["rows"]][:6] == stages
+    stored = {row["stage"]: row["stored"] for row in report["rows"]}
+    assert stored["encode"] == stored["rival_encode"] == stored["cpu_encode"]
     assert all(row["seconds"] is None for row in report["rows"])
     assert {name for name, _ in launched} == set(kernels.__all__)
     for name in ("count_bins", "map_contexts", "patch_changes"):

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     arguments = parser.parse_args()
     install(arguments.wheels)
+    os.environ["RLSPARSE_GPU"] = "1"
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     from device.bench import run  # noqa: PLC0415 - needs the installed packages

@@ -12,6 +12,7 @@ import torch
 from device.parity import KINDS, differences
 from device.peers import Peer
 from device.report import Report, Row
+from device.rival import Rival
 from device.stages import Group
 from device.timing import Timer
 from device.weights import are_same, changed_words, make_base, size_of, tune
@@ -55,10 +56,10 @@ def run(name: str, nbytes: int, densities: Sequence[float], folder: Path | None)
         sys.exit("the device does not give the bytes of the CPU")
     report.add(_copy(timer, base))
     with TemporaryDirectory(dir=place) as work:
-        whole = Whole(device, base, Path(work))
+        whole, rival = Whole(device, base, Path(work)), Rival(base, Path(work))
         for density in densities:
             tuned = tune(base, density)
-            for row in _rows(timer, whole, base, tuned):
+            for row in _rows(timer, whole, rival, base, tuned):
                 report.add(row)
 
 
@@ -73,7 +74,7 @@ def _copy(timer: Timer, base: Tensors) -> Row:
     return Row("copy", None, 2 * size_of(base), timer.take(copy))
 
 
-def _rows(timer: Timer, whole: Whole, base: Tensors, tuned: Tensors) -> Iterator[Row]:
+def _rows(timer: Timer, whole: Whole, rival: Rival, base: Tensors, tuned: Tensors) -> Iterator[Row]:
     """All stages at one density."""
     nbytes = size_of(base)
     density = 2 * sum(changed_words(base, tuned).values()) / nbytes
@@ -82,6 +83,19 @@ def _rows(timer: Timer, whole: Whole, base: Tensors, tuned: Tensors) -> Iterator
     taken = timer.take(whole.apply, whole.reset)
     _require_same(whole.model, tuned)
     yield Row("apply", density, nbytes, taken)
+
+    taken = timer.take(lambda: rival.encode(tuned), rival.forget_delta)
+    yield Row("rival_encode", density, nbytes, taken, rival.stored)
+
+    def reset() -> None:
+        whole.reset()
+        rival.reset()
+
+    taken = timer.take(lambda: rival.apply(whole.model), reset)
+    _require_same(whole.model, tuned)
+    yield Row("rival_apply", density, nbytes, taken)
+    taken = timer.take(lambda: whole.encode_on_cpu(tuned), whole.forget_delta)
+    yield Row("cpu_encode", density, nbytes, taken, whole.stored)
 
     peer = Peer(base, tuned)
     taken = timer.take(peer.encode)

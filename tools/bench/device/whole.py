@@ -64,7 +64,9 @@ class Whole:
         self._delta = work / "delta"
         self.model = {name: tensor.clone() for name, tensor in base.items()}
         with tempfile.TemporaryDirectory() as folder:
-            self._encoder = encoder_on(device, write(base, Path(folder, "base")))
+            place = write(base, Path(folder, "base"))
+            self._encoder = encoder_on(device, place)
+            self._cpu_encoder = DeltaEncoder(place, keep="host")
         self.stored = 0
 
     def forget_delta(self) -> None:
@@ -74,6 +76,10 @@ class Whole:
     def encode(self, tuned: Tensors) -> None:
         """From weights on the device to a finished delta."""
         self.stored = self._encoder.encode(tuned, self._delta).delta_bytes
+
+    def encode_on_cpu(self, tuned: Tensors) -> None:
+        """The same where nothing but copies runs on the device."""
+        self.stored = self._cpu_encoder.encode(tuned, self._delta).delta_bytes
 
     def reset(self) -> None:
         """Make the model the base again."""
