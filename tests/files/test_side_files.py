@@ -103,6 +103,16 @@ def test_a_large_file_and_a_folder_are_no_side_files(tmp_path: Path) -> None:
         assert any("tokenizer.json was not copied" in note for note in sides.notes)
 
 
+def test_one_pattern_may_be_a_text(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", A)
+    fill(folder, ["config.json", "notes.txt", "c"])
+    with (
+        open_checkpoint(folder) as checkpoint,
+        open_side_files(checkpoint, "notes.txt", "config.json") as sides,
+    ):
+        assert list(sides.files) == ["notes.txt"]
+
+
 # --- modules ---------------------------------------------------------------------------------
 
 CODE = {
