@@ -211,7 +211,8 @@ def weight_map_of(text: bytes, path: Path) -> dict[str, str]:
     try:
         index: Any = parse_index(text)
     except StrictJsonError as error:
-        raise CheckpointError(str(error), file=path) from error
+        msg = f"{error}; save, copy or download it again"
+        raise CheckpointError(msg, file=path) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) for name in weight_map.values()

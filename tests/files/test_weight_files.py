@@ -223,6 +223,8 @@ NOT_WEIGHTS = {
     "pickle": (b"PK\x03\x04" + bytes(range(128, 160)), "pickled"),
     "gguf": (b"GGUF\x03\0\0\0\xff\xff\xff\xff" + bytes(24), "GGUF|cut short"),
     "short": (b"404", "too short.*download"),
+    "zeros": (bytes(4096), "zeros, so it was not written to its end.*download"),
+    "gzip": (b"\x1f\x8b" + bytes(range(30, 90)), "not a safetensors file.*download"),
     "cut": (file_bytes(A)[:100], "."),
 }
 
