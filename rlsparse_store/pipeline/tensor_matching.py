@@ -178,14 +178,15 @@ def find_sources(
     if not lost:
         return sources
     free = [t for name, t in base.tensors.items() if name not in tuned.tensors]
-    renamed = _match_suffixes(lost, free)
-    sources |= renamed
-    claimed = {source.name for source in renamed.values()}
+    # Once the tensors of one tower are matched, suffixes tell those of another one.
+    while lost and (renamed := _match_suffixes(lost, free)):
+        sources |= renamed
+        claimed = {source.name for source in renamed.values()}
+        lost = [t for t in lost if t.name not in renamed]
+        free = [t for t in free if t.name not in claimed]
     if not by_content:
         return sources
-    lost = [t for t in lost if t.name not in renamed]
-    left = [t for t in free if t.name not in claimed]
-    recognized = _match_content(tuned, lost, base, left)
+    recognized = _match_content(tuned, lost, base, free)
     sources |= recognized
     # A newly stored tie shares its source with the tensor of that name.
     lost = [t for t in lost if t.name not in recognized]
