@@ -27,6 +27,7 @@ __all__ = [
     "WeightFiles",
     "choose_weight_files",
     "is_index",
+    "is_rank_part",
     "parse_index",
     "parse_shard_name",
     "weight_map_of",
@@ -41,6 +42,10 @@ _STEMS: Final = ("model", "diffusion_pytorch_model")
 
 _INDEX: Final = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json")
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+
+
+_RANK_PART: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""What torch.distributed.checkpoint calls a rank's part, which holds slabs of tensors."""
 
 
 class WeightFiles(NamedTuple):
@@ -84,6 +89,16 @@ def parse_shard_name(name: str) -> ShardName | None:
 def is_index(name: str) -> bool:
     """Whether a file of this name lists shards."""
     return _INDEX.fullmatch(name) is not None
+
+
+def is_rank_part(name: str) -> bool:
+    """Whether a file of this name holds what one rank has of the tensors.
+
+    Example:
+        >>> is_rank_part("shard-00001-model-00001-of-00001.safetensors")
+        True
+    """
+    return _RANK_PART.fullmatch(name) is not None
 
 
 def choose_weight_files(folder: Folder, place: Path) -> WeightFiles | None:
@@ -140,6 +155,12 @@ def _single_of(index: str) -> str:
 
 def _several(found: list[str]) -> str:
     """What is wrong with files that no index lists."""
+    if all(map(is_rank_part, found)):
+        return (
+            f"holds the parts of {len(found)} ranks, not a model; give the folder of the merged "
+            "files (consolidated/), or merge them first (consolidate_safetensors_files of "
+            "torch.distributed.checkpoint)"
+        )
     shards = [shard for name in found if (shard := parse_shard_name(name)) is not None]
     sets = {(shard.stem, shard.total) for shard in shards}
     if len(shards) == len(found) and len(sets) == 1:
