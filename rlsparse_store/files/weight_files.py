@@ -212,11 +212,21 @@ def _require_files(place: Path, index: str, listed: list[str], names: Collection
             msg = f"names {printable(name)!r}, which is not a plain safetensors file name"
             raise CheckpointError(msg, file=place / index)
         if name not in names:
-            msg = f"the shard {name} is missing; copy or download the checkpoint again"
-            raise CheckpointError(msg, file=place)
+            raise CheckpointError(_missing(name, index, listed, names), file=place)
     if not 0 < len(listed) <= MAX_FILES:
         msg = f"names {len(listed)} files; 1 to {MAX_FILES} are accepted"
         raise CheckpointError(msg, file=place / index)
+
+
+def _missing(shard: str, index: str, listed: Collection[str], names: Collection[str]) -> str:
+    """What is wrong with a folder without a shard that its index lists."""
+    others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
+    if others and not any(name in names for name in listed):
+        return (
+            f"{index} lists none of the {len(others)} safetensors files here: it is of another "
+            "save; save the checkpoint again, or write the index of these files"
+        )
+    return f"the shard {shard} is missing; copy or download the checkpoint again"
 
 
 def weight_map_of(text: bytes, path: Path) -> dict[str, str]:

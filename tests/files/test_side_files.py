@@ -86,6 +86,7 @@ def test_what_is_skipped_is_listed_and_training_state_is_said_to_be_lost(tmp_pat
     base, tuned = save(tmp_path / "base", A), save(tmp_path / "tuned", TUNED)
     assert encode_delta(base, tuned, tmp_path / "plain").notes == []
     fill(tuned, SKIPPED)
+    (tuned / SINGLE).touch()
     report = encode_delta(base, tuned, tmp_path / "delta")
     assert report.skipped_files == ["additional_chat_templates/", *sorted(SKIPPED)[1:]]
     assert report.notes == [NO_RESUME]
