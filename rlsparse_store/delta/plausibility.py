@@ -34,10 +34,11 @@ __all__ = [
 ]
 
 _ADAPTER: Final = re.compile(
-    r"(?:^|\.)(?:lora_[A-Z]\w*|lora_(?:embedding|magnitude)\w*|base_layer|ia3_l|hada_w\w+|lokr_w\w+"
+    r"(?:^|\.)(?:lora_\w+|lora\.(?:down|up)|base_layer|ia3_l|hada_w\w+|lokr_w\w+"
     r"|oft_[rRs]\w*|prompt_embeddings|modules_to_save|original_module)(?:\.|$)"
 )
-"""Parts of names that PEFT gives to the tensors of adapters and of the layers it wraps."""
+"""Parts of names that PEFT, diffusers and MLX give to the tensors of adapters and of the layers
+they wrap."""
 
 _LEFTOVERS: Final = re.compile(
     r"trainer_state\.json|training_args\.bin|optimizer\.(?:pt|bin)|scheduler\.pt|rng_state.*\.pth"
@@ -65,7 +66,7 @@ _NAMED: Final = 3
 
 
 def is_adapter_name(name: str) -> bool:
-    """Whether PEFT gives a name like this to a tensor of an adapter or of a layer it wraps.
+    """Whether a tensor of this name belongs to an adapter or to a layer that one wraps.
 
     Example:
         >>> is_adapter_name("base_model.model.layers.0.q_proj.lora_A.default.weight")
@@ -139,7 +140,7 @@ def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
         return ""
     if is_alone or len(parts) == len(tuned.tensors):
         return (
-            "is an adapter (PEFT) and small: store it as it is, or merge it into "
+            "is an adapter and small: store it as it is, or merge it into "
             "the base first (merge_and_unload())"
         )
     return (

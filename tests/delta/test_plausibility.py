@@ -72,6 +72,14 @@ IMPLAUSIBLE: dict[str, tuple[Callable[[], Tensors], str]] = {
         lambda: {n: t for n, t in wrapped(BASE).items() if "lora_" in n},
         "is an adapter.*store it as it is",
     ),
+    "adapter of diffusers": (
+        lambda: {f"unet.x{n}.lora.down.weight": bf16_tensor(n, 32, 4) for n in range(3)},
+        "is an adapter.*store it as it is",
+    ),
+    "adapter of MLX": (
+        lambda: {f"layers.{n}.q_proj.lora_a": bf16_tensor(n, 32, 4) for n in range(3)},
+        "is an adapter.*store it as it is",
+    ),
     "other names": (
         lambda: {f"x{n}.w": random_tensor(n, "BF16", 7, 9) for n in range(9)},
         "of another model",
