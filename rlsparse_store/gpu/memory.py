@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlsparse_store.format.words import Widening, widen
-from rlsparse_store.gpu.backend import WIDTHS
+from rlsparse_store.gpu.chunk_words import WIDTHS
 from rlsparse_store.gpu.hashing import hash_all_on_device
 from rlsparse_store.gpu.launch import host_buffer
 
