@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 import click
 
 from rlsparse_store.cli.commands import rlsparse
-from rlsparse_store.cli.stdout import name_output, silence_output
+from rlsparse_store.cli.stdout import name_output, open_streams, silence_output
 from rlsparse_store.errors import ImplausibleWarning, RlsparseError
 from rlsparse_store.format.names import printable
 
@@ -29,6 +29,7 @@ def run() -> NoReturn:
     warnings.showwarning = _show_warning
     # Commands print these themselves, and in JSON.
     warnings.simplefilter("ignore", ImplausibleWarning)
+    open_streams()
     name_output()
     if "_RLSPARSE_COMPLETE" in os.environ:
         from rlsparse_store.cli.completion import complete_paths  # noqa: PLC0415 - a shell asks

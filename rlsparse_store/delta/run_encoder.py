@@ -23,7 +23,7 @@ from rlsparse_store.delta.run_place import require_base
 from rlsparse_store.errors import CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
-from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
+from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints, survey_folder
 from rlsparse_store.files.trainer_state import TrainerState, read_trainer_state
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
@@ -170,7 +170,8 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         deltas=[
             RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in run.pins)
             for row in ordered
-        ]
+        ],
+        notes=_left_out(tuned),
     )
 
 
@@ -334,6 +335,18 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
         named[name] = path
     # In the order of training, so that each finds its parent.
     return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
+
+
+def _left_out(tuned: Sequence[str | PathLike[str]]) -> list[str]:
+    """What the folders of trainers hold besides the checkpoints that stand for them."""
+    places = [Path(place).absolute() for place in tuned if _is_local(place)]
+    return [
+        f"not stored: {path} {reason}"
+        for place in places
+        if find_checkpoints(place)
+        for path, reason in survey_folder(place).others.items()
+        if path not in places
+    ]
 
 
 def _is_local(place: str | PathLike[str]) -> bool:

@@ -46,6 +46,7 @@ CARRIED_FILES: Final = (
     "*tokenizer*.json",
     "*.tiktoken",
     "*.model",
+    "*.model.v[0-9]*",
     "*.spm",
     "tekken.json",
     "vocab.json",
@@ -98,7 +99,7 @@ _MODULE_FILES: Final = (
 _MODULE_PATH: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 _ENDINGS: Final = (
-    *(".json", ".txt", ".model", ".tiktoken", ".spm", ".bpe", ".codes"),
+    *(".json", ".txt", ".model", ".model.v[0-9]*", ".tiktoken", ".spm", ".bpe", ".codes"),
     *(".jinja", ".py", ".yaml", ".yml"),
 )
 SIDE_FILES: Final = (

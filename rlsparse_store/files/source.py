@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -160,6 +161,8 @@ class FileSource(Source):
             raise NotFoundError(msg, file=path) from error
         except OSError as error:
             msg = f"cannot be opened ({error.strerror})"
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                msg += "; all files of a checkpoint are open at once: raise the limit (ulimit -n)"
             raise CheckpointError(msg, file=path) from error
         self._opened = os.fstat(self._descriptor)
         if not stat.S_ISREG(self._opened.st_mode):

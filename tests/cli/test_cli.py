@@ -46,11 +46,12 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run(
-    *arguments: str | Path, env: dict[str, str] | None = None
+    *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         env=env or environment(),
+        cwd=cwd,
         capture_output=True,
         check=False,
         encoding="utf-8",
@@ -581,6 +582,48 @@ def test_closed_standard_output_is_no_error(pair: Pair) -> None:
         ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=False, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_error(pair: Pair, work: Path, closed: str) -> None:
+    """The delta's files do not get their descriptors."""
+    arguments = f"encode '{pair.base}' '{pair.tuned}' -o '{work / 'delta'}' {closed}"
+    whole = f"'{sys.executable}' -P -m rlsparse_store {arguments}"
+    done = subprocess.run(["/bin/sh", "-c", whole], env=environment(), check=False)
+    assert done.returncode == 0
+    succeed("verify", work / "delta", "--base", pair.base)
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("~/base", "did you mean {home}/base?"),
+        ("file:///models/base", "give its path, /models/base"),
+        ("https://huggingface.co/org/name", "for the repository on the Hub write org/name"),
+        ("https://huggingface.co/org/name/tree/v2", "on the Hub write org/name@v2"),
+        ("models/org/name", "on the Hub write org/name"),
+        ("hf://org/name/", "on the Hub write org/name"),
+        ("ftp://host/base", "a URL that is not read; give a folder"),
+    ],
+)
+def test_a_place_in_other_words_names_the_right_ones(
+    pair: Pair, work: Path, place: str, remedy: str
+) -> None:
+    home = work / "home"
+    (home / "base").mkdir(parents=True)
+    done = run("encode", place, pair.tuned, "-o", work / "d", env=environment(HOME=str(home)))
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert remedy.format(home=home) in done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--run"]])
+def test_a_home_that_the_shell_left_is_no_folder(pair: Pair, work: Path, more: list[str]) -> None:
+    arguments: list[str | Path] = ["encode", pair.base, pair.tuned, "--out=~/delta", *more]
+    done = run(*arguments, env=environment(HOME=str(work)), cwd=work)
+    assert done.returncode == 1
+    assert f"give {work / 'delta'}" in done.stderr
+    assert not list(work.iterdir())
 
 
 def test_output_in_ascii_is_no_error(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -303,10 +304,19 @@ def test_float32_that_is_not_exactly_bf16(tmp_path: Path) -> None:
         encode_delta(base, tuned, tmp_path / "other", cast="fp8")  # type: ignore[arg-type]
 
 
-def test_incompatible_dtype(tmp_path: Path) -> None:
-    base = save(tmp_path / "base", {"w": random_tensor(1, "F16", 8, 8)})
-    tuned = save(tmp_path / "tuned", {"w": random_tensor(1, "BF16", 8, 8)})
-    with pytest.raises(DtypeMismatchError, match="--keep-dtype"):
+@pytest.mark.parametrize(
+    ("left", "right", "remedy"),
+    [
+        ("F16", "BF16", 'give the base in BF16, too: load it with dtype="bfloat16"'),
+        ("F32", "F16", 'give the base in F16, too: load it with dtype="float16"'),
+        ("F8_E4M3", "BF16", "the base is quantized: give the one that it was made from"),
+        ("BF16", "F8_E4M3", "save it in the base's dtype"),
+    ],
+)
+def test_incompatible_dtype(tmp_path: Path, left: str, right: str, remedy: str) -> None:
+    base = save(tmp_path / "base", {"w": random_tensor(1, left, 8, 8)})
+    tuned = save(tmp_path / "tuned", {"w": random_tensor(1, right, 8, 8)})
+    with pytest.raises(DtypeMismatchError, match=f"{re.escape(remedy)}.*--keep-dtype"):
         encode_delta(base, tuned, tmp_path / "delta")
     prove(base, tuned, tmp_path, keep_dtype=True)
 

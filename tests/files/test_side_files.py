@@ -41,6 +41,7 @@ CARRIED = [
     "processor_config.json",
     "special_tokens_map.json",
     "tekken.json",
+    "tokenizer.model.v3",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

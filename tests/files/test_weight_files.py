@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,8 +27,6 @@ from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedE
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pairs import Tensors
 
 A: Tensors = {"a": bf16_tensor(1, 40, 30)}
@@ -82,6 +82,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     refused(folder, f"{SECOND} is missing")
     (folder / SECOND).symlink_to(tmp_path / "gone")
     refused(folder, "a link to a file that is gone", NotFoundError)
+
+
+def test_too_many_open_files(tmp_path: Path) -> None:
+    """All shards are open at once."""
+    names = [f"model-{n:05}-of-00040.safetensors" for n in range(1, 41)]
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(file_bytes({f"t{n}": A["a"]}))
+    write_index(tmp_path, {f"t{n}": name for n, name in enumerate(names)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 20, limits[1]))
+    try:
+        refused(tmp_path, r"Too many open files.*raise the limit \(ulimit -n\)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # --- saved twice -----------------------------------------------------------------------------
