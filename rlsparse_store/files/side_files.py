@@ -207,7 +207,8 @@ class _Selection:
         self._folder = checkpoint.path
         self._index = checkpoint.index_name
         self._weights = {INDEX, *(file.name for file in checkpoint.files)}
-        self._exclude = exclude
+        # A text is a sequence of letters, each a pattern that no user means.
+        self._exclude = [exclude] if isinstance(exclude, str) else exclude
         self._top = sorted(
             name
             for name in checkpoint.listing
@@ -217,7 +218,7 @@ class _Selection:
         self._inside = self._folder.resolve()
         self._cache = cached_files(self._inside)
         self._paths = self._listed()
-        self._included = self._include(include)
+        self._included = self._include([include] if isinstance(include, str) else include)
 
     def opened(self) -> SideFiles:
         """The chosen files, open."""

@@ -123,8 +123,14 @@ class Source(Closeable):
             other = _recognized(self.read(0, min(self.nbytes, _FRONT)))
             if other:
                 raise HeaderError(other)
-            msg = f"announces a header of {length} bytes; at most {most} are accepted"
+            msg = (
+                f"announces a header of {length} bytes; at most {most} are accepted: it is damaged "
+                f"or not a safetensors file; {_AGAIN}"
+            )
             raise HeaderLimitError(msg)
+        if length == 0:
+            msg = f"begins with zeros, so it was not written to its end; {_AGAIN}"
+            raise HeaderError(msg)
         if length > self.nbytes - 8:
             msg = (
                 f"announces a header of {length} bytes but is only {self.nbytes} long: it was cut "

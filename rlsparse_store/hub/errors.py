@@ -139,7 +139,10 @@ def _without_response(error: Exception, what: str, name: str, no_folder: str) ->
     if _is_network(error):
         is_other = constants.ENDPOINT != _ENDPOINT
         remedy = f"check HF_ENDPOINT ({redact(constants.ENDPOINT)}), or " if is_other else ""
-        msg = f"{no_folder}the Hub is unreachable (the {what}); {remedy}try again later"
+        msg = (
+            f"{no_folder}the Hub is unreachable (the {what}); {remedy}try again later "
+            "(--local-files-only reads what the cache has)"
+        )
         return HubOfflineError(msg, file=name)
     if isinstance(error, OSError) and error.strerror:
         place = f" at {redact(str(error.filename))}" if error.filename else ""

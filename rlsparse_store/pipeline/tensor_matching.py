@@ -53,6 +53,8 @@ well under one percent."""
 _UNQUANTIZED: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """The dtypes that models are trained in, and what torch calls them."""
 
+_KEEP: Final = "--keep-dtype (keep_dtype=True)"
+
 _WRAPPERS: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 """What wrappers of layers put into names: torch.compile, activation checkpointing, FSDP1."""
 
@@ -178,14 +180,15 @@ def find_sources(
     if not lost:
         return sources
     free = [t for name, t in base.tensors.items() if name not in tuned.tensors]
-    renamed = _match_suffixes(lost, free)
-    sources |= renamed
-    claimed = {source.name for source in renamed.values()}
+    # Once the tensors of one tower are matched, suffixes tell those of another one.
+    while lost and (renamed := _match_suffixes(lost, free)):
+        sources |= renamed
+        claimed = {source.name for source in renamed.values()}
+        lost = [t for t in lost if t.name not in renamed]
+        free = [t for t in free if t.name not in claimed]
     if not by_content:
         return sources
-    lost = [t for t in lost if t.name not in renamed]
-    left = [t for t in free if t.name not in claimed]
-    recognized = _match_content(tuned, lost, base, left)
+    recognized = _match_content(tuned, lost, base, free)
     sources |= recognized
     # A newly stored tie shares its source with the tensor of that name.
     lost = [t for t in lost if t.name not in recognized]
@@ -352,7 +355,7 @@ def _fit_dtype(
         return None, Widening.NONE
     msg = (
         f"its dtype is {tensor.dtype.code}, the base's is {source.dtype.code}; "
-        f"{_other_dtype(tensor.dtype, source.dtype)}, or use --keep-dtype to store it whole"
+        f"{_other_dtype(tensor.dtype, source.dtype)}, or use {_KEEP} to store it whole"
     )
     raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
 
@@ -381,10 +384,11 @@ def require_exact(tuned: Checkpoint, part: TensorRef, plan: TensorPlan) -> None:
 
 
 def _inexact(tuned: Checkpoint, tensor: TensorRef, source: TensorRef) -> DtypeMismatchError:
-    remedy = "--cast bf16 to round it (lossy), or " if source.dtype.code == "BF16" else ""
+    round_it = '--cast bf16 (cast="bf16") to round it (lossy), or '
+    remedy = round_it if source.dtype.code == "BF16" else ""
     msg = (
         f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
-        f"use {remedy}--keep-dtype to store it whole"
+        f"use {remedy}{_KEEP} to store it whole"
     )
     return DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
 

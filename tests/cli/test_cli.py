@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from pairs import INDEX, SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
+from pairs import (
+    INDEX,
+    SINGLE,
+    Tensor,
+    Tensors,
+    bf16_tensor,
+    contents,
+    file_bytes,
+    save,
+    tune,
+    write_index,
+)
 
 import rlsparse_store
 from rlsparse_store.delta import encode_delta
@@ -592,6 +603,27 @@ def test_closed_standard_streams_are_no_error(pair: Pair, work: Path, closed: st
     done = subprocess.run(["/bin/sh", "-c", whole], env=environment(), check=False)
     assert done.returncode == 0
     succeed("verify", work / "delta", "--base", pair.base)
+
+
+def test_many_shards_are_open_at_once(tmp_path: Path) -> None:
+    """The soft limit of macOS is 256 files, and some checkpoints have over a thousand."""
+    for side, density in (("base", 0.0), ("tuned", 0.3)):
+        (tmp_path / side).mkdir()
+        names = {f"t{n}": f"model-{n + 1:05}-of-00060.safetensors" for n in range(60)}
+        for n, name in enumerate(names):
+            tensors = {name: tune(bf16_tensor(n, 40), n, density)}
+            (tmp_path / side / names[name]).write_bytes(file_bytes(tensors))
+        write_index(tmp_path / side, names, {})
+    whole = f"ulimit -Sn 64; '{sys.executable}' -P -m rlsparse_store encode base tuned -o delta"
+    done = subprocess.run(
+        ["/bin/sh", "-c", whole],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

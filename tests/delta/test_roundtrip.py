@@ -194,6 +194,23 @@ def test_prefixes(tmp_path: Path, old: str, new: str) -> None:
         assert t.source == old + t.name.removeprefix(new)
 
 
+def test_towers_of_one_shape(tmp_path: Path) -> None:
+    """Small tensors, which have no content to be recognized by."""
+    towers = {"language_model.model": "model.language_model", "vision_tower": "model.vision_tower"}
+    base: Tensors = {}
+    tuned: Tensors = {}
+    for seed, (old, new) in enumerate(towers.items()):
+        for layer in range(2):
+            t = bf16_tensor(10 * seed + layer, 64)
+            base[f"{old}.layers.{layer}.norm.weight"] = t
+            tuned[f"{new}.layers.{layer}.norm.weight"] = tune(t, seed)
+    report = prove_pair(tmp_path, base, tuned)
+    assert not report.removed
+    for tensor in report.tensors:
+        old = next(old for old, new in towers.items() if tensor.name.startswith(new))
+        assert tensor.source.startswith(old)
+
+
 def test_unrecognizable_names(tmp_path: Path) -> None:
     base = model()
     tuned = {f"x{n}": tune(t, 5) for n, t in enumerate(base.values())}

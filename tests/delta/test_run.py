@@ -133,6 +133,13 @@ def test_checkpoints_with_different_layouts(tmp_path: Path) -> None:
         assert made.read_bytes() == (path if path is single else path / SINGLE).read_bytes()
 
 
+def test_one_checkpoint_may_be_given_by_itself(training: Training, tmp_path: Path) -> None:
+    place = training.tuned[0]
+    for n, given in enumerate((place, str(place), (p for p in [place]))):
+        report = encode_run(training.base, given, tmp_path / f"run{n}")  # type: ignore[arg-type]
+        assert [entry.name for entry in report.deltas] == [place.name]
+
+
 def test_what_a_trainers_folder_holds_besides_is_told(training: Training, tmp_path: Path) -> None:
     out, tensors = tmp_path / "out", later(base_tensors(), 1)
     save(out / "checkpoint-1", tensors)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +101,23 @@ def test_too_many_open_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_an_index_of_another_save_is_called_one(tmp_path: Path) -> None:
+    folder = save_sharded(tmp_path / "m", A, B)
+    write_index(folder, dict.fromkeys("ab", "model-00001-of-00001.safetensors"), {})
+    refused(folder, f"{INDEX} lists none of the 2 safetensors files here.*another save")
+
+
 # --- saved twice -----------------------------------------------------------------------------
+
+
+def test_pickled_weights_that_are_newer_are_told(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", A)
+    pickled = folder / "pytorch_model-00001-of-00002.bin"
+    pickled.touch()
+    for age, count in ((-60, 0), (60, 1)):
+        os.utime(pickled, (time.time() + age,) * 2)
+        with open_checkpoint(folder) as checkpoint:
+            assert sum("newer than the safetensors" in note for note in checkpoint.notes) == count
 
 
 def test_loaders_that_disagree_are_named(tmp_path: Path) -> None:
@@ -223,6 +241,8 @@ NOT_WEIGHTS = {
     "pickle": (b"PK\x03\x04" + bytes(range(128, 160)), "pickled"),
     "gguf": (b"GGUF\x03\0\0\0\xff\xff\xff\xff" + bytes(24), "GGUF|cut short"),
     "short": (b"404", "too short.*download"),
+    "zeros": (bytes(4096), "zeros, so it was not written to its end.*download"),
+    "gzip": (b"\x1f\x8b" + bytes(range(30, 90)), "not a safetensors file.*download"),
     "cut": (file_bytes(A)[:100], "."),
 }
 
