@@ -53,6 +53,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedVersionError",
     "VerificationError",
+    "raise_interrupt",
 ]
 
 
@@ -291,3 +292,27 @@ class PlaceError(RlsparseError, PermissionError):
 
 class UnsupportedModelError(RlsparseError, NotImplementedError):
     """An engine cannot serve this model from a delta, or not in this way."""
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise the interrupt that an error replaced, if it did.
+
+    ``KeyboardInterrupt`` and ``SystemExit`` may come between two steps that belong together, also
+    in Python's own modules. Their cleanup fails then: ``shutil.rmtree`` closes a folder twice, for
+    example. A caller that handles the error and continues would ignore the interrupt.
+
+    Args:
+        error: An error that was caught.
+
+    Raises:
+        KeyboardInterrupt: The error came up while this one was handled.
+        SystemExit: Likewise.
+
+    Example:
+        >>> raise_interrupt(OSError("no interrupt"))
+    """
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, KeyboardInterrupt | SystemExit):
+            raise before
+        before = before.__context__

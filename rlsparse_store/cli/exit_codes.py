@@ -18,7 +18,7 @@ import click
 
 from rlsparse_store.cli.commands import rlsparse
 from rlsparse_store.cli.stdout import name_output, open_streams, silence_output
-from rlsparse_store.errors import ImplausibleWarning, RlsparseError
+from rlsparse_store.errors import ImplausibleWarning, RlsparseError, raise_interrupt
 from rlsparse_store.format.names import printable
 
 __all__ = ["run"]
@@ -43,7 +43,7 @@ def run() -> NoReturn:
         complete_paths()
     try:
         _refuse_empty(sys.argv[1:])
-        code = rlsparse.main(prog_name="rlsparse", standalone_mode=False)
+        code = _run_command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except click.ClickException as error:
@@ -64,6 +64,14 @@ def run() -> NoReturn:
         place = "" if error.filename is None else f"{printable(str(error.filename), most=500)}: "
         _fail(f"{place}{error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run_command() -> object:
+    try:
+        return rlsparse.main(prog_name="rlsparse", standalone_mode=False)
+    except BaseException as error:
+        raise_interrupt(error)
+        raise
 
 
 def _allow_open_files() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
@@ -110,7 +109,8 @@ def can_rename_folders(place: Path, target: Path) -> bool:
             file.rename(folder / "other")
         except OSError as error:
             raise _unable("rename files", target, error) from error
-    shutil.rmtree(renamed)
+    (renamed / ("other" if renamed is folder else "file")).unlink()
+    renamed.rmdir()
     return renamed is not folder
 
 

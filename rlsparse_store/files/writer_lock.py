@@ -146,7 +146,8 @@ class WriterLock:
 
     def _end(self) -> None:
         self._ended.set()
-        if self._toucher.ident is not None:
+        # A signal may have come while it was being started, when it cannot be joined.
+        if self._toucher.is_alive():
             self._toucher.join()
         _HELD.discard(self._path(self._number))
 

@@ -133,6 +133,8 @@ class DeltaSwitch:
             NotFoundError: The delta does not exist.
             FormatError: The delta is damaged.
             BaseMismatchError: The model is not the delta's base.
+            ResultMismatchError: The words kept to undo a delta changed in memory. The model then
+                holds the same weights as before the call.
             RlsparseError: The delta cannot be applied in place, or something else wrote to the
                 weights. The model then holds the same weights as before the call.
         """

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
+from rlsparse_store.errors import ResultMismatchError
+from rlsparse_store.format.names import printable
 from rlsparse_store.format.words import as_words
 from rlsparse_store.kernels.dispatch import get_backend
 
@@ -76,7 +78,12 @@ class WordSwap:
 
         Returns:
             Whether the words were exchanged. If not, the tensor is unchanged.
+
+        Raises:
+            ValueError: The mask or the values changed in memory. The tensor is unchanged.
         """
+        if _hash(self.values) != self.values_hash:
+            raise ValueError("the values are not those that were kept")
         backend = get_backend()
         words = data[self.start : self.end].view(self.values.dtype)
         backend.exchange(words, self.mask, self.values)
@@ -164,11 +171,15 @@ class SwapBatch:
         return self.done < len(self.swaps)
 
     def exchange(self) -> SwapBatch:
-        """Exchange the swaps, up to the first one that fails."""
+        """Exchange the swaps, up to the first one that fails.
+
+        Raises:
+            ResultMismatchError: A swap changed in memory.
+        """
         data = self.target.load()
         try:
             for swap in self.swaps:
-                if not swap.exchange(data):
+                if not self._exchange(swap, data):
                     break
                 self.done += 1
         finally:
@@ -177,11 +188,25 @@ class SwapBatch:
         return self
 
     def undo(self) -> None:
-        """Undo the exchanged swaps, last one first."""
+        """Undo the exchanged swaps, last one first.
+
+        Raises:
+            ResultMismatchError: A swap changed in memory.
+        """
         data = self.target.load()
         for swap in reversed(self.swaps[: self.done]):
-            swap.exchange(data)
+            self._exchange(swap, data)
         self.target.store(data)
+
+    def _exchange(self, swap: WordSwap, data: NDArray[np.uint8]) -> bool:
+        try:
+            return swap.exchange(data)
+        except ValueError as error:
+            msg = (
+                "the words kept to undo a delta changed in memory, which may be faulty; "
+                "load the model again"
+            )
+            raise ResultMismatchError(msg, tensor=printable(self.target.record.name)) from error
 
 
 def swap_batches(logs: list[UndoLog]) -> Iterator[SwapBatch]:

@@ -26,6 +26,7 @@ from rlsparse_store.errors import (
     RlsparseError,
     RunError,
     RunLockedError,
+    raise_interrupt,
 )
 from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
@@ -427,6 +428,7 @@ class _Watcher:
 
     def _not_stored(self, found: FoundCheckpoint, error: Exception) -> Iterator[WatchEvent]:
         """Say why a checkpoint was not stored, or raise what concerns them all."""
+        raise_interrupt(error)
         self._encoder.base.check_unchanged()
         now = list_checkpoint(found.path)
         if now != found.listing or isinstance(error, _ChangedError):

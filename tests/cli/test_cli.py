@@ -369,6 +369,9 @@ def test_folder_of_deltas_is_rejected_as_delta(pair: Pair, work: Path) -> None:
     line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
     assert line.endswith(f"by --subfolder, such as {pair.delta.name}\n")
     assert "so it is no delta" in fail(4, "inspect", pair.base)
+    for part in ("rlsparse", "rlsparse/delta.safetensors", "config.json"):
+        line = fail(4, "inspect", pair.delta / part)
+        assert line.endswith(f"is a part of the delta {pair.delta}: give that folder\n")
 
 
 def test_delta_is_rejected_as_checkpoint(pair: Pair, work: Path) -> None:

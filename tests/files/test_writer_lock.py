@@ -103,3 +103,19 @@ def test_without_a_thread_no_lock_is_taken(tmp_path: Path, monkeypatch: pytest.M
 def test_the_time_of_a_file_system_leaves_nothing(tmp_path: Path) -> None:
     assert file_system_time(tmp_path) > 0
     assert names(tmp_path) == []
+
+
+def test_a_signal_while_its_thread_starts_is_not_replaced_by_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = WriterLock(tmp_path / "locks", tmp_path)
+    thread = lock._toucher
+
+    def interrupted() -> None:
+        # As it is between the thread's first step and the moment from which it can be joined.
+        monkeypatch.setattr(thread, "_ident", 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock:
+        pass

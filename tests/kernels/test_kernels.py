@@ -25,7 +25,7 @@ from rlsparse_store.format.order import add_steps, keys, steps
 from rlsparse_store.format.words import as_words, to_bytes
 from rlsparse_store.kernels import dispatch
 from rlsparse_store.kernels.dispatch import VARIABLE, get_backend
-from rlsparse_store.kernels.interface import ChangeList, CpuBackend, Rows
+from rlsparse_store.kernels.interface import ChangedWords, ChangeList, CpuBackend, Rows
 from rlsparse_store.kernels.native import instruction_sets, load_native
 from rlsparse_store.kernels.numpy import NumpyBackend, kernels
 
@@ -758,6 +758,16 @@ def test_out_of_range_four_bit_words_are_safe(name: str) -> None:
         1,
     )
     assert counts.words.sum() == counts.magnitudes.sum() == base.size
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_a_bin_up_to_the_largest_key_is_no_undefined_shift(name: str) -> None:
+    coding = WordCoding(64, OrderMap.UNSIGNED)
+    words = np.array([0, 1, 1 << 63, (1 << 64) - 1], np.uint64)
+    bins = np.array([0, (1 << 64) - 3, (1 << 64) - 2, (1 << 64) - 1], np.uint64)
+    none = ChangedWords.none(words)
+    found = load_native(name).histogram(words, none, coding, bins, None, 1)
+    assert found.words.tolist() == [1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("name", instruction_sets())

@@ -26,7 +26,16 @@ from transformers import (
 )
 
 from rlsparse_store.delta import encode_delta
-from rlsparse_store.errors import BaseMismatchError, ChecksumError, FormatError, RlsparseError
+from rlsparse_store.errors import (
+    BaseMismatchError,
+    ChecksumError,
+    FormatError,
+    ResultMismatchError,
+    RlsparseError,
+)
+from rlsparse_store.kernels.dispatch import VARIABLE
+from rlsparse_store.kernels.native import instruction_sets
+from rlsparse_store.kernels.numpy.kernels import NumpyBackend
 from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
 from rlsparse_store.torch import DeltaSwitch, patch_
 from rlsparse_store.torch.undo_log import SwapBatch, WordSwap, swap_batches
@@ -302,6 +311,26 @@ def test_an_interrupted_move_of_copied_tensors_is_undone(
     assert state_of(state) == before
     switch.to(None)
     assert state_of(state) == base
+
+
+@pytest.mark.parametrize("path", [NumpyBackend.name, *instruction_sets()])
+@pytest.mark.parametrize("kept", ["mask", "values"])
+def test_kept_words_that_change_in_memory_are_noticed(
+    family: Path, monkeypatch: pytest.MonkeyPatch, path: str, kept: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, path)
+    model = loaded(family / "base")
+    switch = DeltaSwitch(model)
+    switch.to(family / "delta-0")
+    switch.to(family / "delta-1")
+    log = next(iter(switch._logs.values()))
+    swap = list(log.blocks.values())[-1][-1]
+    getattr(swap, kept).view(np.uint8)[0] ^= 1
+    with pytest.raises(ResultMismatchError, match=r"changed in memory.*load the model again"):
+        switch.to(family / "delta-0")
+    assert state_of(model) == state_of(loaded(family / "tuned-1"))
+    switch.to(None)
+    assert state_of(model) == state_of(loaded(family / "base"))
 
 
 def test_the_device_is_waited_for_before_and_after_a_move(

@@ -151,6 +151,33 @@ def test_a_signal_abandons_what_is_being_encoded(root: Path, number: signal.Sign
     assert "stored" in run(root, "--once").stderr
 
 
+REPLACED = """
+import os, shutil, signal
+from rlsparse_store.cli import main
+from rlsparse_store.files import output
+
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def failing(folder, ignore_errors=False):
+    remove(folder)
+    raise OSError(9, "Bad file descriptor")
+
+remove, shutil.rmtree = shutil.rmtree, failing
+output._require_room = interrupted
+main()
+"""
+
+
+def test_a_signal_decides_the_exit_code_where_cleaning_up_fails(root: Path) -> None:
+    write(root, 1)
+    whole = [sys.executable, "-P", "-c", REPLACED, *command(root)[4:]]
+    done = subprocess.run(whole, capture_output=True, check=False, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "descriptor" not in done.stderr
+    assert [path.name for path in (root / "run").iterdir()] == [".run"]
+
+
 SECOND = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -122,7 +122,7 @@ build_fuzzer() {
         "${files[@]}" -o "$scratch/fuzz_apply"
 }
 
-# Without this, a quarter of a gigabyte of freed memory is kept, and nothing fits a cache.
+# Without this, a quarter of a gigabyte of freed memory is kept.
 export ASAN_OPTIONS=quarantine_size_mb=16
 
 run_fuzzer() {
@@ -133,10 +133,8 @@ run_fuzzer() {
     # The sanitized extension does not load into a plain Python; the seeds need none.
     rm -f "$scratch/package/$native/"_kernels*.so
     "$python" "$root/tools/fuzz/seeds.py" "$scratch/seeds"
-    # To weigh inputs by their entropy takes as long as to run them. Where a block was allocated is
-    # left to --reproduce.
-    if ! ASAN_OPTIONS=$ASAN_OPTIONS:malloc_context_size=0 "$scratch/fuzz_apply" \
-        -max_total_time="$seconds" -timeout=20 -max_len=8000 -entropic=0 \
+    # To weigh inputs by their entropy takes longer than to run them.
+    if ! "$scratch/fuzz_apply" -max_total_time="$seconds" -timeout=20 -max_len=8000 -entropic=0 \
         -artifact_prefix="$crashes/" "$corpus" "$scratch/seeds" 2>"$scratch/log"; then
         grep -E '^[a-z0-9]+: |^ *#[0-9]+ 0x.*rlsparse|ERROR|WRITE|READ|runtime error' \
             "$scratch/log" | head -n 40 >&2

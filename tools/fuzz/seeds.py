@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from rlsparse_store.kernels.interface import Rows
 
 VECTORS: Final = Path(__file__).resolve().parent.parent.parent / "specs" / "vectors"
-WIDTHS: Final = [4, 8, 16, 32, 64]
+KINDS: Final = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+WIDTHS: Final = list(KINDS)
 MOST_WORDS: Final = 10_000
 MOST_BYTES: Final = 0xFFFF
 MOST_INPUT: Final = 8000
@@ -47,8 +48,13 @@ HEAD: Final = 300
 PATTERN: Final = 3000
 """Bytes of words that a longer input repeats."""
 
-ROWS, IN_PLACE, CHANGING, THREADED, DERIVED = 1, 2, 4, 8, 16
-VARIANTS: Final = [0, IN_PLACE, CHANGING, CHANGING | THREADED]
+ROWS, IN_PLACE, CHANGING, THREADED, EDITED, UNWRITTEN = 1, 2, 4, 8, 16, 32
+VARIANTS: Final = [0, IN_PLACE, CHANGING, EDITED, UNWRITTEN, CHANGING | THREADED]
+DECODE, ENCODE, COUNT, EXCHANGE = range(4)
+TASKS: Final = [DECODE, ENCODE, COUNT, EXCHANGE]
+PATHS: Final = 3
+EDIT: Final = bytes([7, 0, 1])
+"""An edit of what the encoder makes: a place and what to XOR there."""
 
 
 @dataclass
@@ -62,8 +68,7 @@ class Seed:
         bounds: Inclusive upper key of each context.
         rows: Which rows hold changed words, if that is told.
         changed: Changed words of each context.
-        content: The streams.
-        flags: Of the fuzzer's input.
+        content: The streams; empty where the fuzzer makes them.
     """
 
     base: Words
@@ -73,28 +78,37 @@ class Seed:
     rows: Rows | None
     changed: list[int]
     content: bytes
-    flags: int = 0
 
     def fits(self) -> bool:
         """Whether the fuzzer's input has room for it."""
         return self.base.size <= MOST_WORDS and self.base.nbytes <= MOST_BYTES
 
-    def encoded(self, flags: int) -> bytes:
-        """The fuzzer's input, with more flags."""
+    def tasks(self) -> list[int]:
+        """What the fuzzer can do with it: without streams, nothing can be decoded."""
+        nbytes = self._head_and_words(DECODE, 0, 0)
+        fits = len(nbytes) + len(self.content) <= MOST_INPUT
+        return TASKS if self.content and fits else TASKS[1:]
+
+    def encoded(self, task: int, flags: int, paths: int) -> bytes:
+        """The fuzzer's input: which paths do which task."""
+        end = self.content if task == DECODE else EDIT
+        return self._head_and_words(task, flags, paths) + end
+
+    def _head_and_words(self, task: int, flags: int, paths: int) -> bytes:
         base, difference = self.base.tobytes(), (self.base ^ self.tuned).tobytes()
         active = b"" if self.rows is None else self.rows.active.tobytes()
-        changed, content = self.changed, self.content
-        if len(base) + len(difference) + len(active) + len(content) > MOST_INPUT - HEAD:
-            # A part of the words, repeated, has other streams, which the fuzzer makes.
+        changed = self.changed if task == DECODE else [0] * len(self.changed)
+        if task != DECODE and len(base) + len(difference) + len(active) > MOST_INPUT - HEAD:
+            # The fuzzer repeats a part of the words.
             base, difference = base[:PATTERN], difference[:PATTERN]
-            changed, content, flags = [0] * len(changed), b"", flags | DERIVED
         length, offset = (1, 0) if self.rows is None else (self.rows.length, self.rows.offset)
         head = struct.pack(
-            "<BBBBBHQQHHH",
+            "<BBBBBBHQQHHH",
             WIDTHS.index(self.coding.width),
             self.coding.order,
-            self.flags | flags | (0 if self.rows is None else ROWS),
-            0,
+            flags | (0 if self.rows is None else ROWS),
+            task,
+            paths << 2,
             self.bounds.size - 1,
             self.base.size,
             length,
@@ -104,7 +118,7 @@ class Seed:
             len(active),
         )
         numbers = np.append(self.bounds, np.array(changed, np.uint64)).tobytes()
-        return head + numbers + base + difference + active + content
+        return head + numbers + base + difference + active
 
 
 def from_vectors() -> Iterator[Seed]:
@@ -135,37 +149,57 @@ def from_vectors() -> Iterator[Seed]:
 def made_up() -> Iterator[Seed]:
     """Words of every coding, few and many of them changed, with streams of ``partition``."""
     rng = np.random.default_rng(1)
-    kinds = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
     shapes = itertools.product(WIDTHS, OrderMap, [(70, 0.5), (4200, 0.003), (700, 0.3)], [0, 1])
     for width, order, (words, density), with_rows in shapes:
         coding = WordCoding(width, order)
         top = np.uint64((1 << width) - 1)
         spread = rng.standard_normal((2, words)) * [[2.0 ** (width - 3)], [4]]
         wide = spread.clip(-(2.0**62), 2.0**62).astype(np.int64).view(np.uint64)
-        base = (wide[0] & top).astype(kinds[width])
-        moved = ((wide[0] + wide[1]) & top).astype(kinds[width])
-        tuned = np.where(rng.random(words) < density, moved, base).astype(kinds[width])
+        base = (wide[0] & top).astype(KINDS[width])
+        moved = ((wide[0] + wide[1]) & top).astype(KINDS[width])
+        tuned = np.where(rng.random(words) < density, moved, base).astype(KINDS[width])
         keys = rng.integers(0, 1 << coding.key_bits, 3, np.uint64, endpoint=False)
         bounds = np.unique(np.append(keys, np.uint64((1 << coding.key_bits) - 1)))
         backend = NumpyBackend()
         changed = backend.changed_words(base, tuned, coding)
         rows = backend.active_rows(changed, base.size, 100, 30) if with_rows else None
         streams = backend.partition(base, changed, coding, bounds, rows)
-        zeros = [0] * bounds.size
-        yield Seed(base, tuned, coding, bounds, rows, zeros, b"", DERIVED)
-        if words < 1000:
-            yield Seed(base, tuned, coding, bounds, rows, streams.changed, bytes(streams.content))
+        yield Seed(base, tuned, coding, bounds, rows, streams.changed, bytes(streams.content))
+
+
+def unsettled() -> Iterator[Seed]:
+    """Words few of which are in the context, before others most of which are.
+
+    A decoder that counts the former and then finds the latter reads far beyond its streams, unless
+    it looks where they end.
+    """
+    for width, order in itertools.product(WIDTHS, OrderMap):
+        coding = WordCoding(width, order)
+        base = np.full(8000, 3, KINDS[width])
+        base[::50] = 0
+        tuned = np.zeros_like(base)
+        tuned[::100] = 1
+        yield Seed(base, tuned, coding, np.array([2], np.uint64), None, [0], b"")
+
+
+def write(folder: Path, data: bytes) -> None:
+    """Write an input under a name that its content gives."""
+    (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
 
 def main() -> None:
-    """Write every seed, once for each way to use it."""
+    """Write every seed, once for each task."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[VARIABLE] = NumpyBackend.name
     seeds = [seed for seed in [*from_vectors(), *made_up()] if seed.fits()]
-    for number, seed in enumerate(seeds):
-        data = seed.encoded(VARIANTS[number % len(VARIANTS)])
-        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    kinds = itertools.cycle(itertools.product(VARIANTS, range(PATHS)))
+    for seed in seeds:
+        for task in seed.tasks():
+            write(folder, seed.encoded(task, *next(kinds)))
+    for seed, paths in itertools.product(unsettled(), range(PATHS)):
+        for flags in (CHANGING, CHANGING | UNWRITTEN):
+            write(folder, seed.encoded(ENCODE, flags, paths))
     print(f"{len(seeds)} seeds")  # noqa: T201 - a command's output
 
 

@@ -22,8 +22,8 @@ class Bins {
         const int key_bits = bit_length(map.key_mask);
         if (bins.number < 4 || bins.upper[0] != 0) return;
         shift_ = bit_length(bins.upper[1]);
-        regular_ = shift_ > 0 && shift_ < key_bits && key_bits - shift_ < 16 &&
-                   bins.number == size_t(2) << (key_bits - shift_);
+        if (shift_ == 0 || shift_ >= key_bits) return;
+        regular_ = key_bits - shift_ < 16 && bins.number == size_t(2) << (key_bits - shift_);
         const uint64_t rest = (uint64_t(1) << shift_) - 1;
         for (size_t i = 0; i < bins.number && regular_; ++i) {
             regular_ = bins.upper[i] == ((uint64_t(i / 2) << shift_) | (i % 2 ? rest : 0));
