@@ -84,7 +84,7 @@ def find_delta(
         return fetch_delta_at(_below(url, inside), _selection([]))
     repo = as_repo_id(delta, revision)
     if repo is None:
-        return _existing(Path(delta, *inside))
+        return _existing(delta, *inside)
     if access.is_offline:
         return fetch_snapshot(repo, _selection(inside), access).path.joinpath(*inside)
     return fetch_delta(list_repo(repo, "delta", access), subfolder, access)
@@ -228,7 +228,7 @@ def find_checkpoint(
         return fetch_checkpoint_at(url, what, () if what == "base" else SIDES)
     repo = as_repo_id(place, revision)
     if repo is None:
-        path = _existing(Path(place))
+        path = _existing(place)
         if (path / DELTA_FOLDER).is_dir() and not any(path.glob("*.safetensors")):
             msg = f"is a delta, not a {what}; rebuild the checkpoint first (rlsparse apply)"
             raise CheckpointError(msg, file=printable(str(path)))
@@ -266,7 +266,7 @@ def find_base(
         return fetch_checkpoint_at(url, "base", _BASE_SIDES)
     repo = as_repo_id(base, revision)
     if repo is None:
-        return _existing(Path(base))
+        return _existing(base)
     if recorded and repo == RepoId(recorded.repo):
         return _named_base(reader, recorded, access)
     return _fetch_base(repo, access)
@@ -356,8 +356,6 @@ def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoI
         msg = "is a URL of object storage, which is not taken here; give a folder or an id"
         raise NotFoundError(msg, file=url)
     repo = parse_repo_id(place) if isinstance(place, str) else None
-    if repo is None and isinstance(place, str):
-        _refuse_address(place)
     is_said = str(place).startswith("hf://")
     if repo is not None and not is_said and (near := near_path(str(place))):
         msg = f"no such path; did you mean {near}? For an id on the Hub write hf://{place}"
@@ -377,8 +375,6 @@ def _refuse_address(place: str) -> None:
     Raises:
         NotFoundError: It is one.
     """
-    if not place or Path(place).exists() or did_you_mean(Path(place)):
-        return
     scheme, found, rest = place.partition("://")
     page = id_of_page(place)
     if found and scheme == "file":
@@ -407,15 +403,19 @@ def find_repo_id(place: str | PathLike[str], revision: str | None = None) -> Rep
     return None if parse_bucket_url(place) is not None else as_repo_id(place, revision)
 
 
-def _existing(path: Path) -> Path:
-    """A local path, unless it does not exist and another one like it does.
+def _existing(place: str | PathLike[str], *inside: str) -> Path:
+    """A local path, unless it does not exist and another one like it does, or it is an address.
 
     Raises:
-        NotFoundError: Its message names the other one.
+        NotFoundError: Its message names what was probably meant.
     """
-    if not path.exists() and (near := did_you_mean(path)):
+    path = Path(place, *inside)
+    if path.exists():
+        return path
+    if near := did_you_mean(path):
         msg = f"no such file or folder{near}"
         raise NotFoundError(msg, file=printable(str(path)))
+    _refuse_address(str(place))
     return path
 
 
