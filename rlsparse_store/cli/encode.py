@@ -112,6 +112,7 @@ def encode_command(
         if kept := len(report.deltas) - new:
             click.echo(f"  kept {kept}, not compared with the checkpoints (verify --tuned does)")
         print_run(report)
+        _print_notes(report.notes)
         for entry in filter(lambda entry: entry.is_new, report.deltas):
             _print_entry(entry)
 
@@ -134,7 +135,12 @@ def _print_files(report: EncodeReport | RunEntry) -> None:
     """Print which small files travel, and every one that does not, by name."""
     print_names("copied", report.carried_files)
     print_names("skipped", report.skipped_files, most=None)
-    for note in report.notes:
+    _print_notes(report.notes)
+
+
+def _print_notes(notes: list[str]) -> None:
+    """Print what a user should know of the files that were read, and of those that were not."""
+    for note in notes:
         click.echo(f"  note: {printable(note, 500)}")
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 import warnings
-from typing import NoReturn, TextIO
+from contextlib import suppress
+from typing import Final, NoReturn, TextIO
 
 import click
 
 from rlsparse_store.cli.commands import rlsparse
-from rlsparse_store.cli.stdout import name_output, silence_output
+from rlsparse_store.cli.stdout import name_output, open_streams, silence_output
 from rlsparse_store.errors import ImplausibleWarning, RlsparseError, raise_interrupt
 from rlsparse_store.format.names import printable
 
 __all__ = ["run"]
+
+_OPEN_FILES: Final = 10_240
+"""Files that may be open at once; macOS allows no more."""
 
 
 def run() -> NoReturn:
@@ -29,6 +34,8 @@ def run() -> NoReturn:
     warnings.showwarning = _show_warning
     # Commands print these themselves, and in JSON.
     warnings.simplefilter("ignore", ImplausibleWarning)
+    open_streams()
+    _allow_open_files()
     name_output()
     if "_RLSPARSE_COMPLETE" in os.environ:
         from rlsparse_store.cli.completion import complete_paths  # noqa: PLC0415 - a shell asks
@@ -65,6 +72,16 @@ def _run_command() -> object:
     except BaseException as error:
         raise_interrupt(error)
         raise
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files to what the user may have: each shard of both sides is open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Some systems allow less than they say.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _exhausted(error: MemoryError | RuntimeError) -> str:

@@ -1,4 +1,4 @@
-"""Standard output whose errors name it."""
+"""Standard streams: all open, and an output whose errors name it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["name_output", "silence_output"]
+__all__ = ["name_output", "open_streams", "silence_output"]
 
 
 class _Named(io.FileIO):
@@ -22,6 +22,21 @@ class _Named(io.FileIO):
         except OSError as error:
             error.filename = "standard output"
             raise
+
+
+def open_streams() -> None:
+    """Open the null device in place of the standard streams that the caller closed.
+
+    Otherwise the next files get their descriptors, and what is printed goes into these.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - a descriptor, kept open
 
 
 def name_output() -> None:

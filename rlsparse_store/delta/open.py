@@ -264,11 +264,14 @@ class DeltaCheckpoint(Closeable, Mapping[str, Any]):
         if device is None:
             return None
         from rlsparse_store.gpu.memory import DeviceMemory  # noqa: PLC0415 - needs Triton
-        from rlsparse_store.gpu.tensor_reader import read_on_device  # noqa: PLC0415 - as above
+        from rlsparse_store.gpu.tensor_reader import (  # noqa: PLC0415 - as above
+            is_supported,
+            read_on_device,
+        )
 
-        memory = DeviceMemory(device)
-        if stored.kind is Kind.DELTA and stored.coding and not memory.supports(stored.coding.width):
+        if not is_supported(stored):
             return None
+        memory = DeviceMemory(device)
         try:
             overlay = self._overlay(t)
             overlay.prefetch(0, overlay.nbytes)

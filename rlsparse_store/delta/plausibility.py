@@ -14,8 +14,9 @@ from rlsparse_store.delta.units import format_bytes, format_percent
 from rlsparse_store.errors import ImplausibleError, ImplausibleWarning
 from rlsparse_store.files.side_files import NO_RESUME, holds_training_state
 from rlsparse_store.files.trainer_folders import is_step
+from rlsparse_store.files.weight_files import parse_shard_name
 from rlsparse_store.format.names import printable
-from rlsparse_store.pipeline.tensor_matching import shared_elements, suffixes
+from rlsparse_store.pipeline.tensor_matching import is_wrapped, shared_elements, suffixes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ def structure_warnings(
         for name, source in sources.items()
         if _is_shared(tuned.tensors[name].shape, source.shape)
     }
-    problem = _placeholders(base, tuned) or _adapter(base, tuned)
+    problem = _placeholders(base, tuned) or _adapter(base, tuned) or _one_shard(base, tuned)
     # Shares of a few tensors mean nothing.
     if not problem and len(base.tensors) >= _FEWEST:
         problem = _nothing_in_common(base, tuned, shared) or _part_only(base, tuned, shared)
@@ -144,6 +145,23 @@ def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
     return (
         f"holds an unmerged adapter ({printable(parts[0])}): its changes are not in the weights; "
         "merge it first (merge_and_unload()) and save that"
+    )
+
+
+def _one_shard(base: Checkpoint, tuned: Checkpoint) -> str:
+    """A shard that was given as if it were all of a checkpoint.
+
+    The same shard of both sides is a pair.
+    """
+    left, right = (parse_shard_name(checkpoint.path.name) for checkpoint in (base, tuned))
+    places = [shard and (shard.number, shard.total) for shard in (left, right)]
+    shard = right or left
+    if shard is None or shard.total == 1 or places[0] == places[1]:
+        return ""
+    which = "is" if right else f"its base, {printable(base.path.name)}, is"
+    return (
+        f"{which} only shard {shard.number} of {shard.total} of a checkpoint; give the folder with "
+        "all of them"
     )
 
 
@@ -241,7 +259,7 @@ def content_warnings(report: DeltaReport) -> list[str]:
 def pair_notes(base: Checkpoint, tuned: Checkpoint, sides: SideFiles) -> list[str]:
     """What a user should know of the files that were read, and of those that were not."""
     notes = [f"base: {note}" for note in (*base.notes, *base.oddities)]
-    notes += [*tuned.notes, *sides.notes]
+    notes += [*tuned.notes, *sides.notes, *filter(None, (_wrapped(base, tuned), _adapted(tuned)))]
     steps = [
         name
         for name in tuned.listing
@@ -255,6 +273,27 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, sides: SideFiles) -> list[st
     if holds_training_state(sides.skipped):
         notes.append(NO_RESUME)
     return notes
+
+
+def _wrapped(base: Checkpoint, tuned: Checkpoint) -> str:
+    """Names of a model that was saved with the wrappers of its layers."""
+    found = [name for name in tuned.tensors if name not in base.tensors and is_wrapped(name)]
+    if not found:
+        return ""
+    return (
+        f"names are those of a wrapped model ({printable(found[0])}), which loaders do not find: "
+        "save the model without torch.compile's, FSDP's and other wrappers"
+    )
+
+
+def _adapted(tuned: Checkpoint) -> str:
+    """An adapter beside a whole model."""
+    if "adapter_config.json" not in tuned.listing:
+        return ""
+    return (
+        "the adapter beside the model is not stored (adapter_config.json), though transformers "
+        "loads it instead of the model: merge it first (merge_and_unload()), or store it as it is"
+    )
 
 
 def issue_warnings(report: EncodeReport, name: str = "", stacklevel: int = 3) -> None:

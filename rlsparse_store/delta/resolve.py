@@ -26,7 +26,7 @@ from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.listing import Listing, list_repo
 from rlsparse_store.hub.remote_folder import HubFolder
-from rlsparse_store.hub.repo_id import RepoId, parse_repo_id
+from rlsparse_store.hub.repo_id import RepoId, id_of_page, parse_repo_id
 from rlsparse_store.hub.selection import SIDES, CheckpointSelection, FileSelection
 from rlsparse_store.hub.snapshots import (
     cached_snapshot,
@@ -356,6 +356,8 @@ def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoI
         msg = "is a URL of object storage, which is not taken here; give a folder or an id"
         raise NotFoundError(msg, file=url)
     repo = parse_repo_id(place) if isinstance(place, str) else None
+    if repo is None and isinstance(place, str):
+        _refuse_address(place)
     is_said = str(place).startswith("hf://")
     if repo is not None and not is_said and (near := near_path(str(place))):
         msg = f"no such path; did you mean {near}? For an id on the Hub write hf://{place}"
@@ -367,6 +369,29 @@ def as_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoI
             raise NotFoundError(msg, file=printable(str(place)))
         return None
     return RepoId(repo.repo, revision or repo.revision)
+
+
+def _refuse_address(place: str) -> None:
+    """Refuse the address of a page, which is neither a path nor an id.
+
+    Raises:
+        NotFoundError: It is one.
+    """
+    if not place or Path(place).exists() or did_you_mean(Path(place)):
+        return
+    scheme, found, rest = place.partition("://")
+    page = id_of_page(place)
+    if found and scheme == "file":
+        msg = f"is the URL of a file here; give its path, {printable(rest)}"
+    elif page is not None and (found or place.endswith("/") or place.count("/") > 1):
+        msg = f"no such file or folder; for the repository on the Hub write {page}"
+    elif found:
+        msg = (
+            "is a URL that is not read; give a folder, ORG/NAME on the Hub, or s3://, gs://, az://"
+        )
+    else:
+        return
+    raise NotFoundError(msg, file=printable(place))
 
 
 def find_repo_id(place: str | PathLike[str], revision: str | None = None) -> RepoId | None:

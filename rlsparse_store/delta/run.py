@@ -139,9 +139,11 @@ class RunReport(SummaryRepr):
 
     Attributes:
         deltas: One entry per delta, in natural order of their names.
+        notes: What was found in the folder of a trainer and not stored, and why.
     """
 
     deltas: list[RunEntry]
+    notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values, under a versioned schema."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -23,7 +24,7 @@ from rlsparse_store.delta.run_place import require_base
 from rlsparse_store.errors import CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
-from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints
+from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints, survey_folder
 from rlsparse_store.files.trainer_state import TrainerState, read_trainer_state
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
@@ -46,7 +47,7 @@ __all__ = ["Added", "RunEncoder", "encode_run", "is_new", "require_one_base"]
 
 def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     base: str | PathLike[str],
-    tuned: Sequence[str | PathLike[str]],
+    tuned: str | PathLike[str] | Sequence[str | PathLike[str]],
     out: str | PathLike[str],
     *,
     cast: Literal["bf16"] | None = None,
@@ -78,9 +79,10 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     Args:
         base: The base: a Hugging Face folder, a ``.safetensors`` file or ``org/name[@revision]``.
         tuned: The tuned checkpoints, likewise, or the output folder of a trainer, which stands for
-            the checkpoints in it. A delta takes the name of its folder, file or repository,
-            followed by the revision if the id names one; of the step that its folder belongs to
-            (``global_step_10/actor/huggingface``); or of the parts in which the paths differ.
+            the checkpoints in it; one may be given without a list. A delta takes the name of its
+            folder, file or repository, followed by the revision if the id names one; of the step
+            that its folder belongs to (``global_step_10/actor/huggingface``); or of the parts in
+            which the paths differ.
         out: Folder of the run, or its URL in object storage.
         cast: As for :func:`encode_delta`.
         keep_dtype: As for :func:`encode_delta`.
@@ -123,6 +125,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     policy = dtype_policy(cast, keep=keep_dtype)
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     place = place_of(out)
+    tuned = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
     named = _by_name(tuned)
     if metrics and len(named) != 1:
         msg = (
@@ -170,7 +173,8 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
         deltas=[
             RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in run.pins)
             for row in ordered
-        ]
+        ],
+        notes=_left_out(tuned),
     )
 
 
@@ -334,6 +338,18 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
         named[name] = path
     # In the order of training, so that each finds its parent.
     return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
+
+
+def _left_out(tuned: Sequence[str | PathLike[str]]) -> list[str]:
+    """What the folders of trainers hold besides the checkpoints that stand for them."""
+    places = [Path(place).absolute() for place in tuned if _is_local(place)]
+    return [
+        f"not stored: {path} {reason}"
+        for place in places
+        if find_checkpoints(place)
+        for path, reason in survey_folder(place).others.items()
+        if path not in places
+    ]
 
 
 def _is_local(place: str | PathLike[str]) -> bool:

@@ -38,7 +38,12 @@ from rlsparse_store.delta.run_place import (
     not_a_run,
 )
 from rlsparse_store.errors import RunError, RunLockedError
-from rlsparse_store.files.output import output_errors, remove_stale, replace_file
+from rlsparse_store.files.output import (
+    output_errors,
+    remove_stale,
+    replace_file,
+    require_path,
+)
 from rlsparse_store.files.rename import flush_folder, make_folder
 from rlsparse_store.files.writer_lock import WriterLock, file_system_time
 from rlsparse_store.format.file_names import DELTA_FOLDER
@@ -134,6 +139,7 @@ class RunFolder(RunPlace):
     @contextmanager
     def write(self) -> Iterator[RunWriter]:
         """The writer, as :class:`RunPlace` says. It holds the run's lock."""
+        require_path(self.root)
         with WriterLock(private_folder(self.root), self.root) as lock:
             # What killed writers were writing.
             with output_errors(self.root):
@@ -147,6 +153,7 @@ class RunFolder(RunPlace):
     @contextmanager
     def watch(self) -> Iterator[WatcherState]:
         """The watcher's state, as :class:`RunPlace` says, with a lock of its own."""
+        require_path(self.root)
         folder = private_folder(self.root) / "watch"
         with WriterLock(folder, self.root):
             if delta_names(self.root):

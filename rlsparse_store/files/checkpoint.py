@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -42,6 +43,9 @@ __all__ = [
     "open_files",
     "parse_index",
 ]
+
+_PICKLED_MODEL: Final = re.compile(r"(?:pytorch_model|diffusion_pytorch_model)\b.*\.bin")
+"""What transformers and diffusers call a model that they pickle."""
 
 _LISTED: Final = 3
 """Tensors that a message names."""
@@ -174,7 +178,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     chosen = choose_weight_files(folder, path)
     if chosen is None:
         raise no_weights(files_below(path), path)
-    return open_files(path, folder, chosen, listing)
+    notes = (*chosen.notes, *_newer_pickles(path, listing, chosen.names))
+    return open_files(path, folder, chosen._replace(notes=notes), listing)
+
+
+def _newer_pickles(path: Path, listing: tuple[str, ...], chosen: list[str]) -> list[str]:
+    """Pickled weights that were written after the safetensors files, which every loader prefers."""
+    pickled = [name for name in listing if _PICKLED_MODEL.fullmatch(name)]
+    try:
+        newest = max((path / name).stat().st_mtime_ns for name in chosen)
+        newer = [name for name in sorted(pickled) if (path / name).stat().st_mtime_ns > newest]
+    except OSError:
+        # Opening the files says what is wrong with them.
+        return []
+    if not newer:
+        return []
+    note = (
+        f"{newer[0]} is newer than the safetensors files, and pickled weights are never read: if "
+        "the folder was saved to twice, save it again with safetensors"
+    )
+    return [note]
 
 
 def open_files(

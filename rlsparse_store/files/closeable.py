@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -14,7 +14,9 @@ __all__ = ["Closeable"]
 class Closeable(ABC):
     """Closed at the end of a ``with`` statement, with or without an error.
 
-    Classes that write back, or clean up after an error, define their own ``__exit__``.
+    Classes that write back, or clean up after an error, define their own ``__exit__``. Forked
+    processes may read, too; a copy, in this process or another one, would not know whose the files
+    are.
     """
 
     __slots__ = ()
@@ -22,6 +24,16 @@ class Closeable(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the files. May be called twice."""
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            TypeError: Always.
+        """
+        name = type(self).__name__
+        msg = f"cannot pickle or copy {name}: it holds files open; open it anew in each process"
+        raise TypeError(msg)
 
     def __enter__(self) -> Self:
         """Return the object itself."""

@@ -208,6 +208,9 @@ def _why_no_delta(path: Path) -> str:
             "holds deltas in folders: name one by its path or by --subfolder, such as "
             f"{printable(within[0])}"
         )
+    above = [folder for folder in path.absolute().parents if (folder / DELTA_FOLDER).is_dir()]
+    if above:
+        return f"is a part of the delta {printable(str(above[0]))}: give that folder"
     return (
         f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
         f"{DELTA_FOLDER}/ (inspect takes BASE TUNED, too)"

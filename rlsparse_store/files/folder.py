@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Folder", "LocalFolder", "files_below", "walk_files"]
 
-DEPTH: Final = 4
-"""Folders within each other that are searched: ``global_step_10/actor/huggingface/``."""
+DEPTH: Final = 6
+"""Folders within each other that are searched: ``step_10/policy/weights/model/consolidated/``."""
 
 MOST_FOUND: Final = 20_000
 """Files after which a search ends: a folder with more is no trainer's."""

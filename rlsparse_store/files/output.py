@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rlsparse_store.errors import OutputError, RlsparseError
+from rlsparse_store.files.near_names import in_home
 from rlsparse_store.files.rename import (
     can_rename_folders,
     flush_folder,
@@ -30,6 +31,7 @@ from rlsparse_store.files.rename import (
     raise_error,
     rename_folder,
 )
+from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,7 @@ __all__ = [
     "replace_file",
     "replacing_file",
     "require_new",
+    "require_path",
     "scratch_folder",
     "staging_folder",
     "write_new",
@@ -79,6 +82,7 @@ def output_errors(place: object) -> Iterator[None]:
             errno.EFBIG: "the file would be larger than is allowed here; raise the limit",
             errno.EEXIST: "exists already, or a file stands in its way; choose another place",
             errno.ENOTDIR: "a file stands in its way; choose another place",
+            errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
             errno.EROFS: "a read-only file system; choose another place",
             errno.ENOSYS: "this file system cannot do it; choose a place on another one",
             errno.ENOTSUP: "this file system cannot do it; choose a place on another one",
@@ -212,7 +216,7 @@ def new_file(path: Path) -> Iterator[OutputFile]:
     Raises:
         OutputError: It exists or cannot be written.
     """
-    _require_local(path)
+    require_path(path)
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     require_new(path)
     with draft_of(path) as temporary:
@@ -383,14 +387,20 @@ def _remove_ended(temporary: list[Path]) -> None:
                 found.unlink(missing_ok=True)
 
 
-def _require_local(target: Path) -> None:
-    """Require that a URL is not taken for a folder named after its scheme.
+def require_path(target: Path) -> None:
+    """Require that a URL, or ``~``, is not taken for the name of a folder.
+
+    Args:
+        target: Where to write.
 
     Raises:
         OutputError: It is one.
     """
     if re.match(r"(s3|gs|gcs|az|abfss?|hf|https?):/", str(target)):
         msg = "is a URL; only deltas and runs are written to one: choose a folder or a file here"
+        raise OutputError(msg, file=target)
+    if (home := in_home(target)) is not None:
+        msg = f"begins with ~, which the shell did not replace; give {printable(str(home))}"
         raise OutputError(msg, file=target)
 
 
@@ -421,7 +431,7 @@ def output_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: The place is taken, cannot be written, or has too little room.
     """
-    _require_local(target)
+    require_path(target)
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
     with output_errors(target):
         make_folder(target.parent)

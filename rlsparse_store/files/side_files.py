@@ -46,6 +46,7 @@ CARRIED_FILES: Final = (
     "*tokenizer*.json",
     "*.tiktoken",
     "*.model",
+    "*.model.v[0-9]*",
     "*.spm",
     "tekken.json",
     "vocab.json",
@@ -98,7 +99,7 @@ _MODULE_FILES: Final = (
 _MODULE_PATH: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 _ENDINGS: Final = (
-    *(".json", ".txt", ".model", ".tiktoken", ".spm", ".bpe", ".codes"),
+    *(".json", ".txt", ".model", ".model.v[0-9]*", ".tiktoken", ".spm", ".bpe", ".codes"),
     *(".jinja", ".py", ".yaml", ".yml"),
 )
 SIDE_FILES: Final = (
@@ -206,7 +207,8 @@ class _Selection:
         self._folder = checkpoint.path
         self._index = checkpoint.index_name
         self._weights = {INDEX, *(file.name for file in checkpoint.files)}
-        self._exclude = exclude
+        # A text is a sequence of letters, each a pattern that no user means.
+        self._exclude = [exclude] if isinstance(exclude, str) else exclude
         self._top = sorted(
             name
             for name in checkpoint.listing
@@ -216,7 +218,7 @@ class _Selection:
         self._inside = self._folder.resolve()
         self._cache = cached_files(self._inside)
         self._paths = self._listed()
-        self._included = self._include(include)
+        self._included = self._include([include] if isinstance(include, str) else include)
 
     def opened(self) -> SideFiles:
         """The chosen files, open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -122,8 +123,14 @@ class Source(Closeable):
             other = _recognized(self.read(0, min(self.nbytes, _FRONT)))
             if other:
                 raise HeaderError(other)
-            msg = f"announces a header of {length} bytes; at most {most} are accepted"
+            msg = (
+                f"announces a header of {length} bytes; at most {most} are accepted: it is damaged "
+                f"or not a safetensors file; {_AGAIN}"
+            )
             raise HeaderLimitError(msg)
+        if length == 0:
+            msg = f"begins with zeros, so it was not written to its end; {_AGAIN}"
+            raise HeaderError(msg)
         if length > self.nbytes - 8:
             msg = (
                 f"announces a header of {length} bytes but is only {self.nbytes} long: it was cut "
@@ -160,6 +167,8 @@ class FileSource(Source):
             raise NotFoundError(msg, file=path) from error
         except OSError as error:
             msg = f"cannot be opened ({error.strerror})"
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                msg += "; all files of a checkpoint are open at once: raise the limit (ulimit -n)"
             raise CheckpointError(msg, file=path) from error
         self._opened = os.fstat(self._descriptor)
         if not stat.S_ISREG(self._opened.st_mode):

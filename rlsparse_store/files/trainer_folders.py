@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rlsparse_store.errors import CheckpointError
 from rlsparse_store.files.folder import walk_files
-from rlsparse_store.files.weight_files import SUFFIX
+from rlsparse_store.files.weight_files import SUFFIX, is_rank_part
 from rlsparse_store.format.file_names import DELTA_FOLDER
 from rlsparse_store.format.names import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "UP",
@@ -29,18 +29,19 @@ __all__ = [
 _STEP: Final = re.compile(
     r"(?:best[-_])?"
     r"(?:checkpoint|global_?step|epoch|step|iter|iteration|ckpt|rollout|hf)[-_]?\d+"
-    r"(?:[-_](?:step|epoch|iter)[-_]?\d+)*(?:_hf)?",
+    r"(?:[-_]?(?:global_?step|epoch_?step|step|epoch|iter)[-_]?\d+)*(?:_hf)?",
     re.IGNORECASE,
 )
 """checkpoint-100 (Trainer, TRL), global_step_100 (verl), epoch_0_step_100 (NeMo Automodel),
-step_100 (prime-rl, SkyRL), iter_0000100, rollout_100 (slime), global_step100_hf,
-best_global_step100_hf (OpenRLHF)."""
+step_100 (prime-rl, SkyRL, NeMo-RL), epoch0epochstep9globalstep9 (AReaL), iter_0000100,
+rollout_100 (slime), global_step100_hf, best_global_step100_hf (OpenRLHF)."""
 
-_OTHER_MODELS: Final = frozenset({"critic", "reward", "reward_model", "ref", "reference"})
+_OTHER_MODELS: Final = frozenset({"critic", "value", "reward", "reward_model", "ref", "reference"})
 """Folders of models that were not tuned from the base of the policy."""
 
 UP: Final = 4
-"""Folders above a checkpoint that may tell its step."""
+"""Folders above a checkpoint that may tell its step, as in NeMo-RL's
+step_100/policy/weights/model/consolidated."""
 
 
 class TrainerFolder(NamedTuple):
@@ -90,7 +91,7 @@ def survey_folder(folder: Path) -> TrainerFolder:
         folder: The folder.
     """
     holders: dict[str, list[str]] = {}
-    for path in walk_files(folder, depth=UP + 1):
+    for path in walk_files(folder, depth=UP + 2):
         inside, _, name = path.rpartition("/")
         if inside and name.endswith(SUFFIX) and not name.startswith("."):
             holders.setdefault(inside, []).append(name)
@@ -103,8 +104,8 @@ def survey_folder(folder: Path) -> TrainerFolder:
             continue
         if all(name.startswith("adapter_") for name in names):
             others[folder / inside] = "holds an adapter, not a model; merge it into its base first"
-        elif parts[-1] == "sharded":
-            others[folder / inside] = "holds the parts of ranks, which torchtitan merges beside it"
+        elif parts[-1] == "sharded" or _is_in_parts(inside, holders):
+            others[folder / inside] = "holds the parts of ranks, not a model"
         elif not any(map(is_step, parts)):
             others[folder / inside] = "is not in a folder named after its step (checkpoint-100)"
         elif not _OTHER_MODELS.isdisjoint(parts):
@@ -112,6 +113,16 @@ def survey_folder(folder: Path) -> TrainerFolder:
         else:
             checkpoints.append(inside)
     return TrainerFolder([folder / inside for inside in checkpoints], others)
+
+
+def _is_in_parts(inside: str, holders: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a folder holds the parts of ranks, which may be merged in a folder within.
+
+    The part of a single rank is the model.
+    """
+    names = holders[inside]
+    is_merged = any(other.startswith(f"{inside}/") for other in holders)
+    return all(map(is_rank_part, names)) and (is_merged or len(names) > 1)
 
 
 def step_folder(folder: Path, checkpoint: Path) -> Path:

@@ -27,6 +27,7 @@ __all__ = [
     "WeightFiles",
     "choose_weight_files",
     "is_index",
+    "is_rank_part",
     "parse_index",
     "parse_shard_name",
     "weight_map_of",
@@ -41,6 +42,10 @@ _STEMS: Final = ("model", "diffusion_pytorch_model")
 
 _INDEX: Final = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json")
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+
+
+_RANK_PART: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""What torch.distributed.checkpoint calls a rank's part, which holds slabs of tensors."""
 
 
 class WeightFiles(NamedTuple):
@@ -84,6 +89,16 @@ def parse_shard_name(name: str) -> ShardName | None:
 def is_index(name: str) -> bool:
     """Whether a file of this name lists shards."""
     return _INDEX.fullmatch(name) is not None
+
+
+def is_rank_part(name: str) -> bool:
+    """Whether a file of this name holds what one rank has of the tensors.
+
+    Example:
+        >>> is_rank_part("shard-00001-model-00001-of-00001.safetensors")
+        True
+    """
+    return _RANK_PART.fullmatch(name) is not None
 
 
 def choose_weight_files(folder: Folder, place: Path) -> WeightFiles | None:
@@ -140,6 +155,12 @@ def _single_of(index: str) -> str:
 
 def _several(found: list[str]) -> str:
     """What is wrong with files that no index lists."""
+    if all(map(is_rank_part, found)):
+        return (
+            f"holds the parts of {len(found)} ranks, not a model; give the folder of the merged "
+            "files (consolidated/), or merge them first (consolidate_safetensors_files of "
+            "torch.distributed.checkpoint)"
+        )
     shards = [shard for name in found if (shard := parse_shard_name(name)) is not None]
     sets = {(shard.stem, shard.total) for shard in shards}
     if len(shards) == len(found) and len(sets) == 1:
@@ -191,11 +212,21 @@ def _require_files(place: Path, index: str, listed: list[str], names: Collection
             msg = f"names {printable(name)!r}, which is not a plain safetensors file name"
             raise CheckpointError(msg, file=place / index)
         if name not in names:
-            msg = f"the shard {name} is missing; copy or download the checkpoint again"
-            raise CheckpointError(msg, file=place)
+            raise CheckpointError(_missing(name, index, listed, names), file=place)
     if not 0 < len(listed) <= MAX_FILES:
         msg = f"names {len(listed)} files; 1 to {MAX_FILES} are accepted"
         raise CheckpointError(msg, file=place / index)
+
+
+def _missing(shard: str, index: str, listed: Collection[str], names: Collection[str]) -> str:
+    """What is wrong with a folder without a shard that its index lists."""
+    others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
+    if others and not any(name in names for name in listed):
+        return (
+            f"{index} lists none of the {len(others)} safetensors files here: it is of another "
+            "save; save the checkpoint again, or write the index of these files"
+        )
+    return f"the shard {shard} is missing; copy or download the checkpoint again"
 
 
 def weight_map_of(text: bytes, path: Path) -> dict[str, str]:
@@ -211,7 +242,8 @@ def weight_map_of(text: bytes, path: Path) -> dict[str, str]:
     try:
         index: Any = parse_index(text)
     except StrictJsonError as error:
-        raise CheckpointError(str(error), file=path) from error
+        msg = f"{error}; save, copy or download it again"
+        raise CheckpointError(msg, file=path) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) for name in weight_map.values()

@@ -129,7 +129,7 @@ class DeviceDecoder:
             )
             for chunk, data in chunks
         ]
-        problems = join_chunks(coded, [chunk.words for chunk in coded], coding)
+        problems = join_chunks(coded, coding)
         for (chunk, _), problem in zip(chunks, problems, strict=True):
             if problem is not None:
                 with self._decoder.error_context(chunk.tensor):

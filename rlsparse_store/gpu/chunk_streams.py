@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rlsparse_store.codec.chunk import flags_save, may_flag, sampling_stride
 from rlsparse_store.codec.contexts import choose_bounds, key_bins, needs_histogram, single_bound
+from rlsparse_store.gpu.diff import flag_rows, histograms
+from rlsparse_store.gpu.split import partitions
 from rlsparse_store.kernels.dispatch import get_backend
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.gpu.backend import GpuBackend
     from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.kernels.interface import Histogram, Rows, Streams
 
@@ -23,7 +24,6 @@ __all__ = ["make_streams"]
 
 
 def make_streams(
-    backend: GpuBackend,
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
     mantissa_bits: int | None,
@@ -33,35 +33,32 @@ def make_streams(
     Makes the choices of :func:`rlsparse_store.codec.chunk.encode_chunk`.
 
     Args:
-        backend: Runs the kernels.
         chunks: The chunks. At least one word of each changed.
         coding: Width and order map of their words.
         mantissa_bits: Mantissa bits of a floating-point dtype, for the choice of contexts.
     """
     bins = key_bins(coding, mantissa_bits)
-    rows = _candidate_rows(backend, chunks, coding)
+    rows = _candidate_rows(chunks)
     counted = [
         i
         for i, chunk in enumerate(chunks)
         if rows[i] is not None or needs_histogram(chunk.changes.count)
     ]
-    histograms = _histograms(backend, chunks, coding, bins, rows, counted)
+    found = _histograms(chunks, coding, bins, rows, counted)
     bounds = [
-        choose_bounds(get_backend(), histograms[i], bins, chunk.changes.top_key)[0]
-        if i in histograms
+        choose_bounds(get_backend(), found[i], bins, chunk.changes.top_key)[0]
+        if i in found
         else single_bound(bins, chunk.changes.top_key)
         for i, chunk in enumerate(chunks)
     ]
-    return backend.partitions(chunks, coding, bounds, rows)
+    return partitions(chunks, coding, bounds, rows)
 
 
-def _candidate_rows(
-    backend: GpuBackend, chunks: Sequence[ChunkWords], coding: WordCoding
-) -> list[Rows | None]:
+def _candidate_rows(chunks: Sequence[ChunkWords]) -> list[Rows | None]:
     """Return the active rows of each chunk in which enough rows have no change."""
     found: list[Rows | None] = [None] * len(chunks)
     with_rows = [i for i, chunk in enumerate(chunks) if chunk.row is not None]
-    flagged = backend.flag_rows([chunks[i] for i in with_rows], coding)
+    flagged = flag_rows([chunks[i] for i in with_rows])
     for i, rows in zip(with_rows, flagged, strict=True):
         if may_flag(rows):
             found[i] = rows
@@ -69,7 +66,6 @@ def _candidate_rows(
 
 
 def _histograms(
-    backend: GpuBackend,
     chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
@@ -84,7 +80,7 @@ def _histograms(
     def count(indices: list[int], active: list[Rows | None]) -> list[Histogram]:
         parts = [chunks[i] for i in indices]
         strides = [sampling_stride(chunk.changes.count) for chunk in parts]
-        return backend.histograms(parts, coding, bins, active, strides)
+        return histograms(parts, coding, bins, active, strides)
 
     found = dict(zip(counted, count(counted, [None] * len(counted)), strict=True))
     candidates = [i for i in counted if rows[i] is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
     from rlsparse_store.kernels.interface import Changes, Rows
 
-__all__ = ["ChunkWords", "CodedWords"]
+__all__ = ["WIDTHS", "ChunkWords", "CodedWords"]
+
+WIDTHS: Final = (8, 16, 32)
+"""Word widths that the kernels support, in bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkWords:
-    """Words of a chunk to encode.
+    """Words of a chunk to encode, compared.
 
     Attributes:
         base: Base words: int8, int16 or int32.
@@ -25,12 +28,16 @@ class ChunkWords:
         row: Words per row of the tensor, and the offset of the chunk's first word in its row;
             ``None`` if the tensor has no rows.
         changes: Summary of its changes.
+        bits: One bit per word of all pairs of the diff, set if it changed, as int32.
+        first_group: First group of this chunk in ``bits``.
     """
 
     base: torch.Tensor
     tuned: torch.Tensor
     row: tuple[int, int] | None
     changes: Changes
+    bits: torch.Tensor
+    first_group: int
 
 
 @dataclass(frozen=True, slots=True)

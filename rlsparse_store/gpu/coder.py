@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from rlsparse_store.errors import MissingDependencyError
-from rlsparse_store.gpu.backend import WIDTHS, GpuBackend
-from rlsparse_store.gpu.drafter import DeviceSpan, Drafter, hash_all
+from rlsparse_store.gpu.chunk_words import WIDTHS
+from rlsparse_store.gpu.drafter import DeviceSpan, draft_all, hash_all
 from rlsparse_store.gpu.drafts import SpanDraft, store_drafts
 from rlsparse_store.gpu.stream_pool import StreamPool
 from rlsparse_store.gpu.upload import HostSpan, is_on_device
@@ -86,7 +86,6 @@ class DeviceCoder:
         require_kernels(torch.device(device))
         # With its index, as tensors have it: on other threads, another device may be current.
         self._device = torch.empty(0, device=device).device
-        self._backend = GpuBackend()
         self._cpu = CpuCoder()
         batches = max(1, memory // BATCH_MEMORY)
         self._memory = min(memory, BATCH_MEMORY)
@@ -163,7 +162,7 @@ class DeviceCoder:
         for span in device_spans:
             by_coding[span.span.coding, span.span.mantissa_bits].append(span)
         for (coding, mantissa_bits), same_coding in by_coding.items():
-            Drafter(self._backend, same_coding, coding, mantissa_bits).draft_all(left)
+            draft_all(same_coding, coding, mantissa_bits, left)
         return [span.to_draft() for span in device_spans]
 
 

@@ -30,25 +30,12 @@ if TYPE_CHECKING:
 
     from rlsparse_store.format.dtypes import WordCoding
 
-__all__ = ["Diff", "DiffWords", "diff", "diff_chunks", "flag_rows", "histograms", "table_of"]
+__all__ = ["Diff", "diff", "flag_rows", "histograms", "table_of"]
 
 # A histogram samples tiles of TILE words, which are the kernels' parts.
 assert TILE == sizes.PART  # noqa: S101 - two constants of this package
 
 _CUT: Final = {"PARTS": sizes.PARTS, "PART": sizes.PART, "COLUMNS": sizes.CHUNK_COLUMNS}
-
-
-@dataclass(frozen=True, slots=True)
-class DiffWords(ChunkWords):
-    """A chunk and the bits of its changed words.
-
-    Attributes:
-        bits: One bit per word of all pairs of the diff, as int32.
-        first_group: First group of this chunk in ``bits``.
-    """
-
-    bits: torch.Tensor
-    first_group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +74,7 @@ class Diff:
 
     def chunk(
         self, pair: int, part: slice, row: tuple[int, int] | None, changes: Changes
-    ) -> DiffWords:
+    ) -> ChunkWords:
         """Return a chunk of a pair.
 
         Args:
@@ -98,7 +85,7 @@ class Diff:
         """
         base, tuned = self.pairs[pair]
         group = int(self.first_tiles[pair]) * sizes.GROUPS + part.start // sizes.GROUP
-        return DiffWords(base[part], tuned[part], row, changes, self.bits, group)
+        return ChunkWords(base[part], tuned[part], row, changes, self.bits, group)
 
 
 def diff(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding) -> Diff:
@@ -122,19 +109,7 @@ def diff(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coding: WordCoding)
     return Diff(words, bits, table.first_tiles, both[0].astype(np.int64), top_keys)
 
 
-def diff_chunks(chunks: Sequence[ChunkWords], coding: WordCoding) -> list[DiffWords]:
-    """Return the chunks with the bits of one diff; compare them unless they have them."""
-    compared = [chunk for chunk in chunks if isinstance(chunk, DiffWords)]
-    if len(compared) == len(chunks) and all(c.bits is compared[0].bits for c in compared):
-        return compared
-    found = diff([(chunk.base, chunk.tuned) for chunk in chunks], coding)
-    return [
-        found.chunk(i, slice(0, len(chunk.base)), chunk.row, chunk.changes)
-        for i, chunk in enumerate(chunks)
-    ]
-
-
-def table_of(chunks: Sequence[DiffWords], rows: Sequence[Rows | None]) -> ChunkTable:
+def table_of(chunks: Sequence[ChunkWords], rows: Sequence[Rows | None]) -> ChunkTable:
     """Return the table of chunks of one diff."""
     return ChunkTable.of(
         [chunk.base for chunk in chunks],
@@ -144,7 +119,7 @@ def table_of(chunks: Sequence[DiffWords], rows: Sequence[Rows | None]) -> ChunkT
     )
 
 
-def flag_rows(chunks: Sequence[DiffWords]) -> list[Rows]:
+def flag_rows(chunks: Sequence[ChunkWords]) -> list[Rows]:
     """Find the rows of each chunk that hold a changed word. Every chunk has rows."""
     rows: list[Rows] = []
     for chunk in chunks:
@@ -179,7 +154,7 @@ def _bin_table(coding: WordCoding, ends: bytes, device: torch.device) -> torch.T
 
 
 def histograms(
-    chunks: Sequence[DiffWords],
+    chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bins: NDArray[np.uint64],
     rows: Sequence[Rows | None],

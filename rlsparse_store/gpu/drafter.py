@@ -11,8 +11,10 @@ from rlsparse_store.codec.chunk import may_store_whole
 from rlsparse_store.format.digests import LEAF_BYTES
 from rlsparse_store.gpu.chunk_streams import make_streams
 from rlsparse_store.gpu.chunk_words import CodedWords
+from rlsparse_store.gpu.diff import diff
 from rlsparse_store.gpu.drafts import BlockDraft, ChunkDraft, ChunkLocation, SpanDraft
 from rlsparse_store.gpu.hashing import hash_all_on_device, hash_on_device
+from rlsparse_store.gpu.join import verify_chunks
 from rlsparse_store.gpu.memory import words_of
 from rlsparse_store.kernels.interface import place_in_row
 from rlsparse_store.pipeline.spans import (
@@ -31,12 +33,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.gpu.backend import GpuBackend
     from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.gpu.diff import Diff
     from rlsparse_store.kernels.interface import Streams
 
-__all__ = ["DeviceSpan", "Drafter", "draft_memory", "hash_all"]
+__all__ = ["DeviceSpan", "draft_all", "draft_memory", "hash_all"]
 
 CHUNK_MEMORY: Final = 1 << 18
 """Minimum device memory that is reserved for a chunk, in bytes. Its histogram and a tile take about
@@ -159,63 +160,57 @@ def draft_memory(words: int, changed: int) -> int:
     return CHUNK_MEMORY + words * 3 // 4 + changed * 9
 
 
-class Drafter:
-    """Drafts the chunks of spans with the same word coding.
+def draft_all(
+    spans: list[DeviceSpan], coding: WordCoding, mantissa_bits: int | None, memory: int
+) -> None:
+    """Draft all chunks of spans, in batches of about ``memory`` bytes of the device.
 
     Args:
-        backend: The backend.
         spans: The spans.
-        coding: Word coding of the spans.
+        coding: Their word coding.
         mantissa_bits: Mantissa bits of a floating-point dtype, else ``None``.
+        memory: Bytes of device memory.
+
+    Raises:
+        ResultMismatchError: A chunk does not decode to its words.
+        OutOfMemoryError: The device is out of memory.
     """
+    spans = [span for span in spans if span.shared]
+    if not spans:
+        return
+    compared = diff([span.words() for span in spans], coding)
+    chunks = (
+        (chunk, draft_memory(chunk.location.words, chunk.location.extent.changed))
+        for number, span in enumerate(spans)
+        for chunk in _chunks(compared, number, span)
+    )
+    for batch in batched(chunks, memory - compared.bits.nbytes):
+        _draft(batch.items, coding, mantissa_bits)
 
-    def __init__(
-        self,
-        backend: GpuBackend,
-        spans: list[DeviceSpan],
-        coding: WordCoding,
-        mantissa_bits: int | None,
-    ) -> None:
-        self._backend = backend
-        self._spans = [span for span in spans if span.shared]
-        self._coding = coding
-        self._mantissa_bits = mantissa_bits
 
-    def draft_all(self, memory: int) -> None:
-        """Draft all chunks, in batches of about ``memory`` bytes of the device."""
-        if not self._spans:
-            return
-        diff = self._backend.diff([span.words() for span in self._spans], self._coding)
-        chunks = (
-            (chunk, draft_memory(chunk.location.words, chunk.location.extent.changed))
-            for number in range(len(self._spans))
-            for chunk in self._chunks(diff, number)
-        )
-        for batch in batched(chunks, memory - diff.bits.nbytes):
-            self._draft(batch.items)
+def _chunks(compared: Diff, number: int, span: DeviceSpan) -> Iterator[_Chunk]:
+    """Yield the chunks of a span, which has this number in the diff."""
+    coding = span.span.coding
+    before = coding.num_words(span.span.start)
+    blocks, size = compared.blocks(number, BLOCK_WORDS), coding.nbytes(BLOCK_WORDS)
+    for extent in chunk_extents(blocks, size, span.shared):
+        start, stop = coding.num_words(extent.start), coding.num_words(extent.stop)
+        row = place_in_row(before + start, span.row)
+        location = ChunkLocation(span.span, extent, before + start, stop - start)
+        words = compared.chunk(number, slice(start, stop), row, extent.changes)
+        yield _Chunk(span, location, words)
 
-    def _chunks(self, diff: Diff, number: int) -> Iterator[_Chunk]:
-        """Yield the chunks of a span."""
-        span, num_words = self._spans[number], self._coding.num_words
-        before = num_words(span.span.start)
-        blocks, size = diff.blocks(number, BLOCK_WORDS), self._coding.nbytes(BLOCK_WORDS)
-        for extent in chunk_extents(blocks, size, span.shared):
-            start, stop = num_words(extent.start), num_words(extent.stop)
-            row = place_in_row(before + start, span.row)
-            location = ChunkLocation(span.span, extent, before + start, stop - start)
-            words = diff.chunk(number, slice(start, stop), row, extent.changes)
-            yield _Chunk(span, location, words)
 
-    def _draft(self, batch: list[_Chunk]) -> None:
-        """Split chunks into streams and verify that they decode to the tuned words."""
-        chunks = [chunk.words for chunk in batch]
-        made = make_streams(self._backend, chunks, self._coding, self._mantissa_bits)
-        coded = [
-            CodedWords(words.base, s.bounds, s.rows, s.changed, s.content)
-            for words, s in zip(chunks, made, strict=True)
-        ]
-        problems = self._backend.verify(coded, [words.tuned for words in chunks], self._coding)
-        for chunk, streams, problem in zip(batch, made, problems, strict=True):
-            if problem is not None:
-                raise roundtrip_error(chunk.span.span.plan) from problem
-            chunk.span.add(chunk, streams)
+def _draft(batch: list[_Chunk], coding: WordCoding, mantissa_bits: int | None) -> None:
+    """Split chunks into streams and verify that they decode to the tuned words."""
+    chunks = [chunk.words for chunk in batch]
+    made = make_streams(chunks, coding, mantissa_bits)
+    coded = [
+        CodedWords(words.base, s.bounds, s.rows, s.changed, s.content)
+        for words, s in zip(chunks, made, strict=True)
+    ]
+    problems = verify_chunks(coded, [words.tuned for words in chunks], coding)
+    for chunk, streams, problem in zip(batch, made, problems, strict=True):
+        if problem is not None:
+            raise roundtrip_error(chunk.span.span.plan) from problem
+        chunk.span.add(chunk, streams)

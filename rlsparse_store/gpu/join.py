@@ -33,28 +33,49 @@ if TYPE_CHECKING:
     from rlsparse_store.format.dtypes import WordCoding
     from rlsparse_store.gpu.chunk_words import CodedWords
 
-__all__ = ["join_chunks"]
+__all__ = ["join_chunks", "verify_chunks"]
 
 
-def join_chunks(
-    chunks: Sequence[CodedWords],
-    others: Sequence[torch.Tensor],
-    coding: WordCoding,
-    *,
-    verifies: bool = False,
-) -> list[StreamError | None]:
-    """Decode chunks, and write their changed words or compare them with the tuned words.
+def join_chunks(chunks: Sequence[CodedWords], coding: WordCoding) -> list[StreamError | None]:
+    """Decode chunks in place.
 
     Args:
         chunks: The chunks.
-        others: For each chunk, the output, which may be the chunk's own words, or the tuned words.
         coding: Width and order map.
-        verifies: Whether to compare instead of writing.
 
     Returns:
         The error of each chunk or ``None``. If there is an error, nothing was written, except for
         the error of a flagged row without changes.
     """
+    return _join(chunks, [chunk.words for chunk in chunks], coding, verifies=False)
+
+
+def verify_chunks(
+    chunks: Sequence[CodedWords], tuned: Sequence[torch.Tensor], coding: WordCoding
+) -> list[StreamError | None]:
+    """Decode chunks without writing, and report those that differ from the tuned words.
+
+    Only changed words are compared: the diff has compared the others.
+
+    Args:
+        chunks: The chunks.
+        tuned: The tuned words of each.
+        coding: Width and order map.
+
+    Returns:
+        The error of each chunk or ``None``.
+    """
+    return _join(chunks, tuned, coding, verifies=True)
+
+
+def _join(
+    chunks: Sequence[CodedWords],
+    others: Sequence[torch.Tensor],
+    coding: WordCoding,
+    *,
+    verifies: bool,
+) -> list[StreamError | None]:
+    """Decode chunks to the output of each, or compare them with its tuned words."""
     if not chunks:
         return []
     # The kernels hold only addresses: this list keeps copies alive until the last launch.

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import WordCoding
-    from rlsparse_store.gpu.diff import DiffWords
+    from rlsparse_store.gpu.chunk_words import ChunkWords
 
 __all__ = ["low_widths", "partitions", "scatter"]
 
 
 def partitions(
-    chunks: Sequence[DiffWords],
+    chunks: Sequence[ChunkWords],
     coding: WordCoding,
     bounds: Sequence[NDArray[np.uint64]],
     rows: Sequence[Rows | None],

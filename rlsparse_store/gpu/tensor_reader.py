@@ -6,17 +6,24 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rlsparse_store.gpu.chunk_batches import DeviceDecoder
+from rlsparse_store.gpu.chunk_words import WIDTHS
 from rlsparse_store.pipeline.overlay import pieces
 from rlsparse_store.pipeline.threads import ordered_map
 
 if TYPE_CHECKING:
     import torch
 
+    from rlsparse_store.format.index.records import TensorRecord
     from rlsparse_store.gpu.memory import DeviceMemory
     from rlsparse_store.pipeline.chunk_decoder import ChunkDecoder
     from rlsparse_store.pipeline.overlay import Overlay, Segment
 
-__all__ = ["read_on_device"]
+__all__ = ["is_supported", "read_on_device"]
+
+
+def is_supported(t: TensorRecord) -> bool:
+    """Return whether a device decodes a tensor: its words have a supported width, and stay so."""
+    return not t.widening and (t.coding is None or t.coding.width in WIDTHS)
 
 
 def read_on_device(
@@ -27,7 +34,7 @@ def read_on_device(
     Reads all base words first. The threads decompress the next chunks while a batch is decoded.
 
     Args:
-        overlay: The tensor. Its source must allow reads on several threads.
+        overlay: A supported tensor. Its source must allow reads on several threads.
         decoder: Opens and checks its chunks.
         memory: The memory.
         threads: Threads to read and to decompress on.
@@ -39,7 +46,7 @@ def read_on_device(
     """
     t, device_decoder = overlay.tensor, DeviceDecoder(decoder, memory)
     with memory.session():
-        buffer = memory.empty(overlay.coded_nbytes)
+        buffer = memory.empty(t.nbytes)
 
     def read(piece: Segment) -> None:
         with memory.session():
@@ -57,9 +64,4 @@ def read_on_device(
         with memory.session():
             parts = [buffer[part] for part, _ in batch.items]
             device_decoder.decode([chunk for _, chunk in batch.items], parts)
-    if not t.widening:
-        return buffer
-    with memory.session():
-        out = memory.empty(t.nbytes)
-        memory.widen(buffer, t.widening, out)
-    return out
+    return buffer

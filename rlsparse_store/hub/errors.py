@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_transient", "not_cached", "redact", "redact_record", "translate_error"]
 
+_ENDPOINT: Final = "https://huggingface.co"
+
 _LOG_IN: Final = "log in with `hf auth login`"
 
 _SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?i:bearer\s+\S+)")
@@ -115,9 +117,11 @@ def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
     no_folder = "" if repo.revision else "no such local folder, and "
     if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         msg = (
-            f"{no_folder}no such Hub repository or revision (the {what}): check the name; if the "
-            f"repository is private, {_LOG_IN}"
+            f"{no_folder}no such Hub repository (the {what}): check the name; if the repository is "
+            f"private, {_LOG_IN}"
         )
+        if is_a(errors.RevisionNotFoundError):
+            msg = f"the repository has no such revision (the {what}): check its branches and tags"
         return NotFoundError(msg, file=name)
     status = _status(error)
     if status is not None:
@@ -125,9 +129,28 @@ def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
     is_absent = is_a(errors.EntryNotFoundError) and not _is_network(error)
     if is_absent or is_a(errors.OfflineModeIsEnabled):
         return not_cached(what, name)
+    return _without_response(error, what, name, no_folder)
+
+
+def _without_response(error: Exception, what: str, name: str, no_folder: str) -> RlsparseError:
+    """Translate an error of the connection, of the cache, or of the client itself."""
+    from huggingface_hub import constants  # noqa: PLC0415 - only for repository ids
+
     if _is_network(error):
-        msg = f"{no_folder}the Hub is unreachable (the {what}); try again later"
+        is_other = constants.ENDPOINT != _ENDPOINT
+        remedy = f"check HF_ENDPOINT ({redact(constants.ENDPOINT)}), or " if is_other else ""
+        msg = (
+            f"{no_folder}the Hub is unreachable (the {what}); {remedy}try again later "
+            "(--local-files-only reads what the cache has)"
+        )
         return HubOfflineError(msg, file=name)
+    if isinstance(error, OSError) and error.strerror:
+        place = f" at {redact(str(error.filename))}" if error.filename else ""
+        msg = (
+            f"the cache cannot be written{place} (the {what}): {error.strerror}; free space there, "
+            "or choose another place (HF_HOME, or --cache-dir)"
+        )
+        return HubError(msg, file=name)
     cause = redact(f"{type(error).__name__}: {error}")
     return HubError(f"the Hub client failed (the {what}): {cause}", file=name)
 

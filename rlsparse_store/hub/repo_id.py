@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["RepoId", "parse_repo_id"]
+__all__ = ["RepoId", "id_of_page", "parse_repo_id"]
 
 _ID: Final = re.compile(
     r"(?:hf://(?!buckets/))?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,200}))?",
     re.ASCII,
 )
+
+_PAGE: Final = re.compile(
+    r"(?:(?:https?://[^/]+|huggingface\.co|hf\.co|hf:)/+)?(?:models/)?"
+    r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
+    r"(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/*(?:[?#].*)?",
+    re.ASCII,
+)
+"""The address of a repository's page, or of one of its files."""
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -46,4 +54,16 @@ def parse_repo_id(text: str) -> RepoId | None:
         >>> parse_repo_id("./folder")
     """
     found = _ID.fullmatch(text)
+    return RepoId(found[1], found[2]) if found else None
+
+
+def id_of_page(text: str) -> RepoId | None:
+    """The repository of a page on the Hub, by its address; ``None`` if the text is none.
+
+    Example:
+        >>> str(id_of_page("https://huggingface.co/org/name/tree/main"))
+        'org/name@main'
+        >>> id_of_page("./folder")
+    """
+    found = _PAGE.fullmatch(text)
     return RepoId(found[1], found[2]) if found else None

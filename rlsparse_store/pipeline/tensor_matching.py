@@ -26,6 +26,8 @@ __all__ = [
     "DtypePolicy",
     "TensorPlan",
     "find_sources",
+    "is_wrapped",
+    "plain_name",
     "plan_tensors",
     "require_exact",
     "shared_elements",
@@ -47,6 +49,14 @@ MOST_COMPARISONS: Final = 1 << 20
 ALIKE: Final = 0.05
 """Share of sampled words that must agree for two tensors to count as related; by chance it is
 well under one percent."""
+
+_UNQUANTIZED: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""The dtypes that models are trained in, and what torch calls them."""
+
+_KEEP: Final = "--keep-dtype (keep_dtype=True)"
+
+_WRAPPERS: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""What wrappers of layers put into names: torch.compile, activation checkpointing, FSDP1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +180,39 @@ def find_sources(
     if not lost:
         return sources
     free = [t for name, t in base.tensors.items() if name not in tuned.tensors]
-    renamed = _match_suffixes(lost, free)
-    sources |= renamed
-    claimed = {source.name for source in renamed.values()}
+    # Once the tensors of one tower are matched, suffixes tell those of another one.
+    while lost and (renamed := _match_suffixes(lost, free)):
+        sources |= renamed
+        claimed = {source.name for source in renamed.values()}
+        lost = [t for t in lost if t.name not in renamed]
+        free = [t for t in free if t.name not in claimed]
     if not by_content:
         return sources
-    lost = [t for t in lost if t.name not in renamed]
-    left = [t for t in free if t.name not in claimed]
-    recognized = _match_content(tuned, lost, base, left)
+    recognized = _match_content(tuned, lost, base, free)
     sources |= recognized
     # A newly stored tie shares its source with the tensor of that name.
     lost = [t for t in lost if t.name not in recognized]
     return sources | _match_content(tuned, lost, base, list(base.tensors.values()))
+
+
+def is_wrapped(name: str) -> bool:
+    """Whether a wrapper of a layer put something into a name.
+
+    Example:
+        >>> is_wrapped("model.layers.0._orig_mod.mlp.up_proj.weight")
+        True
+    """
+    return not _WRAPPERS.isdisjoint(name.split("."))
+
+
+def plain_name(name: str) -> str:
+    """A name without what wrappers of layers put into it.
+
+    Example:
+        >>> plain_name("model.layers.0._orig_mod.mlp.up_proj.weight")
+        'model.layers.0.mlp.up_proj.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def suffixes(name: str) -> Iterator[str]:
@@ -196,19 +227,23 @@ def suffixes(name: str) -> Iterator[str]:
 
 
 def _match_suffixes(lost: list[TensorRef], free: list[TensorRef]) -> dict[str, TensorRef]:
-    """Match by the longest common dotted suffix that only one base tensor of that shape has."""
+    """Match by the longest common dotted suffix that only one base tensor of that shape has.
+
+    Names are compared without what wrappers put into them.
+    """
     owners: defaultdict[tuple[str, tuple[int, ...]], list[TensorRef]] = defaultdict(list)
     for candidate in free:
-        for suffix in suffixes(candidate.name):
+        for suffix in suffixes(plain_name(candidate.name)):
             owners[suffix, candidate.shape].append(candidate)
     matched: dict[str, TensorRef] = {}
     claimed: set[str] = set()
     for tensor in lost:
-        for suffix in suffixes(tensor.name):
+        plain = plain_name(tensor.name)
+        for suffix in suffixes(plain):
             found = owners.get((suffix, tensor.shape), [])
             if found:
                 # A single component such as "weight" does not identify a tensor.
-                telling = "." in suffix or suffix in (tensor.name, found[0].name)
+                telling = "." in suffix or suffix in (plain, plain_name(found[0].name))
                 if len(found) == 1 and telling and found[0].name not in claimed:
                     matched[tensor.name] = found[0]
                     claimed.add(found[0].name)
@@ -319,10 +354,23 @@ def _fit_dtype(
     if policy.keep:
         return None, Widening.NONE
     msg = (
-        f"its dtype is {tensor.dtype.code}, the base's is {source.dtype.code}; save it in the "
-        "base's dtype, or use --keep-dtype to store it whole"
+        f"its dtype is {tensor.dtype.code}, the base's is {source.dtype.code}; "
+        f"{_other_dtype(tensor.dtype, source.dtype)}, or use {_KEEP} to store it whole"
     )
     raise DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
+
+
+def _other_dtype(tuned: Dtype, base: Dtype) -> str:
+    """What to do about dtypes of which neither holds the other's values."""
+    code = _UNQUANTIZED.get(tuned.code)
+    if code is None:
+        return "save it in the base's dtype"
+    if base.code not in _UNQUANTIZED:
+        return "the base is quantized: give the one that it was made from"
+    return (
+        f"if it was trained in {tuned.code}, give the base in {tuned.code}, too: load it with "
+        f'dtype="{code}" and save it; otherwise save this in the base\'s dtype'
+    )
 
 
 def require_exact(tuned: Checkpoint, part: TensorRef, plan: TensorPlan) -> None:
@@ -336,10 +384,11 @@ def require_exact(tuned: Checkpoint, part: TensorRef, plan: TensorPlan) -> None:
 
 
 def _inexact(tuned: Checkpoint, tensor: TensorRef, source: TensorRef) -> DtypeMismatchError:
-    remedy = "--cast bf16 to round it (lossy), or " if source.dtype.code == "BF16" else ""
+    round_it = '--cast bf16 (cast="bf16") to round it (lossy), or '
+    remedy = round_it if source.dtype.code == "BF16" else ""
     msg = (
         f"its F32 values are not all exactly {source.dtype.code}, the base's dtype; "
-        f"use {remedy}--keep-dtype to store it whole"
+        f"use {remedy}{_KEEP} to store it whole"
     )
     return DtypeMismatchError(msg, file=tuned.path, tensor=printable(tensor.name))
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from rlsparse_store.delta.plausibility import is_adapter_name
 from rlsparse_store.errors import RlsparseError
 from rlsparse_store.format.names import printable
+from rlsparse_store.pipeline.tensor_matching import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from rlsparse_store.files.checkpoint import TensorRef
 
-__all__ = ["plain_name", "plain_names", "require_unfused"]
+__all__ = ["plain_names", "require_unfused"]
 
 Value = TypeVar("Value")
 
@@ -22,19 +23,6 @@ _WRAPPERS: Final = {
     "module.": "the model inside the wrapper (model.module)",
 }
 """By the prefix that a wrapper adds to all weight names: the model to pass instead."""
-
-_INNER: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""What wrappers of single layers put into names: torch.compile, activation checkpointing, FSDP1."""
-
-
-def plain_name(name: str) -> str:
-    """A name without what wrappers of single layers put into it.
-
-    Example:
-        >>> plain_name("model.layers.0._orig_mod.mlp.up_proj.weight")
-        'model.layers.0.mlp.up_proj.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in _INNER)
 
 
 def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:

@@ -11,7 +11,7 @@ import torch
 from rlsparse_store.analysis.masks import count_ones
 from rlsparse_store.errors import BaseMismatchError, CheckpointError, VerificationError
 from rlsparse_store.format.names import printable
-from rlsparse_store.torch.live_names import plain_name
+from rlsparse_store.pipeline.tensor_matching import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from pairs import INDEX, SINGLE, Tensor, Tensors, bf16_tensor, contents, file_bytes, save, tune
+from pairs import (
+    INDEX,
+    SINGLE,
+    Tensor,
+    Tensors,
+    bf16_tensor,
+    contents,
+    file_bytes,
+    save,
+    tune,
+    write_index,
+)
 
 import rlsparse_store
 from rlsparse_store.delta import encode_delta
@@ -46,11 +57,12 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run(
-    *arguments: str | Path, env: dict[str, str] | None = None
+    *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         env=env or environment(),
+        cwd=cwd,
         capture_output=True,
         check=False,
         encoding="utf-8",
@@ -357,6 +369,9 @@ def test_folder_of_deltas_is_rejected_as_delta(pair: Pair, work: Path) -> None:
     line = fail(4, "apply", pair.delta.parent, "-b", pair.base, "-o", work / "out")
     assert line.endswith(f"by --subfolder, such as {pair.delta.name}\n")
     assert "so it is no delta" in fail(4, "inspect", pair.base)
+    for part in ("rlsparse", "rlsparse/delta.safetensors", "config.json"):
+        line = fail(4, "inspect", pair.delta / part)
+        assert line.endswith(f"is a part of the delta {pair.delta}: give that folder\n")
 
 
 def test_delta_is_rejected_as_checkpoint(pair: Pair, work: Path) -> None:
@@ -578,6 +593,69 @@ def test_closed_standard_output_is_no_error(pair: Pair) -> None:
         ["/bin/sh", "-c", whole], env=environment(), capture_output=True, check=False, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_error(pair: Pair, work: Path, closed: str) -> None:
+    """The delta's files do not get their descriptors."""
+    arguments = f"encode '{pair.base}' '{pair.tuned}' -o '{work / 'delta'}' {closed}"
+    whole = f"'{sys.executable}' -P -m rlsparse_store {arguments}"
+    done = subprocess.run(["/bin/sh", "-c", whole], env=environment(), check=False)
+    assert done.returncode == 0
+    succeed("verify", work / "delta", "--base", pair.base)
+
+
+def test_many_shards_are_open_at_once(tmp_path: Path) -> None:
+    """The soft limit of macOS is 256 files, and some checkpoints have over a thousand."""
+    for side, density in (("base", 0.0), ("tuned", 0.3)):
+        (tmp_path / side).mkdir()
+        names = {f"t{n}": f"model-{n + 1:05}-of-00060.safetensors" for n in range(60)}
+        for n, name in enumerate(names):
+            tensors = {name: tune(bf16_tensor(n, 40), n, density)}
+            (tmp_path / side / names[name]).write_bytes(file_bytes(tensors))
+        write_index(tmp_path / side, names, {})
+    whole = f"ulimit -Sn 64; '{sys.executable}' -P -m rlsparse_store encode base tuned -o delta"
+    done = subprocess.run(
+        ["/bin/sh", "-c", whole],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("~/base", "did you mean {home}/base?"),
+        ("file:///models/base", "give its path, /models/base"),
+        ("https://huggingface.co/org/name", "for the repository on the Hub write org/name"),
+        ("https://huggingface.co/org/name/tree/v2", "on the Hub write org/name@v2"),
+        ("models/org/name", "on the Hub write org/name"),
+        ("hf://org/name/", "on the Hub write org/name"),
+        ("ftp://host/base", "a URL that is not read; give a folder"),
+    ],
+)
+def test_a_place_in_other_words_names_the_right_ones(
+    pair: Pair, work: Path, place: str, remedy: str
+) -> None:
+    home = work / "home"
+    (home / "base").mkdir(parents=True)
+    done = run("encode", place, pair.tuned, "-o", work / "d", env=environment(HOME=str(home)))
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert remedy.format(home=home) in done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--run"]])
+def test_a_home_that_the_shell_left_is_no_folder(pair: Pair, work: Path, more: list[str]) -> None:
+    arguments: list[str | Path] = ["encode", pair.base, pair.tuned, "--out=~/delta", *more]
+    done = run(*arguments, env=environment(HOME=str(work)), cwd=work)
+    assert done.returncode == 1
+    assert f"give {work / 'delta'}" in done.stderr
+    assert not list(work.iterdir())
 
 
 def test_output_in_ascii_is_no_error(pair: Pair) -> None:

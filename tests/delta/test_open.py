@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import importlib.util
 import os
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -710,6 +712,22 @@ def test_forked_processes(many: tuple[Case, Tensors]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux counts them")
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_open_delta_is_not_copied(
+    many: tuple[Case, Tensors], copied: Callable[[Any], object]
+) -> None:
+    """In another process, the descriptors that a pickle holds are those of other files."""
+    case, _ = many
+    with open_delta(case.delta, base=case.base, framework="bits") as opened:
+        name = next(iter(opened))
+        for thing in (opened, opened.get_slice(name)) if copied is not copy.copy else (opened,):
+            with pytest.raises(
+                TypeError, match="DeltaCheckpoint: it holds files open; open it anew"
+            ):
+                copied(thing)
+        opened.get_tensor(name)
+
+
 def test_descriptors_are_closed(tmp_path: Path) -> None:
     base = [{"a": bf16_tensor(1, 900, 900)}, {"b": bf16_tensor(2, 30, 30)}]
     tuned = [base[0], {"b": tune(base[1]["b"], 3)}]

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from pairs import SINGLE, Tensor, bf16_tensor, random_tensor, save, tune
+from pairs import SINGLE, Tensor, bf16_tensor, file_bytes, random_tensor, save, tune
 
 from rlsparse_store.delta import encode_delta, encode_run, inspect_delta, measure_pair
 from rlsparse_store.errors import ImplausibleError, ImplausibleWarning
@@ -121,6 +121,51 @@ def test_legitimate_pairs_give_no_warning(tmp_path: Path, kind: str) -> None:
     base = save(tmp_path / "base", BASE)
     report = encode_delta(base, save(tmp_path / "tuned", LEGITIMATE[kind]()), tmp_path / "delta")
     assert not [w for w in report.warnings if "nothing saved" not in w]
+
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_one_shard_is_no_checkpoint(tmp_path: Path, side: str) -> None:
+    """Where the other shards are small, names and shapes show little of it."""
+    first = dict(list(BASE.items())[1:])
+    whole = save(tmp_path / "whole", BASE if side == "tuned" else tuned())
+    (tmp_path / "shards").mkdir()
+    shard = tmp_path / "shards" / SHARD
+    shard.write_bytes(file_bytes(first if side == "base" else tuned(first)))
+    pair = (shard, whole) if side == "base" else (whole, shard)
+    with pytest.raises(ImplausibleError, match=r"only shard 1 of 2.*give the folder"):
+        encode_delta(*pair, tmp_path / "delta")
+    # The same shard of both sides is a pair.
+    (tmp_path / "same").mkdir()
+    same = tmp_path / "same" / SHARD
+    same.write_bytes(file_bytes(tuned(first, density=0.1)))
+    encode_delta(shard, same, tmp_path / "delta")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
+def test_names_of_wrapped_layers_are_found_and_told(tmp_path: Path, wrapper: str) -> None:
+    names = {n: re.sub(r"(layers\.\d+\.)", rf"\1{wrapper}.", n) for n in BASE}
+    base = save(tmp_path / "base", BASE)
+    folder = save(tmp_path / "tuned", {names[n]: t for n, t in tuned().items()})
+    report = encode_delta(base, folder, tmp_path / "delta")
+    assert not report.warnings
+    assert not report.whole
+    assert not report.removed
+    assert sum("names are those of a wrapped model" in note for note in report.notes) == 1
+    # Where the base has these names, too, they are as they should be.
+    report = encode_delta(
+        folder, save(tmp_path / "next", {names[n]: t for n, t in BASE.items()}), tmp_path / "again"
+    )
+    assert not report.notes
+
+
+def test_an_adapter_beside_the_model_is_told(tmp_path: Path) -> None:
+    base, folder = save(tmp_path / "base", BASE), save(tmp_path / "tuned", tuned())
+    (folder / "adapter_config.json").write_text("{}")
+    report = encode_delta(base, folder, tmp_path / "delta")
+    assert any("the adapter beside the model is not stored" in note for note in report.notes)
 
 
 CONTENT: dict[str, tuple[Callable[[], Tensors], str]] = {

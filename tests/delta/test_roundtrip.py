@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -193,6 +194,23 @@ def test_prefixes(tmp_path: Path, old: str, new: str) -> None:
         assert t.source == old + t.name.removeprefix(new)
 
 
+def test_towers_of_one_shape(tmp_path: Path) -> None:
+    """Small tensors, which have no content to be recognized by."""
+    towers = {"language_model.model": "model.language_model", "vision_tower": "model.vision_tower"}
+    base: Tensors = {}
+    tuned: Tensors = {}
+    for seed, (old, new) in enumerate(towers.items()):
+        for layer in range(2):
+            t = bf16_tensor(10 * seed + layer, 64)
+            base[f"{old}.layers.{layer}.norm.weight"] = t
+            tuned[f"{new}.layers.{layer}.norm.weight"] = tune(t, seed)
+    report = prove_pair(tmp_path, base, tuned)
+    assert not report.removed
+    for tensor in report.tensors:
+        old = next(old for old, new in towers.items() if tensor.name.startswith(new))
+        assert tensor.source.startswith(old)
+
+
 def test_unrecognizable_names(tmp_path: Path) -> None:
     base = model()
     tuned = {f"x{n}": tune(t, 5) for n, t in enumerate(base.values())}
@@ -303,10 +321,19 @@ def test_float32_that_is_not_exactly_bf16(tmp_path: Path) -> None:
         encode_delta(base, tuned, tmp_path / "other", cast="fp8")  # type: ignore[arg-type]
 
 
-def test_incompatible_dtype(tmp_path: Path) -> None:
-    base = save(tmp_path / "base", {"w": random_tensor(1, "F16", 8, 8)})
-    tuned = save(tmp_path / "tuned", {"w": random_tensor(1, "BF16", 8, 8)})
-    with pytest.raises(DtypeMismatchError, match="--keep-dtype"):
+@pytest.mark.parametrize(
+    ("left", "right", "remedy"),
+    [
+        ("F16", "BF16", 'give the base in BF16, too: load it with dtype="bfloat16"'),
+        ("F32", "F16", 'give the base in F16, too: load it with dtype="float16"'),
+        ("F8_E4M3", "BF16", "the base is quantized: give the one that it was made from"),
+        ("BF16", "F8_E4M3", "save it in the base's dtype"),
+    ],
+)
+def test_incompatible_dtype(tmp_path: Path, left: str, right: str, remedy: str) -> None:
+    base = save(tmp_path / "base", {"w": random_tensor(1, left, 8, 8)})
+    tuned = save(tmp_path / "tuned", {"w": random_tensor(1, right, 8, 8)})
+    with pytest.raises(DtypeMismatchError, match=f"{re.escape(remedy)}.*--keep-dtype"):
         encode_delta(base, tuned, tmp_path / "delta")
     prove(base, tuned, tmp_path, keep_dtype=True)
 

@@ -133,6 +133,26 @@ def test_checkpoints_with_different_layouts(tmp_path: Path) -> None:
         assert made.read_bytes() == (path if path is single else path / SINGLE).read_bytes()
 
 
+def test_one_checkpoint_may_be_given_by_itself(training: Training, tmp_path: Path) -> None:
+    place = training.tuned[0]
+    for n, given in enumerate((place, str(place), (p for p in [place]))):
+        report = encode_run(training.base, given, tmp_path / f"run{n}")  # type: ignore[arg-type]
+        assert [entry.name for entry in report.deltas] == [place.name]
+
+
+def test_what_a_trainers_folder_holds_besides_is_told(training: Training, tmp_path: Path) -> None:
+    out, tensors = tmp_path / "out", later(base_tensors(), 1)
+    save(out / "checkpoint-1", tensors)
+    final = save(out / "final", later(tensors, 2))
+    report = encode_run(training.base, [out], tmp_path / "run")
+    (note,) = report.notes
+    assert note == f"not stored: {final} is not in a folder named after its step (checkpoint-100)"
+    assert report.as_json()["notes"] == report.notes
+    report = encode_run(training.base, [out, final], tmp_path / "run")
+    assert [entry.name for entry in report.deltas] == ["checkpoint-1", "final"]
+    assert not report.notes
+
+
 def test_the_base_is_hashed_once(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

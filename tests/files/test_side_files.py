@@ -41,6 +41,7 @@ CARRIED = [
     "processor_config.json",
     "special_tokens_map.json",
     "tekken.json",
+    "tokenizer.model.v3",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -85,6 +86,7 @@ def test_what_is_skipped_is_listed_and_training_state_is_said_to_be_lost(tmp_pat
     base, tuned = save(tmp_path / "base", A), save(tmp_path / "tuned", TUNED)
     assert encode_delta(base, tuned, tmp_path / "plain").notes == []
     fill(tuned, SKIPPED)
+    (tuned / SINGLE).touch()
     report = encode_delta(base, tuned, tmp_path / "delta")
     assert report.skipped_files == ["additional_chat_templates/", *sorted(SKIPPED)[1:]]
     assert report.notes == [NO_RESUME]
@@ -100,6 +102,16 @@ def test_a_large_file_and_a_folder_are_no_side_files(tmp_path: Path) -> None:
         assert not sides.files
         assert sides.skipped == ["config.json/", "tokenizer.json", "vocab.json"]
         assert any("tokenizer.json was not copied" in note for note in sides.notes)
+
+
+def test_one_pattern_may_be_a_text(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", A)
+    fill(folder, ["config.json", "notes.txt", "c"])
+    with (
+        open_checkpoint(folder) as checkpoint,
+        open_side_files(checkpoint, "notes.txt", "config.json") as sides,
+    ):
+        assert list(sides.files) == ["notes.txt"]
 
 
 # --- modules ---------------------------------------------------------------------------------

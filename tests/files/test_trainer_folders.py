@@ -8,10 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from pairs import bf16_tensor, contents, save, tune
+from pairs import bf16_tensor, contents, file_bytes, save, tune
 
 from rlsparse_store.delta import encode_run, inspect_run, measure_pair
 from rlsparse_store.errors import CheckpointError
+from rlsparse_store.files.checkpoint import open_checkpoint
 from rlsparse_store.files.trainer_folders import (
     checkpoint_names,
     find_checkpoints,
@@ -40,6 +41,14 @@ LAYOUTS = {
     "OpenRLHF": (
         ["best_global_step50_hf", "global_step50_hf", "global_step100_hf"],
         ["best_global_step50_hf", "global_step50_hf", "global_step100_hf"],
+    ),
+    "NeMo-RL": (
+        [f"step_{n}/policy/weights/model/consolidated" for n in (5, 10)],
+        ["step_5", "step_10"],
+    ),
+    "AReaL": (
+        ["epoch0epochstep9globalstep9", "epoch1epochstep0globalstep10"],
+        ["epoch0epochstep9globalstep9", "epoch1epochstep0globalstep10"],
     ),
     "one": (["global_step_10/actor/huggingface"], ["global_step_10"]),
 }
@@ -93,6 +102,30 @@ def test_what_is_no_checkpoint_of_the_policy_is_left_out(tmp_path: Path) -> None
     }
     assert step_folder(tmp_path, policy) == tmp_path / "global_step_1"
     assert step_folder(policy.parents[2], policy.parents[1]) == policy.parents[1]
+
+
+def test_parts_of_ranks_are_no_checkpoint(tmp_path: Path) -> None:
+    """The writer of torch.distributed.checkpoint leaves them above the merged files."""
+    merged = save(tmp_path / "epoch_0_step_9/model/consolidated", A)
+    alone = save(tmp_path / "epoch_1_step_18/model", A)
+    (alone / "model.safetensors").rename(alone / part_of_rank(1))
+    several = save(tmp_path / "epoch_2_step_27/model", A)
+    (several / "model.safetensors").rename(several / part_of_rank(2))
+    for folder in (merged.parent, several):
+        (folder / part_of_rank(1)).write_bytes(file_bytes(A))
+    found = survey_folder(tmp_path)
+    assert found.checkpoints == [merged, alone]
+    assert found.others == dict.fromkeys(
+        (merged.parent, several), "holds the parts of ranks, not a model"
+    )
+    with open_checkpoint(alone):
+        pass
+    with pytest.raises(CheckpointError, match=r"parts of 2 ranks.*consolidated"):
+        open_checkpoint(several)
+
+
+def part_of_rank(number: int) -> str:
+    return f"shard-{number:05}-model-00001-of-00001.safetensors"
 
 
 @pytest.mark.parametrize(

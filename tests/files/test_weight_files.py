@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,8 +29,6 @@ from rlsparse_store.errors import CheckpointError, NotFoundError, PickleRefusedE
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pairs import Tensors
 
 A: Tensors = {"a": bf16_tensor(1, 40, 30)}
@@ -84,7 +86,38 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     refused(folder, "a link to a file that is gone", NotFoundError)
 
 
+def test_too_many_open_files(tmp_path: Path) -> None:
+    """All shards are open at once."""
+    names = [f"model-{n:05}-of-00040.safetensors" for n in range(1, 41)]
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(file_bytes({f"t{n}": A["a"]}))
+    write_index(tmp_path, {f"t{n}": name for n, name in enumerate(names)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 20, limits[1]))
+    try:
+        refused(tmp_path, r"Too many open files.*raise the limit \(ulimit -n\)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_index_of_another_save_is_called_one(tmp_path: Path) -> None:
+    folder = save_sharded(tmp_path / "m", A, B)
+    write_index(folder, dict.fromkeys("ab", "model-00001-of-00001.safetensors"), {})
+    refused(folder, f"{INDEX} lists none of the 2 safetensors files here.*another save")
+
+
 # --- saved twice -----------------------------------------------------------------------------
+
+
+def test_pickled_weights_that_are_newer_are_told(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", A)
+    pickled = folder / "pytorch_model-00001-of-00002.bin"
+    pickled.touch()
+    for age, count in ((-60, 0), (60, 1)):
+        os.utime(pickled, (time.time() + age,) * 2)
+        with open_checkpoint(folder) as checkpoint:
+            assert sum("newer than the safetensors" in note for note in checkpoint.notes) == count
 
 
 def test_loaders_that_disagree_are_named(tmp_path: Path) -> None:
@@ -208,6 +241,8 @@ NOT_WEIGHTS = {
     "pickle": (b"PK\x03\x04" + bytes(range(128, 160)), "pickled"),
     "gguf": (b"GGUF\x03\0\0\0\xff\xff\xff\xff" + bytes(24), "GGUF|cut short"),
     "short": (b"404", "too short.*download"),
+    "zeros": (bytes(4096), "zeros, so it was not written to its end.*download"),
+    "gzip": (b"\x1f\x8b" + bytes(range(30, 90)), "not a safetensors file.*download"),
     "cut": (file_bytes(A)[:100], "."),
 }
 

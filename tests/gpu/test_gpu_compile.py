@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from device_chunks import CHANGES, GPU, changes_on_device, chunk, contexts, on_device
+from device_chunks import chunk, compared, contexts
 
 from rlsparse_store.codec.contexts import key_bins
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.gpu import kernels
-from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
+from rlsparse_store.gpu.chunk_words import CodedWords
+from rlsparse_store.gpu.diff import flag_rows, histograms
 from rlsparse_store.gpu.hashing import hash_on_device
+from rlsparse_store.gpu.join import join_chunks, verify_chunks
+from rlsparse_store.gpu.split import partitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,16 +105,15 @@ def launches() -> list[Any]:
 def launch_all(coding: WordCoding, length: int | None, density: float) -> None:
     """Encode and decode a chunk of twelve contexts, as many as chunks usually have."""
     base, tuned = chunk(1, 3000, coding, density)
-    old, new = on_device(base), on_device(tuned)
-    words = ChunkWords(old, new, None if length is None else (length, 0), CHANGES)
-    row_flags = None if length is None else GPU.flag_rows([words], coding)[0]
+    (words,) = compared(coding, (base, tuned, None if length is None else (length, 0)))
+    row_flags = None if length is None else flag_rows([words])[0]
     bins = key_bins(coding, {8: 3, 16: 7, 32: 23}[coding.width])
-    GPU.histograms([words], coding, bins, [row_flags], [1])
-    bounds = contexts(changes_on_device(old, new, coding).top_key, 12)
-    (streams,) = GPU.partitions([words], coding, [bounds], [row_flags])
-    coded = CodedWords(old, bounds, row_flags, streams.changed, streams.content)
-    assert GPU.verify([coded], [new], coding) == [None]
-    assert GPU.join([coded], coding) == [None]
+    histograms([words], coding, bins, [row_flags], [1])
+    bounds = contexts(words.changes.top_key, 12)
+    (streams,) = partitions([words], coding, [bounds], [row_flags])
+    coded = CodedWords(words.base, bounds, row_flags, streams.changed, streams.content)
+    assert verify_chunks([coded], [words.tuned], coding) == [None]
+    assert join_chunks([coded], coding) == [None]
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -6,9 +6,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
-from rlsparse_store.errors import GatedError, HubOfflineError, HubPermissionError, NotFoundError
+from rlsparse_store.errors import (
+    GatedError,
+    HubError,
+    HubOfflineError,
+    HubPermissionError,
+    NotFoundError,
+)
 from rlsparse_store.hub.access import HubAccess
 from rlsparse_store.hub.errors import not_cached, redact, translate_error
 from rlsparse_store.hub.repo_id import RepoId
@@ -32,6 +38,13 @@ def response(status: int) -> Any:  # noqa: ANN401 - of the client's HTTP library
         (errors.HfHubHTTPError("x", response=response(403)), HubPermissionError, "hf auth login"),
         (ConnectionError("x"), HubOfflineError, "try again later"),
         (errors.OfflineModeIsEnabled("x"), HubOfflineError, "online"),
+        (
+            errors.RevisionNotFoundError("x", response=response(404)),
+            NotFoundError,
+            "no such revision",
+        ),
+        (OSError(28, "No space left on device"), HubError, "free space there"),
+        (PermissionError(13, "Permission denied", "/cache/x"), HubError, "HF_HOME, or --cache-dir"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -53,7 +66,15 @@ def test_a_missing_repository_may_be_a_mistyped_path() -> None:
     assert "no such local folder" in str(translate_error(error, "base", REPO))
     pinned = translate_error(error, "base", RepoId("org/name", "main"))
     assert "no such local folder" not in str(pinned)
-    assert str(pinned).startswith("org/name@main: no such Hub repository or revision")
+    assert str(pinned).startswith("org/name@main: no such Hub repository")
+
+
+def test_an_endpoint_of_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+    assert "HF_ENDPOINT" not in str(translate_error(ConnectionError("x"), "base", REPO))
+    monkeypatch.setattr(constants, "ENDPOINT", "hf-mirror.example")
+    text = str(translate_error(ConnectionError("x"), "base", REPO))
+    assert "check HF_ENDPOINT (hf-mirror.example), or try again later" in text
 
 
 def test_not_cached() -> None:

@@ -1,4 +1,4 @@
-"""Test chunks for the GPU backend, and its device."""
+"""Test chunks for the kernels of a GPU, and their device."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from interpreter import hasten
 
-from rlsparse_store.gpu.backend import GpuBackend
-from rlsparse_store.kernels.interface import Changes
+from rlsparse_store.gpu.diff import diff
+from rlsparse_store.kernels.interface import ChangeList
+from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsparse_store.format.dtypes import WordCoding
+    from rlsparse_store.gpu.chunk_words import ChunkWords
+    from rlsparse_store.kernels.interface import Changes
 
 DEVICE = os.environ.get("RLSPARSE_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     hasten()
-GPU = GpuBackend()
+CPU = NumpyBackend()
 TYPES: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
-CHANGES = Changes(0, 0)
-"""For chunks whose changes are not read."""
 SPECIAL = (0, 1, 0x7F, 0x80, 0xFF, 0x7F80, 0x8000, 0xFF80, 0xFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -50,8 +51,19 @@ def chunk(seed: int, words: int, coding: WordCoding, density: float) -> tuple[An
 
 def changes_on_device(base: torch.Tensor, tuned: torch.Tensor, coding: WordCoding) -> Changes:
     """Compare a chunk of at most 2**20 words."""
-    (changes,) = GPU.diff([(base, tuned)], coding).blocks(0, 1 << 20)
+    (changes,) = diff([(base, tuned)], coding).blocks(0, 1 << 20)
     return changes
+
+
+def compared(
+    coding: WordCoding, *chunks: tuple[NDArray[Any], NDArray[Any], tuple[int, int] | None]
+) -> list[ChunkWords]:
+    """Compare base and tuned words of chunks, given with their rows, on the device."""
+    found = diff([(on_device(base), on_device(tuned)) for base, tuned, _ in chunks], coding)
+    return [
+        found.chunk(i, slice(0, base.size), row, CPU.compare(base, tuned, coding, ChangeList()))
+        for i, (base, tuned, row) in enumerate(chunks)
+    ]
 
 
 def contexts(top: int, number: int) -> NDArray[np.uint64]:

@@ -9,14 +9,14 @@ import torch
 
 from device.weights import ROW, bits_of
 from rlsparse_store.format.dtypes import DTYPES
-from rlsparse_store.gpu.backend import GpuBackend
 from rlsparse_store.gpu.chunk_streams import make_streams
 from rlsparse_store.gpu.chunk_words import CodedWords
 from rlsparse_store.gpu.coder import BATCH_BYTES, BATCH_MEMORY, RESIDENT_WEIGHT
 from rlsparse_store.gpu.context_map import ContextMap
-from rlsparse_store.gpu.diff import table_of
+from rlsparse_store.gpu.diff import diff, table_of
 from rlsparse_store.gpu.drafter import draft_memory
 from rlsparse_store.gpu.hashing import hash_all_on_device
+from rlsparse_store.gpu.join import verify_chunks
 from rlsparse_store.gpu.split import scatter
 from rlsparse_store.pipeline.spans import BLOCK_WORDS, SPAN_BYTES, chunk_extents
 from rlsparse_store.pipeline.threads import batched
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.weights import Tensors
-    from rlsparse_store.gpu.diff import DiffWords
+    from rlsparse_store.gpu.chunk_words import ChunkWords
     from rlsparse_store.kernels.interface import Streams
 
 TENSORS: Final = RESIDENT_WEIGHT * BATCH_BYTES // (2 * SPAN_BYTES)
@@ -43,7 +43,7 @@ class Group:
     """
 
     def __init__(self, base: Tensors, tuned: Tensors) -> None:
-        self._backend, self._dtype = GpuBackend(), DTYPES["BF16"]
+        self._dtype = DTYPES["BF16"]
         self._pairs = [(t, tuned[name]) for name, t in islice(base.items(), TENSORS)]
         self.nbytes = sum(old.nbytes for old, _ in self._pairs)
         self._drafts = [self._draft(batch) for batch in self._batches()]
@@ -76,7 +76,7 @@ class Group:
     def join(self) -> None:
         """From streams in main memory to words, which are compared with those that are there."""
         for coded, tuned in zip(self._coded, self._tuned, strict=True):
-            for problem in self._backend.verify(coded, tuned, self._dtype.coding):
+            for problem in verify_chunks(coded, tuned, self._dtype.coding):
                 if problem is not None:
                     raise problem
 
@@ -84,23 +84,23 @@ class Group:
         """The leaf hashes of base and tuned."""
         hash_all_on_device([bits_of(tensor) for pair in self._pairs for tensor in pair])
 
-    def _draft(self, batch: list[DiffWords]) -> list[Streams]:
-        return make_streams(self._backend, batch, self._dtype.coding, self._dtype.mantissa_bits)
+    def _draft(self, batch: list[ChunkWords]) -> list[Streams]:
+        return make_streams(batch, self._dtype.coding, self._dtype.mantissa_bits)
 
-    def _batches(self) -> list[list[DiffWords]]:
+    def _batches(self) -> list[list[ChunkWords]]:
         """Compare the tensors, and cut them into batches of chunks."""
         sized = (
             (chunk, draft_memory(len(chunk.base), chunk.changes.count)) for chunk in self._chunks()
         )
         return [some.items for some in batched(sized, BATCH_MEMORY)]
 
-    def _chunks(self) -> Iterator[DiffWords]:
+    def _chunks(self) -> Iterator[ChunkWords]:
         runs = [(_words(old), _words(new)) for old, new in self._pairs]
-        diff = self._backend.diff(runs, self._dtype.coding)
+        compared = diff(runs, self._dtype.coding)
         for run, (old, _) in enumerate(runs):
-            for part in chunk_extents(diff.blocks(run, BLOCK_WORDS), BLOCK_WORDS, len(old)):
+            for part in chunk_extents(compared.blocks(run, BLOCK_WORDS), BLOCK_WORDS, len(old)):
                 row = (ROW, part.start % ROW)
-                yield diff.chunk(run, slice(part.start, part.stop), row, part.changes)
+                yield compared.chunk(run, slice(part.start, part.stop), row, part.changes)
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The GPU backend against the NumPy backend, bit for bit, under Triton's interpreter.
+"""The kernels of a GPU against the NumPy backend, bit for bit, under Triton's interpreter.
 
 Or on the device that ``RLSPARSE_TEST_DEVICE`` names, for fewer word codings.
 """
@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from device_chunks import DEVICE, GPU, changes_on_device, chunk, contexts, on_device
+from device_chunks import (
+    CPU,
+    DEVICE,
+    changes_on_device,
+    chunk,
+    compared,
+    contexts,
+    on_device,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import numbers
@@ -24,18 +32,19 @@ from rlsparse_store.format.digests import leaf_hashes
 from rlsparse_store.format.dtypes import OrderMap, WordCoding
 from rlsparse_store.gpu import kernels, launch
 from rlsparse_store.gpu.chunk_streams import make_streams
-from rlsparse_store.gpu.chunk_words import ChunkWords, CodedWords
+from rlsparse_store.gpu.chunk_words import CodedWords
+from rlsparse_store.gpu.diff import diff, flag_rows, histograms
 from rlsparse_store.gpu.hashing import hash_on_device
+from rlsparse_store.gpu.join import join_chunks, verify_chunks
+from rlsparse_store.gpu.split import partitions
 from rlsparse_store.kernels import interface
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.kernels.interface import ChangeList
-from rlsparse_store.kernels.numpy import NumpyBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-CPU = NumpyBackend()
 CODINGS = [WordCoding(width, order) for width in (8, 16, 32) for order in OrderMap]
 some_codings = pytest.mark.parametrize(
     "coding", CODINGS[::4], ids=lambda c: f"{c.width}-{c.order.name}"
@@ -59,33 +68,32 @@ def test_equals_the_definition(
     coding: WordCoding, seed: int, words: int, density: float, number: int, length: int | None
 ) -> None:
     base, tuned = chunk(seed, words, coding, density)
-    old, new = on_device(base), on_device(tuned)
-    changes = CPU.compare(base, tuned, coding, ChangeList())
-    assert changes_on_device(old, new, coding) == changes
     row = None if length is None else (length, seed % length)
-    whole = ChunkWords(old, new, row, changes)
+    (whole,) = compared(coding, (base, tuned, row))
+    old, new, changes = whole.base, whole.tuned, whole.changes
+    assert changes_on_device(old, new, coding) == changes
     rows = None
     if row is not None:
         rows = CPU.active_rows(CPU.changed_words(base, tuned, coding), base.size, *row)
-        assert np.array_equal(GPU.flag_rows([whole], coding)[0].active, rows.active)
+        assert np.array_equal(flag_rows([whole])[0].active, rows.active)
     bins = key_bins(coding, {8: 3, 16: 7, 32: 23}[coding.width])
     for every in (1, 2):
         expected = CPU.histogram(
             base, CPU.changed_words(base, tuned, coding), coding, bins, rows, every
         )
-        (counted,) = GPU.histograms([whole], coding, bins, [rows], [every])
+        (counted,) = histograms([whole], coding, bins, [rows], [every])
         assert np.array_equal(counted.words, expected.words)
         assert np.array_equal(counted.magnitudes, expected.magnitudes)
     if changes.count == 0:
         return
     bounds = contexts(changes.top_key, number)
     streams = CPU.partition(base, CPU.changed_words(base, tuned, coding), coding, bounds, rows)
-    (found,) = GPU.partitions([whole], coding, [bounds], [rows])
+    (found,) = partitions([whole], coding, [bounds], [rows])
     assert numbers(found) == numbers(streams)
 
     coded = CodedWords(old, bounds, rows, streams.changed, streams.content)
-    assert GPU.verify([coded], [new], coding) == [None]
-    assert GPU.join([coded], coding) == [None]
+    assert verify_chunks([coded], [new], coding) == [None]
+    assert join_chunks([coded], coding) == [None]
     assert torch.equal(old, new)
 
 
@@ -104,14 +112,9 @@ def several(coding: WordCoding) -> list[tuple[Any, Any, tuple[int, int] | None]]
 @some_codings
 def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
     chunks = several(coding)
-    placed = [
-        ChunkWords(
-            on_device(base), on_device(tuned), row, CPU.compare(base, tuned, coding, ChangeList())
-        )
-        for base, tuned, row in chunks
-    ]
+    placed = compared(coding, *chunks)
     mantissa = {8: 3, 16: 7, 32: 23}[coding.width]
-    drafts = make_streams(GPU, placed, coding, mantissa)
+    drafts = make_streams(placed, coding, mantissa)
     for (base, tuned, row), draft in zip(chunks, drafts, strict=True):
         row_words, first = row or (None, 0)
         changes = CPU.changed_words(base, tuned, coding)
@@ -127,13 +130,13 @@ def test_chunks_together_as_one_by_one(coding: WordCoding) -> None:
         for words, d in zip(placed, drafts, strict=True)
     ]
     tuned_words = [words.tuned for words in placed]
-    assert GPU.verify(coded, tuned_words, coding) == [None] * len(coded)
+    assert verify_chunks(coded, tuned_words, coding) == [None] * len(coded)
     # One word that is not what was coded is noticed, and whose it is; so is a broken stream.
     placed[1].tuned[0] += 1
-    problems = GPU.verify(coded, tuned_words, coding)
+    problems = verify_chunks(coded, tuned_words, coding)
     assert [problem is None for problem in problems] == [i != 1 for i in range(len(coded))]
     coded[2] = replace(coded[2], content=bytes(coded[2].content[:-1]))
-    problems = GPU.join(coded, coding)
+    problems = join_chunks(coded, coding)
     assert [problem is None for problem in problems] == [i != 2 for i in range(len(coded))]
     # Then nothing was written.
     for (base, _, _), words in zip(chunks, placed, strict=True):
@@ -147,15 +150,14 @@ def test_gaps_that_escape_and_far_steps() -> None:
     tuned = base.copy()
     tuned[[3, 5, 20_000, 59_999]] = [1, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF]
     tuned[30_000:31_000] = np.arange(1, 1001, dtype=np.uint32) << 20
-    old, new = on_device(base), on_device(tuned)
-    changes = CPU.compare(base, tuned, coding, ChangeList())
+    (whole,) = compared(coding, (base, tuned, None))
     bounds = np.array([0], np.uint64)
     streams = CPU.partition(base, CPU.changed_words(base, tuned, coding), coding, bounds, None)
-    (found,) = GPU.partitions([ChunkWords(old, new, None, changes)], coding, [bounds], [None])
+    (found,) = partitions([whole], coding, [bounds], [None])
     assert numbers(found) == numbers(streams)
-    coded = CodedWords(old, bounds, None, streams.changed, streams.content)
-    assert GPU.join([coded], coding) == [None]
-    assert torch.equal(old, new)
+    coded = CodedWords(whole.base, bounds, None, streams.changed, streams.content)
+    assert join_chunks([coded], coding) == [None]
+    assert torch.equal(whole.base, whole.tuned)
 
 
 @every_coding
@@ -173,7 +175,7 @@ def test_damaged_streams_are_refused_as_the_definition_does(
     damaged = bytes(content[: len(content) - cut] if cut > 0 else content + bytes(-cut))
     expected = np.empty_like(base)
     out = on_device(base)
-    (problem,) = GPU.join([CodedWords(out, bounds, None, streams.changed, damaged)], coding)
+    (problem,) = join_chunks([CodedWords(out, bounds, None, streams.changed, damaged)], coding)
     try:
         CPU.apply(base, coding, bounds, None, streams.changed, damaged, expected)
     except StreamError:
@@ -193,13 +195,13 @@ def test_leaf_hashes(nbytes: int) -> None:
 def test_wherever_torch_makes_tensors_by_default() -> None:
     coding = WordCoding(16, OrderMap.TWOS_COMPLEMENT)
     base, tuned = chunk(3, 5000, coding, 0.1)
-    old, new = on_device(base), on_device(tuned)
-    changes = CPU.compare(base, tuned, coding, ChangeList())
+    (whole,) = compared(coding, (base, tuned, None))
+    old, new = whole.base, whole.tuned
     with torch.device("meta"):
         leaves = hash_on_device(new.view(torch.uint8))
-        (draft,) = make_streams(GPU, [ChunkWords(old, new, None, changes)], coding, None)
+        (draft,) = make_streams([whole], coding, None)
         coded = CodedWords(old, draft.bounds, None, draft.changed, draft.content)
-        assert GPU.join([coded], coding) == [None]
+        assert join_chunks([coded], coding) == [None]
     assert np.array_equal(leaves, leaf_hashes(tuned.view(np.uint8)))
     assert torch.equal(old, new)
 
@@ -232,13 +234,15 @@ def test_diff_by_block() -> None:
     tuned[16384:32768] = base[16384:32768]
     other = chunk(2, 20_001, coding, 0.1)
     runs = [(base, tuned), other]
-    compared = GPU.diff([(on_device(a), on_device(b)) for a, b in runs], coding)
+    found = diff([(on_device(a), on_device(b)) for a, b in runs], coding)
     for run, (before, after) in enumerate(runs):
-        blocks = list(compared.blocks(run, 16384))
+        blocks = found.blocks(run, 16384)
         assert len(blocks) == -(-before.size // 16384)
-        for number, found in enumerate(blocks):
+        for number, changes in enumerate(blocks):
             block = slice(16384 * number, 16384 * (number + 1))
-            assert found == get_backend().compare(before[block], after[block], coding, ChangeList())
+            assert changes == get_backend().compare(
+                before[block], after[block], coding, ChangeList()
+            )
 
 
 def test_words_at_odd_addresses() -> None:
@@ -260,18 +264,13 @@ def test_several_chunks_take_no_more_launches_than_one(monkeypatch: pytest.Monke
     def launches(number: int) -> Counter[str]:
         launched.clear()
         pairs = [chunk(seed, 2000, coding, 0.1) for seed in range(number)]
-        placed = [
-            ChunkWords(
-                on_device(a), on_device(b), (100, 0), CPU.compare(a, b, coding, ChangeList())
-            )
-            for a, b in pairs
-        ]
-        drafts = make_streams(GPU, placed, coding, 7)
+        placed = compared(coding, *((a, b, (100, 0)) for a, b in pairs))
+        drafts = make_streams(placed, coding, 7)
         coded = [
             CodedWords(words.base, d.bounds, d.rows, d.changed, d.content)
             for words, d in zip(placed, drafts, strict=True)
         ]
-        assert GPU.join(coded, coding) == [None] * number
+        assert join_chunks(coded, coding) == [None] * number
         return launched.copy()
 
     assert launches(4) == launches(1)
