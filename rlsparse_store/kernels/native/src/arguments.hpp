@@ -81,6 +81,9 @@ inline bool aligned(const Buffer& buffer, size_t to) {
     return reinterpret_cast<uintptr_t>(buffer.data()) % to == 0;
 }
 
+// Whether each word may count for this many: fewer than 2^32 words do not overflow 63 bits then.
+inline bool may_count(uint64_t every) { return every >= 1 && every <= uint64_t(1) << 31; }
+
 // What every kernel is told of a chunk, and the arrays that back it.
 struct Arguments {
     const char* path;

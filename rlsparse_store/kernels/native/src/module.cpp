@@ -46,7 +46,7 @@ PyObject* histogram(PyObject*, PyObject* args) {
     if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
     const size_t bins = a.limits().number;
     if (!a.bins_fit() || words.size() != bins * 8 ||
-        magnitudes.size() != bins * kMagnitudeClasses * 8 || every == 0) {
+        magnitudes.size() != bins * kMagnitudeClasses * 8 || !may_count(every)) {
         refuse("bins and counts do not fit together");
         return nullptr;
     }
@@ -361,7 +361,7 @@ PyObject* draft(PyObject*, PyObject* args) {
     }
     const Kernels* kernels = find(a.path);
     if (!kernels || !a.check() || !c.check(a, *kernels)) return nullptr;
-    if (!a.bins_fit() || top_key > a.top_key() || every == 0 || few < 0) {
+    if (!a.bins_fit() || top_key > a.top_key() || !may_count(every) || few < 0) {
         refuse("bins and counts do not fit together");
         return nullptr;
     }
