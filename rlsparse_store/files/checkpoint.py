@@ -13,6 +13,7 @@ from rlsparse_store.files.closeable import Closeable
 from rlsparse_store.files.collector import collector_paused
 from rlsparse_store.files.folder import LocalFolder, files_below
 from rlsparse_store.files.foreign_formats import no_weights, unsafe_file
+from rlsparse_store.files.hub_cache import cached_files
 from rlsparse_store.files.weight_files import (
     INDEX,
     SUFFIX,
@@ -183,8 +184,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _newer_pickles(path: Path, listing: tuple[str, ...], chosen: list[str]) -> list[str]:
-    """Pickled weights that were written after the safetensors files, which every loader prefers."""
+    """Pickled weights that were written after the safetensors files, which every loader prefers.
+
+    The times of downloaded files say nothing: a repository may have both formats.
+    """
     pickled = [name for name in listing if _PICKLED_MODEL.fullmatch(name)]
+    if not pickled or _is_downloaded(path):
+        return []
     try:
         newest = max((path / name).stat().st_mtime_ns for name in chosen)
         newer = [name for name in sorted(pickled) if (path / name).stat().st_mtime_ns > newest]
@@ -198,6 +204,11 @@ def _newer_pickles(path: Path, listing: tuple[str, ...], chosen: list[str]) -> l
         "the folder was saved to twice, save it again with safetensors"
     )
     return [note]
+
+
+def _is_downloaded(path: Path) -> bool:
+    """Whether the Hub's client made a folder: in its cache, or with its records inside."""
+    return cached_files(path.resolve()) is not None or (path / ".cache" / "huggingface").is_dir()
 
 
 def open_files(

@@ -43,9 +43,8 @@ _STEMS: Final = ("model", "diffusion_pytorch_model")
 _INDEX: Final = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json")
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
 
-
 _RANK_PART: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""What torch.distributed.checkpoint calls a rank's part, which holds slabs of tensors."""
+"""What torch.distributed.checkpoint calls a file with one rank's part of each tensor."""
 
 
 class WeightFiles(NamedTuple):
@@ -92,7 +91,7 @@ def is_index(name: str) -> bool:
 
 
 def is_rank_part(name: str) -> bool:
-    """Whether a file of this name holds what one rank has of the tensors.
+    """Whether a file of this name holds one rank's part of the tensors.
 
     Example:
         >>> is_rank_part("shard-00001-model-00001-of-00001.safetensors")
@@ -219,12 +218,15 @@ def _require_files(place: Path, index: str, listed: list[str], names: Collection
 
 
 def _missing(shard: str, index: str, listed: Collection[str], names: Collection[str]) -> str:
-    """What is wrong with a folder without a shard that its index lists."""
-    others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
-    if others and not any(name in names for name in listed):
+    """What is wrong with a folder that lacks a shard of its index.
+
+    Files that are no shards, such as Mistral's ``consolidated.safetensors``, say nothing about it.
+    """
+    shards = [name for name in names if parse_shard_name(name) is not None]
+    if shards and not any(name in names for name in listed):
         return (
-            f"{index} lists none of the {len(others)} safetensors files here: it is of another "
-            "save; save the checkpoint again, or write the index of these files"
+            f"{index} lists none of the {len(shards)} shards here: it is of another save; save "
+            "the checkpoint again, or write the index of these shards"
         )
     return f"the shard {shard} is missing; copy or download the checkpoint again"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +105,14 @@ def test_too_many_open_files(tmp_path: Path) -> None:
 def test_an_index_of_another_save_is_called_one(tmp_path: Path) -> None:
     folder = save_sharded(tmp_path / "m", A, B)
     write_index(folder, dict.fromkeys("ab", "model-00001-of-00001.safetensors"), {})
-    refused(folder, f"{INDEX} lists none of the 2 safetensors files here.*another save")
+    refused(folder, f"{INDEX} lists none of the 2 shards here.*another save")
+
+
+def test_a_file_that_is_no_shard_does_not_tell_of_another_save(tmp_path: Path) -> None:
+    """A part of a download: the index, and Mistral's own file, which it does not list."""
+    (tmp_path / "consolidated.safetensors").write_bytes(file_bytes(A))
+    write_index(tmp_path, dict.fromkeys("ab", SECOND), {})
+    refused(tmp_path, f"{SECOND} is missing; copy or download")
 
 
 # --- saved twice -----------------------------------------------------------------------------
@@ -118,6 +126,19 @@ def test_pickled_weights_that_are_newer_are_told(tmp_path: Path) -> None:
         os.utime(pickled, (time.time() + age,) * 2)
         with open_checkpoint(folder) as checkpoint:
             assert sum("newer than the safetensors" in note for note in checkpoint.notes) == count
+
+
+def test_times_of_a_download_tell_nothing(tmp_path: Path) -> None:
+    """A repository that has both formats is downloaded in any order."""
+    folder = save(tmp_path / "m", A)
+    (folder / "pytorch_model.bin").touch()
+    os.utime(folder / "pytorch_model.bin", (time.time() + 60,) * 2)
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot, ignore=shutil.ignore_patterns(".cache"))
+    for place in (folder, snapshot):
+        with open_checkpoint(place) as checkpoint:
+            assert checkpoint.notes == ()
 
 
 def test_loaders_that_disagree_are_named(tmp_path: Path) -> None:
