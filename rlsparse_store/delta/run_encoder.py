@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -33,7 +34,7 @@ from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
@@ -127,6 +128,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     place = place_of(out)
     tuned = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
     named = _by_name(tuned)
+    notes = _left_out(tuned, named.values())
     if metrics and len(named) != 1:
         msg = (
             f"metrics belong to one checkpoint, but {len(named)} are given: encode them one by one"
@@ -174,7 +176,7 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
             RunEntry.of(row, written.get(row.folder), is_pinned=row.tuned in run.pins)
             for row in ordered
         ],
-        notes=_left_out(tuned),
+        notes=notes,
     )
 
 
@@ -340,16 +342,27 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
     return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
 
 
-def _left_out(tuned: Sequence[str | PathLike[str]]) -> list[str]:
-    """What the folders of trainers hold besides the checkpoints that stand for them."""
-    places = [Path(place).absolute() for place in tuned if _is_local(place)]
+def _left_out(
+    tuned: Sequence[str | PathLike[str]], checkpoints: Collection[str | PathLike[str]]
+) -> list[str]:
+    """What the folders of trainers hold besides checkpoints: one note for each reason."""
+    given = [Path(place).absolute() for place in tuned if _is_local(place)]
+    named = {Path(place).absolute() for place in checkpoints}
+    by_reason: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder in given:
+        # Anything else is a checkpoint itself.
+        if folder not in named:
+            for path, reason in survey_folder(folder).others.items():
+                if path not in given:
+                    by_reason[reason].append(path)
     return [
-        f"not stored: {path} {reason}"
-        for place in places
-        if find_checkpoints(place)
-        for path, reason in survey_folder(place).others.items()
-        if path not in places
+        f"not stored: {printable(str(paths[0]))} {reason}{_and_more(len(paths) - 1)}"
+        for reason, paths in by_reason.items()
     ]
+
+
+def _and_more(number: int) -> str:
+    return f" (and {number} more like it)" if number else ""
 
 
 def _is_local(place: str | PathLike[str]) -> bool:

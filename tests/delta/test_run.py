@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -148,6 +149,10 @@ def test_what_a_trainers_folder_holds_besides_is_told(training: Training, tmp_pa
     (note,) = report.notes
     assert note == f"not stored: {final} is not in a folder named after its step (checkpoint-100)"
     assert report.as_json()["notes"] == report.notes
+    save(out / "first", tensors)
+    (note,) = encode_run(training.base, [out], tmp_path / "run").notes
+    assert note.startswith(f"not stored: {final} is") and note.endswith(" (and 1 more like it)")
+    shutil.rmtree(out / "first")
     report = encode_run(training.base, [out, final], tmp_path / "run")
     assert [entry.name for entry in report.deltas] == ["checkpoint-1", "final"]
     assert not report.notes
