@@ -46,8 +46,10 @@ class HostSlabs:
     def _pinned(self, nbytes: int) -> torch.Tensor:
         try:
             return torch.empty(nbytes, dtype=_BYTE, device="cpu", pin_memory=True)
-        except RuntimeError as error:  # also the driver's, for other reasons than a lack of memory
-            msg = f"cannot pin more main memory, so copies from a device are slower: {error}"
+        except RuntimeError as error:
+            # Not only for a lack of memory. Errors of CUDA have lines of general advice.
+            cause = str(error).partition("\n")[0]
+            msg = f"cannot pin more main memory, so copies to and from a device are slower: {cause}"
             warnings.warn(msg, RuntimeWarning, stacklevel=5)
             self._pins = False
             return self._unpinned(nbytes)
