@@ -151,7 +151,8 @@ def test_what_a_trainers_folder_holds_besides_is_told(training: Training, tmp_pa
     assert report.as_json()["notes"] == report.notes
     save(out / "first", tensors)
     (note,) = encode_run(training.base, [out], tmp_path / "run").notes
-    assert note.startswith(f"not stored: {final} is") and note.endswith(" (and 1 more like it)")
+    assert note.startswith(f"not stored: {final} is")
+    assert note.endswith(" (and 1 more like it)")
     shutil.rmtree(out / "first")
     report = encode_run(training.base, [out, final], tmp_path / "run")
     assert [entry.name for entry in report.deltas] == ["checkpoint-1", "final"]
