@@ -37,8 +37,8 @@ _ADAPTER: Final = re.compile(
     r"(?:^|\.)(?:lora_\w+|lora\.(?:down|up)|base_layer|ia3_l|hada_w\w+|lokr_w\w+"
     r"|oft_[rRs]\w*|prompt_embeddings|modules_to_save|original_module)(?:\.|$)"
 )
-"""Parts of names that PEFT, diffusers and MLX give to the tensors of adapters and of the layers
-they wrap."""
+"""Components of names that PEFT, diffusers, kohya and MLX give to the tensors of adapters and of
+the layers that these wrap."""
 
 _LEFTOVERS: Final = re.compile(
     r"trainer_state\.json|training_args\.bin|optimizer\.(?:pt|bin)|scheduler\.pt|rng_state.*\.pth"
@@ -66,7 +66,7 @@ _NAMED: Final = 3
 
 
 def is_adapter_name(name: str) -> bool:
-    """Whether a tensor of this name belongs to an adapter or to a layer that one wraps.
+    """Whether a name is that of a tensor of an adapter, or of a layer that an adapter wraps.
 
     Example:
         >>> is_adapter_name("base_model.model.layers.0.q_proj.lora_A.default.weight")
@@ -150,10 +150,7 @@ def _adapter(base: Checkpoint, tuned: Checkpoint) -> str:
 
 
 def _one_shard(base: Checkpoint, tuned: Checkpoint) -> str:
-    """A shard that was given as if it were all of a checkpoint.
-
-    The same shard of both sides is a pair.
-    """
+    """One shard, given as the whole checkpoint. The same shard of both sides is a pair."""
     left, right = (parse_shard_name(checkpoint.path.name) for checkpoint in (base, tuned))
     places = [shard and (shard.number, shard.total) for shard in (left, right)]
     shard = right or left
@@ -277,13 +274,13 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, sides: SideFiles) -> list[st
 
 
 def _wrapped(base: Checkpoint, tuned: Checkpoint) -> str:
-    """Names of a model that was saved with the wrappers of its layers."""
+    """A model that was saved with the wrappers of its layers."""
     found = [name for name in tuned.tensors if name not in base.tensors and is_wrapped(name)]
     if not found:
         return ""
     return (
         f"names are those of a wrapped model ({printable(found[0])}), which loaders do not find: "
-        "save the model without torch.compile's, FSDP's and other wrappers"
+        "unwrap it (torch.compile, FSDP) before saving"
     )
 
 

@@ -50,13 +50,17 @@ ALIKE: Final = 0.05
 """Share of sampled words that must agree for two tensors to count as related; by chance it is
 well under one percent."""
 
-_UNQUANTIZED: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""The dtypes that models are trained in, and what torch calls them."""
+_TRAINED: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""The dtypes that models are trained in, by torch's names."""
+
+_QUANTIZED: Final = frozenset({"F4", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8"})
+"""The dtypes of quantized weights that keep their shape."""
 
 _KEEP: Final = "--keep-dtype (keep_dtype=True)"
+"""The option that stores a tensor whole whose dtype does not match."""
 
 _WRAPPERS: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""What wrappers of layers put into names: torch.compile, activation checkpointing, FSDP1."""
+"""Components of names that wrappers of layers add: torch.compile, checkpointing, FSDP1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ def find_sources(
     if not lost:
         return sources
     free = [t for name, t in base.tensors.items() if name not in tuned.tensors]
-    # Once the tensors of one tower are matched, suffixes tell those of another one.
+    # Once the tensors of one tower are matched, a suffix may identify those of another one.
     while lost and (renamed := _match_suffixes(lost, free)):
         sources |= renamed
         claimed = {source.name for source in renamed.values()}
@@ -196,7 +200,7 @@ def find_sources(
 
 
 def is_wrapped(name: str) -> bool:
-    """Whether a wrapper of a layer put something into a name.
+    """Whether a name has a component that a wrapper of a layer added.
 
     Example:
         >>> is_wrapped("model.layers.0._orig_mod.mlp.up_proj.weight")
@@ -206,7 +210,7 @@ def is_wrapped(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A name without what wrappers of layers put into it.
+    """A name without the components that wrappers of layers added.
 
     Example:
         >>> plain_name("model.layers.0._orig_mod.mlp.up_proj.weight")
@@ -229,7 +233,7 @@ def suffixes(name: str) -> Iterator[str]:
 def _match_suffixes(lost: list[TensorRef], free: list[TensorRef]) -> dict[str, TensorRef]:
     """Match by the longest common dotted suffix that only one base tensor of that shape has.
 
-    Names are compared without what wrappers put into them.
+    Names are compared without the components that wrappers added.
     """
     owners: defaultdict[tuple[str, tuple[int, ...]], list[TensorRef]] = defaultdict(list)
     for candidate in free:
@@ -361,16 +365,15 @@ def _fit_dtype(
 
 
 def _other_dtype(tuned: Dtype, base: Dtype) -> str:
-    """What to do about dtypes of which neither holds the other's values."""
-    code = _UNQUANTIZED.get(tuned.code)
-    if code is None:
-        return "save it in the base's dtype"
-    if base.code not in _UNQUANTIZED:
+    """The remedy for a tuned tensor whose dtype is neither the base's nor widens it."""
+    if tuned.code in _TRAINED and base.code in _TRAINED:
+        return (
+            f"if it was trained in {tuned.code}, give the base in {tuned.code}, too: load it with "
+            f'dtype="{_TRAINED[tuned.code]}" and save it; otherwise save this in the base\'s dtype'
+        )
+    if tuned.code in _TRAINED and base.code in _QUANTIZED:
         return "the base is quantized: give the one that it was made from"
-    return (
-        f"if it was trained in {tuned.code}, give the base in {tuned.code}, too: load it with "
-        f'dtype="{code}" and save it; otherwise save this in the base\'s dtype'
-    )
+    return "save it in the base's dtype"
 
 
 def require_exact(tuned: Checkpoint, part: TensorRef, plan: TensorPlan) -> None:

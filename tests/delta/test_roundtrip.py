@@ -328,6 +328,8 @@ def test_float32_that_is_not_exactly_bf16(tmp_path: Path) -> None:
         ("F32", "F16", 'give the base in F16, too: load it with dtype="float16"'),
         ("F8_E4M3", "BF16", "the base is quantized: give the one that it was made from"),
         ("BF16", "F8_E4M3", "save it in the base's dtype"),
+        ("F64", "F32", "save it in the base's dtype"),
+        ("BOOL", "BF16", "save it in the base's dtype"),
     ],
 )
 def test_incompatible_dtype(tmp_path: Path, left: str, right: str, remedy: str) -> None:
