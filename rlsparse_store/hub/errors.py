@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["is_transient", "not_cached", "redact", "redact_record", "translate_error"]
 
 _ENDPOINT: Final = "https://huggingface.co"
+"""The client's own endpoint, unless HF_ENDPOINT names another one."""
+
+_UNWRITABLE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+)
+"""Errors of writing: the client writes only to its cache."""
 
 _LOG_IN: Final = "log in with `hf auth login`"
 
@@ -115,13 +122,14 @@ def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
         return GatedError(msg, file=name)
     # A mistyped path with one slash looks like a repository id.
     no_folder = "" if repo.revision else "no such local folder, and "
-    if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+    if is_a(errors.RevisionNotFoundError):
+        msg = f"the repository has no such revision (the {what}): check its branches and tags"
+        return NotFoundError(msg, file=name)
+    if is_a(errors.RepositoryNotFoundError):
         msg = (
             f"{no_folder}no such Hub repository (the {what}): check the name; if the repository is "
             f"private, {_LOG_IN}"
         )
-        if is_a(errors.RevisionNotFoundError):
-            msg = f"the repository has no such revision (the {what}): check its branches and tags"
         return NotFoundError(msg, file=name)
     status = _status(error)
     if status is not None:
@@ -141,10 +149,10 @@ def _without_response(error: Exception, what: str, name: str, no_folder: str) ->
         remedy = f"check HF_ENDPOINT ({redact(constants.ENDPOINT)}), or " if is_other else ""
         msg = (
             f"{no_folder}the Hub is unreachable (the {what}); {remedy}try again later "
-            "(--local-files-only reads what the cache has)"
+            "(--local-files-only reads the cache)"
         )
         return HubOfflineError(msg, file=name)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         place = f" at {redact(str(error.filename))}" if error.filename else ""
         msg = (
             f"the cache cannot be written{place} (the {what}): {error.strerror}; free space there, "

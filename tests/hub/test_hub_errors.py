@@ -45,6 +45,7 @@ def response(status: int) -> Any:  # noqa: ANN401 - of the client's HTTP library
         ),
         (OSError(28, "No space left on device"), HubError, "free space there"),
         (PermissionError(13, "Permission denied", "/cache/x"), HubError, "HF_HOME, or --cache-dir"),
+        (OSError(5, "Input/output error"), HubError, "the Hub client failed"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
