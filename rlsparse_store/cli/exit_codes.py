@@ -67,6 +67,7 @@ def run() -> NoReturn:
 
 
 def _run_command() -> object:
+    """Run the command. An interrupt takes precedence over an error of the cleanup after it."""
     try:
         return rlsparse.main(prog_name="rlsparse", standalone_mode=False)
     except BaseException as error:
@@ -75,7 +76,7 @@ def _run_command() -> object:
 
 
 def _allow_open_files() -> None:
-    """Raise the limit of open files to what the user may have: each shard of both sides is open."""
+    """Raise the limit of open files as far as is allowed: the shards of both sides are open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -27,7 +27,7 @@ class _Named(io.FileIO):
 def open_streams() -> None:
     """Open the null device in place of the standard streams that the caller closed.
 
-    Otherwise the next files get their descriptors, and what is printed goes into these.
+    Otherwise the next files get their descriptors, and text is printed into these files.
     """
     for descriptor in range(3):
         try:

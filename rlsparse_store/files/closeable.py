@@ -14,9 +14,10 @@ __all__ = ["Closeable"]
 class Closeable(ABC):
     """Closed at the end of a ``with`` statement, with or without an error.
 
-    Classes that write back, or clean up after an error, define their own ``__exit__``. Forked
-    processes may read, too; a copy, in this process or another one, would not know whose the files
-    are.
+    Classes that write back, or clean up after an error, define their own ``__exit__``.
+
+    Forked processes may read. Copies are refused, in this process and in others: each would close
+    the files of the original, or read those that have their descriptors there.
     """
 
     __slots__ = ()

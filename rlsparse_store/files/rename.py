@@ -104,12 +104,14 @@ def can_rename_folders(place: Path, target: Path) -> bool:
         if error.errno in _FINAL:
             raise
         renamed = folder
+    file = renamed / "file"
     if renamed is folder:
         try:
-            file.rename(folder / "other")
+            file = file.rename(folder / "other")
         except OSError as error:
             raise _unable("rename files", target, error) from error
-    (renamed / ("other" if renamed is folder else "file")).unlink()
+    # Not by rmtree(), which closes a folder twice if a signal interrupts it.
+    file.unlink()
     renamed.rmdir()
     return renamed is not folder
 
