@@ -1,9 +1,9 @@
-"""The simple way, which the kernels have to beat: the device only compares, and the CPU codes.
+"""The simple way, a baseline for the kernels: the device only compares, and the CPU codes.
 
-Encoding, the device finds the changed words of a tensor. One bit for each word and the new words go
-to main memory, where the CPU puts them over the base's and encodes as it encodes files. Applying,
-the CPU decodes over the base in main memory, and the device takes such bits and words. Nothing but
-torch runs on the device.
+To encode, the device finds the changed words of a tensor. One bit for each word, and the changed
+words, are copied to main memory, where the CPU writes them over the base's words and encodes the
+result as it encodes files. To apply, the CPU decodes over the base in main memory, and sends such
+bits and words to the device. Only torch runs on the device.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 COUNTED: Final = 1 << 13
-"""Bytes of bits of which the changed words before each are known."""
+"""Bytes of bits per entry of the running count of changed words."""
 
 
 def _ones(bits: Bytes) -> int:
@@ -58,7 +58,7 @@ def _in_main_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class ChangedTensor:
-    """A tensor on a device, read as the base's bytes and the words that changed.
+    """A tensor on a device, read as the base's bytes with the changed words over them.
 
     Args:
         base: The base's tensor, in main memory.
@@ -74,7 +74,7 @@ class ChangedTensor:
         self._lock = Lock()
 
     def read_into(self, out: Bytes, start: int) -> None:
-        """Fill ``out`` with the tuned bytes from ``start`` on, which is a whole number of bits."""
+        """Fill ``out`` with the tuned bytes from ``start`` on, a multiple of 16 (8 words)."""
         with self._lock:
             bits, words, before = self._changes
         out[:] = self._base[start : start + out.size]
@@ -82,13 +82,13 @@ class ChangedTensor:
         counted = first // COUNTED
         mask = bits[first:last]
         done = int(before[counted]) + _ones(bits[counted * COUNTED : first])
-        # A copy: the words that it is exchanged with are written there.
+        # A copy: the exchange writes the base's words there.
         found = words[done : done + _ones(mask)].copy()
         get_backend().exchange(out.view(np.uint16), mask, found)
 
     @cached_property
     def _changes(self) -> tuple[Bytes, NDArray[np.uint16], NDArray[np.int64]]:
-        """The bits, the changed words, and how many of them are before each part of the bits."""
+        """The bits, the changed words, and the number of these before each part of the bits."""
         old, new = (tensor.view(-1).view(torch.int16) for tensor in (self._old, self._new))
         is_changed = old != new
         places = torch.arange(8, dtype=torch.uint8, device=old.device)
@@ -104,7 +104,7 @@ class Rival:
 
     Args:
         base: Base weights, on the device.
-        work: Where the delta lies.
+        work: Folder for the delta.
     """
 
     def __init__(self, base: Tensors, work: Path) -> None:
@@ -121,7 +121,7 @@ class Rival:
         shutil.rmtree(self._delta, ignore_errors=True)
 
     def encode(self, tuned: Tensors) -> None:
-        """From weights on the device to a finished delta."""
+        """Encode weights on the device, up to the finished delta."""
         synchronize(tuned.values())
         changed = checkpoint_in_memory(
             {
@@ -140,7 +140,7 @@ class Rival:
             self._model[name].copy_(tensor)
 
     def apply(self, model: Tensors) -> None:
-        """From the delta to weights on the device, in place of the base's."""
+        """Apply the delta to the base's weights on the device."""
 
         def send(target: Target, start: int, before: Bytes, after: Bytes) -> None:
             bits, words = get_backend().record(after.view(np.uint16), before.view(np.uint16))

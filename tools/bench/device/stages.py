@@ -47,7 +47,7 @@ class Group:
         self._pairs = [(t, tuned[name]) for name, t in islice(base.items(), TENSORS)]
         self.nbytes = sum(old.nbytes for old, _ in self._pairs)
         self._drafts = [self._draft(batch) for batch in self._batches()]
-        # Copies, as whoever decodes has them.
+        # Copies, as a decoder has them.
         self._coded = [
             [
                 CodedWords(c.base, d.bounds, d.rows, d.changed, bytes(d.content))
