@@ -116,13 +116,14 @@ def survey_folder(folder: Path) -> TrainerFolder:
 
 
 def _is_in_parts(inside: str, holders: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a folder holds the parts of ranks, which may be merged in a folder within.
+    """Whether a folder holds the parts of ranks, which may be merged in a folder below it.
 
-    The part of a single rank is the model.
+    The part of a single rank is the model, unless there is such a folder.
     """
     names = holders[inside]
-    is_merged = any(other.startswith(f"{inside}/") for other in holders)
-    return all(map(is_rank_part, names)) and (is_merged or len(names) > 1)
+    if not all(map(is_rank_part, names)):
+        return False
+    return len(names) > 1 or any(other.startswith(f"{inside}/") for other in holders)
 
 
 def step_folder(folder: Path, checkpoint: Path) -> Path:
