@@ -55,8 +55,8 @@ constexpr size_t kFewWords = 500;      // where the input asks for more than tha
     std::abort();
 }
 
-// Memory that is given back as a whole. All of it but the blocks taken is poisoned: the sanitizer
-// sees what passes the end of one, as with the heap, which would take longer than the kernels.
+// Memory that is given back as a whole. All but the blocks taken is poisoned, so that the sanitizer
+// reports accesses past the end of one, as in the heap, which would take longer than the kernels.
 class Arena {
   public:
     Arena() {
@@ -66,7 +66,7 @@ class Arena {
         __asan_poison_memory_region(memory_, kSize);
     }
 
-    // Uninitialized. With the smallest alignment the sanitizer can do with, vectors that ask for
+    // Uninitialized, with the smallest alignment that the sanitizer supports: vectors that need
     // more are found.
     uint8_t* take(size_t bytes, size_t alignment = 8) {
         const size_t start = (used_ + kGap + alignment - 1) / alignment * alignment;
@@ -168,7 +168,7 @@ class Rewriter {
     }
 
   private:
-    static constexpr uint64_t kMostTurns = 200;  // where there is but one core, it would use it up
+    static constexpr uint64_t kMostTurns = 200;  // on a single core, more would starve the kernels
 
     Rewriter() {
         std::thread([this] { run(); }).detach();
@@ -230,8 +230,8 @@ thread_local Disturbance* Disturbance::current = nullptr;
 
 }  // namespace
 
-// In place of scratch.cpp: a block for each piece, filled with something else each time, so that
-// paths disagree where they use what was never set.
+// In place of scratch.cpp: a block for each piece, filled with another value each time, so that
+// paths disagree where they read what was never set.
 namespace rlsparse {
 
 constexpr size_t kFilled = 16 << 10;  // of a block: only tables of all words are longer, as a rule

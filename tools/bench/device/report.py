@@ -16,9 +16,9 @@ GB/s, of 10^9 bytes: of the model's; of base and tuned bytes for `partition` and
 is read and written for `copy`. `on device` are the same by kernels and copies within the device's
 memory alone, those of all streams added up; `bus` is copies to and from main memory. Memory is the
 most of the device's besides weights; encoding promises to need 1024 MiB. `stored` is a share of the
-model's bytes. `rival` is the simple way: the device compares, the CPU codes. `cpu` codes
-weights on the device on the CPU alone. `peer_apply` begins in main memory: it decompresses nothing,
-and checks nothing.
+model's bytes. `rival` is the simple way: the device compares, the CPU codes. `cpu` copies
+the weights from the device, and the CPU does the rest. `peer_apply` begins in main memory: it
+decompresses nothing, and checks nothing.
 """
 
 WIDTHS: Final = (9, 13, 9, 10, 10, 10, 10, 10, 10, 8)
