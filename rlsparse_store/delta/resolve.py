@@ -380,7 +380,8 @@ def _refuse_address(place: str) -> None:
     if found and scheme == "file":
         msg = f"is the URL of a file here; give its path, {printable(rest)}"
     elif page is not None and (found or place.endswith("/") or place.count("/") > 1):
-        msg = f"no such file or folder; for the repository on the Hub write {page}"
+        found_id = printable(str(page))
+        msg = f"no such file or folder; for the repository on the Hub write {found_id}"
     elif found:
         msg = (
             "is a URL that is not read; give a folder, ORG/NAME on the Hub, or s3://, gs://, az://"
