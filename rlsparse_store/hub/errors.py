@@ -37,12 +37,14 @@ _UNWRITABLE: Final = frozenset(
 
 _LOG_IN: Final = "log in with `hf auth login`"
 
-_SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?i:bearer\s+\S+)")
+_SECRETS: Final = re.compile(r"hf_\w{8,}|(?<=\?)\S+=\S+|(?<=://)[^\s/@]+(?=@)|(?i:bearer\s+\S+)")
+"""Access tokens, signatures of URLs, users and passwords in URLs."""
+
 _QUOTA: Final = re.compile(r"quota|storage limit|rate limit|too large|exceed", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """Remove access tokens and URL signatures from text and make it safe for a terminal.
+    """Remove access tokens, URL signatures and passwords from text, and make it safe to print.
 
     Example:
         >>> redact("GET http://host/x?Signature=abc with hf_abcdefgh1234")
@@ -115,10 +117,8 @@ def translate_error(error: Exception, what: str, repo: RepoId) -> RlsparseError:
 
     name = printable(str(repo))
     if is_a(errors.GatedRepoError):
-        msg = (
-            f"the {what} is gated: accept its terms at {constants.ENDPOINT}/{repo.repo}, then "
-            f"{_LOG_IN}"
-        )
+        page = f"{redact(constants.ENDPOINT)}/{repo.repo}"
+        msg = f"the {what} is gated: accept its terms at {page}, then {_LOG_IN}"
         return GatedError(msg, file=name)
     # A mistyped path with one slash looks like a repository id.
     no_folder = "" if repo.revision else "no such local folder, and "

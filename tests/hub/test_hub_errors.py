@@ -78,6 +78,17 @@ def test_an_endpoint_of_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert "check HF_ENDPOINT (hf-mirror.example), or try again later" in text
 
 
+@pytest.mark.parametrize("error", [ConnectionError("x"), errors.GatedRepoError])
+def test_a_password_in_the_endpoint_is_not_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | type[errors.GatedRepoError]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@mirror.example")
+    raised = error if isinstance(error, Exception) else error("x", response=response(403))
+    text = str(translate_error(raised, "base", REPO))
+    assert "https://…@mirror.example" in text
+    assert "secret" not in text
+
+
 def test_not_cached() -> None:
     assert str(not_cached("base", "org/name")).startswith("org/name: no such local folder")
 
