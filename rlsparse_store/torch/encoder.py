@@ -76,7 +76,7 @@ class DeltaEncoder(Closeable):
         MissingDependencyError: The device needs a package that is not installed.
 
     Example:
-        >>> with DeltaEncoder("Qwen/Qwen2.5-7B", keep="device") as encoder:  # doctest: +SKIP
+        >>> with DeltaEncoder("Qwen/Qwen2.5-7B", keep="host") as encoder:  # doctest: +SKIP
         ...     encoder.encode(model.state_dict(), "run/step-100")
     """
 
