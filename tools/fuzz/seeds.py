@@ -182,6 +182,14 @@ def unsettled() -> Iterator[Seed]:
         yield Seed(base, tuned, coding, np.array([2], np.uint64), None, [0], b"")
 
 
+def bursts() -> Iterator[Seed]:
+    """Changed words side by side, and gaps between them that do not fit a byte."""
+    for width, order in itertools.product(WIDTHS, OrderMap):
+        base = np.zeros(8000, KINDS[width])
+        tuned = (np.arange(8000) % 1000 < 100).astype(KINDS[width])
+        yield Seed(base, tuned, WordCoding(width, order), np.array([2], np.uint64), None, [0], b"")
+
+
 def write(folder: Path, data: bytes) -> None:
     """Write an input under a name that its content gives."""
     (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
@@ -192,7 +200,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[VARIABLE] = NumpyBackend.name
-    seeds = [seed for seed in [*from_vectors(), *made_up()] if seed.fits()]
+    seeds = [seed for seed in [*from_vectors(), *made_up(), *bursts()] if seed.fits()]
     kinds = itertools.cycle(itertools.product(VARIANTS, range(PATHS)))
     for seed in seeds:
         for task in seed.tasks():
