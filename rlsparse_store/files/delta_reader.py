@@ -208,9 +208,10 @@ def _why_no_delta(path: Path) -> str:
             "holds deltas in folders: name one by its path or by --subfolder, such as "
             f"{printable(within[0])}"
         )
-    above = [folder for folder in path.absolute().parents if (folder / DELTA_FOLDER).is_dir()]
-    if above:
-        return f"is a part of the delta {printable(str(above[0]))}: give that folder"
+    path = path.absolute()
+    folder = path.parent.parent if path.parent.name == DELTA_FOLDER else path.parent
+    if any((folder / DELTA_FOLDER / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return f"is a part of the delta {printable(str(folder))}: give that folder"
     return (
         f"holds no {DELTA_FOLDER}/ folder, so it is no delta; give the folder above "
         f"{DELTA_FOLDER}/ (inspect takes BASE TUNED, too)"

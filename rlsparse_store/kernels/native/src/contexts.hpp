@@ -106,18 +106,13 @@ class Contexts {
 
     void build_table() {
         const size_t keys = size_t(map_.key_mask) + 1, size = size_t(1) << 8 * sizeof(W);
-        // Half of all words are negative, unless words do not fill their W.
-        const bool halved = 2 * keys == size;
         size_t key = 0;
-        const auto name_keys = [&](size_t end, uint8_t name) {
-            std::memset(table_ + key, name, end - key);
-            const size_t negative = map_.key_flip ? size - end : keys + key;
-            if (halved) std::memset(table_ + negative, name, end - key);
+        for (size_t c = 0; c < number_; ++c) {
+            const size_t end = size_t(upper_[c]) + 1;
+            std::memset(table_ + key, names_[c], end - key);
             key = end;
-        };
-        for (size_t c = 0; c < number_; ++c) name_keys(size_t(upper_[c]) + 1, names_[c]);
-        name_keys(keys, 0);
-        if (halved) return;
+        }
+        std::memset(table_ + key, 0, keys - key);
         for (size_t word = keys; word < size; ++word) table_[word] = table_[map_.key(W(word))];
     }
 
