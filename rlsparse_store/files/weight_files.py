@@ -225,8 +225,8 @@ def _missing(shard: str, index: str, listed: Collection[str], names: Collection[
     shards = [name for name in names if parse_shard_name(name) is not None]
     if shards and not any(name in names for name in listed):
         return (
-            f"{index} lists none of the {len(shards)} shards here: it is of another save; save "
-            "the checkpoint again, or write the index of these shards"
+            f"{index} lists {shard} and none of the {len(shards)} shards here: it is of another "
+            "save; save the checkpoint again, or write the index of these shards"
         )
     return f"the shard {shard} is missing; copy or download the checkpoint again"
 
