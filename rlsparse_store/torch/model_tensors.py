@@ -15,6 +15,7 @@ from rlsparse_store.format.digests import TensorDigester
 from rlsparse_store.format.index.records import Kind
 from rlsparse_store.format.names import printable
 from rlsparse_store.frameworks.torch import bytes_of, code_of, runs_kernels
+from rlsparse_store.gpu.chunk_words import WIDTHS
 from rlsparse_store.kernels.dispatch import get_backend
 from rlsparse_store.pipeline.chunk_decoder import wrong_base
 from rlsparse_store.pipeline.threads import Batch, batched, ordered_map
@@ -67,7 +68,7 @@ class Target:
         """Whether the GPU kernels hash and patch the tensor in place."""
         coding = self.record.coding or self.record.dtype.coding
         is_there = self.tensor.is_contiguous() and runs_kernels(self.tensor.device)
-        return is_there and coding.width in (8, 16, 32)
+        return is_there and coding.width in WIDTHS
 
     @property
     def device_bytes(self) -> torch.Tensor:
