@@ -25,7 +25,7 @@ from rlsparse_store.delta.run_place import require_base
 from rlsparse_store.errors import CheckpointError, OutputError
 from rlsparse_store.files.checkpoint import Checkpoint, open_checkpoint
 from rlsparse_store.files.side_files import open_side_files
-from rlsparse_store.files.trainer_folders import checkpoint_names, find_checkpoints, survey_folder
+from rlsparse_store.files.trainer_folders import as_trainer_folder, checkpoint_names
 from rlsparse_store.files.trainer_state import TrainerState, read_trainer_state
 from rlsparse_store.format.names import printable
 from rlsparse_store.hub.access import HubAccess
@@ -34,7 +34,7 @@ from rlsparse_store.pipeline.progress import Progress, no_progress
 from rlsparse_store.pipeline.tensor_matching import find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     from rlsparse_store.delta.report import EncodeReport
@@ -127,8 +127,9 @@ def encode_run(  # noqa: PLR0913 - each option is one of the command line's
     access = HubAccess(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     place = place_of(out)
     tuned = [tuned] if isinstance(tuned, str | os.PathLike) else list(tuned)
-    named = _by_name(tuned)
-    notes = _left_out(tuned, named.values())
+    checkpoints, others = _find(tuned)
+    named = _by_name(checkpoints)
+    notes = _left_out(others, checkpoints)
     if metrics and len(named) != 1:
         msg = (
             f"metrics belong to one checkpoint, but {len(named)} are given: encode them one by one"
@@ -321,13 +322,26 @@ def is_new(run: RunPlace, held: IndexRow | None, place: str | PathLike[str]) -> 
     return _last_written(Path(place)) > run.last_written(held.folder)
 
 
-def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[str]]:
+def _find(
+    tuned: Sequence[str | PathLike[str]],
+) -> tuple[list[str | PathLike[str]], dict[Path, str]]:
+    """The checkpoints, also those of trainers' folders, and why others there are not stored."""
+    checkpoints: list[str | PathLike[str]] = []
+    others: dict[Path, str] = {}
+    for place in tuned:
+        trainer = as_trainer_folder(Path(place)) if _is_local(place) else None
+        checkpoints += trainer.checkpoints if trainer else [place]
+        others |= trainer.others if trainer else {}
+    return checkpoints, others
+
+
+def _by_name(checkpoints: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[str]]:
     """The checkpoints by the names of their deltas."""
     local: list[str | PathLike[str]] = []
     named: dict[str, str | PathLike[str]] = {}
-    for place in tuned:
+    for place in checkpoints:
         if _is_local(place):
-            local += find_checkpoints(Path(place)) or [place]
+            local.append(place)
             continue
         name = _remote_name(place)
         if name in named:
@@ -342,19 +356,13 @@ def _by_name(tuned: Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[s
     return dict(sorted(named.items(), key=lambda item: natural_order(item[0])))
 
 
-def _left_out(
-    tuned: Sequence[str | PathLike[str]], checkpoints: Collection[str | PathLike[str]]
-) -> list[str]:
+def _left_out(others: Mapping[Path, str], checkpoints: Sequence[str | PathLike[str]]) -> list[str]:
     """What the folders of trainers hold besides checkpoints: one note for each reason."""
-    given = [Path(place).absolute() for place in tuned if _is_local(place)]
-    named = {Path(place).absolute() for place in checkpoints}
+    given = {Path(place).absolute() for place in checkpoints}
     by_reason: defaultdict[str, list[Path]] = defaultdict(list)
-    for folder in given:
-        # Anything else is a checkpoint itself.
-        if folder not in named:
-            for path, reason in survey_folder(folder).others.items():
-                if path not in given:
-                    by_reason[reason].append(path)
+    for path, reason in others.items():
+        if path.absolute() not in given:
+            by_reason[reason].append(path.absolute())
     return [
         f"not stored: {printable(str(paths[0]))} {reason}{_and_more(len(paths) - 1)}"
         for reason, paths in by_reason.items()

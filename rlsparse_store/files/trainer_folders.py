@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UP",
     "TrainerFolder",
+    "as_trainer_folder",
     "checkpoint_names",
     "find_checkpoints",
     "is_step",
@@ -66,18 +67,29 @@ def is_step(name: str) -> bool:
     return _STEP.fullmatch(name) is not None
 
 
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a trainer, which holds no weights itself.
+def as_trainer_folder(folder: Path) -> TrainerFolder | None:
+    """The folder of a trainer, which holds checkpoints and no weights itself.
 
     Args:
         folder: The folder.
 
     Returns:
-        Their folders; none if the folder is a checkpoint itself, or no trainer's.
+        What is below it; ``None`` if it is a checkpoint itself, or no trainer's.
     """
     if not folder.is_dir() or any(name.name.endswith(SUFFIX) for name in folder.iterdir()):
-        return []
-    return survey_folder(folder).checkpoints
+        return None
+    found = survey_folder(folder)
+    return found if found.checkpoints else None
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The folders of the checkpoints in the folder of a trainer; none in another folder.
+
+    Args:
+        folder: The folder.
+    """
+    found = as_trainer_folder(folder)
+    return found.checkpoints if found else []
 
 
 def survey_folder(folder: Path) -> TrainerFolder:
